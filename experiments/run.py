@@ -1,0 +1,71 @@
+"""Trains SAC or MBPO, with or without the fixes, on a dm_control or Gymnasium task.
+
+  python experiments/run.py --env=cheetah-run --fix=scale,target
+
+Run the same command again to go on after an interruption.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from dynajax import UsageError, cli, envs, make_config, train, video, write_report
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
+flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "Algorithm.")
+flags.DEFINE_multi_string(
+    "fix", [], "Comma list of scale, target, auto, beta; none: as published. Repeat for variants."
+)
+flags.DEFINE_integer("seeds", 1, "Seeds of each variant, as rows of one program.")
+flags.DEFINE_integer("seed", 0, "The first seed.")
+flags.DEFINE_integer("steps", None, "Environment steps of each row; the preset's by default.")
+flags.DEFINE_enum(
+    "preset", "quick", ["quick", "paper"], "Minutes on a laptop, or the paper."
+)
+flags.DEFINE_enum("engine", "host", ["host"], "Where environments run.")
+flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
+flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as sac.utd=10.")
+flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")
+flags.DEFINE_bool("video", False, "Record an episode of the final policy.")
+flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra wandb).")
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv:
+        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+    # A user's module may register fixes and terminations, so it is imported before they are read.
+    envs.spec(FLAGS.env)
+    run = make_config(
+        FLAGS.env,
+        algo=FLAGS.algo,
+        preset=FLAGS.preset,
+        fixes=FLAGS.fix,
+        vary={
+            path: values.split(",")
+            for path, values in cli.assignments("--vary", FLAGS.vary).items()
+        },
+        settings=cli.assignments("--set", FLAGS.set),
+        seeds=FLAGS.seeds,
+        seed=FLAGS.seed,
+        steps=FLAGS.steps,
+        engine=FLAGS.engine,
+    )
+    cli.use_compilation_cache()
+    command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
+    result = train(run, FLAGS.out, command=command, wandb=FLAGS.wandb)
+    if not result.finished:
+        print(f"interrupted and saved; the same command goes on: {result.folder}")
+        return cli.INTERRUPTED
+    page = write_report(result.folder)
+    if FLAGS.video:
+        for film in video.record(run, result.folder, result.state):
+            print(f"video: {film}")
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

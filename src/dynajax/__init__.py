@@ -1,0 +1,24 @@
+"""dynajax: model-based policy optimisation in JAX, and why it fails where it fails.
+
+    import dynajax
+
+    config = dynajax.make_config("cheetah-run", fixes=["none", "scale,target"], seeds=2)
+    result = dynajax.train(config, "runs/mine")
+    run = dynajax.read_run(result.folder)
+
+Own tasks: `register_termination`; own fixes: an entry in `FIXES`.
+"""
+
+from dynajax.config import Config
+from dynajax.config import make as make_config
+from dynajax.envs import register_termination
+from dynajax.report import Run, read_run, write_report
+from dynajax.targets import FIXES, Fix
+from dynajax.train import Result, train
+from dynajax.types import UsageError
+
+__version__ = "0.1.0"
+__all__ = [
+    "FIXES", "Config", "Fix", "Result", "Run", "UsageError",
+    "make_config", "read_run", "register_termination", "train", "write_report",
+]  # fmt: skip

@@ -1,0 +1,74 @@
+"""What the scripts in `experiments/` share: one-line faults, exit statuses, the compile cache."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from dynajax.types import UsageError
+
+#: Exit statuses: a fault that the user can put right; a run that saved itself when interrupted.
+USAGE, INTERRUPTED = 2, 75
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache, so that a second start takes seconds."""
+    import jax
+
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses absl flags and runs `main` with the arguments left over.
+
+    A `UsageError` or a wrong flag ends in one line on stderr and exit status 2.
+    """
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(list(argv))
+        except flags.Error as error:
+            fail(str(error))
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        logging.set_verbosity(logging.ERROR)  # libraries' remarks on how they are built
+        try:
+            return main(argv[1:])
+        except UsageError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+    # A user's own task lives beside where the command is typed.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    app.run(guarded, flags_parser=parse)
+
+
+def fail(text: str) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    print("error: " + " ".join(text.split()), file=sys.stderr)
+    sys.exit(USAGE)
+
+
+def assignments(flag: str, items: Sequence[str]) -> dict[str, str]:
+    """{"sac.utd": "10"} from ["sac.utd=10"].
+
+    Raises:
+      UsageError: an item without "=", or a field given twice.
+    """
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"{flag} {item}: write it as FIELD=VALUE, for example sac.utd=10")
+        if name.strip() in found:
+            raise UsageError(f"{flag} {item}: {name} is given twice")
+        found[name.strip()] = value.strip()
+    return found

@@ -1,0 +1,447 @@
+"""What a run is: frozen dataclasses, presets, and the checks that refuse an impossible one.
+
+A `Config` is a pytree. Fields marked `traced` only scale arithmetic: they are its leaves, so rows
+of one program can differ in them. All others are static and shape the program.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from dynajax import targets
+from dynajax.types import UsageError
+
+
+def _traced(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"traced": True, "range": (low, high)})
+
+
+def _static(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def _pytree(cls: type) -> type:
+    names = [f.name for f in dataclasses.fields(cls)]
+    data = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.metadata.get("traced") or f.name in ("sac", "model")
+    ]
+    return jax.tree_util.register_dataclass(cls, data, [n for n in names if n not in data])
+
+
+@_pytree
+@dataclass(frozen=True)
+class SACConfig:
+    """Soft Actor-Critic (Haarnoja et al., 2018), with the numbers of DESIGN 2.2."""
+
+    hidden: tuple[int, ...] = _static((256, 256), 1)
+    utd: int = _static(20, 1)  # gradient updates per environment step
+    batch: int = _static(256, 1)
+    critic_layer_norm: bool = _static(False)
+    reset_every: int = _static(0, 0)  # environment steps between fresh agents; 0: never
+    learning_rate: float = _traced(3e-4, 0)
+    discount: float = _traced(0.99, 0, 1)
+    polyak: float = _traced(0.005, 0, 1)
+    initial_temperature: float = _traced(1.0, 1e-8)
+    target_entropy: float = _traced(-0.5)  # per action entry
+
+
+@_pytree
+@dataclass(frozen=True)
+class ModelConfig:
+    """The probabilistic ensemble (Chua et al., 2018; Janner et al., 2019)."""
+
+    members: int = _static(7, 1)
+    elites: int = _static(5, 1)
+    width: int = _static(200, 1)
+    depth: int = _static(4, 1)  # hidden layers
+    batch: int = _static(256, 1)
+    fit_every: int = _static(250, 1)  # environment steps
+    schedule: Literal["fixed", "early_stop"] = _static("fixed")
+    fit_steps: int = _static(5000, 1)  # gradient steps of a fit; early_stop: at most
+    round_steps: int = _static(250, 1)  # early_stop: steps between two holdout scores
+    patience: int = _static(5, 1)  # early_stop: rounds without a gain before it ends
+    score_size: int = _static(5000, 1)  # holdout transitions scored, at most
+    learned_bounds: bool = _static(False)  # log-variance bounds learned as in Chua et al.
+    holdout: float = _traced(0.2, 0.001, 0.9)
+    min_gain: float = _traced(0.01, 0, 1)  # early_stop: relative gain that counts
+    learning_rate: float = _traced(3e-4, 0)
+    weight_decay: float = _traced(1.0, 0)  # multiplies the decay of each layer
+    log_variance_min: float = _traced(-10.0)
+    log_variance_max: float = _traced(0.5)
+    bound_penalty: float = _traced(0.01, 0)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Synthetic rollouts from real states."""
+
+    batch: int = _static(400, 1)  # starts per environment step
+    # One number, or Janner's schedule (first step, last step, first horizon, last horizon).
+    horizon: tuple[int, ...] = _static((1,), 0)
+    real_fraction: float = _static(0.05, 0, 1)  # of an agent's minibatch
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Capacities in transitions."""
+
+    real: int = _static(500_000, 1)
+    synthetic: int = _static(1_000_000, 1)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation with the deterministic policy."""
+
+    every: int = _static(5000, 1)  # environment steps
+    episodes: int = _static(10, 1)
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """The host engine."""
+
+    workers: int = _static(-1, -1)  # processes that step environments; 0: none, -1: as measured
+    time_limit: int = _static(1000, 1)  # for a task that has none of its own
+
+
+class Variant(NamedTuple):
+    """One column of a study: a set of fixes, and values of traced fields."""
+
+    fixes: tuple[str, ...] = ()
+    values: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        fixes = ",".join(self.fixes) or "none"
+        return ";".join([fixes, *(f"{path}={value:g}" for path, value in self.values)])
+
+
+@_pytree
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    env: str = _static("cheetah-run")
+    algo: Literal["mbpo", "sac"] = _static("mbpo")
+    preset: str = _static("paper")
+    engine: Literal["host"] = _static("host")
+    variants: tuple[Variant, ...] = (Variant(),)
+    seed: int = _static(0, 0, 2**31 - 1)
+    seeds: int = _static(1, 1)
+    steps: int = _static(500_000, 1)
+    random_steps: int = _static(10_000, 2)
+    sac: SACConfig = SACConfig()
+    model: ModelConfig = ModelConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    replay: ReplayConfig = ReplayConfig()
+    eval: EvalConfig = EvalConfig()
+    host: HostConfig = HostConfig()
+
+    @property
+    def rows(self) -> int:
+        return len(self.variants) * self.seeds
+
+    @property
+    def real_batch(self) -> int:
+        """Real transitions in an agent's minibatch."""
+        if self.algo == "sac":
+            return self.sac.batch
+        return round(self.rollout.real_fraction * self.sac.batch)
+
+
+PAPER = Config()
+#: The same algorithm at a size for two CPU cores; chosen by measurement (BUILD_NOTES.md).
+QUICK = Config(
+    preset="quick",
+    steps=10_000,
+    random_steps=1_000,
+    sac=SACConfig(hidden=(128, 128), utd=10, batch=128),
+    model=ModelConfig(
+        members=5, elites=4, width=128, depth=3, schedule="early_stop", fit_steps=2000,
+        learning_rate=1e-3, round_steps=100, patience=3, score_size=1000,
+    ),
+    rollout=RolloutConfig(batch=200),
+    replay=ReplayConfig(real=100_000, synthetic=100_000),
+    eval=EvalConfig(every=1000, episodes=5),
+)  # fmt: skip
+PRESETS: dict[str, Config] = {"quick": QUICK, "paper": PAPER}
+
+_GROUPS = ("sac", "model", "rollout", "replay", "eval", "host")
+#: Set by a flag of their own, and so not by `--set`.
+_OWN_FLAG = ("env", "algo", "preset", "engine", "variants", "seed", "seeds", "steps")
+
+
+class Setting(NamedTuple):
+    """One field that `--set` can reach."""
+
+    path: str
+    kind: Any  # its annotation
+    low: float
+    high: float
+    traced: bool
+
+
+def _fields(cls: type, prefix: str) -> list[Setting]:
+    kinds = typing.get_type_hints(cls)
+    return [
+        Setting(
+            prefix + f.name, kinds[f.name], *f.metadata["range"], bool(f.metadata.get("traced"))
+        )
+        for f in dataclasses.fields(cls)
+        if "range" in f.metadata
+    ]
+
+
+def all_settings() -> dict[str, Setting]:
+    """Every field that `--set` can reach, by path."""
+    found = [s for s in _fields(Config, "") if s.path not in _OWN_FLAG]
+    for group in _GROUPS:
+        found += _fields(type(getattr(PAPER, group)), group + ".")
+    return {s.path: s for s in found}
+
+
+def _lookup(flag: str, path: str) -> Setting:
+    known = all_settings()
+    if path not in known:
+        near = difflib.get_close_matches(path, known, 1, 0.3) or difflib.get_close_matches(
+            path.rsplit(".", 1)[-1], [p.rsplit(".", 1)[-1] for p in known], 1, 0.0
+        )
+        full = next(p for p in known if near and (p == near[0] or p.rsplit(".", 1)[-1] == near[0]))
+        raise UsageError(f"{flag}={path}: there is no such field; the nearest is {full}")
+    return known[path]
+
+
+def parse(flag: str, path: str, value: Any) -> Any:
+    """The value of a field from its text (or from Python), checked.
+
+    Raises:
+      UsageError: unknown field, wrong type, or outside the field's range.
+    """
+    setting = _lookup(flag, path)
+    kind, text = setting.kind, value if isinstance(value, str) else None
+    wrong = f"{flag} {path}={value}: "
+    try:
+        if typing.get_origin(kind) is Literal:
+            choices = typing.get_args(kind)
+            if value not in choices:
+                raise UsageError(wrong + f"choose one of {', '.join(choices)}")
+            return value
+        if typing.get_origin(kind) is tuple:
+            parts = value.replace("(", "").replace(")", "").split(",") if text else value
+            parts = parts if isinstance(parts, Iterable) else (parts,)
+            parsed: Any = tuple(_integer(p) for p in parts if p != "")
+            numbers = parsed
+        elif kind is bool:
+            names = {"true": True, "1": True, "false": False, "0": False}
+            return names[str(value).lower()]
+        else:
+            parsed = _integer(value) if kind is int else float(value)
+            numbers = (parsed,)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        name = {bool: "true or false", int: "a whole number", float: "a number"}.get(
+            kind, "whole numbers with commas between"
+        )
+        raise UsageError(wrong + f"it takes {name}") from None
+    if not numbers or not all(
+        math.isfinite(n) and setting.low <= n <= setting.high for n in numbers
+    ):
+        low, high = (
+            "" if math.isinf(b) else f"{word} {b:g}"
+            for word, b in (("at least", setting.low), ("at most", setting.high))
+        )
+        raise UsageError(
+            wrong + "it must be " + (" and ".join(filter(None, [low, high])) or "finite")
+        )
+    return parsed
+
+
+def _integer(value: Any) -> int:
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def assign(config: Config, path: str, value: Any) -> Config:
+    """`config` with one field replaced, for example "model.width"."""
+    if "." not in path:
+        return dataclasses.replace(config, **{path: value})
+    group, name = path.split(".")
+    return dataclasses.replace(
+        config, **{group: dataclasses.replace(getattr(config, group), **{name: value})}
+    )
+
+
+def make(
+    env: str,
+    *,
+    algo: str = "mbpo",
+    preset: str = "quick",
+    fixes: Sequence[str] = ("",),
+    vary: Mapping[str, Iterable[float]] = types.MappingProxyType({}),
+    settings: Mapping[str, Any] = types.MappingProxyType({}),
+    seeds: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    engine: str = "host",
+) -> Config:
+    """A checked configuration.
+
+    Args:
+      env: a task, see `envs`.
+      algo: "mbpo" or "sac".
+      preset: "quick" or "paper".
+      fixes: for each variant a comma list of names in `targets.FIXES`; "" or "none" is MBPO as
+        published.
+      vary: values for traced fields; all combinations, times the fixes, are the variants.
+      settings: other values for fields, by path ("sac.utd").
+      seeds: rows of each variant, numbered from `seed`.
+      steps: environment steps of each row; the preset's if not given.
+      engine: "host".
+
+    Raises:
+      UsageError: with one line that names the argument, its value and what would be right.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"--preset={preset}: choose one of {', '.join(PRESETS)}")
+    if algo not in ("mbpo", "sac"):
+        raise UsageError(f"--algo={algo}: choose one of mbpo, sac")
+    if engine != "host":
+        raise UsageError(f"--engine={engine}: this version has one engine, host")
+    parsed_fixes = [targets.parse_fixes(text) for text in fixes or ("",)]
+    if algo == "sac" and any(parsed_fixes):
+        raise UsageError(
+            f"--fix={','.join(next(filter(None, parsed_fixes)))}: plain SAC has no model to fix; "
+            "leave --fix out, or choose --algo=mbpo"
+        )
+    columns = []
+    for path, values in vary.items():
+        if not _lookup("--vary", path).traced:
+            traced = ", ".join(s.path for s in all_settings().values() if s.traced)
+            raise UsageError(
+                f"--vary {path}: it shapes the program, so its values need a run each; "
+                f"these can be varied: {traced}"
+            )
+        columns.append([(path, parse("--vary", path, value)) for value in values])
+    variants = tuple(
+        Variant(fix, values) for fix in parsed_fixes for values in itertools.product(*columns)
+    )
+    for variant in variants:
+        if variants.count(variant) > 1:
+            raise UsageError(f"--fix={','.join(variant.fixes)}: the variant is given twice")
+    base = PRESETS[preset]
+    config = dataclasses.replace(
+        base, env=env, algo=algo, engine=engine, variants=variants, seeds=seeds, seed=seed,
+        steps=base.steps if steps is None else steps,
+    )  # fmt: skip
+    for path, value in settings.items():
+        config = assign(config, path, parse("--set", path, value))
+    _check(config)
+    return config
+
+
+def _check(c: Config) -> None:
+    """Refuses sizes that cannot work together."""
+
+    def need(good: bool, text: str) -> None:
+        if not good:
+            raise UsageError(text)
+
+    need(c.seeds >= 1, f"--seeds={c.seeds}: it must be at least 1")
+    need(0 <= c.seed < 2**31 - c.seeds, f"--seed={c.seed}: it must be from 0 to 2^31 - seeds")
+    need(c.steps >= 1, f"--steps={c.steps}: it must be at least 1")
+    need(
+        c.steps % c.eval.every == 0,
+        f"--steps={c.steps}: it must be a multiple of eval.every={c.eval.every}; "
+        f"the nearest is {max(1, round(c.steps / c.eval.every)) * c.eval.every}",
+    )
+    need(
+        c.random_steps < c.replay.real,
+        f"--set random_steps={c.random_steps}: it must be under replay.real={c.replay.real}",
+    )
+    if c.algo == "sac":
+        return
+    # Fewer might leave the holdout empty.
+    need(
+        c.random_steps >= 50,
+        f"--set random_steps={c.random_steps}: a model needs at least 50 to be fitted to",
+    )
+    m, r = c.model, c.rollout
+    need(
+        m.elites <= m.members,
+        f"--set model.elites={m.elites}: it must be at most model.members={m.members}",
+    )
+    need(
+        r.batch % m.elites == 0,
+        f"--set rollout.batch={r.batch}: it must be a multiple of model.elites={m.elites}",
+    )
+    need(
+        c.replay.synthetic % r.batch == 0,
+        f"--set replay.synthetic={c.replay.synthetic}: it must be a multiple of "
+        f"rollout.batch={r.batch}",
+    )
+    h = r.horizon
+    need(
+        (len(h) == 1 and h[0] >= 1) or (len(h) == 4 and 0 <= h[0] < h[1] and min(h[2:]) >= 1),
+        f"--set rollout.horizon={','.join(map(str, h))}: it must be one number from 1, or "
+        "first_step,last_step,first_horizon,last_horizon",
+    )
+    need(
+        max(h[-2:]) * r.batch <= c.replay.synthetic,
+        f"--set rollout.horizon={h[-1]}: rollout.batch x horizon must be at most "
+        f"replay.synthetic={c.replay.synthetic}",
+    )
+    need(
+        m.log_variance_min < m.log_variance_max,
+        f"--set model.log_variance_min={m.log_variance_min}: it must be under "
+        f"model.log_variance_max={m.log_variance_max}",
+    )
+    need(
+        m.schedule == "fixed" or m.fit_steps % m.round_steps == 0,
+        f"--set model.fit_steps={m.fit_steps}: with early_stop it must be a multiple of "
+        f"model.round_steps={m.round_steps}",
+    )
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as JSON has it."""
+    plain = dataclasses.asdict(config)
+    plain["variants"] = [v.name for v in config.variants]
+    return json.loads(json.dumps(plain))
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines "path: old -> new" for two `as_dict`; `steps` may differ, for a run can go on."""
+    lines = []
+    for name in sorted({*old, *new} - ({"steps"} if not prefix else set())):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += difference(a, b, f"{prefix}{name}.")
+        elif a != b:
+            lines.append(f"{prefix}{name}: {a} -> {b}")
+    return lines
+
+
+def run_name(config: Config) -> str:
+    """A folder's name: readable, and different for every different configuration."""
+    plain = {k: v for k, v in as_dict(config).items() if k != "steps"}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
+    env = config.env.replace(":", ".").replace("/", ".")
+    fixes = "_".join("+".join(v.fixes) or "none" for v in config.variants[:4])
+    parts = [env, config.algo, *([fixes] if config.algo == "mbpo" else []), config.preset, digest]
+    return "-".join(parts)

@@ -1,0 +1,78 @@
+"""Evaluation episodes with the deterministic policy."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynajax.config import Config
+from dynajax.envs.host import finite
+from dynajax.envs.pool import EnvPool, default_workers, episode_seed
+from dynajax.types import EnvSpec
+
+
+class Evaluation(NamedTuple):
+    """K episodes of each of S rows."""
+
+    returns: np.ndarray  # (S, K) float64, undiscounted
+    lengths: np.ndarray  # (S, K) int, environment steps
+
+
+class Evaluator:
+    """Runs K = config.eval.episodes episodes for each row, all in lockstep.
+
+    Args:
+      config: a run's configuration.
+      spec: what `envs.spec` says of its task.
+      row_seeds: S seeds, those of the training environments.
+    """
+
+    def __init__(self, config: Config, spec: EnvSpec, row_seeds: Sequence[int]):
+        self._spec = spec
+        self._seeds = [int(s) for s in row_seeds]
+        self._episodes = config.eval.episodes
+        n = len(self._seeds) * self._episodes
+        self._pool = EnvPool(
+            spec.name,
+            n,
+            workers=default_workers(config, n),
+            time_limit=config.host.time_limit,
+            seeds=np.repeat(self._seeds, self._episodes).tolist(),
+        )
+
+    def __call__(self, act: Callable[[np.ndarray], Any], step: int) -> Evaluation:
+        """Episodes that depend on the policy, the row's seed and `step` alone.
+
+        Args:
+          act: (S, K, D) float32 -> (S, K, A), the deterministic policy of every row. An episode
+            that is over keeps its last observation.
+          step: environment steps of training so far.
+
+        Returns:
+          Returns and lengths; an episode ends at a transition that is not finite, which does not
+          count.
+        """
+        rows, k = len(self._seeds), self._episodes
+        seeds = [
+            episode_seed(seed, "evaluate", step * k + i) for seed in self._seeds for i in range(k)
+        ]
+        returns, lengths = np.zeros(rows * k), np.zeros(rows * k, np.int64)
+        obs = self._pool.reset(np.arange(rows * k), seeds)
+        active = np.flatnonzero(finite(obs))
+        while active.size:
+            actions = np.asarray(act(obs.reshape(rows, k, -1)), np.float32)
+            actions = actions.reshape(rows * k, -1)[active]
+            next_obs, reward, terminated, truncated = self._pool.step(active, actions)
+            good = finite(next_obs, reward)
+            stepped = active[good]
+            # JAX may still read the old array, for it takes numpy arrays without a copy.
+            obs = obs.copy()
+            obs[stepped] = next_obs[good]
+            returns[stepped] += reward[good]
+            lengths[stepped] += 1
+            active = active[good & ~terminated & ~truncated]
+        return Evaluation(returns.reshape(rows, k), lengths.reshape(rows, k))
+
+    def close(self) -> None:
+        """Ends the environments and their processes."""
+        self._pool.close()

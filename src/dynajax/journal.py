@@ -1,0 +1,279 @@
+"""The book-keeping of a run: times, logs, checkpoints, and what the user is told."""
+
+import contextlib
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynajax.checkpoint import Checkpoints
+from dynajax.config import Config
+from dynajax.envs.host import HostEnvs
+from dynajax.evaluate import Evaluation
+from dynajax.folder import RunFolder, device_name
+from dynajax.loggers import Loggers, Progress, duration
+from dynajax.types import Metrics, TrainState, Transition, UsageError
+
+STAGES = ("environment", "update", "fit", "evaluate", "checkpoint")
+
+
+@contextlib.contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Makes Ctrl-C and SIGTERM set a flag; yields the function that reads it."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    try:
+        old = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread has handlers
+        old = {}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class Clock:
+    """Seconds by stage, earlier processes of the same run included."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._earlier = 0.0
+        self._begin = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - begin
+
+    @property
+    def total(self) -> float:
+        return self._earlier + time.perf_counter() - self._begin
+
+    def restore(self, total: float, seconds: dict[str, float]) -> None:
+        self._earlier = total
+        self.seconds.update(seconds)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _memory() -> int:
+    """Bytes of the memory that arrays live in."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Journal:
+    """Opens a run's folder, and keeps its logs and checkpoints; use it in a `with` statement.
+
+    Args:
+      folder: where.
+      config: the run.
+      shapes: the `TrainState`'s shapes, for sizes and for the checkpoints' structure.
+      command: what to type to repeat the run.
+      quiet: print nothing.
+      wandb: log to Weights & Biases too.
+
+    Raises:
+      UsageError: the folder cannot be used, or the rows do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        shapes: TrainState,
+        command: str,
+        quiet: bool,
+        wandb: bool,
+    ) -> None:
+        self.clock = Clock()
+        self._config, self._shapes, self._wandb, self._quiet = config, shapes, wandb, quiet
+        agent, model = shapes.rows.agent, shapes.rows.model
+        nets = {"actor": agent.actor, "critic": agent.critic}
+        if model is not None:
+            nets["model"] = model.params
+        # Every row has its own, so the sizes are those of one.
+        sizes = {
+            name: sum(leaf.size for leaf in jax.tree.leaves(net)) // config.rows
+            for name, net in nets.items()
+        }
+        self._folder = RunFolder(folder, config, {"command": command, "parameters": sizes})
+        self._sizes = sizes
+        self._metrics: Metrics = {}
+        self._fits: list[tuple[int, Metrics]] = []
+        self._learned = 0
+        self._learning_since = 0.0
+        self._fit_seconds_before = 0.0
+
+    def __enter__(self) -> "Journal":
+        needed = _bytes(self._shapes)
+        if needed > 0.9 * _memory():
+            raise UsageError(
+                f"--seeds: {self._config.rows} rows take {needed / 2**30:.1f} GiB, and the device "
+                f"has {_memory() / 2**30:.1f}; take fewer seeds or variants, or lower "
+                "--set replay.real and replay.synthetic"
+            )
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(self._folder)
+        self._checkpoints = Checkpoints(self._folder.path / "checkpoints")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def restore(
+        self, init: Callable[[], TrainState], env: HostEnvs
+    ) -> tuple[TrainState, tuple[Transition, np.ndarray] | None, int]:
+        """The state to go on from, the last transition, and the environment steps done."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            found = self._checkpoints.restore(self._shapes)
+            if found is None:
+                env.start()
+                state, pending, step, meta = init(), None, 0, {}
+            else:
+                state, step, meta = found.state, found.step, found.meta
+                host = dict(found.host)
+                pending = (
+                    Transition(*(host.pop(f"pending.{name}") for name in Transition._fields)),
+                    host.pop("pending.valid"),
+                )
+                env.restore(host)
+                self.clock.restore(meta["seconds_total"], meta["seconds"])
+        self._begin_step = step
+        self._begin_time = time.perf_counter()
+        self.logs = Loggers(
+            self._folder.path, self._config, step, meta.get("offsets", {}), self._wandb
+        )
+        self._stack.callback(self.logs.close)
+        self._progress = Progress(self._config, step, self._quiet)
+        self._stack.callback(self._progress.close)
+        self._introduce(step)
+        for warning in caught:
+            if issubclass(warning.category, UserWarning):
+                self._progress.say(f"warning: {warning.message}")
+        return state, pending, step
+
+    def _introduce(self, step: int) -> None:
+        c, say = self._config, self._progress.say
+        per_row = _bytes(self._shapes.rows) / c.rows
+        names = ", ".join(v.name for v in c.variants)
+        fixes = f"fixes {names}; " if c.algo == "mbpo" else ""
+        say(f"{c.algo} on {c.env}, preset {c.preset}, {c.steps} steps, {c.random_steps} at random")
+        say(f"{c.rows} rows: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
+        say(
+            f"{device_name()}; parameters a row: "
+            + ", ".join(f"{name} {size:,}" for name, size in self._sizes.items())
+            + f"; {per_row / 2**20:.0f} MiB of device memory a row"
+        )
+        say(f"folder {self._folder.path}")
+        if c.preset == "paper" and jax.local_devices()[0].platform == "cpu":
+            say("the paper preset takes days on a CPU; --preset=quick shows learning in minutes")
+        if step:
+            say(f"going on from step {step}")
+        if step >= c.steps:
+            say("the run is complete; a larger --steps goes on with it")
+
+    def fit(
+        self, step: int, fit: Callable[[TrainState], tuple[TrainState, Metrics]], state: TrainState
+    ) -> TrainState:
+        """Runs and times a fit; its figures are logged at the next evaluation."""
+        with self.clock("update"):
+            jax.block_until_ready(state)
+        with self.clock("fit"):
+            state, metrics = fit(state)
+            jax.block_until_ready(state)
+        self._fits.append((step, metrics))
+        return state
+
+    def learned(self, metrics: Metrics) -> None:
+        """Notes an environment step's learning, and soon after the first the time that is left."""
+        self._metrics = metrics
+        self._learned += 1
+        if self._learned == 1:
+            jax.block_until_ready(metrics)  # compiling is not to be counted into the rate
+            self._learning_since = time.perf_counter()
+        elif self._learned == 30:
+            step_seconds = (time.perf_counter() - self._learning_since) / 29
+            fit_seconds = self.clock.seconds["fit"] / max(1, len(self._fits))
+            if self._config.algo == "mbpo":
+                step_seconds += fit_seconds / self._config.model.fit_every
+            left = step_seconds * (self._config.steps - self._step)
+            self._progress.say(f"about {duration(left)} left")
+
+    def stepped(self, step: int) -> None:
+        """Notes that `step` environment steps are done."""
+        self._step = step
+        self._progress.advance()
+
+    def evaluated(self, step: int, result: Evaluation, env: HostEnvs) -> None:
+        """Logs an evaluation and what was learned and fitted since the one before."""
+        now, learned = time.perf_counter(), max(1, self._learned)
+        rate = (now - self._learning_since) / learned if self._learned else 0.0
+        self._progress.evaluation(step, result, rate * (self._config.steps - step))
+        self.logs.evaluation(step, result)
+        self._log(step, env)
+        self.logs.time(
+            step,
+            {
+                "wall_seconds": self.clock.total,
+                "steps_per_second": (step - self._begin_step) / (now - self._begin_time),
+                "seconds": {
+                    **self.clock.seconds,
+                    "other": self.clock.total - sum(self.clock.seconds.values()),
+                },
+                "dropped": int(env.dropped.sum()),
+            },
+        )
+
+    def _log(self, step: int, env: HostEnvs) -> None:
+        for fit_step, metrics in self._fits:
+            self.logs.metrics("fit", fit_step, metrics)
+        self._fits = []
+        ended: list[list[float]] = [[] for _ in range(self._config.rows)]
+        for row, score, _ in env.pop_finished():
+            ended[row].append(score)
+        train_return = [np.mean(scores) if scores else np.nan for scores in ended]
+        if self._metrics:
+            self.logs.metrics("learn", step, {**self._metrics, "train_return": train_return})
+
+    def save(
+        self, step: int, state: TrainState, env: HostEnvs, pending: tuple[Transition, np.ndarray]
+    ) -> None:
+        """Writes a checkpoint that holds all that is needed to go on."""
+        with self.clock("checkpoint"):
+            if self._fits:
+                self._log(step, env)
+            transition, valid = pending
+            host = {f"pending.{name}": value for name, value in transition._asdict().items()}
+            self._checkpoints.save(
+                step,
+                state,
+                {**env.progress(), **host, "pending.valid": valid},
+                {
+                    "offsets": self.logs.offsets(),
+                    "seconds": dict(self.clock.seconds),
+                    "seconds_total": self.clock.total,
+                },
+            )

@@ -1,0 +1,132 @@
+"""Model-based policy optimisation (Janner et al., 2019): what happens to one row.
+
+`learn` is one environment step's learning; `fit` refits the model. Plain SAC is the same `learn`
+without a model. `train` maps these over rows and says when each happens.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dynajax import dynamics, replay, rollouts, sac
+from dynajax.config import Config
+from dynajax.types import Array, EnvSpec, Metrics, Replay, Row, Shared, Transition
+
+#: What is folded into a row's `seed_key`.
+_EXPLORE, _HOLDOUT = 0, 1
+
+
+def init(config: Config, spec: EnvSpec, variant: Array, seed: Array) -> Row:
+    """A new row. Its keys come from its seed alone, so rows do not depend on their neighbours."""
+    seed_key, agent_key, model_key, key = jax.random.split(jax.random.PRNGKey(seed), 4)
+    with_model = config.algo == "mbpo"
+    return Row(
+        config=config,
+        variant=variant,
+        key=key,
+        seed_key=seed_key,
+        agent=sac.init(config.sac, spec, agent_key),
+        real=replay.init(config.replay.real, spec.obs_dim, spec.action_dim),
+        model=dynamics.init(config.model, spec, model_key) if with_model else None,
+        synthetic=replay.init(config.replay.synthetic, spec.obs_dim, spec.action_dim)
+        if with_model
+        else None,
+    )
+
+
+def act(row: Row, spec: EnvSpec, obs: Array, step: Array) -> Array:
+    """The exploring action at an environment step: (D,) -> (A,); uniform at first."""
+    key = jax.random.fold_in(jax.random.fold_in(row.seed_key, _EXPLORE), step)
+    uniform_key, policy_key = jax.random.split(key)
+    uniform = jax.random.uniform(uniform_key, (spec.action_dim,), minval=-1, maxval=1)
+    policy, _ = sac.sample(row.config.sac, row.agent.actor, obs, policy_key, spec.action_dim)
+    return jnp.where(step < row.config.random_steps, uniform, policy)
+
+
+def insert(row: Row, shared: Shared, transition: Transition, valid: Array) -> Row:
+    """Stores one real transition; leaves (...) of one step."""
+    block = jax.tree.map(lambda x: x[None], transition)
+    return row._replace(real=replay.add(row.real, block, valid[None], shared.step))
+
+
+def fit(row: Row) -> tuple[Row, Metrics]:
+    """Refits the row's model to its real transitions."""
+    assert row.model is not None
+    key, now = jax.random.split(row.key)
+    model, metrics = dynamics.fit(
+        row.config.model,
+        [variant.fixes for variant in row.config.variants],
+        row.variant,
+        row.model,
+        row.real,
+        jax.random.fold_in(row.seed_key, _HOLDOUT),
+        now,
+    )
+    return row._replace(key=key, model=model), metrics
+
+
+def imagine(row: Row, shared: Shared, spec: EnvSpec, length: Array | int, key: Array) -> Replay:
+    """The synthetic ring after this step's rollouts of `length` from states of the real ring.
+
+    A rollout stops at a termination, or where the model leaves the finite numbers; its later
+    slots are holes.
+    """
+    assert row.model is not None and row.synthetic is not None
+    config, agent, model = row.config, row.agent, row.model
+    size = config.rollout.batch
+    start_key, key = jax.random.split(key)
+    starts = replay.take(row.real, replay.draw(start_key, row.real, shared.step + 1, (size,)))
+
+    def extend(i: Array, carry: tuple[Replay, Array, Array]) -> tuple[Replay, Array, Array]:
+        ring, obs, alive = carry
+        transition, finite = rollouts.imagine(
+            config, spec, agent, model, obs, jax.random.fold_in(key, i)
+        )
+        alive = alive & finite
+        ring = replay.add(ring, transition, alive, (shared.blocks + i) * size)
+        alive = alive & (transition.discount > 0)
+        return ring, jnp.where(alive[:, None], transition.next_obs, obs), alive
+
+    carry = (row.synthetic, starts.obs, jnp.ones(size, bool))
+    return jax.lax.fori_loop(0, length, extend, carry)[0]
+
+
+def learn(
+    row: Row, shared: Shared, spec: EnvSpec, transition: Transition, valid: Array
+) -> tuple[Row, Metrics]:
+    """One environment step's learning: insert, rollouts, and U updates on mixed minibatches.
+
+    Args:
+      shared: the counters before this step.
+      transition, valid: one real step, leaves (...).
+    """
+    config = row.config
+    row = insert(row, shared, transition, valid)
+    key, rollout_key, real_key, synthetic_key, update_key = jax.random.split(row.key, 5)
+    updates, real_size = config.sac.utd, config.real_batch
+    batches = replay.take(
+        row.real, replay.draw(real_key, row.real, shared.step + 1, (updates, real_size))
+    )
+    rewards = {"real_reward_mean": batches.reward.mean()}
+    if config.algo == "mbpo":
+        length = rollouts.horizon(config, shared.step)
+        ring = imagine(row, shared, spec, length, rollout_key)
+        row = row._replace(synthetic=ring)
+        filled = (shared.blocks + length) * config.rollout.batch
+        shape = (updates, config.sac.batch - real_size)
+        imagined = replay.take(ring, replay.draw(synthetic_key, ring, filled, shape))
+        rewards["synthetic_reward_mean"] = imagined.reward.mean()
+        batches = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, imagined)
+
+    def update(agent, inputs):  # type: ignore[no-untyped-def]
+        return sac.update(config.sac, agent, *inputs)
+
+    keys = jax.random.split(update_key, updates)
+    agent, metrics = jax.lax.scan(update, row.agent, (batches, keys))
+    metrics = {name: values.mean() for name, values in metrics.items()}
+    return row._replace(key=key, agent=agent), {**metrics, **rewards}
+
+
+def reset_agent(row: Row, spec: EnvSpec) -> Row:
+    """A fresh agent from fresh keys; data and model stay (Nikishin et al., 2022)."""
+    key, now = jax.random.split(row.key)
+    return row._replace(key=key, agent=sac.init(row.config.sac, spec, now))

@@ -1,0 +1,89 @@
+"""Networks in flax.linen, and the one optimiser step that all of them share."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dynajax.types import Array, Params
+
+LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
+
+_ADAM = optax.scale_by_adam(eps=1e-8)
+
+
+class MLP(nn.Module):
+    """Hidden layers and a linear head: (..., X) -> (..., outputs)."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: Callable[[Array], Array]
+    kernel_init: Callable[..., Array]
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, width in enumerate(self.hidden):
+            x = nn.Dense(width, kernel_init=self.kernel_init, name=f"hidden_{i}")(x)
+            if self.layer_norm:
+                x = nn.LayerNorm(name=f"norm_{i}")(x)
+            x = self.activation(x)
+        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="head")(x)
+
+
+_ORTHOGONAL = nn.initializers.orthogonal(math.sqrt(2))
+
+
+def actor(hidden: tuple[int, ...], action_dim: int) -> MLP:
+    """Network whose output `policy_parameters` reads: (..., D) -> (..., 2A)."""
+    return MLP(hidden, 2 * action_dim, nn.relu, _ORTHOGONAL)
+
+
+def policy_parameters(output: Array) -> tuple[Array, Array]:
+    """Mean and log standard deviation of the Gaussian before tanh: (..., 2A) -> (..., A) twice.
+
+    log std = -10 + 6 (1 + tanh x), so a new policy is narrow (std e^-4).
+    """
+    mean, x = jnp.split(output, 2, -1)
+    return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (1 + jnp.tanh(x))
+
+
+def critic(hidden: tuple[int, ...], layer_norm: bool) -> MLP:
+    """One of the twins: (..., D+A) -> (..., 1)."""
+    return MLP(hidden, 1, nn.relu, _ORTHOGONAL, layer_norm)
+
+
+def _fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    return jax.random.truncated_normal(key, -2, 2, shape, dtype) / (2 * math.sqrt(shape[0]))
+
+
+def member(width: int, depth: int, obs_dim: int) -> MLP:
+    """One member of the ensemble: (..., D+A) -> (..., 2(D+1)), means, then log-variances.
+
+    Weights from a truncated normal of std 1/(2 sqrt(fan-in)) (Chua et al., 2018), the fan-in
+    being that of one member.
+    """
+    return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, _fan_in)
+
+
+def stacked_init(network: nn.Module, key: Array, copies: int, inputs: int) -> Params:
+    """Independent parameters for `copies` of a network: leaves (copies, ...)."""
+    keys = jax.random.split(key, copies)
+    return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs))["params"])(keys)
+
+
+def adam_init(params: Params) -> Any:
+    """Adam's state for `params`."""
+    return _ADAM.init(params)
+
+
+def adam_step(
+    params: Params, gradient: Params, optimiser: Any, learning_rate: Array | float
+) -> tuple[Params, Any]:
+    """One step of Adam (Kingma and Ba, 2015; epsilon 1e-8), with a rate that may be traced."""
+    updates, optimiser = _ADAM.update(gradient, optimiser)
+    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), optimiser

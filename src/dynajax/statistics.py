@@ -1,0 +1,129 @@
+"""Aggregates over seeds and tasks, with intervals that say how far to trust them.
+
+Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Values = np.ndarray | Sequence[float]
+#: (..., X), axis -> (...): a statistic such as `iqm`, `numpy.mean` or `numpy.median`.
+Statistic = Callable[..., Any]
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval, in the units of the values; NaN where there is none."""
+
+    point: Any
+    low: Any
+    high: Any
+
+
+def iqm(values: Values, axis: int | None = None) -> Any:
+    """Interquartile mean: the mean of what is left when a quarter is cut off at either end.
+
+    Of n values, floor(n / 4) are cut at each end (Agarwal et al., 2021, section 4.2), so three or
+    fewer are averaged as they are.
+
+    Args:
+      values: any shape; with `axis` None all of them count, as the paper does for (tasks, seeds).
+      axis: the axis to reduce.
+
+    Returns:
+      A scalar, or `values` less the axis.
+
+    Raises:
+      ValueError: there are no values.
+    """
+    if np.size(values) == 0:
+        raise ValueError("the IQM of no values is not defined")
+    return stats.trim_mean(np.asarray(values, float), 0.25, axis=axis)
+
+
+def stratified_bootstrap(
+    scores: np.ndarray | Sequence[Values],
+    statistic: Statistic = iqm,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A statistic over tasks and seeds with its percentile bootstrap interval.
+
+    Seeds are drawn with replacement within each task, never across tasks, and the statistic is
+    taken over all that was drawn (Agarwal et al., 2021, section 4.1).
+
+    Args:
+      scores: (tasks, seeds), or one array (seeds,) for each task; scores of different tasks must
+        be in the same unit, for example normalised.
+      statistic: reduces the axis that it is given.
+      resamples: how many bootstrap draws; confidence: the interval's share of them.
+      seed: of the draws, so that the same scores always give the same interval.
+
+    Returns:
+      Scalars. No interval (NaN) if a task has one seed only: it would look more certain than it is.
+
+    Raises:
+      ValueError: no task, or a task without a score.
+    """
+    tasks = [np.asarray(task, float).ravel() for task in scores]
+    if not tasks or not all(task.size for task in tasks):
+        raise ValueError("every task needs at least one score")
+    point = float(statistic(np.concatenate(tasks), axis=-1))
+    if min(task.size for task in tasks) == 1:
+        return Interval(point, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    draws = [task[rng.integers(task.size, size=(resamples, task.size))] for task in tasks]
+    estimates = statistic(np.concatenate(draws, axis=-1), axis=-1)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(estimates, [tail, 100 - tail])
+    return Interval(point, float(low), float(high))
+
+
+def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> Interval:
+    """Mean over seeds with Student's t interval, for learning curves and tables.
+
+    The t interval is used and not the bootstrap, which is far too narrow for a handful of seeds.
+    Values that are not finite are left out. One value has a mean but no interval (NaN); none has
+    neither.
+
+    Args:
+      values: any shape, with the seeds on `axis`.
+
+    Returns:
+      Arrays of the shape of `values` less the axis.
+    """
+    data = np.asarray(values, float)
+    finite = np.isfinite(data)
+    count = finite.sum(axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(finite, data, 0.0).sum(axis) / count
+        deviation = np.where(finite, data - np.expand_dims(mean, axis), 0.0)
+        error = np.sqrt(np.square(deviation).sum(axis) / (count - 1) / count)
+        reach = stats.t.ppf(0.5 + confidence / 2, np.maximum(count - 1, 1)) * error
+    reach = np.where(count > 1, reach, np.nan)
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def difference(a: Values, b: Values, confidence: float = 0.95) -> Interval:
+    """Mean of `b` less mean of `a`, with Welch's interval for unequal variances.
+
+    Args:
+      a, b: (seeds,) each; values that are not finite are left out.
+
+    Returns:
+      Scalars. No interval (NaN) if either has fewer than two values.
+    """
+    a, b = (np.asarray(v, float)[np.isfinite(v)] for v in (a, b))
+    if not a.size or not b.size:
+        return Interval(np.nan, np.nan, np.nan)
+    point = float(b.mean() - a.mean())
+    if min(a.size, b.size) < 2:
+        return Interval(point, np.nan, np.nan)
+    if np.ptp(a) == np.ptp(b) == 0:
+        return Interval(point, point, point)
+    bounds = stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
+    return Interval(point, float(bounds.low), float(bounds.high))

@@ -1,0 +1,120 @@
+"""The data that flow between the modules, and the letters that name their axes.
+
+Axis letters, used in every docstring:
+
+==  =====================================================================
+S   rows: every combination of a variant and a seed (one vmapped program)
+N   slots of a replay buffer
+B   transitions of a minibatch, or starts of a rollout
+E   members of the dynamics ensemble
+K   elite members
+D   entries of an observation
+A   entries of an action
+U   gradient updates of one environment step
+==  =====================================================================
+
+Functions of the algorithm are written for one row; ``train.py`` maps them over S.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = Any
+Metrics = dict[str, Array]
+#: (observation (D,), action (A,), next observation (D,)) -> bool scalar, in pure JAX.
+Termination = Callable[[Array, Array, Array], Array]
+
+
+class UsageError(ValueError):
+    """Something that the user can put right; its text is one line that says how."""
+
+
+class Transition(NamedTuple):
+    """One step of an environment, or of a model of it. Any leading axes."""
+
+    obs: Any  # (..., D)
+    action: Any  # (..., A), in [-1, 1]
+    reward: Any  # (...)
+    discount: Any  # (...), 0 where the episode truly ended, 1 at a time limit
+    next_obs: Any  # (..., D), the true successor, never that of a reset
+
+
+class EnvSpec(NamedTuple):
+    """What the algorithm has to know of a task."""
+
+    name: str
+    obs_dim: int
+    action_dim: int
+    time_limit: int  # environment steps
+    obs_names: tuple[str, ...]  # D names such as "velocity[3]"
+    termination: Termination | None  # None: not known
+
+
+class Replay(NamedTuple):
+    """A ring of transitions. Its write position is the caller's, so that it can be unbatched."""
+
+    data: Transition  # leaves (N, ...)
+    valid: Array  # (N,) bool: the slot holds a transition that may be drawn
+
+
+class Agent(NamedTuple):
+    """All of Soft Actor-Critic that changes."""
+
+    actor: Params
+    critic: Params  # the twins, stacked on a leading axis of 2
+    target_critic: Params
+    log_temperature: Array  # ()
+    actor_optimiser: Any
+    critic_optimiser: Any
+    temperature_optimiser: Any
+
+
+class Code(NamedTuple):
+    """The affine code of the model's targets, z = ([s' - k s, r] - m) / c (DESIGN 2.1)."""
+
+    skip: Array  # k (D,)
+    shift: Array  # m (D+1,)
+    scale: Array  # c (D+1,)
+    exponent: Array  # () power of the predicted variance that weighs the NLL; 0 is the plain NLL
+
+
+class Model(NamedTuple):
+    """All of the dynamics ensemble that changes."""
+
+    params: Params  # leaves (E, ...)
+    optimiser: Any
+    code: Code
+    input_mean: Array  # (D+A,)
+    input_std: Array  # (D+A,)
+    elites: Array  # (K,) int, best first
+    fits: Array  # () int, how many fits there have been
+
+
+class Row(NamedTuple):
+    """One seed of one variant."""
+
+    config: Any  # config.Config, its traced fields being arrays
+    variant: Array  # () int, the index into config.variants
+    key: Array  # PRNG key of the learner
+    seed_key: Array  # PRNG key that never changes: exploration and the holdout are folded from it
+    agent: Agent
+    real: Replay
+    model: Model | None  # None for plain SAC
+    synthetic: Replay | None
+
+
+class Shared(NamedTuple):
+    """Counters that all rows have in common; unbatched, so ring inserts stay slice updates."""
+
+    step: Array  # () int, real transitions inserted so far
+    blocks: Array  # () int, blocks of synthetic transitions inserted so far
+
+
+class TrainState(NamedTuple):
+    """Everything that changes on the device during training."""
+
+    shared: Shared
+    rows: Row  # leaves (S, ...)

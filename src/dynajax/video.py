@@ -1,0 +1,70 @@
+"""A film of what a policy does."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dynajax import envs, sac
+from dynajax.config import Config
+from dynajax.envs.pool import episode_seed
+from dynajax.types import TrainState, UsageError
+
+
+def record(config: Config, folder: Path, state: TrainState) -> list[Path]:
+    """Films an episode of each variant's first seed, with the deterministic policy.
+
+    Returns:
+      The files, `video-VARIANT.mp4` in `folder`.
+
+    Raises:
+      UsageError: there is no renderer on this machine, or the task draws no pictures.
+    """
+    env = envs.make(config.env, time_limit=config.host.time_limit, seed=config.seed, render=True)
+    action_dim = env.action_space.shape[0]
+    paths = []
+
+    @jax.jit
+    def act(actor, obs):  # type: ignore[no-untyped-def]
+        return sac.greedy(config.sac, actor, obs, action_dim)
+
+    try:
+        for index, variant in enumerate(config.variants):
+            row = index * config.seeds
+            actor = jax.tree.map(lambda x, row=row: x[row], state.rows.agent.actor)
+            name = variant.name.replace(";", "_").replace(",", "+")
+            paths.append(folder / f"video-{name}.mp4")
+            _film(env, lambda obs, actor=actor: np.asarray(act(actor, obs)), config, paths[-1])
+    finally:
+        env.close()
+    return paths
+
+
+def _film(
+    env: envs.Env, act: Callable[[np.ndarray], np.ndarray], config: Config, path: Path
+) -> None:
+    import imageio
+
+    obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
+    try:
+        frame = env.render()
+    except Exception as error:  # each of the renderers raises errors of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--video: no renderer was found ({reason}); install EGL or OSMesa (Debian: libegl1 or "
+            "libosmesa6) and set MUJOCO_GL to egl or osmesa; the run itself is complete"
+        ) from None
+    fps = min(60, max(1, int(env.metadata.get("render_fps") or 30)))
+    partial = path.with_name(f".{path.name}")
+    with imageio.get_writer(
+        partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8
+    ) as film:  # type: ignore[call-overload]
+        over = False
+        while not over:
+            film.append_data(frame)
+            obs, _, terminated, truncated, _ = env.step(act(obs))
+            over = terminated or truncated
+            frame = env.render()
+    os.replace(partial, path)

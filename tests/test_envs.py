@@ -1,0 +1,503 @@
+"""The host engine: names, shapes, seeds, episodes, workers, and what is refused."""
+
+import dataclasses
+import os
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dynajax import envs
+from dynajax.config import EvalConfig, HostConfig, make
+from dynajax.envs.host import HostEnvs
+from dynajax.envs.pool import EnvPool, default_workers, episode_seed
+from dynajax.evaluate import Evaluator
+from dynajax.types import UsageError
+
+
+class Line(gymnasium.Env):
+    """Observation: a number drawn at reset, the time, the last action. Reward: the action."""
+
+    action_space = spaces.Box(-2.0, 6.0, (1,))
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def __init__(self, ends=None, nan_over=np.inf, noise=False, fails=False):
+        self.ends, self.nan_over, self.noise, self.fails = ends, nan_over, noise, fails
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.start, self.time = self.np_random.random(), 0
+        return np.array([self.start, 0.0, 0.0]), {}
+
+    def step(self, action):
+        if self.fails:
+            raise ValueError("the motor is burnt")
+        self.time += 1
+        action = float(action[0])
+        noise = int.from_bytes(os.urandom(2), "big") / 2**16 if self.noise else 0.0
+        reward = np.nan if action > self.nan_over else action
+        return (
+            np.array([self.start + noise, self.time, action]),
+            reward,
+            self.time == self.ends,
+            False,
+            {},
+        )
+
+
+class Parts(Line):
+    """A Dict of observations, one of them a matrix."""
+
+    observation_space = spaces.Dict(
+        {"b": spaces.Box(-9, 9, (2, 2)), "a": spaces.Box(-9, 9, (1,)), "c": spaces.Discrete(2)}
+    )
+
+    def reset(self, *, seed=None, options=None):
+        return {"a": np.ones(1, np.float32), "b": np.arange(4.0).reshape(2, 2), "c": 1}, {}
+
+
+class Choices(Line):
+    action_space = spaces.Discrete(3)
+
+
+class Unbounded(Line):
+    action_space = spaces.Box(-np.inf, np.inf, (1,))
+
+
+class Pixels(Line):
+    observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+class Texts(Line):
+    observation_space = spaces.Sequence(spaces.Box(0, 1, (1,)))
+
+
+class Broken(Line):
+    def __init__(self):
+        raise RuntimeError("needs\na library")
+
+
+for _name, _class, _kwargs in (
+    ("Line", Line, {}),
+    ("LineEnds", Line, {"ends": 3}),
+    ("LineNaN", Line, {"nan_over": 5.0}),
+    ("LineNoise", Line, {"noise": True}),
+    ("LineFails", Line, {"fails": True}),
+    *((c.__name__, c, {}) for c in (Parts, Choices, Unbounded, Pixels, Texts, Broken)),
+):
+    gymnasium.register(f"{_name}-v0", _class, kwargs=_kwargs, max_episode_steps=5)
+gymnasium.register("LineForever-v0", Line)
+
+
+def run_config(env, *, algo="sac", workers=0, episodes=2):
+    config = make(env, algo=algo)
+    host, evaluation = HostConfig(workers=workers), EvalConfig(episodes=episodes)
+    return dataclasses.replace(config, host=host, eval=evaluation)
+
+
+def host_envs(env, seeds, **kwargs):
+    host = HostEnvs(run_config(env, **kwargs), envs.spec(env), seeds)
+    host.start()
+    return host
+
+
+def bits(array):
+    return np.asarray(array, np.float32).view(np.uint32)
+
+
+def episode(env, seed, steps=30, actions_from=0):
+    rng = np.random.default_rng(actions_from)
+    rows = [env.reset(seed=seed)[0]]
+    for _ in range(steps):
+        obs, reward, *_ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        rows.append(np.append(obs, np.float32(reward)))
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("name", ["cheetah-run", "humanoid-walk", "finger-turn_hard", "hopper-hop"])
+def test_dm_control_observations_are_in_its_own_order(name):
+    env = envs.make(name)
+    # Only now, for it is dynajax that chooses how dm_control draws.
+    from dm_control import suite
+    from dm_control.rl.control import flatten_observation
+
+    real = suite.load(*name.split("-"), task_kwargs={"random": 0})
+    real.task.random.seed(3)
+    first = real.reset().observation
+    expected_names = [
+        key if np.size(v) == 1 else f"{key}[{i}]"
+        for key, v in first.items()
+        for i in range(np.size(v))
+    ]
+    obs, _ = env.reset(seed=3)
+    assert env.obs_names == tuple(expected_names)
+    assert obs.dtype == np.float32 and obs.shape == (len(expected_names),)
+    rng = np.random.default_rng(0)
+    low, high = real.action_spec().minimum, real.action_spec().maximum
+    for _ in range(5):
+        flat = flatten_observation(first)["observations"]
+        np.testing.assert_array_equal(obs, flat.astype(np.float32))
+        action = rng.uniform(-1, 1, low.shape).astype(np.float32)
+        timestep = real.step(low + (action.astype(np.float64) + 1) / 2 * (high - low))
+        first = timestep.observation
+        obs, reward, *_ = env.step(action)
+        assert reward == pytest.approx(timestep.reward, abs=1e-9)
+        np.testing.assert_allclose(obs, flatten_observation(first)["observations"], atol=1e-5)
+        obs = flatten_observation(first)["observations"].astype(np.float32)
+    env.close()
+
+
+def test_actions_are_rescaled_to_the_tasks_bounds():
+    env = envs.make("Line-v0")
+    env.reset(seed=0)
+    taken = [env.step(np.float32([a]))[1] for a in (-1, 0, 0.5, 1)]
+    assert taken == [-2, 2, 4, 6]
+    from dynajax.envs.dmc import _rescale
+
+    low, high = np.array([-1.0, -1.0, -1.0]), np.array([1.0, 1.1, 1.0])
+    np.testing.assert_allclose(_rescale([1, 1, -1], low, high), [1, 1.1, -1])
+    tiny = np.float32([1e-30, 0, 0.3])
+    np.testing.assert_array_equal(_rescale(tiny, low, -low), tiny.astype(np.float64))
+    assert _rescale(np.float32([2, 2, 2]), low, high).max() <= 1.1
+
+
+def test_dict_observations_are_flat_and_named():
+    env = envs.make("Parts-v0")
+    assert env.obs_names == ("a", "b[0]", "b[1]", "b[2]", "b[3]", "c[0]", "c[1]")
+    obs, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(obs, np.float32([1, 0, 1, 2, 3, 0, 1]))
+    assert obs.dtype == np.float32
+    assert envs.spec("Line-v0").obs_names == ("obs[0]", "obs[1]", "obs[2]")
+
+
+@pytest.mark.parametrize(
+    "name", ["cheetah-run", "reacher-hard", "quadruped-walk", "lqr-lqr_2_1", "Ant-v5"]
+)
+def test_an_episode_is_determined_by_its_seed_alone(name):
+    a, b = envs.make(name), envs.make(name)
+    wanted = episode(a, 5)
+    episode(b, 8, actions_from=1)
+    np.testing.assert_array_equal(bits(episode(b, 5)), bits(wanted))
+    assert (episode(b, 6) != wanted).any()
+    assert np.isfinite(wanted).all()
+
+
+def test_what_a_task_draws_when_loaded_repeats_too():
+    def masses(seed):
+        return envs.make("lqr-lqr_6_2", seed=seed)._env.physics.model.jnt_stiffness.copy()
+
+    np.testing.assert_array_equal(masses(1), masses(1))
+    assert (masses(1) != masses(2)).any()
+
+
+def test_lqr_terminates_where_its_discount_is_0_and_has_a_limit():
+    env = envs.make("lqr-lqr_2_1", time_limit=4)
+    assert env.time_limit == 4
+    env.reset(seed=0)
+    steps = [env.step(np.zeros(1))[2:4] for _ in range(4)]
+    assert steps == [(False, False)] * 3 + [(False, True)]
+    env.reset(seed=0)
+    with env._env.physics.reset_context():
+        env._env.physics.data.qpos[:] = 0
+    assert env.step(np.zeros(1))[2:4] == (True, False)
+
+
+def test_dm_control_ends_at_its_time_limit_and_is_never_terminated():
+    env = envs.make("pendulum-swingup")
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1))[2:4] for _ in range(1000)]
+    assert ends == [(False, False)] * 999 + [(False, True)]
+
+
+def test_time_limits():
+    assert envs.spec("LineForever-v0", time_limit=7).time_limit == 7
+    assert envs.spec("Line-v0", time_limit=7).time_limit == 5
+    assert envs.spec("Hopper-v5").time_limit == 1000
+    env = envs.make("LineForever-v0", time_limit=2)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[3] for _ in range(2)] == [False, True]
+
+
+def test_invalid_physics_becomes_nan(capfd):
+    env = envs.make("cheetah-run")
+    env.reset(seed=0)
+    env._env.physics.data.qvel[:] = 1e11
+    obs, reward, terminated, truncated, _ = env.step(np.zeros(6))
+    assert np.isnan(obs).all() and np.isnan(reward) and truncated and not terminated
+    assert np.isfinite(env.reset(seed=0)[0]).all()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_dm_control_draws_a_picture():
+    env = envs.make("cheetah-run", render=True)
+    env.reset(seed=0)
+    try:
+        picture = env.render()
+    except Exception as error:
+        pytest.skip(f"no OpenGL here: {error}")
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.std() > 1
+
+
+def test_old_versions_are_loaded_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        envs.make("Hopper-v4").close()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cheeta-run", "nearest is cheetah-run"),
+        ("Cheetah-run", "nearest is cheetah-run"),
+        ("Hoper-v5", "nearest is Hopper-v5"),
+        ("HalfCheetah-v99", "nearest is HalfCheetah-v"),
+        ("nowhere_at_all:X-v0", "'nowhere_at_all' cannot be imported"),
+        ("json:Lin-v0", "'json' registers no such task; the nearest is Line-v0"),
+        ("Choices-v0", "Discrete(3)"),
+        ("Unbounded-v0", "infinite bounds"),
+        ("Pixels-v0", "a picture (8, 8, 3)"),
+        ("Texts-v0", "no fixed length"),
+        ("Broken-v0", "needs a library"),
+    ],
+)
+def test_refusals_are_one_line_that_names_the_flag(name, text):
+    with pytest.raises(UsageError) as refused:
+        envs.make(name)
+    message = str(refused.value)
+    assert message.startswith(f"--env={name}: ") and text in message and "\n" not in message
+
+
+def test_episode_seeds_differ_by_all_that_they_depend_on():
+    base = episode_seed(0, "train", 0)
+    assert base == episode_seed(0, "train", 0)
+    others = {
+        (s, t, e) for s in (0, 1, 2**31 - 1) for t in ("train", "evaluate") for e in range(50)
+    }
+    seeds = {episode_seed(*other) for other in others}
+    assert len(seeds) == len(others) and base in seeds
+    assert all(0 <= s < 2**31 for s in seeds)
+
+
+def test_default_workers(monkeypatch):
+    assert default_workers(run_config("Line-v0", workers=3), 1) == 3
+    config = run_config("Line-v0", workers=-1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert default_workers(config, 64) == 0
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert [default_workers(config, n) for n in (1, 4, 8, 16, 64)] == [0, 0, 2, 4, 8]
+    assert default_workers(config) == 0
+
+
+def test_workers_change_nothing():
+    pools = [EnvPool("hopper-hop", 3, workers=w, seeds=[0, 1, 2]) for w in (0, 2)]
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (40, 3, 4)).astype(np.float32)
+    traces = []
+    for pool in pools:
+        trace = [bits(pool.reset([2, 0, 1], [7, 8, 9]))]
+        for t in range(40):
+            order = [[0, 1, 2], [2, 1], [1]][t % 3]
+            obs, reward, terminated, truncated = pool.step(order, actions[t, : len(order)])
+            assert obs.dtype == reward.dtype == np.float32 and terminated.dtype == bool
+            assert obs.shape == (len(order), 15) and truncated.shape == (len(order),)
+            trace += [bits(obs).ravel(), bits(reward)]
+        traces.append(np.concatenate([x.ravel() for x in trace]))
+        pool.close()
+        pool.close()
+    np.testing.assert_array_equal(*traces)
+
+
+def test_a_workers_failure_reaches_the_parent():
+    assert any(os.path.samefile(p or ".", os.path.dirname(__file__)) for p in sys.path)
+    name = f"{__name__}:LineFails-v0"
+    for workers, kind in ((0, ValueError), (1, RuntimeError)):
+        pool = EnvPool(name, 1, workers=workers)
+        pool.reset([0], [0])
+        with pytest.raises(kind, match="the motor is burnt"):
+            pool.step([0], np.zeros((1, 1)))
+        pool.close()
+    with pytest.raises(UsageError, match="Discrete"):
+        EnvPool(f"{__name__}:Choices-v0", 1, workers=1)
+
+
+def test_a_dead_worker_is_an_error():
+    pool = EnvPool(f"{__name__}:Line-v0", 1, workers=1)
+    pool._workers[0]._process.kill()
+    with pytest.raises((RuntimeError, BrokenPipeError), match="has died"):
+        pool.reset([0], [0])
+    pool.close()
+
+
+def test_a_time_limit_is_no_end_and_keeps_the_true_last_observation():
+    host = host_envs("Line-v0", [0, 1])
+    first = host.obs.copy()
+    for t in range(1, 6):
+        before = host.obs
+        transition, valid = host.step(np.zeros((2, 1), np.float32))
+        assert valid.all() and (transition.discount == 1).all()
+        np.testing.assert_array_equal(transition.obs, before)
+        np.testing.assert_array_equal(
+            transition.next_obs, np.stack([first[:, 0], [t] * 2, [2] * 2], 1)
+        )
+        assert all(x.dtype == np.float32 for x in transition)
+    assert host.pop_finished() == [(0, 10.0, 5), (1, 10.0, 5)]
+    assert host.pop_finished() == []
+    second = [envs.make("Line-v0").reset(seed=episode_seed(seed, "train", 1))[0] for seed in (0, 1)]
+    np.testing.assert_array_equal(host.obs, second)
+    assert (host.obs[:, 0] != first[:, 0]).all()
+
+
+def test_an_end_has_discount_0():
+    host = host_envs("LineEnds-v0", [0])
+    discounts = [host.step(np.zeros((1, 1)))[0].discount.item() for _ in range(6)]
+    assert discounts == [1, 1, 0, 1, 1, 0]
+    assert [length for _, _, length in host.pop_finished()] == [3, 3]
+
+
+def test_mbpo_needs_to_know_when_episodes_end():
+    host = host_envs("LineEnds-v0", [0], algo="mbpo")
+    host.step(np.zeros((1, 1)))
+    host.step(np.zeros((1, 1)))
+    with pytest.raises(UsageError, match=r"register_termination\('LineEnds-v0'") as refused:
+        host.step(np.zeros((1, 1)))
+    assert "\n" not in str(refused.value) and "--algo=sac" in str(refused.value)
+
+
+def test_a_row_that_is_not_finite_is_dropped_and_others_go_on():
+    host, calm = host_envs("LineNaN-v0", [0, 1]), host_envs("LineNaN-v0", [0, 1])
+    good = np.float32([[0.1], [0.2]])
+    for h in (host, calm):
+        h.step(good)
+    transition, valid = host.step(np.float32([[1.0], [0.2]]))
+    expected, _ = calm.step(good)
+    np.testing.assert_array_equal(valid, [False, True])
+    for mine, theirs in zip(transition, expected, strict=True):
+        assert not mine[0].any()
+        np.testing.assert_array_equal(mine[1], theirs[1])
+    np.testing.assert_array_equal(host.dropped, [1, 0])
+    np.testing.assert_array_equal(host.obs[1], calm.obs[1])
+    assert host.obs[0, 1] == 0 and np.isfinite(host.obs).all()
+    [(row, reward, length)] = host.pop_finished()
+    assert (row, length) == (0, 1) and reward == pytest.approx(2.4)
+    np.testing.assert_array_equal(host.progress()["episode"], [1, 0])
+
+
+def test_rows_do_not_depend_on_the_rows_beside_them():
+    alone, both = host_envs("pendulum-swingup", [4]), host_envs("pendulum-swingup", [9, 4])
+    for _ in range(3):
+        a, _ = alone.step(np.full((1, 1), 0.3))
+        b, _ = both.step(np.full((2, 1), 0.3))
+        np.testing.assert_array_equal(a.next_obs[0], b.next_obs[1])
+        assert (b.next_obs[0] != b.next_obs[1]).any()
+
+
+@pytest.mark.parametrize("name", ["hopper-hop", "Hopper-v4"])
+def test_progress_and_restore_go_on_bit_for_bit(name):
+    rng = np.random.default_rng(0)
+    host, again = host_envs(name, [0, 1]), HostEnvs(run_config(name), envs.spec(name), [0, 1])
+    a = envs.spec(name).action_dim
+    host.step(np.zeros((2, a), np.float32))
+    for _ in range(60):
+        host.step(rng.uniform(-1, 1, (2, a)))
+    saved = host.progress()
+    assert saved["actions"].shape == (2, max(saved["length"]), a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.restore(saved)
+    for key, value in again.progress().items():
+        np.testing.assert_array_equal(value, saved[key])
+        assert value.dtype == saved[key].dtype
+    for _ in range(60):
+        actions = rng.uniform(-1, 1, (2, a))
+        (x, vx), (y, vy) = host.step(actions), again.step(actions)
+        np.testing.assert_array_equal(vx, vy)
+        for mine, theirs in zip(x, y, strict=True):
+            np.testing.assert_array_equal(bits(mine), bits(theirs))
+    assert host.pop_finished() == again.pop_finished()
+
+
+def test_progress_keeps_the_episodes_not_yet_read():
+    host, again = host_envs("Line-v0", [0, 1]), host_envs("Line-v0", [0, 1])
+    for _ in range(6):
+        host.step(np.float32([[0.1], [0.2]]))
+    again.restore(host.progress())
+    assert (finished := host.pop_finished()) == again.pop_finished()
+    assert len(finished) == 2
+    again.restore(host.progress())
+    assert again.pop_finished() == []
+
+
+def test_progress_before_the_first_step_can_be_restored():
+    host = host_envs("Line-v0", [0])
+    saved = host.progress()
+    assert saved["actions"].shape == (1, 1, 1)
+    host.step(np.zeros((1, 1)))
+    host.restore(saved)
+    np.testing.assert_array_equal(host.obs, saved["obs"])
+
+
+def test_an_episode_that_does_not_repeat_is_left():
+    host = host_envs("LineNoise-v0", [0, 1])
+    host.step(np.zeros((2, 1)))
+    saved = host.progress()
+    with pytest.warns(UserWarning, match="does not repeat from its seed and actions") as said:
+        host.restore(saved)
+    assert len(said) == 2 and "row 1" in str(said[1].message)
+    np.testing.assert_array_equal(host.progress()["episode"], [1, 1])
+    np.testing.assert_array_equal(host.progress()["length"], [0, 0])
+    assert (host.obs[:, 1] == 0).all()
+
+
+def test_one_changed_bit_is_noticed():
+    host = host_envs("Line-v0", [0, 1])
+    host.step(np.zeros((2, 1)))
+    saved = host.progress()
+    saved["obs"][0, 0] = np.nextafter(saved["obs"][0, 0], np.float32(2))
+    with pytest.warns(UserWarning, match="row 0"):
+        host.restore(saved)
+    np.testing.assert_array_equal(host.progress()["episode"], [1, 0])
+
+
+def test_evaluation_of_known_returns():
+    config = run_config("LineEnds-v0", episodes=3)
+    evaluator = Evaluator(config, envs.spec("LineEnds-v0"), [0, 1])
+
+    def act(obs):
+        assert obs.shape == (2, 3, 3) and obs.dtype == np.float32
+        return np.zeros((2, 3, 1)) + np.float32([[[0.0]], [[-1.0]]])
+
+    evaluation = evaluator(act, 0)
+    np.testing.assert_array_equal(evaluation.returns, [[6.0] * 3, [-6.0] * 3])
+    np.testing.assert_array_equal(evaluation.lengths, np.full((2, 3), 3))
+    assert evaluation.returns.dtype == np.float64
+    evaluator.close()
+
+
+def test_evaluation_episodes_depend_on_the_row_and_the_step():
+    seen = []
+    evaluator = Evaluator(run_config("Line-v0"), envs.spec("Line-v0"), [0, 1])
+
+    def act(obs):
+        if (obs[..., 1] == 0).all():
+            seen.append(obs[..., 0].copy())
+        return np.zeros((2, 2, 1))
+
+    for step in (0, 10, 0):
+        evaluator(act, step)
+    np.testing.assert_array_equal(seen[0], seen[2])
+    assert len(np.unique(seen[:2])) == 8
+
+
+def test_evaluation_ends_at_a_reward_that_is_not_finite():
+    evaluator = Evaluator(run_config("LineNaN-v0"), envs.spec("LineNaN-v0"), [0])
+
+    def act(obs):
+        second = obs[..., 1:2] >= 1
+        return np.where(second & (np.arange(2)[:, None] == 1), 1.0, 0.0)
+
+    evaluation = evaluator(act, 0)
+    np.testing.assert_array_equal(evaluation.returns, [[10.0, 2.0]])
+    np.testing.assert_array_equal(evaluation.lengths, [[5, 1]])

@@ -1,0 +1,271 @@
+"""Reading a run back, telling it, and comparing runs."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynajax import figures, report
+from dynajax.types import UsageError
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ("none", "scale", "target", "scale,target")
+_LEVEL = {"none": 120.0, "scale": 560.0, "target": 170.0, "scale,target": 700.0, "SAC": 300.0}
+
+
+def fake_run(
+    folder: Path,
+    *,
+    env: str = "cheetah-run",
+    algo: str = "mbpo",
+    preset: str = "quick",
+    variants: tuple[str, ...] = VARIANTS,
+    seeds: int = 3,
+    seed: int = 0,
+    steps: int = 10_000,
+    every: int = 1_000,
+    level: float = 1.0,
+    settings: dict[str, float] | None = None,
+) -> Path:
+    """A run's folder as training would leave it, with plausible curves."""
+    variants = ("none",) if algo == "sac" else variants
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    config = {
+        "env": env, "algo": algo, "preset": preset, "engine": "host", "variants": list(variants),
+        "seed": seed, "seeds": seeds, "steps": steps, "random_steps": 1000,
+        "sac": {"hidden": [128, 128], "utd": 10, **(settings or {})},
+        "model": {"members": 5}, "rollout": {"batch": 200}, "replay": {"real": 100_000},
+        "eval": {"every": every, "episodes": 2}, "host": {"workers": 0},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({
+        "config": config, "versions": {"jax": "0.10.2", "numpy": "2.4.6"}, "device": "cpu: x1",
+        "git_commit": "abc1234", "command": f"python experiments/run.py --env={env}",
+        "parameters": {"actor": 12_345, "critic": 23_456, "model": 345_678},
+    }))  # fmt: skip
+    lines: list[dict] = []
+    with open(folder / "eval.csv", "w", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        numbers = ("return_mean", "return_std", "length_mean", "return_0", "return_1")
+        out.writerow(["variant", "seed", "step", *numbers])
+        for step in range(every, steps + 1, every):
+            share = step / steps
+            for v in variants:
+                top = level * _LEVEL.get("SAC" if algo == "sac" else v, 400.0)
+                for s in range(seed, seed + seeds):
+                    mean = top * (1 - np.exp(-4 * share)) + 0.06 * top * rng.normal()
+                    out.writerow([v, s, step, mean, 5.0, 1000.0, mean - 5, mean + 5])
+                    who = {"variant": v, "seed": s, "step": step}
+                    noise = np.exp(0.1 * rng.normal())
+                    synthetic = algo == "mbpo"
+                    lines.append({
+                        "kind": "learn", **who, "critic_loss": (0.1 + share) * noise,
+                        "actor_loss": -top * share / 10, "temperature_loss": 0.1,
+                        "q_mean": top * share / 10 * noise, "target_mean": top * share / 10,
+                        "temperature": 0.5 * np.exp(-3 * share) * noise, "entropy": -3 * noise,
+                        "real_reward_mean": mean / 1000, "train_return": None,
+                        **({"synthetic_reward_mean": mean / 1100, "synthetic_valid": 1.0}
+                           if synthetic else {}),
+                    })  # fmt: skip
+                    if synthetic:
+                        scaled = "scale" in v
+                        r2 = (0.9 if scaled else 0.05) - 0.5 * np.exp(-6 * share) + 0.02 * noise
+                        lines.append({
+                            "kind": "fit", **who, "fit_steps": 500 + 100 * int(rng.integers(5)),
+                            "nll": -20 * share + noise, "score": 0.5 * np.exp(-share) * noise,
+                            "r2_state": 0.8 * share, "r2_reward": r2,
+                            "scale_ratio": (17.0 if scaled else 4e5) * noise,
+                            "spread": 0.1 * np.exp(-share) * noise,
+                            "model_reward_mean": mean / 1000 * (1 if scaled else 0.4),
+                            "real_reward_mean": mean / 1000,
+                        })  # fmt: skip
+            lines.append({
+                "kind": "time", "step": step, "wall_seconds": 0.2 * step, "steps_per_second": 5.0,
+                "seconds": {"environment": 0.02 * step, "update": 0.1 * step, "fit": 0.05 * step,
+                            "evaluate": 0.02 * step, "checkpoint": 1.0, "other": 1.0},
+                "dropped": 0,
+            })  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def plot(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """experiments/plot.py in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments/plot.py"), *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+
+
+def test_reader_gives_variants_by_seeds_and_steps(tmp_path):
+    run = report.read_run(fake_run(tmp_path / "run", steps=3000))
+    assert list(run.evals) == list(VARIANTS)
+    assert run.steps.tolist() == [1000, 2000, 3000] and run.seeds == (0, 1, 2)
+    with open(tmp_path / "run/eval.csv") as file:
+        wanted = [float(row["return_mean"]) for row in csv.DictReader(file)
+                  if row["variant"] == "scale,target" and row["seed"] == "1"]  # fmt: skip
+    assert run.evals["scale,target"][1].tolist() == wanted
+    steps, values = report.series(run, "fit", "r2_reward")["none"]
+    assert steps.tolist() == [1000, 2000, 3000] and values.shape == (3, 3)
+
+
+def test_a_torn_last_line_is_not_read(tmp_path):
+    folder = fake_run(tmp_path / "run", steps=3000)
+    for name in ("eval.csv", "metrics.jsonl"):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-7])
+    run = report.read_run(folder)
+    # The last seed's line is torn, so that evaluation is not whole and does not count.
+    assert run.steps.tolist() == [1000, 2000]
+    assert len(run.metrics["time"]) == 2
+    assert report.write_report(folder).exists()
+
+
+def test_every_cut_of_the_files_can_be_read(tmp_path):
+    folder = fake_run(tmp_path / "run", variants=("none", "scale"), steps=2000, seeds=2)
+    whole = {name: (folder / name).read_bytes() for name in ("eval.csv", "metrics.jsonl")}
+    for share in np.linspace(0, 1, 30):
+        for name, data in whole.items():
+            (folder / name).write_bytes(data[: int(share * len(data))])
+        report.headline(report.read_run(folder))
+
+
+def test_a_step_logged_twice_counts_once_and_null_is_nan(tmp_path):
+    folder = fake_run(tmp_path / "run", algo="sac", seeds=1, steps=2000)
+    with open(folder / "eval.csv", "a") as file:
+        file.write("none,0,2000,77.0,0,0,77,77\n")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind":"learn","variant":"none","seed":0,"step":3000,"q_mean":null}\n')
+    run = report.read_run(folder)
+    assert run.evals["none"].shape == (1, 2) and run.evals["none"][0, -1] == 77.0
+    assert report.series(run, "learn", "q_mean")["SAC"][0].tolist() == [1000, 2000]
+
+
+@pytest.mark.parametrize("name", ["eval.csv", "metrics.jsonl", "config.json"])
+def test_a_damaged_file_is_named_in_one_line(tmp_path, name):
+    folder = fake_run(tmp_path / "run", steps=2000)
+    lines = (folder / name).read_text().splitlines(keepends=True)
+    lines[len(lines) // 2] = "none,zero,{\n"
+    (folder / name).write_text("".join(lines))
+    with pytest.raises(UsageError, match=re.escape(name)) as caught:
+        report.read_run(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_report_is_whole_and_needs_nothing_else(tmp_path):
+    variants = (*VARIANTS, "none;model.learning_rate=0.001")
+    folder = fake_run(tmp_path / "run", variants=variants)
+    page = report.write_report(folder).read_text()
+    for text in (*variants, "preset quick", "cheetah-run", "10,000 environment steps", "3 seeds",
+                 "The model's story".replace("'", "&#x27;"), "abc1234", "sac.utd"):  # fmt: skip
+        assert text in page, text
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:|//|file:)""", page)
+    assert not re.search(r"<(link|script|iframe)\b|@import|https?://", page)
+    assert "the paper&#x27;s explanation" in page or "the paper's explanation" in page
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob(".*")), "a temporary file was left"
+
+
+def test_sac_report_leaves_the_model_out(tmp_path):
+    page = report.write_report(fake_run(tmp_path / "run", algo="sac", seeds=1)).read_text()
+    assert "model&#x27;s story" not in page and "critic&#x27;s story" in page
+    assert "One seed has no interval" in page
+
+
+@pytest.mark.parametrize("keep", ["nothing", "header"])
+def test_a_run_just_begun_has_a_report(tmp_path, keep):
+    folder = fake_run(tmp_path / "run", steps=2000)
+    (folder / "metrics.jsonl").unlink()
+    header = (folder / "eval.csv").read_text().splitlines()[0] + "\n"
+    (folder / "eval.csv").write_text(header if keep == "header" else "")
+    assert "No evaluation has been written yet" in report.write_report(folder).read_text()
+
+
+def test_headline_weighs_return_and_reward_model(tmp_path):
+    told = " ".join(report.headline(report.read_run(fake_run(tmp_path / "run"))))
+    assert told.startswith("<b>scale,target</b> is the best of 4 variants")
+    assert "<b>scale</b> ends" in told and "above none" in told
+    assert "a reward that the model could not see, fits" in told
+
+
+def test_headline_of_a_run_with_values_that_are_not_finite(tmp_path):
+    folder = fake_run(tmp_path / "run", variants=("none", "scale"), steps=1000)
+    text = (folder / "eval.csv").read_text()
+    (folder / "eval.csv").write_text(re.sub(r"^(none,.,1000),[^,]*", r"\1,nan", text, flags=re.M))
+    told = " ".join(report.headline(report.read_run(folder)))
+    assert "<b>scale</b> is the best" in told
+    report.write_report(folder)
+
+
+def test_styles_are_the_same_everywhere_and_differ():
+    names = ["SAC", *VARIANTS, *(f"scale;model.learning_rate={i}" for i in range(9))]
+    looks = figures.styles(names)
+    assert len({tuple(look.values()) for look in looks.values()}) == len(names)
+    assert figures.styles(["MBPO scale,target", "MBPO"]) == {
+        "MBPO scale,target": looks["scale,target"], "MBPO": looks["none"],
+    }  # fmt: skip
+
+
+def test_plot_compares_runs_with_sac(tmp_path):
+    for env, level in (("cheetah-run", 1.0), ("humanoid-walk", 0.5)):
+        fake_run(tmp_path / f"{env}-mbpo", env=env, level=level)
+        fake_run(tmp_path / f"{env}-sac", env=env, algo="sac", level=level, steps=5000)
+    done = plot(*sorted(tmp_path.iterdir()), f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out/table.csv") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 10
+    row = next(r for r in table if (r["task"], r["variant"]) == ("humanoid-walk", "MBPO scale"))
+    run = report.read_run(tmp_path / "humanoid-walk-mbpo")
+    sac = report.read_run(tmp_path / "humanoid-walk-sac").evals["none"][:, 4].mean()
+    wanted = run.evals["scale"][:, 4].mean()  # of three seeds the IQM cuts none
+    assert float(row["final_iqm"]) == pytest.approx(wanted, abs=0.01)
+    assert float(row["sac_100"]) == pytest.approx(100 * wanted / sac, abs=0.1)
+    assert (row["steps"], row["preset"], row["seeds"]) == ("5000", "quick", "3")
+    assert float(row["low"]) <= wanted <= float(row["high"])
+    assert "compared at 5,000 steps" in done.stdout and "| MBPO scale,target |" in done.stdout
+    for name in ("comparison.png", "headline.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    assert "compared at 5,000 steps" in (tmp_path / "out/table.md").read_text()
+
+
+def test_plot_joins_seeds_tells_settings_apart_and_says_what_is_missing(tmp_path):
+    fake_run(tmp_path / "a", variants=("scale",), seeds=2)
+    fake_run(tmp_path / "b", variants=("scale",), seeds=2, seed=2)
+    fake_run(tmp_path / "c", variants=("scale",), settings={"utd": 1})
+    fake_run(tmp_path / "d", variants=("scale",), preset="paper")
+    done = plot(*(tmp_path / name for name in "abcd"), f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out/table.csv") as file:
+        seeds = {row["variant"]: row["seeds"] for row in csv.DictReader(file)}
+    assert seeds == {"MBPO scale": "4", "MBPO scale (sac.utd=1)": "3",
+                     "MBPO scale (preset=paper)": "3"}  # fmt: skip
+    assert "presets paper and quick" in done.stdout and "no SAC run" in done.stdout
+
+
+def test_plot_refuses_bad_input_with_one_line(tmp_path):
+    (tmp_path / "other").mkdir()
+    empty = fake_run(tmp_path / "empty", steps=2000)
+    (empty / "eval.csv").unlink()
+    for arguments, text in (
+        ([], "name at least one run's folder"),
+        ([tmp_path / "missing"], "there is no such folder"),
+        ([tmp_path / "other"], "not a run's folder"),
+        ([empty], "no evaluation yet"),
+        (["--ouut=x", empty], "ouut"),
+    ):
+        done = plot(*arguments)
+        assert done.returncode == 2 and done.stdout == "", (arguments, done.stdout)
+        assert len(done.stderr.splitlines()) == 1 and text in done.stderr, done.stderr
+
+
+def test_plot_help_fits_a_screen():
+    lines = plot("--help").stdout.splitlines()
+    assert "--out" in "\n".join(lines) and len(lines) <= 30
