@@ -10,16 +10,16 @@ table.md into --out, and prints the table.
 
 import csv
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from dynajax import config, figures, report, statistics
+from dynajax import cli, config, figures, report, statistics
 from dynajax.figures import Bars, Panel
+from dynajax.folder import write_atomically
 from dynajax.types import UsageError
 
 _OUT = flags.DEFINE_string("out", "comparison", "Folder for the pictures and the table.")
@@ -161,7 +161,9 @@ def compare(tasks: dict[str, dict[str, Curve]]) -> tuple[list[dict[str, Any]], l
                 "low": _number(raw.low), "high": _number(raw.high),
                 "sac_100": "" if sac is None else f"{raw.point / unit:.1f}",
             })  # fmt: skip
-    if any(row["seeds"] < 5 for row in rows):
+    if any(row["seeds"] == 1 for row in rows):
+        notes.append("One seed has no interval.")
+    if any(1 < row["seeds"] < 5 for row in rows):
         notes.append("With fewer than 5 seeds bootstrap intervals come out too narrow.")
     if len(relative) > 1:
         everywhere = [n for n in next(iter(relative.values()))
@@ -241,30 +243,18 @@ def plot(folders: Sequence[str], out: Path) -> str:
                 bars, title="Final return: IQM over seeds, 95 % stratified bootstrap interval",
                 note=notes)),
         }.items():  # fmt: skip
-            report.write_atomic(out / name, data)
+            write_atomically(out / name, data)
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
     return table
 
 
-def main(arguments: Sequence[str]) -> int:
-    try:
-        if len(arguments) < 2:
-            raise UsageError("name at least one run's folder, such as runs/cheetah-run-*")
-        print(plot(arguments[1:], Path(_OUT.value)), end="")
-    except UsageError as error:
-        print(f"plot.py: {error}", file=sys.stderr)
-        return 2
+def main(folders: Sequence[str]) -> int:
+    if not folders:
+        raise UsageError("name at least one run's folder, such as runs/cheetah-run-*")
+    print(plot(folders, Path(_OUT.value)), end="")
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
-        print(f"plot.py: {error}".replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    cli.run(main)

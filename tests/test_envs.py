@@ -155,13 +155,13 @@ def test_actions_are_rescaled_to_the_tasks_bounds():
     env.reset(seed=0)
     taken = [env.step(np.float32([a]))[1] for a in (-1, 0, 0.5, 1)]
     assert taken == [-2, 2, 4, 6]
-    from dynajax.envs.dmc import _rescale
+    from dynajax.envs.dmc import rescale
 
     low, high = np.array([-1.0, -1.0, -1.0]), np.array([1.0, 1.1, 1.0])
-    np.testing.assert_allclose(_rescale([1, 1, -1], low, high), [1, 1.1, -1])
+    np.testing.assert_allclose(rescale([1, 1, -1], low, high), [1, 1.1, -1])
     tiny = np.float32([1e-30, 0, 0.3])
-    np.testing.assert_array_equal(_rescale(tiny, low, -low), tiny.astype(np.float64))
-    assert _rescale(np.float32([2, 2, 2]), low, high).max() <= 1.1
+    np.testing.assert_array_equal(rescale(tiny, low, -low), tiny.astype(np.float64))
+    assert rescale(np.float32([2, 2, 2]), low, high).max() <= 1.1
 
 
 def test_dict_observations_are_flat_and_named():

@@ -108,12 +108,7 @@ class Checkpoints:
                 pieces = [*pieces, new]
             arrays = _flatten(_without_real(state))
             arrays |= {_HOST + name: array for name, array in host.items()}
-            record = {
-                "count": count,
-                "pieces": pieces,
-                "layout": _layout(state),
-                "meta": dict(meta),
-            }
+            record = {"pieces": pieces, "layout": _layout(state), "meta": dict(meta)}
             self._write(self._folder / f"{number:06d}-step-{step}", arrays, record)
             self._pieces = pieces
         except (OSError, ValueError) as error:
@@ -171,7 +166,7 @@ class Checkpoints:
     def _load(self, path: Path, template: TrainState) -> tuple[Restored, list[_Piece]]:
         content = _read_meta(path)
         try:
-            count, layout, meta = content["count"], content["layout"], content["meta"]
+            layout, meta = content["layout"], content["meta"]
             pieces = [_Piece(*piece) for piece in content["pieces"]]
         except (KeyError, TypeError):
             raise UsageError(
@@ -180,14 +175,14 @@ class Checkpoints:
         _check_layout(path, layout, _layout(template))
         arrays = _read_arrays(path, content)
 
+        # Oldest first, so that what a later piece overwrote in the ring is overwritten here too.
         replay = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template.rows.real)
         capacity = replay.valid.shape[1]
         for piece in pieces:
             new = _read_arrays(folder := self._replay / piece.name, _read_meta(folder))
-            start = max(piece.start, count - capacity)
-            slots = np.arange(start, piece.stop) % capacity
+            slots = np.arange(piece.start, piece.stop) % capacity
             for leaf_path, leaf in _flatten(replay).items():
-                leaf[:, slots] = new[leaf_path][:, start - piece.start :]
+                leaf[:, slots] = new[leaf_path]
 
         state = jax.tree_util.tree_map_with_path(
             lambda key_path, leaf: arrays[jax.tree_util.keystr(key_path)], _without_real(template)

@@ -19,7 +19,7 @@ def use_compilation_cache() -> None:
     import jax
 
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 
@@ -196,13 +196,13 @@ class Setting(NamedTuple):
 
 def _fields(cls: type, prefix: str) -> list[Setting]:
     kinds = typing.get_type_hints(cls)
-    return [
-        Setting(
-            prefix + f.name, kinds[f.name], *f.metadata["range"], bool(f.metadata.get("traced"))
-        )
-        for f in dataclasses.fields(cls)
-        if "range" in f.metadata
-    ]
+    found = []
+    for f in dataclasses.fields(cls):
+        if "range" in f.metadata:
+            low, high = f.metadata["range"]
+            traced = bool(f.metadata.get("traced"))
+            found.append(Setting(prefix + f.name, kinds[f.name], low, high, traced))
+    return found
 
 
 def all_settings() -> dict[str, Setting]:
@@ -293,7 +293,7 @@ def make(
     algo: str = "mbpo",
     preset: str = "quick",
     fixes: Sequence[str] = ("",),
-    vary: Mapping[str, Iterable[float]] = types.MappingProxyType({}),
+    vary: Mapping[str, Iterable[float | str]] = types.MappingProxyType({}),
     settings: Mapping[str, Any] = types.MappingProxyType({}),
     seeds: int = 1,
     seed: int = 0,
@@ -346,8 +346,8 @@ def make(
             raise UsageError(f"--fix={','.join(variant.fixes)}: the variant is given twice")
     base = PRESETS[preset]
     config = dataclasses.replace(
-        base, env=env, algo=algo, engine=engine, variants=variants, seeds=seeds, seed=seed,
-        steps=base.steps if steps is None else steps,
+        base, env=env, algo=cast(Any, algo), engine=cast(Any, engine), variants=variants,
+        seeds=seeds, seed=seed, steps=base.steps if steps is None else steps,
     )  # fmt: skip
     for path, value in settings.items():
         config = assign(config, path, parse("--set", path, value))

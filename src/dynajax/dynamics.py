@@ -4,6 +4,7 @@ Chua et al. (2018) and Janner et al. (2019); the weighted likelihood of Seitzer 
 Everything is learned and scored on the code's z (`targets`).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def distribution(config: ModelConfig, params: Params, inputs: Array) -> tuple[Ar
     """
     outputs = params["log_variance_min"].shape[0]
     network = networks.member(config.width, config.depth, outputs - 1)
-    out = jax.vmap(lambda p, x: network.apply({"params": p}, x))(params["members"], inputs)
+    out = jax.vmap(functools.partial(networks.apply, network))(params["members"], inputs)
     mean, raw = jnp.split(out, 2, -1)
     low, high = params["log_variance_min"], params["log_variance_max"]
     if not config.learned_bounds:
@@ -210,7 +211,12 @@ def _train_until_stale(
     config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array
 ) -> tuple[Model, Array]:
     """Rounds of steps until `patience` of them pass in which no member's holdout score gained
-    `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix)."""
+    `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
+
+    The weights that the fit began with are no candidates. If they were, a fit to data of a new
+    kind, which first has to unlearn its certainty, could end where it began, and so could every
+    later one: the model would never see the new data (BUILD_NOTES.md, "Early stopping").
+    """
 
     def going_on(search: _Search) -> Array:
         return (search.stale < config.patience) & (search.steps < config.fit_steps)
@@ -239,7 +245,7 @@ def _train_until_stale(
 
     begin = _Search(
         params=model.params, optimiser=model.optimiser, best=model.params["members"],
-        best_score=score(config, model, data),
+        best_score=jnp.full(config.members, jnp.inf),
         stale=jnp.zeros((), jnp.int32), steps=jnp.zeros((), jnp.int32), key=key,
     )  # fmt: skip
     end = jax.lax.while_loop(going_on, one_round, begin)

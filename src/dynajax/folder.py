@@ -19,12 +19,12 @@ _PACKAGES = ("dynajax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "m
              "dm_control", "gymnasium", "numpy")  # fmt: skip
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file such that a reader sees the old text or the new, never a part."""
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file such that a reader sees the old one or the new one, never a part."""
     with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
+        dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
-        file.write(text)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
@@ -119,7 +119,7 @@ class RunFolder:
             "git_commit": _git_commit(),
         }
         try:
-            write_atomically(path, json.dumps(content, indent=2) + "\n")
+            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         except OSError as error:
             raise UsageError(
                 f"--out={self.path}: the folder cannot be written ({error.strerror})"

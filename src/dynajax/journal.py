@@ -119,7 +119,6 @@ class Journal:
         self._fits: list[tuple[int, Metrics]] = []
         self._learned = 0
         self._learning_since = 0.0
-        self._fit_seconds_before = 0.0
 
     def __enter__(self) -> "Journal":
         needed = _bytes(self._shapes)
@@ -229,9 +228,11 @@ class Journal:
 
     def evaluated(self, step: int, result: Evaluation, env: HostEnvs) -> None:
         """Logs an evaluation and what was learned and fitted since the one before."""
-        now, learned = time.perf_counter(), max(1, self._learned)
-        rate = (now - self._learning_since) / learned if self._learned else 0.0
-        self._progress.evaluation(step, result, rate * (self._config.steps - step))
+        now, left = time.perf_counter(), None
+        if self._learned > 1:
+            rate = (now - self._learning_since) / (self._learned - 1)
+            left = rate * (self._config.steps - step)
+        self._progress.evaluation(step, result, left)
         self.logs.evaluation(step, result)
         self._log(step, env)
         self.logs.time(

@@ -155,17 +155,21 @@ class Progress:
         elif not self._quiet:
             print(text, flush=True)
 
-    def evaluation(self, step: int, result: Evaluation, seconds_left: float) -> None:
+    def evaluation(self, step: int, result: Evaluation, seconds_left: float | None) -> None:
         """Shows each variant's latest return, mean and standard deviation over seeds."""
         scores = result.returns.mean(1).reshape(len(self._config.variants), -1)
+        several = len(self._config.variants) > 1
         parts = [
-            f"{variant.name} {row.mean():.1f}" + (f" ± {row.std():.1f}" if len(row) > 1 else "")
+            (f"{variant.name} " if several else "")
+            + f"{row.mean():.1f}"
+            + (f" ± {row.std():.1f}" if len(row) > 1 else "")
             for variant, row in zip(self._config.variants, scores, strict=True)
         ]
         text = "return " + ", ".join(parts)
         self._bar.set_postfix_str(text)
         if not self._live:
-            self.say(f"step {step}/{self._config.steps}  {text}  {duration(seconds_left)} left")
+            left = "" if seconds_left is None else f"  {duration(seconds_left)} left"
+            self.say(f"step {step}/{self._config.steps}  {text}{left}")
 
     def close(self) -> None:
         self._bar.close()

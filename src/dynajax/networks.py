@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -68,6 +68,11 @@ def member(width: int, depth: int, obs_dim: int) -> MLP:
     being that of one member.
     """
     return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, _fan_in)
+
+
+def apply(network: nn.Module, params: Params, inputs: Array) -> Array:
+    """The network's output for `inputs`."""
+    return cast(Array, network.apply({"params": params}, inputs))
 
 
 def stacked_init(network: nn.Module, key: Array, copies: int, inputs: int) -> Params:

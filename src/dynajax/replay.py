@@ -70,7 +70,7 @@ def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Ar
         key, now = jax.random.split(key)
         return jnp.where(replay.valid[slots], slots, fresh(now)), key, tries + 1
 
-    return jax.lax.while_loop(holes, redraw, (fresh(first_key), key, 0))[0]
+    return jax.lax.while_loop(holes, redraw, (fresh(first_key), key, jnp.zeros((), jnp.int32)))[0]
 
 
 def take(replay: Replay, slots: Array) -> Transition:

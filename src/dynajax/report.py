@@ -6,7 +6,6 @@ It is one file that needs nothing else, so it can be mailed or opened years late
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from dynajax import figures, statistics
 from dynajax.figures import Panel, Series
+from dynajax.folder import write_atomically
 from dynajax.types import UsageError
 
 #: A gain in the reward's R2 that counts as the reward model having changed.
@@ -129,7 +129,7 @@ def write_report(folder: str | Path) -> Path:
     title = f"{run.config['env']}: {run.config['algo'].upper()}, preset {run.config['preset']}"
     evals: Series = {_shown(run, v): (run.steps, values) for v, values in run.evals.items()}
     panel = Panel(evals, figures.RETURN, include=0.0)
-    write_atomic(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
+    write_atomically(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
     stories = _model_story(run) if run.config["algo"] == "mbpo" else {}
     stories |= _critic_story(run)
     page = figures.page(
@@ -142,15 +142,8 @@ def write_report(folder: str | Path) -> Path:
         appendix=_time(run) + _provenance(run.info),
     )
     path = run.folder / "report.html"
-    write_atomic(path, page.encode())
+    write_atomically(path, page.encode())
     return path
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def headline(run: Run) -> list[str]:
@@ -332,8 +325,8 @@ def _time(run: Run) -> str:
     spent = f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes"
     return (
         f"<h2>Where the time went</h2><p>{spent} in all, {rate:,.1f} environment "
-        "steps a second (of every seed and variant at once). An update's time includes waiting "
-        f"for the device.</p>{figures.html_table(['stage', 'time', 'share', ''], rows)}"
+        "steps a second (of every seed and variant at once).</p>"
+        f"{figures.html_table(['stage', 'time', 'share', ''], rows)}"
     )
 
 

@@ -37,7 +37,7 @@ def init(config: SACConfig, spec: EnvSpec, key: Array) -> Agent:
 def policy(config: SACConfig, actor: Params, obs: Array, action_dim: int) -> tuple[Array, Array]:
     """Mean and log std of the Gaussian before tanh: (..., D) -> (..., A), (..., A)."""
     network = networks.actor(config.hidden, action_dim)
-    return networks.policy_parameters(network.apply({"params": actor}, obs))
+    return networks.policy_parameters(networks.apply(network, actor, obs))
 
 
 def greedy(config: SACConfig, actor: Params, obs: Array, action_dim: int) -> Array:
@@ -75,7 +75,7 @@ def q_values(config: SACConfig, critic: Params, obs: Array, action: Array) -> Ar
     """Both twins: (..., D), (..., A) -> (2, ...)."""
     network = networks.critic(config.hidden, config.critic_layer_norm)
     inputs = jnp.concatenate([obs, action], -1)
-    return jax.vmap(lambda params: network.apply({"params": params}, inputs)[..., 0])(critic)
+    return jax.vmap(lambda params: networks.apply(network, params, inputs)[..., 0])(critic)
 
 
 def td_target(

@@ -35,7 +35,9 @@ def build(config: Config, spec: EnvSpec) -> Program:
     """Maps one row's functions over the rows, and jits them. Transitions have leaves (S, ...)."""
 
     def init() -> TrainState:
-        configs, variants, seeds = [], [], []
+        configs: list[Config] = []
+        variants: list[int] = []
+        seeds: list[int] = []
         for index, variant in enumerate(config.variants):
             own = functools.reduce(lambda c, item: assign(c, *item), variant.values, config)
             configs += [own] * config.seeds
@@ -134,14 +136,15 @@ def train(
     ):
         state, pending, step = journal.restore(program.init, env)
         for t in range(step, config.steps):
-            action = program.act(state, env.obs, t)
+            chosen = program.act(state, env.obs, t)
 
             # The device learns from the last transition while the environment takes this action.
-            if t < config.random_steps:
-                if pending is not None:
-                    state = program.insert(state, *pending)
+            learning = t - config.random_steps
+            if pending is None:
+                pass
+            elif learning < 0:
+                state = program.insert(state, *pending)
             else:
-                learning = t - config.random_steps
                 if config.sac.reset_every and t % config.sac.reset_every == 0:
                     state = program.reset_agent(state)
                 if config.algo == "mbpo" and learning % config.model.fit_every == 0:
@@ -150,18 +153,20 @@ def train(
                 journal.learned(metrics)
 
             with journal.clock("update"):
-                action = np.asarray(action)
+                action = np.asarray(chosen)
             with journal.clock("environment"):
                 pending = env.step(action)
             step = t + 1
             journal.stepped(step)
 
-            if step % config.eval.every == 0:
+            due = step % config.eval.every == 0
+            if due:
                 with journal.clock("evaluate"):
                     result = evaluate(functools.partial(program.greedy, state), step)
                 journal.evaluated(step, result, env)
-            if step % config.eval.every == 0 or interrupted():
+            stop = interrupted()
+            if due or stop:
                 journal.save(step, state, env, pending)
-            if interrupted():
+            if stop:
                 break
     return Result(config, folder, state, finished=step >= config.steps)

@@ -1,8 +1,10 @@
 """A film of what a policy does."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +25,7 @@ def record(config: Config, folder: Path, state: TrainState) -> list[Path]:
       UsageError: there is no renderer on this machine, or the task draws no pictures.
     """
     env = envs.make(config.env, time_limit=config.host.time_limit, seed=config.seed, render=True)
-    action_dim = env.action_space.shape[0]
+    action_dim = envs.spec(config.env, time_limit=config.host.time_limit).action_dim
     paths = []
 
     @jax.jit
@@ -36,16 +38,16 @@ def record(config: Config, folder: Path, state: TrainState) -> list[Path]:
             actor = jax.tree.map(lambda x, row=row: x[row], state.rows.agent.actor)
             name = variant.name.replace(";", "_").replace(",", "+")
             paths.append(folder / f"video-{name}.mp4")
-            _film(env, lambda obs, actor=actor: np.asarray(act(actor, obs)), config, paths[-1])
+            _film(env, functools.partial(act, actor), config, paths[-1])
     finally:
         env.close()
     return paths
 
 
-def _film(
-    env: envs.Env, act: Callable[[np.ndarray], np.ndarray], config: Config, path: Path
-) -> None:
+def _film(env: envs.Env, act: Callable[[np.ndarray], Any], config: Config, path: Path) -> None:
     import imageio
+
+    writer: Any = imageio.get_writer
 
     obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
     try:
@@ -58,13 +60,11 @@ def _film(
         ) from None
     fps = min(60, max(1, int(env.metadata.get("render_fps") or 30)))
     partial = path.with_name(f".{path.name}")
-    with imageio.get_writer(
-        partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8
-    ) as film:  # type: ignore[call-overload]
+    with writer(partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8) as film:
         over = False
         while not over:
             film.append_data(frame)
-            obs, _, terminated, truncated, _ = env.step(act(obs))
+            obs, _, terminated, truncated, _ = env.step(np.asarray(act(obs)))
             over = terminated or truncated
             frame = env.render()
     os.replace(partial, path)

@@ -28,6 +28,12 @@ def headless() -> bool:
     return sys.platform == "linux" and not any(os.environ.get(name) for name in screens)
 
 
+def rescale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Actions (A,) from [-1, 1] to [low, high]; with bounds -1 and 1 it changes no bit."""
+    scaled = (low + high) / 2 + (high - low) / 2 * np.asarray(action, np.float64)
+    return np.clip(scaled, low, high)
+
+
 @functools.cache
 def _suite() -> types.ModuleType:
     """dm_control.suite, imported at first use.
@@ -122,7 +128,7 @@ class DMControlEnv(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Takes one action (A,); truncated at the time limit or by invalid physics."""
         try:
-            timestep = self._env.step(_rescale(action, self._low, self._high))
+            timestep = self._env.step(rescale(action, self._low, self._high))
         except self._physics_error:
             return np.full(len(self.obs_names), np.nan, np.float32), np.nan, False, True, {}
         self._steps += 1
@@ -137,9 +143,3 @@ class DMControlEnv(gymnasium.Env):
 
     def close(self) -> None:
         self._env.close()
-
-
-def _rescale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From [-1, 1] to [low, high]; with bounds -1 and 1 it changes no bit."""
-    scaled = (low + high) / 2 + (high - low) / 2 * np.asarray(action, np.float64)
-    return np.clip(scaled, low, high)

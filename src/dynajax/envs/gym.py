@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dynajax.envs.dmc import _rescale, headless
+from dynajax.envs.dmc import headless, rescale
 from dynajax.types import UsageError
 
 
@@ -153,7 +153,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Takes one action (A,) in [-1, 1]."""
-        scaled = _rescale(np.reshape(action, self._low.shape), self._low, self._high)
+        scaled = rescale(np.reshape(action, self._low.shape), self._low, self._high)
         observation, reward, terminated, truncated, info = self._env.step(
             scaled.astype(self._dtype)
         )

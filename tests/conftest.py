@@ -1,0 +1,51 @@
+"""What the tests share: the compilation cache, a small task, and a small configuration."""
+
+from collections.abc import Callable
+
+import pytest
+
+from dynajax import cli, config
+from dynajax.types import EnvSpec
+
+# Most of the tests' time is compilation; a second run takes it from here.
+cli.use_compilation_cache()
+
+#: Sizes at which a program compiles and runs in seconds.
+SMALL = {
+    "random_steps": 50,
+    "sac.hidden": (8, 8),
+    "sac.utd": 2,
+    "sac.batch": 20,
+    "model.members": 3,
+    "model.elites": 2,
+    "model.width": 8,
+    "model.depth": 2,
+    "model.batch": 16,
+    "model.schedule": "fixed",
+    "model.fit_steps": 20,
+    "model.round_steps": 10,
+    "model.patience": 3,
+    "model.score_size": 40,
+    "rollout.batch": 8,
+    "replay.real": 120,
+    "replay.synthetic": 64,
+    "eval.every": 10,
+}
+
+
+@pytest.fixture(scope="session")
+def spec() -> EnvSpec:
+    """Three observations, two actions, and an end where the first observation passes 5."""
+    return EnvSpec("walk", 3, 2, 50, ("x", "y", "z"), lambda obs, action, new: new[0] > 5)
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., config.Config]:
+    """`config.make` with small sizes: make({"sac.utd": 3}, fixes=["scale"], seeds=2)."""
+
+    def small(settings=(), *, steps=100, **arguments):
+        return config.make(
+            "walk", preset="paper", settings=SMALL | dict(settings), steps=steps, **arguments
+        )
+
+    return small

@@ -1,0 +1,370 @@
+"""Soft Actor-Critic against numbers by hand, scipy, and a second implementation in numpy."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dynajax import networks, sac
+from dynajax.config import SACConfig
+from dynajax.types import EnvSpec, Transition
+
+D, A, B = 3, 2, 6
+SPEC = EnvSpec("walk", D, A, 50, ("x", "y", "z"), None)
+CONFIG = SACConfig(
+    hidden=(8, 8), learning_rate=0.01, discount=0.9, polyak=0.1, initial_temperature=0.3
+)
+# One compiled update for the module; the traced fields of the configuration are its arguments.
+update = jax.jit(sac.update)
+
+
+def batch_of(seed: int, size: int = B) -> Transition:
+    rng = np.random.default_rng(seed)
+    return Transition(
+        obs=rng.normal(size=(size, D)).astype(np.float32),
+        action=rng.uniform(-1, 1, (size, A)).astype(np.float32),
+        reward=rng.normal(size=size).astype(np.float32),
+        discount=(rng.random(size) > 0.3).astype(np.float32),
+        next_obs=rng.normal(size=(size, D)).astype(np.float32),
+    )
+
+
+# --- the formulas, by hand -----------------------------------------------------------------
+
+
+def test_td_target_by_hand():
+    zeros = np.zeros((3, 1))
+    batch = Transition(zeros, zeros, np.array([1.0, 1.0, -2.0]), np.array([1.0, 0.0, 1.0]), zeros)
+    next_q = np.array([[4.0, 4.0, -1.0], [6.0, 6.0, -3.0]])
+    log_prob = np.array([2.0, 2.0, -4.0])
+    # 1 + 0.5 (4 - 0.25 * 2); at a termination the reward alone; -2 + 0.5 (-3 + 0.25 * 4)
+    expected = [2.75, 1.0, -3.0]
+    np.testing.assert_allclose(sac.td_target(0.5, batch, next_q, 0.25, log_prob), expected)
+
+
+def test_critic_loss_sums_the_twins_without_a_half():
+    q = jnp.array([[1.0, 2.0], [3.0, 5.0]])
+    # twin 1: 1 and 0; twin 2: 1 and 9; mean over the two transitions of 2 and 9
+    assert sac.critic_loss(q, jnp.array([2.0, 2.0])) == 5.5
+
+
+def test_actor_loss_takes_the_smaller_twin():
+    q = jnp.array([[1.0, 2.0], [3.0, -2.0]])
+    # mean of 0.5 * 2 - 1 and 0.5 * (-4) - (-2)
+    assert sac.actor_loss(0.5, jnp.array([2.0, -4.0]), q) == 0.0
+    assert sac.actor_loss(0.5, jnp.array([4.0, -4.0]), q) == 0.5
+
+
+def test_temperature_loss_and_its_gradient_in_log_alpha():
+    log_alpha = jnp.log(0.2)
+    value, slope = jax.value_and_grad(sac.temperature_loss)(log_alpha, 1.5, -1.0)
+    # alpha * 2.5; d/d(log alpha) of it is the same number
+    assert value == pytest.approx(0.5, rel=1e-6)
+    assert slope == pytest.approx(0.5, rel=1e-6)
+
+
+# --- the policy ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("u", [-3.0, -0.2, 0.0, 1.0, 4.0])
+def test_log_density_is_the_change_of_variables(u):
+    mean, std = np.array([0.3, -0.5]), np.array([0.5, 1.5])
+    action, log_prob = sac.tanh_gaussian(mean, np.log(std), (u - mean) / std)
+    squash = np.log(1 - np.tanh(u) ** 2)
+    expected = (stats.norm.logpdf(u, mean, std) - squash).sum()
+    np.testing.assert_allclose(action, np.tanh(u), rtol=1e-5)
+    np.testing.assert_allclose(log_prob, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("u", [-60.0, 60.0])
+def test_log_density_stays_right_where_tanh_is_one(u):
+    def log_prob(mean):
+        return sac.tanh_gaussian(mean, jnp.zeros(1), jnp.ones(1))[1]
+
+    value, slope = jax.value_and_grad(log_prob)(jnp.array([u - 1.0]))
+    # log(1 - tanh^2 u) = 2 (log 2 - |u|) there, and noise is 1
+    expected = stats.norm.logpdf(1.0) - 2 * (math.log(2) - abs(u))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(slope, [2 * np.sign(u)], rtol=1e-6)
+
+
+def test_density_of_actions_integrates_to_one():
+    mean, std = 0.4, 0.7
+    u = np.linspace(-9, 9, 4001)
+    _, log_prob = sac.tanh_gaussian(
+        np.full((u.size, 1), mean), np.full((u.size, 1), math.log(std)), (u[:, None] - mean) / std
+    )
+    total = np.trapezoid(np.exp(np.asarray(log_prob, np.float64)), np.tanh(u))
+    assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_log_std_has_bounds_and_begins_at_minus_four():
+    _, log_std = networks.policy_parameters(jnp.array([0.0, 0.0, 0.0, -99.0, 0.0, 99.0]))
+    np.testing.assert_allclose(log_std, [-10, -4, 2])
+    agent = sac.init(CONFIG, SPEC, jax.random.PRNGKey(0))
+    _, log_std = sac.policy(CONFIG, agent.actor, jnp.zeros(D), A)
+    np.testing.assert_allclose(np.exp(log_std), math.exp(-4), rtol=1e-5)
+
+
+def test_greedy_action_is_tanh_of_the_mean():
+    agent = new_agent(0)
+    obs = batch_of(0).obs
+    mean = forward(as_numpy(agent.actor), obs)[:, :A]
+    np.testing.assert_allclose(sac.greedy(CONFIG, agent.actor, obs, A), np.tanh(mean), rtol=1e-4)
+
+
+def test_initial_weights_are_orthogonal_with_gain_root_two():
+    agent = sac.init(CONFIG, SPEC, jax.random.PRNGKey(0))
+    twins = [jax.tree.map(lambda leaf, i=i: leaf[i], agent.critic) for i in range(2)]
+    for network in [agent.actor, *twins]:
+        for layer in network.values():
+            kernel = np.asarray(layer["kernel"])
+            small = kernel @ kernel.T if kernel.shape[0] <= kernel.shape[1] else kernel.T @ kernel
+            np.testing.assert_allclose(small, 2 * np.eye(len(small)), atol=1e-5)
+            assert not layer["bias"].any()
+    assert not np.allclose(twins[0]["head"]["kernel"], twins[1]["head"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, agent.critic, agent.target_critic)
+    assert agent.log_temperature == pytest.approx(math.log(0.3), rel=1e-6)
+
+
+def test_layer_norm_belongs_to_the_critic_alone():
+    def layers(normalised):
+        config = SACConfig(hidden=(8, 8), critic_layer_norm=normalised)
+        agent = sac.init(config, SPEC, jax.random.PRNGKey(0))
+        assert sac.q_values(config, agent.critic, jnp.ones((4, D)), jnp.ones((4, A))).shape == (
+            2,
+            4,
+        )
+        return set(agent.actor), set(agent.critic)
+
+    plain = {"hidden_0", "hidden_1", "head"}
+    assert layers(False) == (plain, plain)
+    assert layers(True) == (plain, plain | {"norm_0", "norm_1"})
+
+
+# --- one whole update against numpy ----------------------------------------------------------
+# Everything below is float64 numpy; gradients are central differences of the losses.
+
+
+def as_numpy(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def new_agent(seed):
+    """An agent in mid-training: no weight is zero, and the target lags behind the critic."""
+    agent = sac.init(CONFIG, SPEC, jax.random.PRNGKey(seed))
+    rng = np.random.default_rng(seed)
+
+    def moved(tree, by):
+        return jax.tree.map(lambda x: x + by * rng.normal(size=x.shape).astype(np.float32), tree)
+
+    actor = moved(agent.actor, 0.2)
+    # Wider than a new policy, so that the noise reaches the critics.
+    actor["head"]["bias"] += np.array([0.0] * A + [0.5] * A, np.float32)
+    return agent._replace(
+        actor=actor, critic=moved(agent.critic, 0.2), target_critic=moved(agent.target_critic, 0.2)
+    )
+
+
+def forward(params, x):
+    for i in range(len(params) - 1):
+        layer = params[f"hidden_{i}"]
+        x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def twin_q(params, obs, action):
+    x = np.concatenate([obs, action], -1)
+    return np.stack(
+        [forward(jax.tree.map(lambda leaf, i=i: leaf[i], params), x)[:, 0] for i in range(2)]
+    )
+
+
+def act(params, obs, noise):
+    mean, x = np.split(forward(params, obs), 2, -1)
+    log_std = -10 + 6 * (1 + np.tanh(x))
+    u = mean + np.exp(log_std) * noise
+    # 1 - tanh^2 u = 1 / cosh^2 u
+    squash = -2 * (np.logaddexp(u, -u) - np.log(2))
+    density = stats.norm.logpdf(u, mean, np.exp(log_std)) - squash
+    return np.tanh(u), density.sum(-1)
+
+
+def slope(function, params):
+    """Central differences in every entry of a tree."""
+    gradient = jax.tree.map(np.zeros_like, params)
+    for leaf, out in zip(jax.tree.leaves(params), jax.tree.leaves(gradient), strict=True):
+        for at in np.ndindex(leaf.shape):
+            middle = leaf[at]
+            leaf[at] = middle + 1e-6
+            high = function(params)
+            leaf[at] = middle - 1e-6
+            out[at] = (high - function(params)) / 2e-6
+            leaf[at] = middle
+    return gradient
+
+
+class Adam:
+    """Kingma and Ba (2015), algorithm 1."""
+
+    def __init__(self, params):
+        self.mean = jax.tree.map(np.zeros_like, params)
+        self.square = jax.tree.map(np.zeros_like, params)
+        self.count = 0
+
+    def step(self, params, gradient, rate):
+        self.count += 1
+        self.mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, self.mean, gradient)
+        self.square = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, self.square, gradient)
+        first, second = 1 - 0.9**self.count, 1 - 0.999**self.count
+        return jax.tree.map(
+            lambda p, m, v: p - rate * (m / first) / (np.sqrt(v / second) + 1e-8),
+            params, self.mean, self.square,
+        )  # fmt: skip
+
+
+class Reference:
+    """Soft Actor-Critic again. `wrong` names one step to take out of order."""
+
+    def __init__(self, agent, wrong=None):
+        self.actor, self.critic = as_numpy(agent.actor), as_numpy(agent.critic)
+        self.target, self.log_alpha = as_numpy(agent.target_critic), as_numpy(agent.log_temperature)
+        self.adams = [Adam(self.actor), Adam(self.critic), Adam(self.log_alpha)]
+        self.wrong = wrong
+
+    def update(self, batch, key):
+        batch = Transition(*(np.asarray(x, np.float64) for x in batch))
+        next_noise, noise = (
+            np.asarray(jax.random.normal(k, (B, A)), np.float64) for k in jax.random.split(key)
+        )
+        alpha, rate, old_critic = np.exp(self.log_alpha), 0.01, self.critic
+        next_action, next_log_prob = act(self.actor, batch.next_obs, next_noise)
+        next_q = twin_q(self.target, batch.next_obs, next_action).min(0)
+        y = batch.reward + 0.9 * batch.discount * (next_q - alpha * next_log_prob)
+
+        def critic_loss(params):
+            q = twin_q(params, batch.obs, batch.action)
+            return np.mean((q[0] - y) ** 2 + (q[1] - y) ** 2)
+
+        self.critic = self.adams[1].step(self.critic, slope(critic_loss, self.critic), rate)
+        towards = old_critic if self.wrong == "target before critic" else self.critic
+        self.target = jax.tree.map(lambda t, c: 0.9 * t + 0.1 * c, self.target, towards)
+        judge = old_critic if self.wrong == "actor against the old critic" else self.critic
+
+        def actor_loss(params):
+            action, log_prob = act(params, batch.obs, noise)
+            return np.mean(alpha * log_prob - twin_q(judge, batch.obs, action).min(0))
+
+        entropy = -act(self.actor, batch.obs, noise)[1].mean()
+        if self.wrong == "entropy at the next states":
+            entropy = -next_log_prob.mean()
+        self.actor = self.adams[0].step(self.actor, slope(actor_loss, self.actor), rate)
+        if self.wrong == "entropy of the new actor":
+            entropy = -act(self.actor, batch.obs, noise)[1].mean()
+        # d/d(log alpha) of alpha (entropy - target entropy), the target being -A/2
+        gradient = np.asarray(alpha * (entropy + 0.5 * A))
+        self.log_alpha = self.adams[2].step(self.log_alpha, gradient, rate)
+        return {
+            "critic_loss": critic_loss(old_critic),
+            "temperature_loss": gradient,
+            "entropy": entropy,
+            "target_mean": y.mean(),
+        }
+
+
+def three_updates(wrong=None):
+    agent = new_agent(1)
+    reference = Reference(agent, wrong)
+    for i in range(3):
+        key, batch = jax.random.PRNGKey(10 + i), batch_of(i)
+        agent, metrics = update(CONFIG, agent, batch, key)
+        expected = reference.update(batch, key)
+    return agent, metrics, reference, expected
+
+
+def distances(agent, reference):
+    """How far apart the networks are, in units of one Adam step."""
+    pairs = {
+        "actor": (agent.actor, reference.actor),
+        "critic": (agent.critic, reference.critic),
+        "target": (agent.target_critic, reference.target),
+        "temperature": (agent.log_temperature, reference.log_alpha),
+    }
+    return {
+        name: max(
+            np.abs(a - b).max() / 0.01
+            for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+        )
+        for name, (ours, theirs) in pairs.items()
+    }
+
+
+def test_updates_equal_numpy():
+    agent, metrics, reference, expected = three_updates()
+    assert max(distances(agent, reference).values()) < 1e-3
+    for ours, theirs in zip(
+        (agent.actor_optimiser, agent.critic_optimiser, agent.temperature_optimiser),
+        reference.adams,
+        strict=True,
+    ):
+        # The moments show the gradients' size, which Adam's steps hide.
+        for a, b in ((ours.mu, theirs.mean), (ours.nu, theirs.square)):
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), a, b)
+        assert ours.count == 3
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shows_in"),
+    [
+        ("target before critic", "target"),
+        ("actor against the old critic", "actor"),
+        ("entropy at the next states", "temperature"),
+        ("entropy of the new actor", "temperature"),
+    ],
+)
+def test_another_order_would_be_seen(wrong, shows_in):
+    agent, _, reference, _ = three_updates(wrong)
+    assert distances(agent, reference)[shows_in] > 5e-3
+
+
+# --- a decision process whose values are known -------------------------------------------------
+
+
+@pytest.mark.parametrize(("discount", "values"), [(1.0, (8 / 3, 10 / 3)), (0.0, (2.0, 2.0))])
+def test_critic_reaches_the_values_of_two_states(discount, values):
+    """State 0 pays 1 and leads to 1; state 1 pays 2 and leads to 0, or ends there.
+
+    With gamma 1/2: Q0 = 1 + Q1 / 2, Q1 = 2 + Q0 / 2 at a time limit, Q1 = 2 at a termination.
+    """
+    config = SACConfig(
+        hidden=(16,), learning_rate=3e-3, discount=0.5, polyak=0.05, initial_temperature=1e-8
+    )
+    spec = EnvSpec("two", 2, 1, 50, ("0", "1"), None)
+    states = np.eye(2, dtype=np.float32)
+    at = np.arange(64) % 2
+    batch = Transition(
+        obs=states[at],
+        action=np.linspace(-1, 1, 64, dtype=np.float32)[:, None],
+        reward=1.0 + at.astype(np.float32),
+        discount=np.where(at == 1, np.float32(discount), np.float32(1)),
+        next_obs=states[1 - at],
+    )
+
+    @jax.jit
+    def learn(agent):
+        return jax.lax.scan(
+            lambda agent, key: sac.update(config, agent, batch, key),
+            agent,
+            jax.random.split(jax.random.PRNGKey(1), 1500),
+        )[0]
+
+    agent = learn(sac.init(config, spec, jax.random.PRNGKey(0)))
+    actions = jnp.zeros((2, 1))
+    q = sac.q_values(config, agent.critic, states, actions)
+    np.testing.assert_allclose(q, np.broadcast_to(values, (2, 2)), atol=0.05)
