@@ -27,7 +27,7 @@ class OtherUnits(gymnasium.Wrapper):
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs * self._observation, reward * self._reward, terminated, truncated, info
+        return obs * self._observation, float(reward) * self._reward, terminated, truncated, info
 
 
 def _register(name: str, task: str, observation: float, reward: float) -> None:

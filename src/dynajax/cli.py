@@ -1,7 +1,9 @@
 """What the scripts in `experiments/` share: one-line faults, exit statuses, the compile cache."""
 
 import os
+import platform
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -20,8 +22,20 @@ def use_compilation_cache() -> None:
 
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / "xla"))
+        # A home may be shared by machines, and JAX's own key does not tell processors apart.
+        name = f"xla-{jax.__version__}-{_processor()}"
+        jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / name))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _processor() -> str:
+    """A short name of the processor's instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

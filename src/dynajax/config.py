@@ -6,6 +6,7 @@ of one program can differ in them. All others are static and shape the program.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -43,7 +44,7 @@ def _pytree(cls: type) -> type:
 @_pytree
 @dataclass(frozen=True)
 class SACConfig:
-    """Soft Actor-Critic (Haarnoja et al., 2018), with the numbers of DESIGN 2.2."""
+    """Soft Actor-Critic (Haarnoja et al., 2018), with the numbers of the authors' code (BUILD_NOTES.md)."""
 
     hidden: tuple[int, ...] = _static((256, 256), 1)
     utd: int = _static(20, 1)  # gradient updates per environment step
@@ -337,13 +338,20 @@ def make(
                 f"--vary {path}: it shapes the program, so its values need a run each; "
                 f"these can be varied: {traced}"
             )
-        columns.append([(path, parse("--vary", path, value)) for value in values])
+        column = [(path, parse("--vary", path, value)) for value in values]
+        if not column:
+            raise UsageError(f"--vary {path}: give it at least one value")
+        for _, value in column:
+            if column.count((path, value)) > 1:
+                raise UsageError(f"--vary {path}={value:g}: the value is given twice")
+        columns.append(column)
     variants = tuple(
         Variant(fix, values) for fix in parsed_fixes for values in itertools.product(*columns)
     )
     for variant in variants:
         if variants.count(variant) > 1:
-            raise UsageError(f"--fix={','.join(variant.fixes)}: the variant is given twice")
+            fixes_text = ",".join(variant.fixes) or "none"
+            raise UsageError(f"--fix={fixes_text}: the variant is given twice")
     base = PRESETS[preset]
     config = dataclasses.replace(
         base, env=env, algo=cast(Any, algo), engine=cast(Any, engine), variants=variants,
@@ -351,7 +359,8 @@ def make(
     )  # fmt: skip
     for path, value in settings.items():
         config = assign(config, path, parse("--set", path, value))
-    _check(config)
+    for variant in variants:
+        _check(functools.reduce(lambda c, item: assign(c, *item), variant.values, config))
     return config
 
 
@@ -403,7 +412,7 @@ def _check(c: Config) -> None:
     )
     need(
         max(h[-2:]) * r.batch <= c.replay.synthetic,
-        f"--set rollout.horizon={h[-1]}: rollout.batch x horizon must be at most "
+        f"--set rollout.horizon={','.join(map(str, h))}: rollout.batch x horizon must be at most "
         f"replay.synthetic={c.replay.synthetic}",
     )
     need(

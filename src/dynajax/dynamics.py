@@ -281,12 +281,16 @@ def fit(
     """
     data = split(config, replay, holdout_key)
     real = replay.data
+    first = model.fits == 0
     code = targets.fit_code(
-        variants, variant, model.code, model.fits == 0,
+        variants, variant, model.code, first,
         real.obs, real.reward, real.next_obs, data.weights,
     )  # fmt: skip
     mean, std = targets.moments(jnp.concatenate([real.obs, real.action], -1), data.weights)
-    model = recode(model, code)._replace(input_mean=mean, input_std=std, fits=model.fits + 1)
+    # New weights predict nothing that should stay as it is; they are meant for z as they are.
+    written = jax.tree.map(lambda new, old: jnp.where(first, new, old), code, model.code)
+    model = recode(model._replace(code=written), code)
+    model = model._replace(input_mean=mean, input_std=std, fits=model.fits + 1)
     if config.schedule == "fixed":
         model = _train(config, model, replay, data, key, config.fit_steps)
         steps = jnp.asarray(config.fit_steps)

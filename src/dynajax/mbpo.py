@@ -73,6 +73,7 @@ def imagine(row: Row, shared: Shared, spec: EnvSpec, length: Array | int, key: A
     assert row.model is not None and row.synthetic is not None
     config, agent, model = row.config, row.agent, row.model
     size = config.rollout.batch
+    blocks = config.replay.synthetic // size
     start_key, key = jax.random.split(key)
     starts = replay.take(row.real, replay.draw(start_key, row.real, shared.step + 1, (size,)))
 
@@ -82,7 +83,8 @@ def imagine(row: Row, shared: Shared, spec: EnvSpec, length: Array | int, key: A
             config, spec, agent, model, obs, jax.random.fold_in(key, i)
         )
         alive = alive & finite
-        ring = replay.add(ring, transition, alive, (shared.blocks + i) * size)
+        # The remainder first: in all there can be more transitions than an int32 holds.
+        ring = replay.add(ring, transition, alive, (shared.blocks + i) % blocks * size)
         alive = alive & (transition.discount > 0)
         return ring, jnp.where(alive[:, None], transition.next_obs, obs), alive
 
@@ -111,7 +113,8 @@ def learn(
         length = rollouts.horizon(config, shared.step)
         ring = imagine(row, shared, spec, length, rollout_key)
         row = row._replace(synthetic=ring)
-        filled = (shared.blocks + length) * config.rollout.batch
+        blocks = config.replay.synthetic // config.rollout.batch
+        filled = jnp.minimum(shared.blocks + length, blocks) * config.rollout.batch
         shape = (updates, config.sac.batch - real_size)
         imagined = replay.take(ring, replay.draw(synthetic_key, ring, filled, shape))
         rewards["synthetic_reward_mean"] = imagined.reward.mean()

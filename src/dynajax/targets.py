@@ -36,11 +36,12 @@ class Fix(NamedTuple):
 def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and standard deviation (N, X) -> (X,), (X,), each of the N with its weight (N,).
 
-    A standard deviation under `CONSTANT` is given as 1. Two passes, so that a channel whose
-    mean is far from zero keeps its digits.
+    A standard deviation under `CONSTANT` is given as 1. Sums are taken from the first value on,
+    so that a channel far from zero keeps its digits and a constant one has no spread at all.
     """
     total = jnp.maximum(weights.sum(), 1.0)
-    mean = weights @ values / total
+    origin = values[weights.argmax()]
+    mean = origin + weights @ (values - origin) / total
     std = jnp.sqrt(weights @ jnp.square(values - mean) / total)
     return mean, jnp.where(std < CONSTANT, 1.0, std)
 
@@ -149,7 +150,7 @@ def fit_code(
         exponent = next((f.exponent for f in fixes if f.exponent is not None), 0.0)
         skip = jnp.where(first, skip_rule(obs, next_obs, weights), old.skip)
         shift, scale = affine_rule(raw_target(skip, obs, reward, next_obs), weights)
-        codes.append(Code(skip, shift, scale, jnp.asarray(exponent)))
+        codes.append(Code(skip, shift, scale, jnp.asarray(exponent, jnp.float32)))
     return Code(*(jnp.stack(leaves)[variant] for leaves in zip(*codes, strict=True)))
 
 

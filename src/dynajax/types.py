@@ -73,7 +73,7 @@ class Agent(NamedTuple):
 
 
 class Code(NamedTuple):
-    """The affine code of the model's targets, z = ([s' - k s, r] - m) / c (DESIGN 2.1)."""
+    """The affine code of the model's targets, z = ([s' - k s, r] - m) / c."""
 
     skip: Array  # k (D,)
     shift: Array  # m (D+1,)

@@ -136,7 +136,8 @@ class HostEnvs:
           least 1); "finished" (F, 3) float64, the episodes not yet popped, or one row of -1.
         """
         length = np.array([len(a) for a in self._actions], np.int64)
-        actions = np.zeros((len(length), max(1, length.max()), self._spec.action_dim), np.float32)
+        longest = max(1, *map(len, self._actions))
+        actions = np.zeros((len(length), longest, self._spec.action_dim), np.float32)
         for row, taken in enumerate(self._actions):
             if taken:
                 actions[row, : len(taken)] = taken

@@ -1,0 +1,82 @@
+"""The ring of transitions: what is written where, and that draws are even."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dynajax import replay
+from dynajax.types import Transition
+
+N = 100
+draw = jax.jit(replay.draw, static_argnums=3)
+
+
+def block(numbers):
+    """One transition for each number, which stands in all of its fields."""
+    x = jnp.asarray(numbers, jnp.float32)
+    return Transition(x[:, None] + jnp.zeros(2), x[:, None], x, x, x[:, None] + jnp.ones(2))
+
+
+def ring_of(valid):
+    return replay.init(N, 2, 1)._replace(valid=jnp.asarray(valid))
+
+
+def test_new_blocks_overwrite_the_oldest():
+    ring = replay.init(6, 2, 1)
+    for first in range(0, 10, 2):
+        ring = replay.add(ring, block([first, first + 1]), jnp.ones(2, bool), jnp.array(first))
+    np.testing.assert_array_equal(ring.data.reward, [6, 7, 8, 9, 4, 5])
+    taken = replay.take(ring, jnp.array([[3, 4]]))
+    np.testing.assert_array_equal(taken.reward, [[9, 4]])
+    np.testing.assert_array_equal(taken.next_obs, [[[10, 10], [5, 5]]])
+    np.testing.assert_array_equal(taken.action, [[[9], [4]]])
+
+
+def test_valid_flags_follow_their_slots():
+    ring = replay.init(4, 2, 1)
+    assert not ring.valid.any()
+    ring = replay.add(ring, block([0, 1]), jnp.array([True, False]), jnp.array(0))
+    np.testing.assert_array_equal(ring.valid, [True, False, False, False])
+    ring = replay.add(ring, block([2, 3]), jnp.array([False, True]), jnp.array(2))
+    ring = replay.add(ring, block([4, 5]), jnp.array([False, True]), jnp.array(4))
+    np.testing.assert_array_equal(ring.valid, [False, True, False, True])
+
+
+@pytest.mark.parametrize("filled", [80, 100, 250])
+@pytest.mark.parametrize("holes", [0.0, 0.2, 0.9])
+def test_draws_are_even_among_valid_slots(holes, filled):
+    size = min(filled, N)
+    valid = np.zeros(N, bool)
+    valid[:size] = np.random.default_rng(3).permutation(size) >= holes * size
+    # Slots beyond the filled part look valid, and must not be drawn for all that.
+    marked = valid | (np.arange(N) >= size)
+    slots = draw(jax.random.PRNGKey(1), ring_of(marked), jnp.array(filled), (200, 100))
+    counts = np.bincount(np.ravel(slots), minlength=N)
+    assert counts[~valid].sum() == 0
+    assert stats.chisquare(counts[valid]).pvalue > 1e-3
+
+
+def test_neighbouring_draws_are_independent():
+    valid = np.arange(N) % 2 == 0
+    slots = np.asarray(draw(jax.random.PRNGKey(2), ring_of(valid), jnp.array(N), (20000, 2)))
+    table = np.histogram2d(*slots.T, bins=(5, 5))[0]
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_drawing_stops_where_nothing_is_valid():
+    slots = draw(jax.random.PRNGKey(0), ring_of(np.zeros(N, bool)), jnp.array(7), (5,))
+    assert ((slots >= 0) & (slots < 7)).all()
+
+
+def test_mapped_draw_equals_each_row_alone():
+    rng = np.random.default_rng(0)
+    # Rows that need very different numbers of redraws.
+    rings = ring_of(rng.random((4, N)) < np.array([[1.0], [0.8], [0.3], [0.05]]))
+    rings = rings._replace(data=jax.tree.map(lambda x: jnp.stack([x] * 4), rings.data))
+    keys = jax.random.split(jax.random.PRNGKey(0), 4)
+    mapped = jax.vmap(replay.draw, (0, 0, None, None))(keys, rings, jnp.array(N), (6, 5))
+    for i in range(4):
+        alone = draw(keys[i], jax.tree.map(lambda x, i=i: x[i], rings), jnp.array(N), (6, 5))
+        np.testing.assert_array_equal(mapped[i], alone)

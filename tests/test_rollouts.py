@@ -1,0 +1,203 @@
+"""Rollouts: how long, in which member, and which of their transitions may be used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynajax import dynamics, mbpo, replay, rollouts, sac
+from dynajax.train import build
+from dynajax.types import Shared, Transition
+
+B = 8  # starts
+
+
+def shared(step=0, blocks=0):
+    return Shared(jnp.array(step, jnp.int32), jnp.array(blocks, jnp.int32))
+
+
+def counter(x, *others):
+    return jnp.stack([jnp.asarray(x, jnp.float32), *others], -1)
+
+
+@pytest.fixture
+def row(make, spec):
+    """A row whose real ring is full: x counts 0, 1, 2, ... and y names the transition."""
+    config = make({"rollout.horizon": 3})
+    row = mbpo.init(config, spec, jnp.array(0), jnp.array(0))
+    names = jnp.arange(120.0)
+    obs = counter(jnp.zeros(120), names, jnp.zeros(120))
+    data = row.real.data._replace(obs=obs)
+    return row._replace(real=row.real._replace(data=data, valid=jnp.ones(120, bool)))
+
+
+# --- length ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "length"), [(0, 1), (20, 1), (39, 1), (40, 2), (60, 3), (99, 4), (100, 5), (900, 5)]
+)
+def test_horizon_grows_between_two_steps(make, step, length):
+    config = make({"rollout.horizon": "20,100,1,5"})
+    assert rollouts.horizon(config, jnp.array(step)) == length
+
+
+def test_a_constant_horizon_is_a_plain_number(make):
+    assert rollouts.horizon(make({"rollout.horizon": 3}), jnp.array(7)) == 3
+    assert type(rollouts.horizon(make(), jnp.array(7))) is int
+
+
+def test_thirteen_of_256_are_real_on_paper(make):
+    assert make({"sac.batch": 256}).real_batch == 13
+    assert make({"sac.batch": 256, "rollout.real_fraction": 0.5}).real_batch == 128
+
+
+# --- one step in the model -------------------------------------------------------------------
+
+
+@pytest.fixture
+def constant_model(make, spec):
+    """A model whose member e says "s + e + 1, reward 10 (e + 1)", almost for certain."""
+    config = make({"model.log_variance_min": -60.0})
+    model = dynamics.init(config.model, spec, jax.random.PRNGKey(0))
+    head = jax.tree.map(jnp.zeros_like, model.params["members"]["head"])
+    for e in range(3):
+        says = jnp.array([e + 1.0] * 3 + [10 * (e + 1.0)] + [-50.0] * 4)
+        head["bias"] = head["bias"].at[e].set(says)
+    members = {**model.params["members"], "head": head}
+    model = model._replace(
+        params={**model.params, "members": members}, elites=jnp.array([2, 0], jnp.int32)
+    )
+    return config, model, sac.init(config.sac, spec, jax.random.PRNGKey(1))
+
+
+def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model, spec):
+    config, model, agent = constant_model
+    obs = jnp.arange(B * 3.0).reshape(B, 3) / 100
+    shares = []
+    for i in range(8):
+        step, finite = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(i))
+        moved = np.asarray(step.next_obs - obs)
+        np.testing.assert_allclose(moved, np.round(moved[:, :1]) * np.ones(3), atol=1e-5)
+        np.testing.assert_allclose(step.reward, 10 * moved[:, 0], rtol=1e-5)
+        # Member 1 is no elite.
+        assert sorted(np.round(moved[:, 0])) == [1] * 4 + [3] * 4
+        assert finite.all()
+        shares.append(moved[0, 0].round())
+    assert set(shares) == {1, 3}  # who takes which share is drawn anew
+
+
+def test_state_and_reward_are_sampled(constant_model, spec):
+    config, model, agent = constant_model
+    bias = model.params["members"]["head"]["bias"].at[:, 4:].set(2 * jnp.log(0.1))
+    head = {**model.params["members"]["head"], "bias": bias}
+    members = {**model.params["members"], "head": head}
+    model = model._replace(params={**model.params, "members": members})
+    obs = jnp.zeros((4000, 3))
+    step, _ = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    low = np.asarray(step.next_obs[:, 0]) < 2
+    z = np.concatenate([step.next_obs, step.reward[:, None]], 1)[low] - [1, 1, 1, 10]
+    # The bounds bend log-variances near them a little: 0.5 is 5 above.
+    np.testing.assert_allclose(z.std(0), 0.1, rtol=0.06)
+    assert np.abs(np.corrcoef(z.T) - np.eye(4)).max() < 0.1
+
+
+def test_terminations_of_the_model_end_episodes(constant_model, spec):
+    config, model, agent = constant_model
+    obs = jnp.full((B, 3), 3.0)  # 3 + 1 stays under 5, 3 + 3 does not
+    step, _ = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    np.testing.assert_array_equal(step.discount, np.where(step.next_obs[:, 0] > 5, 0, 1))
+    assert step.discount.sum() == 4
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("output", [1, 3])  # a state, the reward
+def test_predictions_that_are_not_finite_are_marked(constant_model, spec, bad, output):
+    config, model, agent = constant_model
+    bias = model.params["members"]["head"]["bias"].at[0, output].set(bad)
+    head = {**model.params["members"]["head"], "bias": bias}
+    members = {**model.params["members"], "head": head}
+    model = model._replace(params={**model.params, "members": members})
+    obs = jnp.ones((B, 3))
+    step, finite = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    good = np.asarray(finite)
+    assert good.sum() == 4
+    np.testing.assert_allclose(step.next_obs[good], 4, rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in step)
+
+
+# --- rollouts of several steps ---------------------------------------------------------------
+
+
+def counting(config, spec, agent, model, obs, key):
+    """Instead of a model: x grows by 1, y stays; the reward tells which fit and which state."""
+    next_obs = obs + jnp.array([1.0, 0.0, 0.0])
+    ended = (obs[:, 0] == 1) & (obs[:, 1] % 3 == 0)
+    finite = ~((obs[:, 0] == 0) & (obs[:, 1] % 3 == 1))
+    reward = 10.0 * model.fits + obs[:, 0]
+    action = jnp.zeros((len(obs), 2))
+    return Transition(obs, action, reward, 1.0 - ended, next_obs), finite
+
+
+def test_rows_keep_apart_and_stop(row, spec, monkeypatch):
+    monkeypatch.setattr(rollouts, "imagine", counting)
+    ring = mbpo.imagine(row, shared(step=119), spec, 3, jax.random.PRNGKey(0))
+    obs, new = (np.asarray(x).reshape(8, B, 3) for x in (ring.data.obs, ring.data.next_obs))
+    valid = np.asarray(ring.valid).reshape(8, B)
+    assert not valid[3:].any()  # three blocks of the ring's eight are written
+    names = obs[0, :, 1]
+    assert set(names % 3) == {0, 1, 2}
+    # A third begins with a prediction that is not finite, a third ends after its second step.
+    length = np.select([names % 3 == 1, names % 3 == 0], [0, 2], 3)
+    np.testing.assert_array_equal(valid[:3], np.arange(3)[:, None] < length)
+    for i in range(2):
+        goes_on = valid[i + 1]
+        np.testing.assert_array_equal(obs[i + 1][goes_on], new[i][goes_on])
+        np.testing.assert_array_equal(obs[i + 1, :, 1], names)
+    ends = np.asarray(ring.data.discount).reshape(8, B)[:3] == 0
+    np.testing.assert_array_equal(ends[1][valid[1]], (names % 3 == 0)[valid[1]])
+    assert not ends[0][valid[0]].any()
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_ring_positions_after_several_steps(make, spec, monkeypatch, length):
+    """A program's synthetic ring of eight blocks of which each `learn` writes the next ones."""
+    monkeypatch.setattr(rollouts, "imagine", counting)
+    program = build(make({"rollout.horizon": length, "sac.utd": 1}), spec)
+    state = program.init()
+    one = Transition(*(np.zeros(s, np.float32) for s in ((1, 3), (1, 2), 1, 1, (1, 3))))
+    for t in range(4):
+        model = state.rows.model._replace(fits=jnp.full(1, t + 1, jnp.int32))
+        state = state._replace(rows=state.rows._replace(model=model))
+        state, metrics = program.learn(state, one, np.ones(1, bool))
+    assert state.shared.step == 4 and state.shared.blocks == 4 * length
+    rewards = np.asarray(state.rows.synthetic.data.reward).reshape(8, B)
+    expected = np.zeros(8)
+    for block in range(4 * length):
+        expected[block % 8] = 10 * (block // length + 1) + block % length
+    np.testing.assert_array_equal(rewards, expected[:, None] * np.ones(B))
+    # y is 0 in all of them: each ends in its second step, and third steps are holes.
+    written = np.arange(8) < 4 * length
+    np.testing.assert_array_equal(
+        state.rows.synthetic.valid[0].reshape(8, B)[:, 0], written & (expected % 10 < 2)
+    )
+    assert 10 <= metrics["synthetic_reward_mean"][0] <= 41
+
+
+def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypatch):
+    """Long horizons pass the largest int32 within the length of a usual run."""
+    monkeypatch.setattr(rollouts, "imagine", counting)
+    # 2^31 transitions are 2^28 blocks of 8, and 2^28 is a multiple of the ring's eight blocks.
+    now = shared(step=119, blocks=2**28 + 5)
+    ring = replay.init(64, 3, 2)
+    ring = ring._replace(
+        data=ring.data._replace(reward=jnp.arange(64.0) - 1000), valid=jnp.ones(64, bool)
+    )
+    row = row._replace(synthetic=ring)
+    ring = mbpo.imagine(row, now, spec, 2, jax.random.PRNGKey(0))
+    written = np.asarray(ring.data.reward).reshape(8, B)[:, 0] >= 0
+    np.testing.assert_array_equal(np.flatnonzero(written), [5, 6])
+    one = Transition(*(jnp.zeros(s) for s in (3, 2, (), (), 3)))
+    _, metrics = mbpo.learn(row, now, spec, one, jnp.array(True))
+    # Drawn from all of the ring, not from its first slots only (-1000 to -999).
+    assert -960 < metrics["synthetic_reward_mean"] < -100

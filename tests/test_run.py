@@ -1,0 +1,262 @@
+"""The command as a user meets it: what it leaves, interruption, refusals, and that it learns."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynajax import cli, config, folder, report, train
+
+RUN = Path(__file__).parents[1] / "experiments" / "run.py"
+#: A run of seconds, with everything in it: fits, evaluations, two variants.
+FLAGS = [
+    "--env=Pendulum-v1", "--fix=none", "--fix=scale,target", "--steps=400",
+    "--set=random_steps=100", "--set=eval.every=100", "--set=eval.episodes=2",
+    "--set=sac.hidden=16,16", "--set=sac.utd=2", "--set=sac.batch=20",
+    "--set=model.members=3", "--set=model.elites=2", "--set=model.width=16",
+    "--set=model.depth=2", "--set=model.batch=16", "--set=model.fit_every=50",
+    "--set=model.fit_steps=20", "--set=model.round_steps=10",
+    "--set=rollout.batch=10", "--set=replay.real=1000", "--set=replay.synthetic=1000",
+]  # fmt: skip
+
+
+def start(out: Path, *flags: str, command: list[str] = FLAGS) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(RUN), *command, f"--out={out}", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Until a condition holds; the process must still run then."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def last_state(out: Path) -> dict:
+    """Checksums of every array in the newest checkpoint, by path: equal if the bits are."""
+    newest = max((out / "checkpoints").glob("*-step-*"), key=lambda p: int(p.name.split("-")[-1]))
+    return json.loads((newest / "meta.json").read_text())["content"]["leaves"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    code, printed, err = finish(start(out))
+    assert code == 0, err
+    assert "2 rows" in printed and "quick" in printed and "report.html" in printed
+    return out
+
+
+def test_a_run_leaves_what_the_readme_lists(whole):
+    info = json.loads((whole / "config.json").read_text())
+    assert info["config"]["preset"] == "quick"
+    assert info["versions"]["jax"] and info["device"] and info["parameters"]["model"] > 0
+    lines = list(csv.DictReader((whole / "eval.csv").open()))
+    assert [(x["variant"], int(x["step"])) for x in lines] == [
+        (v, s) for s in (100, 200, 300, 400) for v in ("none", "scale,target")
+    ]
+    for line in lines:
+        returns = [float(line["return_0"]), float(line["return_1"])]
+        assert float(line["return_mean"]) == pytest.approx(np.mean(returns))
+        assert float(line["return_std"]) == pytest.approx(np.std(returns))
+        assert float(line["length_mean"]) == 200
+    metrics = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
+    fits = [m["step"] for m in metrics if m["kind"] == "fit" and m["variant"] == "none"]
+    assert fits == list(range(100, 400, 50))
+    for kind, name in [("learn", "critic_loss"), ("learn", "synthetic_reward_mean"),
+                       ("fit", "r2_reward"), ("fit", "scale_ratio"), ("time", "seconds")]:  # fmt: skip
+        assert any(m["kind"] == kind and m[name] is not None for m in metrics)
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "scale,target" in (whole / "report.html").read_text()
+    assert list((whole / "tensorboard").iterdir())
+
+
+def test_published_mbpo_and_the_fixes_see_other_targets(whole):
+    fits = report.read_run(whole).metrics["fit"]
+    ratio = {m["variant"]: m["scale_ratio"] for m in fits if m["step"] == 350}
+    # Three state targets and one reward of unit variance each, against pendulum's own units.
+    assert ratio["scale,target"] == pytest.approx(3, rel=0.5)
+    assert not 1.5 < ratio["none"] < 6
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_killed_run_continues_bit_for_bit(whole, tmp_path, kills):
+    out = tmp_path / "run"
+    for kill in range(kills):
+        process = start(out)
+        after = 100 * (kill + 1)
+        wait_for(lambda after=after: f",{after}," in _text(out / "eval.csv"), process)
+        time.sleep(0.05 + 0.2 * kill)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+    code, _, err = finish(start(out))
+    assert code == 0, err
+    assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
+    assert last_state(out) == last_state(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_saves_and_continues_bit_for_bit(whole, tmp_path, number):
+    out = tmp_path / "run"
+    process = start(out)
+    wait_for(lambda: ",200," in _text(out / "eval.csv"), process)
+    process.send_signal(number)
+    code, printed, err = finish(process)
+    assert code == cli.INTERRUPTED, err
+    assert "interrupted and saved" in printed and "Traceback" not in err
+    code, printed, err = finish(start(out))
+    assert code == 0, err
+    assert "going on from step" in printed
+    assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
+    assert last_state(out) == last_state(whole)
+    fits = [m["step"] for m in report.read_run(out).metrics["fit"] if m["variant"] == "none"]
+    assert fits == list(range(100, 400, 50))
+
+
+def test_more_steps_extend_a_finished_run(whole, tmp_path):
+    out = tmp_path / "run"
+    assert finish(start(out, "--steps=200"))[0] == 0
+    code, printed, err = finish(start(out))
+    assert code == 0, err
+    assert "going on from step 200" in printed
+    assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
+    assert last_state(out) == last_state(whole)
+    before = (out / "eval.csv").read_bytes()
+    code, printed, _ = finish(start(out))
+    assert code == 0 and "complete" in printed
+    assert (out / "eval.csv").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
+    out = tmp_path / "run"
+    assert finish(start(out, "--steps=300"))[0] == 0
+    newest = max((out / "checkpoints").glob("*-step-300"))
+    data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    code, printed, err = finish(start(out))
+    assert code == 0, err
+    assert "damaged" in printed + err and "going on from step 200" in printed
+    assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
+    assert last_state(out) == last_state(whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--env=cheetah-rum"], ["--env=cheetah-rum", "cheetah-run"]),
+        (["--env=CartPole-v1"], ["--env=CartPole-v1", "Discrete"]),
+        (["--fix=scal"], ["--fix=scal", "scale"]),
+        (["--fix=target,auto"], ["--fix=target,auto", "contradict"]),
+        (["--preset=fast"], ["preset", "quick"]),
+        (["--algo=ppo"], ["algo", "mbpo"]),
+        (["--algo=sac", "--fix=scale"], ["--fix=scale", "SAC"]),
+        (["--set=model.widht=20"], ["model.widht", "model.width"]),
+        (["--set=model.width=wide"], ["model.width=wide", "whole number"]),
+        (["--set=model.width"], ["--set model.width", "FIELD=VALUE"]),
+        (["--vary=model.width=20,30"], ["model.width", "shapes the program"]),
+        (["--steps=150"], ["--steps=150", "1000"]),
+        (["--seeds=0"], ["--seeds=0", "1"]),
+        (["--set=replay.real=1000000000000", "--steps=1000"], ["GiB", "replay.real"]),
+        (["--no_such_flag=1"], ["no_such_flag"]),
+        (["cheetah-run"], ["cheetah-run", "--env"]),
+        (["--out=/proc/nothing", "--steps=1000"], ["--out=/proc/nothing", "written"]),
+    ],
+)
+def test_a_wrong_command_gets_one_line_and_status_2(tmp_path, flags, words):
+    out = tmp_path / "run"
+    out_flag = [] if any("--out" in f for f in flags) else [f"--out={out}"]
+    done = subprocess.run(
+        [sys.executable, str(RUN), *out_flag, *flags],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == cli.USAGE, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole):
+    before = (whole / "eval.csv").read_bytes()
+    code, _, err = finish(start(whole, "--set=sac.utd=3"))
+    assert code == cli.USAGE
+    assert "sac.utd: 2 -> 3" in err and len(err.strip().splitlines()) == 1
+    assert (whole / "eval.csv").read_bytes() == before
+
+
+def test_two_processes_on_one_folder_are_refused(whole):
+    settings = config.make("Pendulum-v1")
+    held = folder.RunFolder(whole.parent / "held", settings, {"command": "test"})
+    with held:
+        code, _, err = finish(start(whole.parent / "held"))
+    assert code == cli.USAGE
+    assert "another process" in err and len(err.strip().splitlines()) == 1
+
+
+def test_help_fits_a_screen(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(RUN), "--help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "--fix" in done.stdout and len(done.stdout.splitlines()) <= 50
+
+
+def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(whole, tmp_path, monkeypatch):
+    """Logs cannot be written any more after step 200; then there is room again."""
+    from dynajax import loggers
+
+    arguments = dict(
+        fixes=["none", "scale,target"], steps=400,
+        settings=dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f),
+    )  # fmt: skip
+    run = config.make("Pendulum-v1", **arguments)
+    real = loggers.Loggers.evaluation
+
+    def full(self, step, result):
+        if step > 200:
+            raise config.UsageError("--out: eval.csv cannot be written (No space left on device)")
+        real(self, step, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loggers.Loggers, "evaluation", full)
+        with pytest.raises(config.UsageError, match="No space"):
+            train(run, tmp_path / "run", quiet=True)
+    result = train(run, tmp_path / "run", quiet=True)
+    assert result.finished
+    assert (tmp_path / "run/eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
+
+
+def test_mbpo_learns_pendulum(tmp_path):
+    """From about -1200 at random to a return that only a swing-up reaches."""
+    run = config.make(
+        "Pendulum-v1", fixes=["scale,target"], steps=1800,
+        settings={
+            "random_steps": 400, "eval.every": 600, "eval.episodes": 5, "sac.hidden": "64,64",
+            "sac.batch": 64, "sac.learning_rate": 1e-3, "model.width": 64, "model.depth": 2,
+            "model.batch": 64, "model.fit_every": 200, "model.fit_steps": 400,
+        },
+    )  # fmt: skip
+    result = train(run, tmp_path / "run", quiet=True)
+    (curve,) = report.read_run(result.folder).evals["scale,target"]
+    assert curve[-1] > -400, curve
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+

@@ -1,0 +1,285 @@
+"""The affine code of the model's targets, and the fixes that choose it."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynajax import dynamics, targets
+from dynajax.config import ModelConfig
+from dynajax.targets import Fix, parse_fixes
+from dynajax.types import Code, EnvSpec, UsageError
+
+D, N = 3, 40
+SPEC = EnvSpec("walk", D, 2, 50, ("x", "y", "z"), None)
+#: Every set of fixes that do not contradict each other.
+COMBINATIONS = [
+    names
+    for size in range(len(targets.FIXES) + 1)
+    for names in itertools.combinations(targets.FIXES, size)
+    if not {"target", "auto"} <= set(names)
+]
+YES, NO = jnp.array(True), jnp.array(False)
+
+
+def data_of(seed):
+    """Observations with a channel that drifts slowly, one that jumps, and one that is constant."""
+    rng = np.random.default_rng(seed)
+    obs = rng.normal(size=(N, D)) * [10.0, 1.0, 0.0] + [3.0, 0.0, 7.1]
+    next_obs = obs + rng.normal(size=(N, D)) * [0.1, 2.0, 0.0]
+    next_obs[:, 1] = rng.normal(size=N)
+    reward = rng.normal(size=N) * 0.01 + 0.5
+    weights = (np.arange(N) % 5 > 0).astype(np.float32)
+    return *(jnp.asarray(x, jnp.float32) for x in (obs, reward, next_obs)), jnp.asarray(weights)
+
+
+def fit(names, data, old=None, first=YES):
+    return targets.fit_code(
+        [names], jnp.array(0), old or targets.identity_code(D), first, *data
+    )
+
+
+# --- encode and decode -----------------------------------------------------------------------
+
+numbers = st.floats(-100, 100, width=32)
+scales = st.floats(np.float32(1e-3), 100, width=32)
+
+
+def vectors(entries, size):
+    return st.lists(entries, min_size=size, max_size=size).map(
+        lambda values: np.array(values, np.float32)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(Code, vectors(numbers, D), vectors(numbers, D + 1), vectors(scales, D + 1)
+              , st.just(np.float32(0))),
+    vectors(numbers, D), numbers, vectors(numbers, D),
+)  # fmt: skip
+def test_decode_undoes_encode(code, obs, reward, next_obs):
+    z = targets.encode(code, obs, jnp.float32(reward), next_obs)
+    back_obs, back_reward = targets.decode(code, obs, z)
+    # A sum of terms of up to 1e4 keeps seven digits.
+    np.testing.assert_allclose(back_obs, next_obs, atol=5e-3)
+    np.testing.assert_allclose(back_reward, reward, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: ",".join(names) or "none")
+def test_decode_undoes_encode_for_every_fix(names):
+    obs, reward, next_obs, weights = data_of(0)
+    code = fit(names, (obs, reward, next_obs, weights))
+    z = targets.encode(code, obs, reward, next_obs)
+    back_obs, back_reward = targets.decode(code, obs, z)
+    np.testing.assert_allclose(back_obs, next_obs, atol=1e-5)
+    np.testing.assert_allclose(back_reward, reward, atol=1e-6)
+    if "scale" in names:
+        training = np.asarray(z, np.float64)[np.asarray(weights) == 1]
+        varies = training.std(0) > 1e-6
+        assert varies[[0, 1, 3]].all() and not varies[2]
+        np.testing.assert_allclose(training.mean(0), 0, atol=1e-4)
+        np.testing.assert_allclose(training[:, varies].std(0), 1, rtol=1e-4)
+    else:
+        np.testing.assert_array_equal(code.shift, np.zeros(D + 1))
+        np.testing.assert_array_equal(code.scale, np.ones(D + 1))
+    skip = [0, 0, 0] if "target" in names else [1, 0, 0] if "auto" in names else [1, 1, 1]
+    np.testing.assert_array_equal(code.skip[:2], skip[:2])
+    assert code.exponent == (0.5 if "beta" in names else 0)
+
+
+def test_encode_by_hand():
+    code = Code(jnp.array([1.0, 0.0]), jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 4.0, 0.5]), 0.0)
+    z = targets.encode(code, jnp.array([1.0, 1.0]), jnp.array(5.0), jnp.array([4.0, 10.0]))
+    # (4 - 1 - 1) / 2, (10 - 0 - 2) / 4, (5 - 3) / 0.5
+    np.testing.assert_allclose(z, [1, 2, 4])
+
+
+# --- rules -----------------------------------------------------------------------------------
+
+
+def test_scale_sees_the_training_split_only():
+    obs, reward, next_obs, weights = data_of(1)
+    held = (weights == 0)[:, None]
+    spoiled = (obs, reward + 1e6 * held[:, 0], next_obs + 1e6 * held, weights)
+    clean = fit(("scale",), (obs, reward, next_obs, weights))
+    jax.tree.map(np.testing.assert_array_equal, clean, fit(("scale",), spoiled))
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.3, 7.1, -1234.567])
+@pytest.mark.parametrize("size", [10, 5000])
+def test_a_constant_channel_has_std_one(constant, size):
+    values = jnp.full((size, 1), constant, jnp.float32)
+    mean, std = targets.moments(values, jnp.ones(size))
+    assert std == 1
+    np.testing.assert_allclose(mean, constant, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("std", "given"), [(5e-7, 1.0), (2e-6, 2e-6)])
+def test_a_std_under_a_millionth_is_a_constant_channel(std, given):
+    values = jnp.array([[-std], [std]])
+    np.testing.assert_allclose(targets.moments(values, jnp.ones(2))[1], [given], rtol=1e-5)
+
+
+def test_moments_keep_their_digits_far_from_zero():
+    values = 1000 + np.random.default_rng(0).normal(size=(5000, 1)) * 0.01
+    values = values.astype(np.float32)
+    weights = (np.arange(5000) % 3 > 0).astype(np.float32)
+    mean, std = targets.moments(jnp.asarray(values), jnp.asarray(weights))
+    kept = values[weights == 1].astype(np.float64)
+    np.testing.assert_allclose(mean, kept.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std, kept.std(0), rtol=1e-2)
+
+
+def test_skip_is_chosen_at_the_first_fit_and_kept():
+    first = fit(("auto", "scale"), data_of(0))
+    obs, reward, next_obs, weights = data_of(0)
+    # Data that would turn both choices round.
+    turned = (obs, reward * 5, next_obs[:, [1, 0, 2]] + obs * jnp.array([0, 1, 0]), weights)
+    assert fit(("auto", "scale"), turned).skip[0] == 0
+    later = fit(("auto", "scale"), turned, first, NO)
+    np.testing.assert_array_equal(later.skip, first.skip)
+    assert not np.allclose(later.scale, first.scale)
+
+
+def test_each_row_takes_its_own_variant():
+    variants, data = [(), ("scale", "target"), ("auto", "beta")], data_of(0)
+    together = jax.vmap(
+        lambda i: targets.fit_code(variants, i, targets.identity_code(D), YES, *data)
+    )(jnp.arange(3))
+    for i, names in enumerate(variants):
+        alone = fit(names, data)
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-6), together, alone
+        )
+
+
+def test_a_fix_of_the_user_works(monkeypatch):
+    def slope(obs, next_obs, weights):
+        centred = obs - weights @ obs / weights.sum()
+        return (weights @ (centred * next_obs)) / jnp.maximum(weights @ centred**2, 1e-9)
+
+    monkeypatch.setitem(targets.FIXES, "slope", Fix("least squares of s' on s", skip=slope))
+    names = parse_fixes("slope,scale")
+    assert names == ("scale", "slope")
+    with pytest.raises(UsageError, match="target and slope contradict"):
+        parse_fixes("target,slope")
+    obs, reward, next_obs, weights = data_of(2)
+    code = fit(names, (obs, reward, next_obs, weights))
+    kept = np.asarray(weights) == 1
+    for i in range(2):
+        expected = np.polyfit(np.asarray(obs)[kept, i], np.asarray(next_obs)[kept, i], 1)[0]
+        np.testing.assert_allclose(code.skip[i], expected, rtol=1e-3, atol=1e-4)
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ()),
+        ("none", ()),
+        ("scale", ("scale",)),
+        ("scale,target", ("scale", "target")),
+        (" target , scale ", ("scale", "target")),
+        ("beta,auto,scale", ("scale", "auto", "beta")),
+    ],
+)
+def test_parse_fixes(text, names):
+    assert parse_fixes(text) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("scael", "did you mean scale"),
+        ("scale,targte", "did you mean target"),
+        ("xyz", "choose none, or from scale, target, auto, beta"),
+        ("scale,none", "choose none, or from"),
+        ("scale,scale", "scale is given twice"),
+        ("target,auto", "target and auto contradict each other"),
+    ],
+)
+def test_parse_fixes_refuses(text, says):
+    with pytest.raises(UsageError) as error:
+        parse_fixes(text)
+    assert str(error.value).startswith(f"--fix={text}: ") and says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# --- a change of code, and the weighted likelihood ---------------------------------------------
+
+
+def test_recoding_keeps_decoded_predictions():
+    # Bounds so wide that the log-variance is not bent.
+    config = ModelConfig(
+        members=2, elites=1, width=8, depth=1, log_variance_min=-60, log_variance_max=60
+    )
+    model = dynamics.init(config, SPEC, jax.random.PRNGKey(0))
+    rng = np.random.default_rng(0)
+    old, new = (
+        Code(
+            jnp.array([1.0, 0.0, 0.7]),
+            jnp.asarray(rng.normal(size=D + 1), jnp.float32),
+            jnp.asarray(np.exp(rng.normal(size=D + 1) * 2), jnp.float32),
+            jnp.zeros(()),
+        )
+        for _ in range(2)
+    )
+    before = model._replace(code=old)
+    after = dynamics.recode(before, new)
+    obs, action = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
+    members = jnp.arange(2)
+
+    def decoded(model):
+        mean, log_variance = dynamics.predict(config, model, members, obs, action[..., :2])
+        skip, shift, scale, _ = (np.asarray(x, np.float64) for x in model.code)
+        raw = np.asarray(mean, np.float64) * scale + shift
+        raw[..., :D] += skip * obs
+        return raw, scale * np.exp(0.5 * np.asarray(log_variance, np.float64))
+
+    for a, b in zip(decoded(before), decoded(after), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(
+        before.params["members"]["head"]["bias"], after.params["members"]["head"]["bias"]
+    )
+
+
+def likelihood_inputs():
+    rng = np.random.default_rng(0)
+    return (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(3, 2, 5, D + 1)))
+
+
+def test_exponent_zero_is_the_plain_likelihood_to_the_bit():
+    mean, log_variance, z = likelihood_inputs()
+
+    def plain(mean, l, z):
+        return (jnp.exp(-l) * jnp.square(mean - z) + l).mean((1, 2))
+
+    weighted = dynamics.nll(mean, log_variance, z, jnp.zeros(()))
+    np.testing.assert_array_equal(weighted, plain(mean, log_variance, z))
+    gradients = (
+        jax.grad(lambda m, l: f(m, l).sum(), (0, 1))(mean, log_variance)
+        for f in (
+            lambda m, l: plain(m, l, z),
+            lambda m, l: dynamics.nll(m, l, z, jnp.zeros(())),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, *gradients)
+
+
+def test_weighted_likelihood_and_its_gradient_by_numpy():
+    mean, log_variance, z = likelihood_inputs()
+    m, l, y = (np.asarray(x, np.float64) for x in (mean, log_variance, z))
+    weight = np.exp(0.5 * l)
+    value = dynamics.nll(mean, log_variance, z, 0.5)
+    expected = (weight * (np.exp(-l) * (m - y) ** 2 + l)).mean((1, 2))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    slope = jax.grad(lambda l: dynamics.nll(mean, l, z, 0.5).sum())(log_variance)
+    # No gradient flows through the weight.
+    expected = weight * (1 - np.exp(-l) * (m - y) ** 2) / (5 * (D + 1))
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
