@@ -1,10 +1,10 @@
 """Tasks of one's own: register them with Gymnasium, and say when their episodes end.
 
-  python experiments/run.py --env=own_tasks:CartpoleMilli-v0 --fix=scale,target
+  python experiments/run.py --env=own_tasks:PendulumMilli-v0 --fix=scale,target
 
-These are dm_control's cart-pole and cheetah in other units. The physics and the optimal policy are
-the same; only the ratio between the scales of the state's and the reward's targets is not. They
-show the mismatch of Barkley and Fridovich-Keil (2025) on tasks that two CPU cores can learn.
+These are well-known tasks in other units. The physics and the optimal policy are the same; only the
+ratio between the scales of the state's and the reward's targets is not. They show the mismatch of
+Barkley and Fridovich-Keil (2025) on tasks that two CPU cores can learn.
 """
 
 import gymnasium
@@ -15,7 +15,7 @@ from dynajax.envs.terminations import never
 
 
 class OtherUnits(gymnasium.Wrapper):
-    """A dm_control task with observations and reward multiplied by constants."""
+    """A task with observations and reward multiplied by constants."""
 
     def __init__(self, name: str, observation: float, reward: float) -> None:
         super().__init__(envs.make(name))
@@ -30,15 +30,14 @@ class OtherUnits(gymnasium.Wrapper):
         return obs * self._observation, float(reward) * self._reward, terminated, truncated, info
 
 
-def _register(name: str, task: str, observation: float, reward: float) -> None:
+def _register(name: str, task: str, steps: int, observation: float, reward: float) -> None:
     gymnasium.register(
         name,
         lambda **_: OtherUnits(task, observation, reward),
-        max_episode_steps=1000,
+        max_episode_steps=steps,
     )
     dynajax.register_termination(name, never)
 
 
-_register("CartpoleMilli-v0", "cartpole-swingup", 1.0, 1e-3)
-_register("CartpoleTicks-v0", "cartpole-swingup", 30.0, 1e-1)
-_register("CheetahMilli-v0", "cheetah-run", 1.0, 1e-3)
+_register("PendulumMilli-v0", "Pendulum-v1", 200, 1.0, 1e-3)
+_register("CartpoleMilli-v0", "cartpole-swingup", 1000, 1.0, 1e-3)

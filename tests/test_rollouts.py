@@ -10,6 +10,7 @@ from dynajax.train import build
 from dynajax.types import Shared, Transition
 
 B = 8  # starts
+imagine = jax.jit(rollouts.imagine, static_argnums=1)
 
 
 def shared(step=0, blocks=0):
@@ -20,11 +21,11 @@ def counter(x, *others):
     return jnp.stack([jnp.asarray(x, jnp.float32), *others], -1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def row(make, spec):
     """A row whose real ring is full: x counts 0, 1, 2, ... and y names the transition."""
     config = make({"rollout.horizon": 3})
-    row = mbpo.init(config, spec, jnp.array(0), jnp.array(0))
+    row = jax.jit(mbpo.init, static_argnums=1)(config, spec, jnp.array(0), jnp.array(0))
     names = jnp.arange(120.0)
     obs = counter(jnp.zeros(120), names, jnp.zeros(120))
     data = row.real.data._replace(obs=obs)
@@ -55,11 +56,12 @@ def test_thirteen_of_256_are_real_on_paper(make):
 # --- one step in the model -------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def constant_model(make, spec):
     """A model whose member e says "s + e + 1, reward 10 (e + 1)", almost for certain."""
     config = make({"model.log_variance_min": -60.0})
-    model = dynamics.init(config.model, spec, jax.random.PRNGKey(0))
+    init = jax.jit(dynamics.init, static_argnums=1)
+    model = init(config.model, spec, jax.random.PRNGKey(0))
     head = jax.tree.map(jnp.zeros_like, model.params["members"]["head"])
     for e in range(3):
         says = jnp.array([e + 1.0] * 3 + [10 * (e + 1.0)] + [-50.0] * 4)
@@ -68,7 +70,8 @@ def constant_model(make, spec):
     model = model._replace(
         params={**model.params, "members": members}, elites=jnp.array([2, 0], jnp.int32)
     )
-    return config, model, sac.init(config.sac, spec, jax.random.PRNGKey(1))
+    agent = jax.jit(sac.init, static_argnums=1)(config.sac, spec, jax.random.PRNGKey(1))
+    return config, model, agent
 
 
 def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model, spec):
@@ -76,7 +79,7 @@ def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model, sp
     obs = jnp.arange(B * 3.0).reshape(B, 3) / 100
     shares = []
     for i in range(8):
-        step, finite = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(i))
+        step, finite = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(i))
         moved = np.asarray(step.next_obs - obs)
         np.testing.assert_allclose(moved, np.round(moved[:, :1]) * np.ones(3), atol=1e-5)
         np.testing.assert_allclose(step.reward, 10 * moved[:, 0], rtol=1e-5)
@@ -94,7 +97,7 @@ def test_state_and_reward_are_sampled(constant_model, spec):
     members = {**model.params["members"], "head": head}
     model = model._replace(params={**model.params, "members": members})
     obs = jnp.zeros((4000, 3))
-    step, _ = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    step, _ = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
     low = np.asarray(step.next_obs[:, 0]) < 2
     z = np.concatenate([step.next_obs, step.reward[:, None]], 1)[low] - [1, 1, 1, 10]
     # The bounds bend log-variances near them a little: 0.5 is 5 above.
@@ -105,7 +108,7 @@ def test_state_and_reward_are_sampled(constant_model, spec):
 def test_terminations_of_the_model_end_episodes(constant_model, spec):
     config, model, agent = constant_model
     obs = jnp.full((B, 3), 3.0)  # 3 + 1 stays under 5, 3 + 3 does not
-    step, _ = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    step, _ = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
     np.testing.assert_array_equal(step.discount, np.where(step.next_obs[:, 0] > 5, 0, 1))
     assert step.discount.sum() == 4
 
@@ -119,7 +122,7 @@ def test_predictions_that_are_not_finite_are_marked(constant_model, spec, bad, o
     members = {**model.params["members"], "head": head}
     model = model._replace(params={**model.params, "members": members})
     obs = jnp.ones((B, 3))
-    step, finite = rollouts.imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    step, finite = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
     good = np.asarray(finite)
     assert good.sum() == 4
     np.testing.assert_allclose(step.next_obs[good], 4, rtol=1e-5)
@@ -172,14 +175,14 @@ def test_ring_positions_after_several_steps(make, spec, monkeypatch, length):
         state, metrics = program.learn(state, one, np.ones(1, bool))
     assert state.shared.step == 4 and state.shared.blocks == 4 * length
     rewards = np.asarray(state.rows.synthetic.data.reward).reshape(8, B)
-    expected = np.zeros(8)
+    expected, valid = np.zeros(8), np.zeros(8, bool)
     for block in range(4 * length):
-        expected[block % 8] = 10 * (block // length + 1) + block % length
+        # y is 0, so each ends in its second step, and stays where it was in its third.
+        expected[block % 8] = 10 * (block // length + 1) + min(block % length, 1)
+        valid[block % 8] = block % length < 2
     np.testing.assert_array_equal(rewards, expected[:, None] * np.ones(B))
-    # y is 0 in all of them: each ends in its second step, and third steps are holes.
-    written = np.arange(8) < 4 * length
     np.testing.assert_array_equal(
-        state.rows.synthetic.valid[0].reshape(8, B)[:, 0], written & (expected % 10 < 2)
+        state.rows.synthetic.valid[0].reshape(8, B), np.stack([valid] * B, 1)
     )
     assert 10 <= metrics["synthetic_reward_mean"][0] <= 41
 
@@ -198,6 +201,6 @@ def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypat
     written = np.asarray(ring.data.reward).reshape(8, B)[:, 0] >= 0
     np.testing.assert_array_equal(np.flatnonzero(written), [5, 6])
     one = Transition(*(jnp.zeros(s) for s in (3, 2, (), (), 3)))
-    _, metrics = mbpo.learn(row, now, spec, one, jnp.array(True))
+    _, metrics = jax.jit(mbpo.learn, static_argnums=2)(row, now, spec, one, jnp.array(True))
     # Drawn from all of the ring, not from its first slots only (-1000 to -999).
     assert -960 < metrics["synthetic_reward_mean"] < -100

@@ -77,9 +77,13 @@ def test_a_run_leaves_what_the_readme_lists(whole):
     metrics = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
     fits = [m["step"] for m in metrics if m["kind"] == "fit" and m["variant"] == "none"]
     assert fits == list(range(100, 400, 50))
-    for kind, name in [("learn", "critic_loss"), ("learn", "synthetic_reward_mean"),
-                       ("fit", "r2_reward"), ("fit", "scale_ratio"), ("time", "seconds")]:  # fmt: skip
-        assert any(m["kind"] == kind and m[name] is not None for m in metrics)
+    named = {
+        "learn": ("critic_loss", "synthetic_reward_mean", "entropy"),
+        "fit": ("r2_reward", "scale_ratio", "fit_steps"),
+        "time": ("seconds", "dropped"),
+    }
+    for kind, names in named.items():
+        assert all(m[name] is not None for m in metrics if m["kind"] == kind for name in names)
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "scale,target" in (whole / "report.html").read_text()
     assert list((whole / "tensorboard").iterdir())
@@ -220,11 +224,8 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(whole, tmp_
     """Logs cannot be written any more after step 200; then there is room again."""
     from dynajax import loggers
 
-    arguments = dict(
-        fixes=["none", "scale,target"], steps=400,
-        settings=dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f),
-    )  # fmt: skip
-    run = config.make("Pendulum-v1", **arguments)
+    settings = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
+    run = config.make("Pendulum-v1", fixes=["none", "scale,target"], steps=400, settings=settings)
     real = loggers.Loggers.evaluation
 
     def full(self, step, result):
@@ -258,5 +259,3 @@ def test_mbpo_learns_pendulum(tmp_path):
 
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
-
-

@@ -135,11 +135,10 @@ def test_initial_weights_are_orthogonal_with_gain_root_two():
 def test_layer_norm_belongs_to_the_critic_alone():
     def layers(normalised):
         config = SACConfig(hidden=(8, 8), critic_layer_norm=normalised)
-        agent = init(config, SPEC, jax.random.PRNGKey(0))
-        assert sac.q_values(config, agent.critic, jnp.ones((4, D)), jnp.ones((4, A))).shape == (
-            2,
-            4,
-        )
+        agent = jax.eval_shape(functools.partial(sac.init, config, SPEC), jax.random.PRNGKey(0))
+        inputs = jnp.ones((4, D)), jnp.ones((4, A))
+        q = jax.eval_shape(functools.partial(sac.q_values, config), agent.critic, *inputs)
+        assert q.shape == (2, 4)
         return set(agent.actor), set(agent.critic)
 
     plain = {"hidden_0", "hidden_1", "head"}

@@ -38,9 +38,7 @@ def data_of(seed):
 
 
 def fit(names, data, old=None, first=YES):
-    return targets.fit_code(
-        [names], jnp.array(0), old or targets.identity_code(D), first, *data
-    )
+    return targets.fit_code([names], jnp.array(0), old or targets.identity_code(D), first, *data)
 
 
 # --- encode and decode -----------------------------------------------------------------------
@@ -219,7 +217,7 @@ def test_recoding_keeps_decoded_predictions():
     config = ModelConfig(
         members=2, elites=1, width=8, depth=1, log_variance_min=-60, log_variance_max=60
     )
-    model = dynamics.init(config, SPEC, jax.random.PRNGKey(0))
+    model = jax.jit(dynamics.init, static_argnums=1)(config, SPEC, jax.random.PRNGKey(0))
     rng = np.random.default_rng(0)
     old, new = (
         Code(
@@ -257,29 +255,27 @@ def likelihood_inputs():
 def test_exponent_zero_is_the_plain_likelihood_to_the_bit():
     mean, log_variance, z = likelihood_inputs()
 
-    def plain(mean, l, z):
-        return (jnp.exp(-l) * jnp.square(mean - z) + l).mean((1, 2))
+    def plain(mean, log_variance):
+        return (jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance).mean((1, 2))
 
-    weighted = dynamics.nll(mean, log_variance, z, jnp.zeros(()))
-    np.testing.assert_array_equal(weighted, plain(mean, log_variance, z))
-    gradients = (
-        jax.grad(lambda m, l: f(m, l).sum(), (0, 1))(mean, log_variance)
-        for f in (
-            lambda m, l: plain(m, l, z),
-            lambda m, l: dynamics.nll(m, l, z, jnp.zeros(())),
-        )
-    )
-    jax.tree.map(np.testing.assert_array_equal, *gradients)
+    def weighted(mean, log_variance):
+        return dynamics.nll(mean, log_variance, z, jnp.zeros(()))
+
+    def slopes(function):
+        return jax.grad(lambda *inputs: function(*inputs).sum(), (0, 1))(mean, log_variance)
+
+    np.testing.assert_array_equal(weighted(mean, log_variance), plain(mean, log_variance))
+    jax.tree.map(np.testing.assert_array_equal, slopes(weighted), slopes(plain))
 
 
 def test_weighted_likelihood_and_its_gradient_by_numpy():
     mean, log_variance, z = likelihood_inputs()
-    m, l, y = (np.asarray(x, np.float64) for x in (mean, log_variance, z))
-    weight = np.exp(0.5 * l)
+    m, v, y = (np.asarray(x, np.float64) for x in (mean, log_variance, z))
+    weight = np.exp(0.5 * v)
     value = dynamics.nll(mean, log_variance, z, 0.5)
-    expected = (weight * (np.exp(-l) * (m - y) ** 2 + l)).mean((1, 2))
+    expected = (weight * (np.exp(-v) * (m - y) ** 2 + v)).mean((1, 2))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    slope = jax.grad(lambda l: dynamics.nll(mean, l, z, 0.5).sum())(log_variance)
+    slope = jax.grad(lambda given: dynamics.nll(mean, given, z, 0.5).sum())(log_variance)
     # No gradient flows through the weight.
-    expected = weight * (1 - np.exp(-l) * (m - y) ** 2) / (5 * (D + 1))
+    expected = weight * (1 - np.exp(-v) * (m - y) ** 2) / (5 * (D + 1))
     np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)

@@ -32,33 +32,28 @@ def data_at(config, t):
     return Transition(*map(np.stack, zip(*steps, strict=True))), np.full(len(seeds), t % 7 != 3)
 
 
-def run(config, spec, program=None):
+def copy(tree):
+    """Arrays of one's own, for a function that takes its state as a donation."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def run(config, program, state):
     """The state and metrics after a scripted run of inserts, two fits and twenty learns."""
-    program = program or build(config, spec)
-    state = program.init()
-    for t in range(INSERTS + LEARNS):
-        state, metrics = one_turn(program, state, config, t)
+    for t in range(INSERTS):
+        state = program.insert(state, *data_at(config, t))
+    for t in range(INSERTS, INSERTS + LEARNS):
+        if config.algo == "mbpo" and (t - INSERTS) % FIT_EVERY == 0:
+            state, _ = program.fit(state)
+        state, metrics = program.learn(state, *data_at(config, t))
     return state, metrics
-
-
-def one_turn(program, state, config, t):
-    obs = np.full((config.rows, D), 0.1, np.float32)
-    program.act(state, obs, t)
-    if t < INSERTS:
-        return program.insert(state, *data_at(config, t)), {}
-    if config.algo == "mbpo" and (t - INSERTS) % FIT_EVERY == 0:
-        state, _ = program.fit(state)
-    if t % 10 == 5:
-        program.greedy(state, np.zeros((config.rows, 4, D), np.float32))
-    return program.learn(state, *data_at(config, t))
 
 
 def row_of(tree, i):
     return jax.tree.map(lambda leaf: np.asarray(leaf[i]), tree)
 
 
-def what_counts(row):
-    """A row without its configuration, whose static part names all variants."""
+def learned_part(row):
+    """A row without its place among the variants."""
     return row._replace(config=None, variant=None)
 
 
@@ -71,40 +66,39 @@ def equal(a, b):
     return all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
 
 
+class Study:
+    """Published MBPO's and FTFL's rows with two seeds each, in one program."""
+
+    def __init__(self, make, spec):
+        self.config = make(fixes=["none", "scale,target"], seeds=2, seed=3)
+        self.program = build(self.config, spec)
+        self.new = self.program.init()
+        self.state, self.metrics = run(self.config, self.program, copy(self.new))
+
+
 @pytest.fixture(scope="module")
 def study(make, spec):
-    """Published MBPO's and FTFL's rows with two seeds each, in one program."""
-    config = make(fixes=["none", "scale,target"], seeds=2, seed=3)
-    program = build(config, spec)
-    return config, program, *run(config, spec, program)
+    return Study(make, spec)
 
 
 @pytest.mark.parametrize(("index", "fix"), [(0, "none"), (1, "scale,target")])
 def test_rows_together_equal_rows_alone(study, make, spec, index, fix):
-    _, _, state, metrics = study
-    config = make(fixes=[fix], seed=3)
-    program = build(config, spec)
-    for i in range(2):
-        # The same program with another seed: it is compiled once for both.
-        alone, alone_metrics = run_seed(config, spec, program, 3 + i)
-        row = 2 * index + i
+    for seed in (3, 4):
+        row = 2 * index + seed - 3
+        config = make(fixes=[fix], seed=seed)
+        program = build(config, spec)
+        first = program.init()
+        assert equal(learned_part(row_of(study.new.rows, row)), learned_part(row_of(first.rows, 0)))
+        state, metrics = run(config, program, first)
         assert_close(
-            what_counts(row_of(state.rows, row)), what_counts(row_of(alone.rows, 0))
+            learned_part(row_of(study.state.rows, row)), learned_part(row_of(state.rows, 0))
         )
-        assert_close(row_of(metrics, row), row_of(alone_metrics, 0))
-        assert state.shared == alone.shared
-
-
-def run_seed(config, spec, program, seed):
-    """The run of one row, its program being that of another seed."""
-    other = config if seed == config.seed else config.__class__(**{**vars(config), "seed": seed})
-    first = build(other, spec).init()
-    return run(other, spec, program._replace(init=lambda: first))
+        assert_close(row_of(study.metrics, row), row_of(metrics, 0))
+        assert equal(study.state.shared, state.shared)
 
 
 def test_rows_differ(study):
-    _, _, state, _ = study
-    rows = state.rows
+    rows = study.state.rows
     for i in range(4):
         for j in range(i):
             a, b = row_of(rows, i), row_of(rows, j)
@@ -119,58 +113,61 @@ def test_rows_differ(study):
     assert (np.asarray(rows.model.code.scale)[2:] != 1).all()
 
 
-def test_new_rows_come_from_their_seed_alone(study, make, spec):
-    config, program, _, _ = study
-    together = program.init().rows
-    for i, seed in enumerate([3, 4, 3, 4]):
-        alone = build(make(seed=seed), spec).init().rows
-        assert equal(what_counts(row_of(together, i)), what_counts(row_of(alone, 0)))
-    assert not equal(row_of(together.agent, 0), row_of(together.agent, 1))
-    assert not equal(row_of(together.model.params, 0), row_of(together.model.params, 1))
-    assert not equal(together.key[0], together.seed_key[0])
-
-
 def test_everything_compiles_once(study):
-    _, program, _, _ = study
+    """In the order and with the types of `train`: numpy from the environment, a plain step."""
+    config, program = study.config, study.program
+    state = copy(study.new)
+    obs = np.zeros((4, D), np.float32)
+    program.act(state, obs, 0)
+    state = program.insert(state, *data_at(config, 0))
+    program.act(state, obs, 1)
+    for t in range(2):
+        state, _ = program.fit(state)
+        state, _ = program.learn(state, *data_at(config, t))
+        program.act(state, obs, t + 2)
+        program.greedy(state, np.zeros((4, 5, D), np.float32))
+        state, _ = program.learn(state, *data_at(config, t))
+        program.act(state, obs, t + 3)
     for name in ("act", "insert", "fit", "learn", "greedy"):
         assert getattr(program, name)._cache_size() == 1, name
 
 
-def test_a_state_is_donated(study, make, spec):
-    config, program, _, _ = study
-    state = program.init()
-    for function in (program.insert, program.learn):
-        old = state
-        state = function(old, *data_at(config, 0))
-        state = state[0] if function is program.learn else state
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.rows.real, old.rows.agent)))
-    old = state
-    state, _ = program.fit(old)
-    rings = (old.rows.real, old.rows.synthetic, old.rows.model.params)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(rings))
+def test_a_state_is_donated(study):
+    config, program = study.config, study.program
+    old = copy(study.new)
+    state = program.insert(old, *data_at(config, 0))
+    assert gone(old.rows.real)
+    old, (state, _) = state, program.learn(state, *data_at(config, 0))
+    assert gone((old.rows.real, old.rows.synthetic, old.rows.agent))
+    old, (state, _) = state, program.fit(state)
+    assert gone((old.rows.real, old.rows.synthetic, old.rows.model.params))
+
+
+def gone(tree):
+    return all(leaf.is_deleted() for leaf in jax.tree.leaves(tree))
 
 
 def test_a_varied_field_changes_its_own_rows_only(make, spec):
-    def rows(discount):
-        config = make({"sac.utd": 1}, vary={"sac.discount": [0.99, discount]})
-        return run(config, spec)[0].rows
+    def study(discount):
+        config = make(algo="sac", vary={"sac.discount": [0.99, discount]})
+        program = build(config, spec)
+        return run(config, program, program.init())[0].rows
 
-    first, second = rows(0.9), rows(0.5)
+    first, second = study(0.9), study(0.5)
     np.testing.assert_allclose(first.config.sac.discount, [0.99, 0.9], rtol=1e-6)
     np.testing.assert_allclose(first.config.sac.polyak, [0.005, 0.005], rtol=1e-6)
-    assert equal(what_counts(row_of(first, 0)), what_counts(row_of(second, 0)))
-    for i, j in ((first, second), (first, first)):
-        a, b = row_of(i, 1), row_of(j, 1 if i is not j else 0)
+    assert equal(learned_part(row_of(first, 0)), learned_part(row_of(second, 0)))
+    for a, b in (
+        (row_of(first, 1), row_of(second, 1)),
+        (row_of(first, 0), row_of(first, 1)),
+    ):
         assert not equal(a.agent.critic, b.agent.critic)
         assert equal(a.real, b.real) and equal(a.seed_key, b.seed_key)
 
 
-def test_reset_draws_new_weights_and_keeps_data_and_model(study, make, spec):
-    config, program, _, _ = study
-    state, _ = one_turn(program, run(config, spec, program)[0], config, INSERTS + LEARNS)
-    before = jax.tree.map(np.array, state)
-    first = jax.tree.map(np.array, program.init().rows.agent)
-    state = program.reset_agent(state)
+def test_reset_draws_new_weights_and_keeps_data_and_model(study):
+    before, first = study.state, study.new.rows.agent
+    state = study.program.reset_agent(copy(before))
     rows = state.rows
     for part in ("real", "synthetic", "model", "seed_key", "variant"):
         assert equal(getattr(rows, part), getattr(before.rows, part)), part
@@ -186,14 +183,14 @@ def test_reset_draws_new_weights_and_keeps_data_and_model(study, make, spec):
     np.testing.assert_array_equal(rows.agent.log_temperature, np.zeros(4))
     for optimiser in rows.agent[4:]:
         np.testing.assert_array_equal(optimiser.count, np.zeros(4))
-    again = program.reset_agent(jax.tree.map(jnp.array, state)).rows.agent
+    again = study.program.reset_agent(copy(state)).rows.agent
     assert not equal(again.actor, rows.agent.actor)
 
 
 def test_actions_are_uniform_at_first_and_the_policys_afterwards(study):
-    config, program, _, _ = study
-    state = program.init()
-    obs = np.random.default_rng(0).normal(size=(4, D)).astype(np.float32)
+    config, program, state = study.config, study.program, study.new
+    # So near to zero that a new policy's std is still e^-4.
+    obs = 0.02 * np.random.default_rng(0).normal(size=(4, D)).astype(np.float32)
     uniform = np.stack([program.act(state, obs, t) for t in range(config.random_steps)])
     # Rows of one seed explore alike, so two of the four are samples of their own.
     assert stats.kstest(uniform[:, :2].ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
@@ -201,7 +198,7 @@ def test_actions_are_uniform_at_first_and_the_policys_afterwards(study):
     other = program.act(state, obs + 1, 0)
     np.testing.assert_array_equal(uniform[0], other)
     # A new policy is narrow, about the greedy action.
-    greedy = program.greedy(state, obs[:, None].repeat(4, 1))[:, 0]
+    greedy = program.greedy(state, obs[:, None].repeat(5, 1))[:, 0]
     later = np.stack([program.act(state, obs, config.random_steps + t) for t in range(50)])
     assert np.abs(later.mean(0) - greedy).max() < 0.1
     assert (later.std(0) > 0).all() and later.std() > 0
@@ -212,18 +209,17 @@ def test_actions_are_uniform_at_first_and_the_policys_afterwards(study):
 def test_plain_sac_has_no_model_and_learns_from_real_data(make, spec):
     config = make(algo="sac", seeds=2)
     program = build(config, spec)
-    state, metrics = run(config, spec, program)
+    state, metrics = run(config, program, program.init())
     assert state.rows.model is None and state.rows.synthetic is None
     assert config.real_batch == config.sac.batch == 20
     assert "synthetic_reward_mean" not in metrics
     assert all(np.isfinite(values).all() for values in metrics.values())
     np.testing.assert_array_equal(state.rows.agent.critic_optimiser.count, [2 * LEARNS] * 2)
     assert state.shared.step == INSERTS + LEARNS and state.shared.blocks == 0
-    assert not equal(state.rows.agent.actor, build(config, spec).init().rows.agent.actor)
 
 
 def test_the_real_ring_holds_what_was_given(study):
-    config, _, state, _ = study
+    config, state = study.config, study.state
     count = INSERTS + LEARNS
     given = [data_at(config, t) for t in range(count)]
     for name in Transition._fields:

@@ -44,7 +44,7 @@ def _pytree(cls: type) -> type:
 @_pytree
 @dataclass(frozen=True)
 class SACConfig:
-    """Soft Actor-Critic (Haarnoja et al., 2018), with the numbers of the authors' code (BUILD_NOTES.md)."""
+    """Soft Actor-Critic (Haarnoja et al., 2018); BUILD_NOTES.md has the numbers' source."""
 
     hidden: tuple[int, ...] = _static((256, 256), 1)
     utd: int = _static(20, 1)  # gradient updates per environment step

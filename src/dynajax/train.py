@@ -26,7 +26,7 @@ class Program(NamedTuple):
     act: Callable[[TrainState, Any, int], Array]  # obs (S, D) -> (S, A)
     greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
     insert: Callable[[TrainState, Transition, Any], TrainState]
-    fit: Callable[[TrainState], tuple[TrainState, Metrics]]
+    fit: jax.stages.Wrapped  # TrainState -> TrainState, Metrics
     learn: Callable[[TrainState, Transition, Any], tuple[TrainState, Metrics]]
     reset_agent: Callable[[TrainState], TrainState]
 
