@@ -167,12 +167,12 @@ PAPER = Config()
 #: The same algorithm at a size for two CPU cores; chosen by measurement (BUILD_NOTES.md).
 QUICK = Config(
     preset="quick",
-    steps=10_000,
+    steps=15_000,
     random_steps=1_000,
-    sac=SACConfig(hidden=(128, 128), utd=10, batch=128),
+    sac=SACConfig(hidden=(64, 64), utd=10, batch=128),
     model=ModelConfig(
-        members=5, elites=4, width=128, depth=3, schedule="early_stop", fit_steps=2000,
-        learning_rate=1e-3, round_steps=100, patience=3, score_size=1000,
+        members=5, elites=4, width=128, depth=3, batch=128, learning_rate=3e-3,
+        schedule="early_stop", fit_steps=500, round_steps=100, patience=3, score_size=1000,
     ),
     rollout=RolloutConfig(batch=200),
     replay=ReplayConfig(real=100_000, synthetic=100_000),
