@@ -1,7 +1,8 @@
 """What the tests share: the compilation cache, a small task, and a small configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jax
 import pytest
 
 from dynajax import cli, config
@@ -49,3 +50,11 @@ def make() -> Callable[..., config.Config]:
         )
 
     return small
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Leaves out most optimisations: tiny programs take far longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

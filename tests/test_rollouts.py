@@ -1,5 +1,7 @@
 """Rollouts: how long, in which member, and which of their transitions may be used."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from dynajax import dynamics, mbpo, replay, rollouts, sac
 from dynajax.train import build
 from dynajax.types import Shared, Transition
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 B = 8  # starts
 imagine = jax.jit(rollouts.imagine, static_argnums=1)
@@ -190,17 +194,18 @@ def test_ring_positions_after_several_steps(make, spec, monkeypatch, length):
 def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypatch):
     """Long horizons pass the largest int32 within the length of a usual run."""
     monkeypatch.setattr(rollouts, "imagine", counting)
-    # 2^31 transitions are 2^28 blocks of 8, and 2^28 is a multiple of the ring's eight blocks.
+    # 2^31 transitions are 2^28 blocks of 8, and 2^28 + 5 is a multiple of the ring's 7 blocks.
     now = shared(step=119, blocks=2**28 + 5)
-    ring = replay.init(64, 3, 2)
+    sizes = dataclasses.replace(row.config.replay, synthetic=56)
+    ring = replay.init(56, 3, 2)
     ring = ring._replace(
-        data=ring.data._replace(reward=jnp.arange(64.0) - 1000), valid=jnp.ones(64, bool)
+        data=ring.data._replace(reward=jnp.arange(56.0) - 1000), valid=jnp.ones(56, bool)
     )
-    row = row._replace(synthetic=ring)
+    row = row._replace(config=dataclasses.replace(row.config, replay=sizes), synthetic=ring)
     ring = mbpo.imagine(row, now, spec, 2, jax.random.PRNGKey(0))
-    written = np.asarray(ring.data.reward).reshape(8, B)[:, 0] >= 0
-    np.testing.assert_array_equal(np.flatnonzero(written), [5, 6])
+    written = np.asarray(ring.data.reward).reshape(7, B)[:, 0] >= 0
+    np.testing.assert_array_equal(np.flatnonzero(written), [0, 1])
     one = Transition(*(jnp.zeros(s) for s in (3, 2, (), (), 3)))
     _, metrics = jax.jit(mbpo.learn, static_argnums=2)(row, now, spec, one, jnp.array(True))
-    # Drawn from all of the ring, not from its first slots only (-1000 to -999).
+    # Drawn from all seven blocks, of which three are new: not from the first slot only.
     assert -960 < metrics["synthetic_reward_mean"] < -100

@@ -174,6 +174,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--set=model.width=wide"], ["model.width=wide", "whole number"]),
         (["--set=model.width"], ["--set model.width", "FIELD=VALUE"]),
         (["--vary=model.width=20,30"], ["model.width", "shapes the program"]),
+        (["--algo=sac", "--vary=model.holdout=0.1,0.2"], ["model.holdout", "no model"]),
         (["--steps=150"], ["--steps=150", "1000"]),
         (["--seeds=0"], ["--seeds=0", "1"]),
         (["--set=replay.real=1000000000000", "--steps=1000"], ["GiB", "replay.real"]),
@@ -198,7 +199,8 @@ def test_a_wrong_command_gets_one_line_and_status_2(tmp_path, flags, words):
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole):
     before = (whole / "eval.csv").read_bytes()
-    code, _, err = finish(start(whole, "--set=sac.utd=3"))
+    other = [flag.replace("sac.utd=2", "sac.utd=3") for flag in FLAGS]
+    code, _, err = finish(start(whole, command=other))
     assert code == cli.USAGE
     assert "sac.utd: 2 -> 3" in err and len(err.strip().splitlines()) == 1
     assert (whole / "eval.csv").read_bytes() == before

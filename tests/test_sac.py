@@ -13,6 +13,8 @@ from dynajax import networks, sac
 from dynajax.config import SACConfig
 from dynajax.types import EnvSpec, Transition
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 D, A, B = 3, 2, 6
 SPEC = EnvSpec("walk", D, A, 50, ("x", "y", "z"), None)
 CONFIG = SACConfig(

@@ -11,6 +11,8 @@ from scipy import stats
 from dynajax.train import build
 from dynajax.types import Transition
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 D, A = 3, 2
 INSERTS, LEARNS, FIT_EVERY = 60, 20, 10
 

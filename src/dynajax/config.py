@@ -76,7 +76,7 @@ class ModelConfig:
     score_size: int = _static(5000, 1)  # holdout transitions scored, at most
     learned_bounds: bool = _static(False)  # log-variance bounds learned as in Chua et al.
     holdout: float = _traced(0.2, 0.001, 0.9)
-    min_gain: float = _traced(0.01, 0, 1)  # early_stop: relative gain that counts
+    min_gain: float = _traced(0.01, 0, 0.99)  # early_stop: relative gain that counts
     learning_rate: float = _traced(3e-4, 0)
     weight_decay: float = _traced(1.0, 0)  # multiplies the decay of each layer
     log_variance_min: float = _traced(-10.0)
@@ -338,6 +338,8 @@ def make(
                 f"--vary {path}: it shapes the program, so its values need a run each; "
                 f"these can be varied: {traced}"
             )
+        if algo == "sac" and path.startswith("model."):
+            raise UsageError(f"--vary {path}: plain SAC has no model; choose --algo=mbpo")
         column = [(path, parse("--vary", path, value)) for value in values]
         if not column:
             raise UsageError(f"--vary {path}: give it at least one value")

@@ -270,7 +270,8 @@ def _model_story(run: Run) -> dict[str, list[tuple[Panel, str]]]:
          "Error on held-out transitions in the network's own units. These differ between "
          "variants: compare shapes, not heights. A rise means overfitting, or new ground."),
         (Panel(fit("nll"), "negative log-likelihood", "Training loss"),
-         "The loss that the fits minimise, in the network's own units: again compare shapes."),
+         "The loss that the fits minimise, on held-out transitions, in the network's own units: "
+         "again compare shapes."),
         (Panel(fit("spread"), "standard deviation of means", "Do the members agree?", scale="log"),
          "How far the ensemble's members are apart, in the network's own units. It falls as data "
          "pin the dynamics down, and rises where the agent explores."),

@@ -34,20 +34,19 @@ class Program(NamedTuple):
 def build(config: Config, spec: EnvSpec) -> Program:
     """Maps one row's functions over the rows, and jits them. Transitions have leaves (S, ...)."""
 
-    def init() -> TrainState:
-        configs: list[Config] = []
-        variants: list[int] = []
-        seeds: list[int] = []
-        for index, variant in enumerate(config.variants):
-            own = functools.reduce(lambda c, item: assign(c, *item), variant.values, config)
-            configs += [own] * config.seeds
-            variants += [index] * config.seeds
-            seeds += range(config.seed, config.seed + config.seeds)
-        rows = jax.vmap(lambda c, v, s: mbpo.init(c, spec, v, s))(
-            jax.tree.map(lambda *leaves: jnp.array(leaves, jnp.float32), *configs),
-            jnp.array(variants),
-            jnp.array(seeds),
-        )
+    configs: list[Config] = []
+    variants: list[int] = []
+    seeds: list[int] = []
+    for index, variant in enumerate(config.variants):
+        own = functools.reduce(lambda c, item: assign(c, *item), variant.values, config)
+        configs += [own] * config.seeds
+        variants += [index] * config.seeds
+        seeds += range(config.seed, config.seed + config.seeds)
+
+    # The seeds are arguments, so that all seeds share one compiled program in the cache.
+    @jax.jit
+    def init(configs: Config, variants: Array, seeds: Array) -> TrainState:
+        rows = jax.vmap(lambda c, v, s: mbpo.init(c, spec, v, s))(configs, variants, seeds)
         return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
     def act(state: TrainState, obs: Array, step: Array) -> Array:
@@ -85,7 +84,12 @@ def build(config: Config, spec: EnvSpec) -> Program:
 
     donated = functools.partial(jax.jit, donate_argnums=0)
     return Program(
-        init=jax.jit(init),
+        init=functools.partial(
+            init,
+            jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *configs),
+            np.array(variants, np.int32),
+            np.array(seeds, np.int32),
+        ),
         act=jax.jit(act),
         greedy=jax.jit(greedy),
         insert=donated(insert),
@@ -145,7 +149,7 @@ def train(
             elif learning < 0:
                 state = program.insert(state, *pending)
             else:
-                if config.sac.reset_every and t % config.sac.reset_every == 0:
+                if learning and config.sac.reset_every and t % config.sac.reset_every == 0:
                     state = program.reset_agent(state)
                 if config.algo == "mbpo" and learning % config.model.fit_every == 0:
                     state = journal.fit(t, program.fit, state)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def _film(env: envs.Env, act: Callable[[np.ndarray], Any], config: Config, path:
         ) from None
     fps = min(60, max(1, int(env.metadata.get("render_fps") or 30)))
     partial = path.with_name(f".{path.name}")
+    # The encoder is another program; it is executed at once, so JAX's threads are not in danger.
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
     with writer(partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8) as film:
         over = False
         while not over:
