@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import jax
 import pytest
 
-from dynajax import cli, config
+from dynajax import cli, config, make_config
 from dynajax.types import EnvSpec
 
 # Most of the tests' time is compilation; a second run takes it from here.
@@ -42,10 +42,10 @@ def spec() -> EnvSpec:
 
 @pytest.fixture(scope="session")
 def make() -> Callable[..., config.Config]:
-    """`config.make` with small sizes: make({"sac.utd": 3}, fixes=["scale"], seeds=2)."""
+    """`make_config` with small sizes: make({"sac.utd": 3}, fixes=["scale"], seeds=2)."""
 
     def small(settings=(), *, steps=100, **arguments):
-        return config.make(
+        return make_config(
             "walk", preset="paper", settings=SMALL | dict(settings), steps=steps, **arguments
         )
 

@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import pytest
 
-from dynajax import config
-from dynajax.config import PRESETS, Config, Variant, parse
+from dynajax import config, make_config
+from dynajax.config import PRESETS, Config, Variant
+from dynajax.settings import all_settings, parse
 from dynajax.types import UsageError
 
-make = config.make
+make = make_config
 
 PAPER = {
     "random_steps": 10_000,
@@ -72,7 +73,7 @@ def refusal(function, *arguments, **named) -> str:
 
 
 def test_the_paper_preset_has_the_published_numbers():
-    assert set(PAPER) == set(config.all_settings())
+    assert set(PAPER) == set(all_settings())
     paper = make("cheetah-run", preset="paper")
     assert {path: value(paper, path) for path in PAPER} == PAPER
     assert paper.steps == 500_000
@@ -159,7 +160,7 @@ def test_an_unknown_field_gets_the_nearest(path, nearest):
 
 def test_even_a_hopeless_field_gets_a_real_one():
     text = refusal(make, "cheetah-run", settings={"qqqq": 1})
-    assert text.rsplit(" ", 1)[-1] in config.all_settings()
+    assert text.rsplit(" ", 1)[-1] in all_settings()
 
 
 # --- variants --------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def test_only_traced_fields_are_leaves():
         ".".join(key.name for key in path)
         for path, _ in jax.tree_util.tree_leaves_with_path(make("cheetah-run"))
     }
-    assert leaves == {path for path, s in config.all_settings().items() if s.traced}
+    assert leaves == {path for path, s in all_settings().items() if s.traced}
 
 
 def test_difference_names_paths_and_leaves_out_the_length():

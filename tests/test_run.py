@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynajax import cli, config, folder, report, train
+from dynajax import UsageError, cli, folder, report, settings, train
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
 #: A run of seconds, with everything in it: fits, evaluations, two variants.
@@ -207,8 +207,8 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole)
 
 
 def test_two_processes_on_one_folder_are_refused(whole):
-    settings = config.make("Pendulum-v1")
-    held = folder.RunFolder(whole.parent / "held", settings, {"command": "test"})
+    run = settings.make("Pendulum-v1")
+    held = folder.RunFolder(whole.parent / "held", run, {"command": "test"})
     with held:
         code, _, err = finish(start(whole.parent / "held"))
     assert code == cli.USAGE
@@ -226,18 +226,18 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(whole, tmp_
     """Logs cannot be written any more after step 200; then there is room again."""
     from dynajax import loggers
 
-    settings = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
-    run = config.make("Pendulum-v1", fixes=["none", "scale,target"], steps=400, settings=settings)
+    values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
+    run = settings.make("Pendulum-v1", fixes=["none", "scale,target"], steps=400, settings=values)
     real = loggers.Loggers.evaluation
 
     def full(self, step, result):
         if step > 200:
-            raise config.UsageError("--out: eval.csv cannot be written (No space left on device)")
+            raise UsageError("--out: eval.csv cannot be written (No space left on device)")
         real(self, step, result)
 
     with monkeypatch.context() as patch:
         patch.setattr(loggers.Loggers, "evaluation", full)
-        with pytest.raises(config.UsageError, match="No space"):
+        with pytest.raises(UsageError, match="No space"):
             train(run, tmp_path / "run", quiet=True)
     result = train(run, tmp_path / "run", quiet=True)
     assert result.finished
@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(whole, tmp_
 
 def test_mbpo_learns_pendulum(tmp_path):
     """From about -1200 at random to a return that only a swing-up reaches."""
-    run = config.make(
+    run = settings.make(
         "Pendulum-v1", fixes=["scale,target"], steps=1800,
         settings={
             "random_steps": 400, "eval.every": 600, "eval.episodes": 5, "sac.hidden": "64,64",

@@ -10,9 +10,9 @@ Own tasks: `register_termination`; own fixes: an entry in `FIXES`.
 """
 
 from dynajax.config import Config
-from dynajax.config import make as make_config
 from dynajax.envs import register_termination
 from dynajax.report import Run, read_run, write_report
+from dynajax.settings import make as make_config
 from dynajax.targets import FIXES, Fix
 from dynajax.train import Result, train
 from dynajax.types import UsageError

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynajax import envs, mbpo, rollouts, sac
-from dynajax.config import Config, assign, run_name
+from dynajax.config import Config, config_of, run_name
 from dynajax.envs.host import HostEnvs
 from dynajax.evaluate import Evaluator
 from dynajax.journal import Journal, interruptions
@@ -38,8 +38,7 @@ def build(config: Config, spec: EnvSpec) -> Program:
     variants: list[int] = []
     seeds: list[int] = []
     for index, variant in enumerate(config.variants):
-        own = functools.reduce(lambda c, item: assign(c, *item), variant.values, config)
-        configs += [own] * config.seeds
+        configs += [config_of(config, variant)] * config.seeds
         variants += [index] * config.seeds
         seeds += range(config.seed, config.seed + config.seeds)
 

@@ -1,0 +1,252 @@
+"""From what a user types to a checked `Config`, or one line that says what to type instead."""
+
+import dataclasses
+import difflib
+import itertools
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+from dynajax import targets
+from dynajax.config import PAPER, PRESETS, Config, Variant, assign, config_of
+from dynajax.types import UsageError
+
+_GROUPS = ("sac", "model", "rollout", "replay", "eval", "host")
+#: Set by a flag of their own, and so not by `--set`.
+_OWN_FLAG = ("env", "algo", "preset", "engine", "variants", "seed", "seeds", "steps")
+
+
+class Setting(NamedTuple):
+    """One field that `--set` can reach."""
+
+    path: str
+    kind: Any  # its annotation
+    low: float
+    high: float
+    traced: bool
+
+
+def _fields(cls: type, prefix: str) -> list[Setting]:
+    kinds = typing.get_type_hints(cls)
+    found = []
+    for f in dataclasses.fields(cls):
+        if "range" in f.metadata:
+            low, high = f.metadata["range"]
+            traced = bool(f.metadata.get("traced"))
+            found.append(Setting(prefix + f.name, kinds[f.name], low, high, traced))
+    return found
+
+
+def all_settings() -> dict[str, Setting]:
+    """Every field that `--set` can reach, by path."""
+    found = [s for s in _fields(Config, "") if s.path not in _OWN_FLAG]
+    for group in _GROUPS:
+        found += _fields(type(getattr(PAPER, group)), group + ".")
+    return {s.path: s for s in found}
+
+
+def _lookup(flag: str, path: str) -> Setting:
+    known = all_settings()
+    if path not in known:
+        near = difflib.get_close_matches(path, known, 1, 0.3) or difflib.get_close_matches(
+            path.rsplit(".", 1)[-1], [p.rsplit(".", 1)[-1] for p in known], 1, 0.0
+        )
+        full = next(p for p in known if near and (p == near[0] or p.rsplit(".", 1)[-1] == near[0]))
+        raise UsageError(f"{flag}={path}: there is no such field; the nearest is {full}")
+    return known[path]
+
+
+def parse(flag: str, path: str, value: Any) -> Any:
+    """The value of a field from its text (or from Python), checked.
+
+    Raises:
+      UsageError: unknown field, wrong type, or outside the field's range.
+    """
+    setting = _lookup(flag, path)
+    kind, text = setting.kind, value if isinstance(value, str) else None
+    wrong = f"{flag} {path}={value}: "
+    try:
+        if typing.get_origin(kind) is Literal:
+            choices = typing.get_args(kind)
+            if value not in choices:
+                raise UsageError(wrong + f"choose one of {', '.join(choices)}")
+            return value
+        if typing.get_origin(kind) is tuple:
+            parts = value.replace("(", "").replace(")", "").split(",") if text else value
+            parts = parts if isinstance(parts, Iterable) else (parts,)
+            parsed: Any = tuple(_integer(p) for p in parts if p != "")
+            numbers = parsed
+        elif kind is bool:
+            names = {"true": True, "1": True, "false": False, "0": False}
+            return names[str(value).lower()]
+        else:
+            parsed = _integer(value) if kind is int else float(value)
+            numbers = (parsed,)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        name = {bool: "true or false", int: "a whole number", float: "a number"}.get(
+            kind, "whole numbers with commas between"
+        )
+        raise UsageError(wrong + f"it takes {name}") from None
+    if not numbers or not all(
+        math.isfinite(n) and setting.low <= n <= setting.high for n in numbers
+    ):
+        low, high = (
+            "" if math.isinf(b) else f"{word} {b:g}"
+            for word, b in (("at least", setting.low), ("at most", setting.high))
+        )
+        raise UsageError(
+            wrong + "it must be " + (" and ".join(filter(None, [low, high])) or "finite")
+        )
+    return parsed
+
+
+def _integer(value: Any) -> int:
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def make(
+    env: str,
+    *,
+    algo: str = "mbpo",
+    preset: str = "quick",
+    fixes: Sequence[str] = ("",),
+    vary: Mapping[str, Iterable[float | str]] = types.MappingProxyType({}),
+    settings: Mapping[str, Any] = types.MappingProxyType({}),
+    seeds: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    engine: str = "host",
+) -> Config:
+    """A checked configuration.
+
+    Args:
+      env: a task, see `envs`.
+      algo: "mbpo" or "sac".
+      preset: "quick" or "paper".
+      fixes: for each variant a comma list of names in `targets.FIXES`; "" or "none" is MBPO as
+        published.
+      vary: values for traced fields; all combinations, times the fixes, are the variants.
+      settings: other values for fields, by path ("sac.utd").
+      seeds: rows of each variant, numbered from `seed`.
+      steps: environment steps of each row; the preset's if not given.
+      engine: "host".
+
+    Raises:
+      UsageError: with one line that names the argument, its value and what would be right.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"--preset={preset}: choose one of {', '.join(PRESETS)}")
+    if algo not in ("mbpo", "sac"):
+        raise UsageError(f"--algo={algo}: choose one of mbpo, sac")
+    if engine != "host":
+        raise UsageError(f"--engine={engine}: this version has one engine, host")
+    parsed_fixes = [targets.parse_fixes(text) for text in fixes or ("",)]
+    if algo == "sac" and any(parsed_fixes):
+        raise UsageError(
+            f"--fix={','.join(next(filter(None, parsed_fixes)))}: plain SAC has no model to fix; "
+            "leave --fix out, or choose --algo=mbpo"
+        )
+    columns = []
+    for path, values in vary.items():
+        if not _lookup("--vary", path).traced:
+            traced = ", ".join(s.path for s in all_settings().values() if s.traced)
+            raise UsageError(
+                f"--vary {path}: it shapes the program, so its values need a run each; "
+                f"these can be varied: {traced}"
+            )
+        if algo == "sac" and path.startswith("model."):
+            raise UsageError(f"--vary {path}: plain SAC has no model; choose --algo=mbpo")
+        column = [(path, parse("--vary", path, value)) for value in values]
+        if not column:
+            raise UsageError(f"--vary {path}: give it at least one value")
+        for _, value in column:
+            if column.count((path, value)) > 1:
+                raise UsageError(f"--vary {path}={value:g}: the value is given twice")
+        columns.append(column)
+    variants = tuple(
+        Variant(fix, values) for fix in parsed_fixes for values in itertools.product(*columns)
+    )
+    for variant in variants:
+        if variants.count(variant) > 1:
+            fixes_text = ",".join(variant.fixes) or "none"
+            raise UsageError(f"--fix={fixes_text}: the variant is given twice")
+    base = PRESETS[preset]
+    config = dataclasses.replace(
+        base, env=env, algo=cast(Any, algo), engine=cast(Any, engine), variants=variants,
+        seeds=seeds, seed=seed, steps=base.steps if steps is None else steps,
+    )  # fmt: skip
+    for path, value in settings.items():
+        config = assign(config, path, parse("--set", path, value))
+    for variant in variants:
+        _check(config_of(config, variant))
+    return config
+
+
+def _check(c: Config) -> None:
+    """Refuses sizes that cannot work together."""
+
+    def need(good: bool, text: str) -> None:
+        if not good:
+            raise UsageError(text)
+
+    need(c.seeds >= 1, f"--seeds={c.seeds}: it must be at least 1")
+    need(0 <= c.seed < 2**31 - c.seeds, f"--seed={c.seed}: it must be from 0 to 2^31 - seeds")
+    need(c.steps >= 1, f"--steps={c.steps}: it must be at least 1")
+    need(
+        c.steps % c.eval.every == 0,
+        f"--steps={c.steps}: it must be a multiple of eval.every={c.eval.every}; "
+        f"the nearest is {max(1, round(c.steps / c.eval.every)) * c.eval.every}",
+    )
+    need(
+        c.random_steps < c.replay.real,
+        f"--set random_steps={c.random_steps}: it must be under replay.real={c.replay.real}",
+    )
+    if c.algo == "sac":
+        return
+    # Fewer might leave the holdout empty.
+    need(
+        c.random_steps >= 50,
+        f"--set random_steps={c.random_steps}: a model needs at least 50 to be fitted to",
+    )
+    m, r = c.model, c.rollout
+    need(
+        m.elites <= m.members,
+        f"--set model.elites={m.elites}: it must be at most model.members={m.members}",
+    )
+    need(
+        r.batch % m.elites == 0,
+        f"--set rollout.batch={r.batch}: it must be a multiple of model.elites={m.elites}",
+    )
+    need(
+        c.replay.synthetic % r.batch == 0,
+        f"--set replay.synthetic={c.replay.synthetic}: it must be a multiple of "
+        f"rollout.batch={r.batch}",
+    )
+    h = r.horizon
+    need(
+        (len(h) == 1 and h[0] >= 1) or (len(h) == 4 and 0 <= h[0] < h[1] and min(h[2:]) >= 1),
+        f"--set rollout.horizon={','.join(map(str, h))}: it must be one number from 1, or "
+        "first_step,last_step,first_horizon,last_horizon",
+    )
+    need(
+        max(h[-2:]) * r.batch <= c.replay.synthetic,
+        f"--set rollout.horizon={','.join(map(str, h))}: rollout.batch x horizon must be at most "
+        f"replay.synthetic={c.replay.synthetic}",
+    )
+    need(
+        m.log_variance_min < m.log_variance_max,
+        f"--set model.log_variance_min={m.log_variance_min}: it must be under "
+        f"model.log_variance_max={m.log_variance_max}",
+    )
+    need(
+        m.schedule == "fixed" or m.fit_steps % m.round_steps == 0,
+        f"--set model.fit_steps={m.fit_steps}: with early_stop it must be a multiple of "
+        f"model.round_steps={m.round_steps}",
+    )
