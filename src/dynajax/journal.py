@@ -177,7 +177,7 @@ class Journal:
     def _introduce(self, step: int) -> None:
         c, say = self._config, self._progress.say
         per_row = _bytes(self._shapes.rows) / c.rows
-        names = ", ".join(v.name for v in c.variants)
+        names = " | ".join(v.name for v in c.variants)
         fixes = f"fixes {names}; " if c.algo == "mbpo" else ""
         say(f"{c.algo} on {c.env}, preset {c.preset}, {c.steps} steps, {c.random_steps} at random")
         say(f"{c.rows} rows: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
