@@ -6,6 +6,7 @@ matplotlib's object interface is used, so nothing here needs a display or touche
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from html import escape
@@ -214,7 +215,7 @@ def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
         axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=_FAINT)
     if panel.mark is not None:
         axes.axvline(panel.mark, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_title(panel.title)
+    axes.set_title(textwrap.fill(panel.title, 44))
     axes.set_xlabel(STEPS)
     axes.set_ylabel(panel.ylabel)
     axes.set_xlim(left=0)
@@ -267,7 +268,7 @@ def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
     axes.set_xlim(right=1.2 * reach)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(panel.title)
+    axes.set_title(textwrap.fill(panel.title, 44))
     axes.set_xlabel(panel.xlabel)
 
 
