@@ -11,10 +11,11 @@ import pytest
 from gymnasium import spaces
 
 from dynajax import envs
-from dynajax.config import EvalConfig, HostConfig, make
+from dynajax.config import EvalConfig, HostConfig
 from dynajax.envs.host import HostEnvs
 from dynajax.envs.pool import EnvPool, default_workers, episode_seed
 from dynajax.evaluate import Evaluator
+from dynajax.settings import make
 from dynajax.types import UsageError
 
 
