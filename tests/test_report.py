@@ -257,8 +257,9 @@ sys.path.insert(0, sys.argv[1])
 import plot
 for arguments in json.loads(sys.argv[2]):
     plot.flags.FLAGS.unparse_flags()
+    sys.argv = ["plot.py", *arguments]
     try:
-        status = plot.main(plot._parse(["plot.py", *arguments]))
+        status = plot.cli.run(plot.main)
     except SystemExit as stop:
         status = stop.code
     print(status, file=sys.stderr)
@@ -285,13 +286,13 @@ def test_plot_refuses_bad_input_with_one_line(tmp_path):
     lines = done.stderr.splitlines()
     assert done.stdout == "" and len(lines) == 2 * len(cases), done.stderr
     for (_, text), message, status in zip(cases, lines[::2], lines[1::2], strict=True):
-        assert message.startswith("plot.py: ") and text in message and status == "2"
+        assert message.startswith("error: ") and text in message and status == "2"
 
 
 def test_plot_of_a_missing_folder_ends_with_status_2(tmp_path):
     done = plot(tmp_path / "missing")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"plot.py: {tmp_path / 'missing'}: there is no such folder\n"
+    assert done.stderr == f"error: {tmp_path / 'missing'}: there is no such folder\n"
 
 
 def test_plot_help_fits_a_screen():
