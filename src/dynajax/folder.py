@@ -95,7 +95,8 @@ class RunFolder:
         path = self.path / "config.json"
         if path.exists():
             try:
-                old = json.loads(path.read_text())["config"]
+                previous = json.loads(path.read_text())
+                old = previous["config"]
             except (ValueError, KeyError, OSError):
                 raise UsageError(
                     f"--out={self.path}: its config.json cannot be read; choose another folder"
@@ -107,7 +108,6 @@ class RunFolder:
                     f"({'; '.join(lines)}); choose another --out"
                 )
             # Every part of a run says where it ran.
-            previous = json.loads(path.read_text())
             self._info["commands"] = [*previous.get("commands", []), self._info["command"]]
         else:
             self._info["commands"] = [self._info["command"]]
