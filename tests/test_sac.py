@@ -238,11 +238,9 @@ class Reference:
         self.adams = [Adam(self.actor), Adam(self.critic), Adam(self.log_alpha)]
         self.wrong = wrong
 
-    def update(self, batch, key):
+    def update(self, batch, both_noises):
         batch = Transition(*(np.asarray(x, np.float64) for x in batch))
-        next_noise, noise = (
-            np.asarray(jax.random.normal(k, (B, A)), np.float64) for k in jax.random.split(key)
-        )
+        next_noise, noise = np.asarray(both_noises, np.float64)
         alpha, rate, old_critic = np.exp(self.log_alpha), 0.01, self.critic
         next_action, next_log_prob = act(self.actor, batch.next_obs, next_noise)
         next_q = twin_q(self.target, batch.next_obs, next_action).min(0)
@@ -282,9 +280,9 @@ def three_updates(wrong=None):
     agent = new_agent(1)
     reference = Reference(agent, wrong)
     for i in range(3):
-        key, batch = jax.random.PRNGKey(10 + i), batch_of(i)
-        agent, metrics = update(CONFIG, agent, batch, key)
-        expected = reference.update(batch, key)
+        noise, batch = jax.random.normal(jax.random.PRNGKey(10 + i), (2, B, A)), batch_of(i)
+        agent, metrics = update(CONFIG, agent, batch, noise)
+        expected = reference.update(batch, noise)
     return agent, metrics, reference, expected
 
 
@@ -335,6 +333,26 @@ def test_another_order_would_be_seen(wrong, shows_in):
     assert distances(agent, reference)[shows_in] > 5e-3
 
 
+# --- new weights ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(17, 256), (256, 256), (256, 1), (3, 3)])
+def test_new_weights_are_orthogonal(shape):
+    kernel = np.asarray(networks.orthogonal(jax.random.PRNGKey(3), shape)) / np.sqrt(2)
+    gram = kernel @ kernel.T if shape[0] <= shape[1] else kernel.T @ kernel
+    np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-5)
+
+
+def test_new_weights_are_evenly_distributed():
+    """An entry of an orthonormal column of 3 lies evenly in [-1, 1] (Archimedes)."""
+    keys = jax.random.split(jax.random.PRNGKey(0), 2000)
+    kernels = jax.vmap(lambda key: networks.orthogonal(key, (3, 3)))(keys) / np.sqrt(2)
+    for i, j in [(0, 0), (1, 2)]:
+        assert stats.kstest(kernels[:, i, j], stats.uniform(-1, 2).cdf).pvalue > 0.01
+    signs = np.sign(np.linalg.det(kernels))
+    assert abs(signs.mean()) < 0.1  # reflections as often as rotations
+
+
 # --- a decision process whose values are known -------------------------------------------------
 
 
@@ -361,9 +379,9 @@ def test_critic_reaches_the_values_of_two_states(discount, values):
     @jax.jit
     def learn(agent):
         return jax.lax.scan(
-            lambda agent, key: sac.update(config, agent, batch, key),
+            lambda agent, noise: sac.update(config, agent, batch, noise),
             agent,
-            jax.random.split(jax.random.PRNGKey(1), 1500),
+            jax.random.normal(jax.random.PRNGKey(1), (1500, 2, 64, 1)),
         )[0]
 
     agent = learn(init(config, spec, jax.random.PRNGKey(0)))

@@ -175,7 +175,7 @@ def score(config: ModelConfig, model: Model, data: Split) -> Array:
     return _weighted_mean(jnp.square(mean - z).mean(-1), data.scored_weights, 1)
 
 
-def _train(
+def train_steps(
     config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: int
 ) -> Model:
     """`steps` gradient steps; every member draws its own minibatches from the training split."""
@@ -223,7 +223,7 @@ def _train_until_stale(
 
     def one_round(search: _Search) -> _Search:
         key, now = jax.random.split(search.key)
-        trained = _train(
+        trained = train_steps(
             config, model._replace(params=search.params, optimiser=search.optimiser),
             replay, data, now, config.round_steps,
         )  # fmt: skip
@@ -292,7 +292,7 @@ def fit(
     model = recode(model._replace(code=written), code)
     model = model._replace(input_mean=mean, input_std=std, fits=model.fits + 1)
     if config.schedule == "fixed":
-        model = _train(config, model, replay, data, key, config.fit_steps)
+        model = train_steps(config, model, replay, data, key, config.fit_steps)
         steps = jnp.asarray(config.fit_steps)
     else:
         model, steps = _train_until_stale(config, model, replay, data, key)

@@ -69,6 +69,7 @@ class Panel(NamedTuple):
     floor: float | None = None  # what lies lower is cut off
     include: float | None = None  # a value that the axis must reach
     mark: float | None = None  # a step to mark with a vertical line
+    xlabel: str = STEPS
 
 
 class Bars(NamedTuple):
@@ -216,7 +217,7 @@ def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
     if panel.mark is not None:
         axes.axvline(panel.mark, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_title(textwrap.fill(panel.title, 44))
-    axes.set_xlabel(STEPS)
+    axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(_thousands)

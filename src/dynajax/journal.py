@@ -1,18 +1,17 @@
 """The book-keeping of a run: times, logs, checkpoints, and what the user is told."""
 
 import contextlib
-import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
 
 import jax
 import numpy as np
 
+from dynajax import compiler
 from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config
 from dynajax.envs.host import HostEnvs
@@ -21,7 +20,7 @@ from dynajax.folder import RunFolder, device_name
 from dynajax.loggers import Loggers, Progress, duration
 from dynajax.types import Metrics, TrainState, Transition, UsageError
 
-STAGES = ("environment", "update", "fit", "evaluate", "checkpoint")
+STAGES = ("compile", "environment", "update", "fit", "evaluate", "checkpoint")
 
 
 @contextlib.contextmanager
@@ -68,16 +67,6 @@ class Clock:
         self.seconds.update(seconds)
 
 
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _memory() -> int:
-    """Bytes of the memory that arrays live in."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 class Journal:
     """Opens a run's folder, and keeps its logs and checkpoints; use it in a `with` statement.
 
@@ -117,17 +106,12 @@ class Journal:
         self._sizes = sizes
         self._metrics: Metrics = {}
         self._fits: list[tuple[int, Metrics]] = []
+        self._needed = compiler.size(shapes)
         self._learned = 0
         self._learning_since = 0.0
 
     def __enter__(self) -> "Journal":
-        needed = _bytes(self._shapes)
-        if needed > 0.9 * _memory():
-            raise UsageError(
-                f"--seeds: {self._config.rows} rows take {needed / 2**30:.1f} GiB, and the device "
-                f"has {_memory() / 2**30:.1f}; take fewer seeds or variants, or lower "
-                "--set replay.real and replay.synthetic"
-            )
+        self._check_memory(compiler.size(self._shapes))
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(self._folder)
         self._checkpoints = Checkpoints(self._folder.path / "checkpoints")
@@ -140,6 +124,26 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def _check_memory(self, needed: int) -> None:
+        if needed > 0.9 * (there := compiler.available()):
+            raise UsageError(
+                f"--seeds: {self._config.rows} rows take {needed / 2**30:.1f} GiB, and the device "
+                f"has {there / 2**30:.1f}; take fewer seeds or variants, or lower "
+                "--set replay.real and replay.synthetic"
+            )
+
+    def compile(self, lower: Callable[[], Sequence[jax.stages.Lowered]]) -> None:
+        """Compiles the large programs, which also tells how much memory they take.
+
+        Raises:
+          UsageError: more than there is.
+        """
+        if (self._checkpoints.latest_step() or 0) >= self._config.steps:
+            return  # nothing is left to run
+        with self.clock("compile"):
+            self._needed = compiler.memory(lower())
+        self._check_memory(self._needed)
 
     def restore(
         self, init: Callable[[], TrainState], env: HostEnvs
@@ -176,7 +180,7 @@ class Journal:
 
     def _introduce(self, step: int) -> None:
         c, say = self._config, self._progress.say
-        per_row = _bytes(self._shapes.rows) / c.rows
+        per_row = self._needed / c.rows
         names = " | ".join(v.name for v in c.variants)
         fixes = f"fixes {names}; " if c.algo == "mbpo" else ""
         say(f"{c.algo} on {c.env}, preset {c.preset}, {c.steps} steps, {c.random_steps} at random")
@@ -198,8 +202,6 @@ class Journal:
         """Runs and times the jitted fit; its figures are logged at the next evaluation."""
         with self.clock("update"):
             jax.block_until_ready(state)
-        if not self._learned:
-            fit.lower(state).compile()  # the time that is left is told from the first fit's own
         with self.clock("fit"):
             state, metrics = fit(state)
             jax.block_until_ready(state)

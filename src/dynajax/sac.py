@@ -100,21 +100,24 @@ def temperature_loss(log_temperature: Array, entropy: Array, target_entropy: Arr
     return jnp.exp(log_temperature) * (entropy - target_entropy)
 
 
-def update(config: SACConfig, agent: Agent, batch: Transition, key: Array) -> tuple[Agent, Metrics]:
+def update(
+    config: SACConfig, agent: Agent, batch: Transition, noise: Array
+) -> tuple[Agent, Metrics]:
     """One gradient update: the critic, its target, the actor against the new critic, the
     temperature.
 
     Args:
       batch: leaves (B, ...).
+      noise: (2, B, A) standard normal, for the policy's actions at s' and at s.
 
     Returns:
       The new agent, and scalars by name (README, "What is logged").
     """
-    next_key, actor_key = jax.random.split(key)
     action_dim = batch.action.shape[-1]
     temperature = jnp.exp(agent.log_temperature)
 
-    next_action, next_log_prob = sample(config, agent.actor, batch.next_obs, next_key, action_dim)
+    next_policy = policy(config, agent.actor, batch.next_obs, action_dim)
+    next_action, next_log_prob = tanh_gaussian(*next_policy, noise[0])
     next_q = q_values(config, agent.target_critic, batch.next_obs, next_action)
     target = td_target(config.discount, batch, next_q, temperature, next_log_prob)
 
@@ -131,7 +134,8 @@ def update(config: SACConfig, agent: Agent, batch: Transition, key: Array) -> tu
     )
 
     def loss_of_actor(actor: Params) -> tuple[Array, Array]:
-        action, log_prob = sample(config, actor, batch.obs, actor_key, action_dim)
+        now = policy(config, actor, batch.obs, action_dim)
+        action, log_prob = tanh_gaussian(*now, noise[1])
         q = q_values(config, critic, batch.obs, action)
         return actor_loss(temperature, log_prob, q), -log_prob.mean()
 

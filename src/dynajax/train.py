@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import envs, mbpo, rollouts, sac
+from dynajax import compiler, envs, mbpo, rollouts, sac
 from dynajax.config import Config, config_of, run_name
 from dynajax.envs.host import HostEnvs
 from dynajax.evaluate import Evaluator
@@ -27,8 +27,21 @@ class Program(NamedTuple):
     greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
     insert: Callable[[TrainState, Transition, Any], TrainState]
     fit: jax.stages.Wrapped  # TrainState -> TrainState, Metrics
-    learn: Callable[[TrainState, Transition, Any], tuple[TrainState, Metrics]]
+    learn: jax.stages.Wrapped  # TrainState, Transition, valid (S,) -> TrainState, Metrics
     reset_agent: Callable[[TrainState], TrainState]
+
+    def lower(self, config: Config, spec: EnvSpec) -> list[jax.stages.Lowered]:
+        """The large programs, before they are compiled."""
+        state = jax.eval_shape(self.init)
+
+        def real(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((config.rows, *shape), np.float32)
+
+        obs, scalar = real(spec.obs_dim), real()
+        transition = Transition(obs, real(spec.action_dim), scalar, scalar, obs)
+        valid = jax.ShapeDtypeStruct((config.rows,), bool)
+        learn = self.learn.lower(state, transition, valid)
+        return [learn, self.fit.lower(state)] if config.algo == "mbpo" else [learn]
 
 
 def build(config: Config, spec: EnvSpec) -> Program:
@@ -81,7 +94,7 @@ def build(config: Config, spec: EnvSpec) -> Program:
     def reset_agent(state: TrainState) -> TrainState:
         return state._replace(rows=jax.vmap(lambda row: mbpo.reset_agent(row, spec))(state.rows))
 
-    donated = functools.partial(jax.jit, donate_argnums=0)
+    donated = functools.partial(compiler.jit, donate_argnums=0)
     return Program(
         init=functools.partial(
             init,
@@ -89,8 +102,8 @@ def build(config: Config, spec: EnvSpec) -> Program:
             np.array(variants, np.int32),
             np.array(seeds, np.int32),
         ),
-        act=jax.jit(act),
-        greedy=jax.jit(greedy),
+        act=compiler.jit(act),
+        greedy=compiler.jit(greedy),
         insert=donated(insert),
         fit=donated(fit),
         learn=donated(learn),
@@ -137,6 +150,7 @@ def train(
         contextlib.closing(HostEnvs(config, spec, seeds)) as env,
         contextlib.closing(Evaluator(config, spec, seeds)) as evaluate,
     ):
+        journal.compile(lambda: program.lower(config, spec))
         state, pending, step = journal.restore(program.init, env)
         for t in range(step, config.steps):
             chosen = program.act(state, env.obs, t)

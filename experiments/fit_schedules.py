@@ -1,0 +1,95 @@
+"""Fixed against early-stopped fits of the ensemble, on random-policy data of several tasks.
+
+    python experiments/fit_schedules.py --env=cheetah-run,humanoid-stand --out=schedules
+
+At each replay size a new model is fitted, and refitted twice, each time after 250 more transitions,
+once by each schedule, from the same data and keys. Writes schedules.csv: gradient steps, and the
+elites' holdout score (mean squared error in the coded targets), state skill and reward R^2.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from dynajax import cli, compiler, dynamics, envs, make_config
+from dynajax.folder import write_atomically
+from dynajax.types import EnvSpec, Replay, Transition
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("env", ["cheetah-run", "humanoid-stand", "quadruped-walk"], "Tasks.")
+flags.DEFINE_list("sizes", ["2500", "10000", "40000"], "Transitions at the first fit.")
+flags.DEFINE_string("fix", "scale,target", "Fixes.")
+flags.DEFINE_enum("preset", "paper", ["quick", "paper"], "Sizes and cadence.")
+flags.DEFINE_integer("seed", 0, "Of data and weights.")
+flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as model.members=3.")
+flags.DEFINE_string("out", "schedules", "Folder for schedules.csv.")
+
+
+def collect(spec: EnvSpec, count: int, seed: int) -> Transition:
+    """Transitions of episodes whose actions are, in turn, white and correlated noise."""
+    env, rng = envs.make(spec.name), np.random.default_rng(seed)
+    rows: list[Transition] = []
+    episode = 0
+    while len(rows) < count:
+        obs, _ = env.reset(seed=1000 * seed + episode)
+        memory, noise, ended = 0.9 * (episode % 2), np.zeros(spec.action_dim), False
+        while not ended:
+            fresh = rng.uniform(-1, 1, spec.action_dim)
+            noise = memory * noise + np.sqrt(1 - memory**2) * fresh
+            action = np.clip(noise, -1, 1).astype(np.float32)
+            new, reward, terminated, truncated, _ = env.step(action)
+            rows.append(Transition(obs, action, reward, 1.0 - terminated, new))
+            obs, ended = new, terminated or truncated
+        episode += 1
+    env.close()
+    # In random order, so that a prefix is a smaller replay of the same kind of data.
+    order = rng.permutation(len(rows))[:count]
+    return Transition(*(np.array([rows[i][k] for i in order], np.float32) for k in range(5)))
+
+
+def main(argv: Sequence[str]) -> None:
+    cli.use_compilation_cache()
+    sizes, lines = [int(size) for size in FLAGS.sizes], []
+    for env in FLAGS.env:
+        spec = envs.spec(env)
+        data = jax.device_put(collect(spec, max(sizes) + 500, FLAGS.seed))
+        config = make_config(env, preset=FLAGS.preset, fixes=[FLAGS.fix], seed=FLAGS.seed,
+                             settings=cli.assignments("--set", FLAGS.set)).model  # fmt: skip
+        fixes = make_config(env, fixes=[FLAGS.fix]).variants[0].fixes
+        for schedule in ("fixed", "early_stop"):
+            chosen = dataclasses.replace(config, schedule=schedule)
+            fit = compiler.jit(functools.partial(dynamics.fit, chosen, [fixes], jnp.zeros((), int)))
+            for size in sizes:
+                key = jax.random.PRNGKey(FLAGS.seed)
+                model = dynamics.init(chosen, spec, key)
+                for again in range(3):
+                    filled = jnp.arange(max(sizes) + 500) < size + 250 * again
+                    model, found = fit(
+                        model, Replay(data, filled), key, jax.random.fold_in(key, again)
+                    )
+                    line = {"env": env, "schedule": schedule, "transitions": size + 250 * again,
+                            "fit": again, "steps": int(found["fit_steps"])}  # fmt: skip
+                    line |= {
+                        n: f"{float(found[n]):.5g}" for n in ("score", "r2_state", "r2_reward")
+                    }
+                    lines.append(line)
+                    print(line, flush=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    out = Path(FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "schedules.csv", text.getvalue().encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)

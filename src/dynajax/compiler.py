@@ -1,0 +1,52 @@
+"""How XLA is asked to compile the training programs, and the memory that they take."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+# By measurement (BUILD_NOTES.md, "Speed"): on a CPU XLA hands batched matmuls to YNNPACK, which
+# runs most of them on one thread; its own matmuls use all of them.
+_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@functools.cache
+def options() -> dict[str, str]:
+    """Compiler options for the local devices; none where this XLA does not know them."""
+    wanted = _CPU if jax.local_devices()[0].platform == "cpu" else {}
+    try:
+        jax.jit(lambda x: x, compiler_options=wanted).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return wanted
+
+
+def jit(function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
+    """`jax.jit` with these options."""
+    return jax.jit(function, compiler_options=options(), **arguments)
+
+
+def memory(programs: Sequence[jax.stages.Lowered]) -> int:
+    """Bytes of device memory that the largest of these needs: what it reads, writes and works in.
+
+    It compiles them; a later call with arguments of the same shapes finds them compiled.
+    """
+    found = []
+    for program in programs:
+        size: Any = program.compile().memory_analysis()
+        results = size.output_size_in_bytes - size.alias_size_in_bytes
+        found.append(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
+    return max(found)
+
+
+def size(tree: Any) -> int:
+    """Bytes of a tree's arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def available() -> int:
+    """Bytes of the memory that arrays live in."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
