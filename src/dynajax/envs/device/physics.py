@@ -20,6 +20,7 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
+from dynajax.envs.device import contacts
 from dynajax.types import Array
 
 _MOTOR_OFF = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
@@ -122,7 +123,8 @@ def advance(
     # fields into int64 under jax_enable_x64, which no carry may do.
     def substep(carry: tuple[Physics, Array], _: None) -> tuple[tuple[Physics, Array], None]:
         before, _readings = carry
-        data = mjx.step(stepped, _data(model, before, control))
+        with contacts.as_in_c():
+            data = mjx.step(stepped, _data(model, before, control))
         return (_physics(data, before.drawn), data.sensordata), None
 
     readings = jnp.zeros(model.nsensordata, physics.qpos.dtype)
@@ -135,7 +137,8 @@ def settle(model: mjx.Model, physics: Physics, *, forces: bool = False) -> mjx.D
     """The data of a state that no control has acted on yet, as dm_control's reset leaves it."""
     data = _data(model, physics)
     if forces:
-        data = mjx.forward(_without(model, _MOTOR_OFF), data)
+        with contacts.as_in_c():
+            data = mjx.forward(_without(model, _MOTOR_OFF), data)
     return observe(model, data)
 
 
@@ -150,7 +153,8 @@ def at_rest(model: mjx.Model, qpos: Array, drawn: Array | None = None) -> Physic
 def clearance(model: mjx.Model, qpos: Array) -> Array:
     """The least distance in metres of any pair of geoms that may touch; negative in a contact."""
     data = mjx.kinematics(model, mjx.make_data(model).replace(qpos=qpos))
-    contact: Any = mjx.collision(model, data)._impl.contact
+    with contacts.as_in_c():
+        contact: Any = mjx.collision(model, data)._impl.contact
     return jnp.min(contact.dist - contact.includemargin)
 
 
