@@ -74,13 +74,24 @@ def _stack(items: list) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
 
 
+def _bring_together(name: str, env: Any, apart: np.ndarray) -> None:
+    """Puts the ball into the cup, or the target at the finger, which chance does too rarely."""
+    model, data = env.physics.model.ptr, env.physics.data.ptr
+    mujoco.mj_kinematics(model, data)
+    if name.startswith("ball_in_cup"):
+        to_cup = data.site("target").xpos - data.body("ball").xpos
+        data.qpos[[model.joint(j).qposadr[0] for j in ("ball_x", "ball_z")]] += to_cup[::2] + apart
+    if name.startswith("reacher"):
+        model.geom("target").pos[:2] = data.geom("finger").xpos[:2] + apart
+
+
 @functools.cache
 def steps(name: str, count: int = 200, seed: int = 0) -> Steps:
     """`count` control steps from as many states, by dm_control itself.
 
-    Half start where an episode could, or for every third of them near the reference pose (where
-    rewards are), with random velocities put in; half lie along episodes of random actions, every
-    other one waiting for a contact.
+    Half start where an episode could, or for every third of them near the reference pose and the
+    target (where rewards are), with random velocities put in; half lie along episodes of random
+    actions, every other one waiting for a contact.
     """
     random = np.random.RandomState(seed)
     env = dmc.load(name, seed)
@@ -101,6 +112,7 @@ def steps(name: str, count: int = 200, seed: int = 0) -> Steps:
         env.reset()
         if i % 3 == 0:
             data.qpos[:] = model.qpos0 + 0.05 * random.normal(size=model.nq)
+            _bring_together(name, env, 0.02 * random.normal(size=2))
         data.qvel[:] = speed * random.normal(size=model.nv)
         env.physics.after_reset()
         taken.append(one())
