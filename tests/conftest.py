@@ -34,6 +34,23 @@ SMALL = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-tasks", action="store_true", help="test every task of the device engine (an hour)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "all_tasks: runs with --all-tasks only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all-tasks"):
+        skipped = [item for item in items if item.get_closest_marker("all_tasks")]
+        items[:] = [item for item in items if item not in skipped]
+        config.hook.pytest_deselected(items=skipped)
+
+
 @pytest.fixture(scope="session")
 def spec() -> EnvSpec:
     """Three observations, two actions, and an end where the first observation passes 5."""

@@ -60,6 +60,19 @@ def names() -> list[str]:
     return [f"{domain}-{task}" for domain, task in _suite().ALL_TASKS]
 
 
+def load(name: str, seed: int = 0) -> Any:
+    """dm_control's own Environment of the task `name`, one of `names()`."""
+    domain, _, task = name.partition("-")
+    return _suite().load(domain, task, task_kwargs={"random": seed})
+
+
+def bounds(env: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The actions (A,) of dm_control's `env` that -1 and 1 stand for."""
+    spec = env.action_spec()
+    unlimited = spec.maximum - spec.minimum >= _UNLIMITED
+    return np.where(unlimited, -1.0, spec.minimum), np.where(unlimited, 1.0, spec.maximum)
+
+
 def _in_order(observation: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     """(name, array) in the order of dm_control's own flatten_observation."""
     ordered = isinstance(observation, collections.OrderedDict)
@@ -88,23 +101,19 @@ class DMControlEnv(gymnasium.Env):
         from dm_control.rl.control import PhysicsError
 
         self._physics_error = PhysicsError
-        domain, _, task = name.partition("-")
-        self._env = _suite().load(domain, task, task_kwargs={"random": seed})
+        self._env = load(name, seed)
         own_limit = self._env._step_limit
         self.time_limit = math.ceil(own_limit) if math.isfinite(own_limit) else time_limit
         self._steps = 0
 
-        spec = self._env.action_spec()
-        unlimited = spec.maximum - spec.minimum >= _UNLIMITED
-        self._low = np.where(unlimited, -1.0, spec.minimum)
-        self._high = np.where(unlimited, 1.0, spec.maximum)
+        self._low, self._high = bounds(self._env)
         self.obs_names = tuple(
             key if array.size == 1 else f"{key}[{i}]"
             for key, array in _in_order(self._env.reset().observation)
             for i in range(array.size)
         )
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(self.obs_names),))
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, spec.shape)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape)
         self.render_mode = "rgb_array"
         self.metadata = {
             "render_modes": ["rgb_array"],

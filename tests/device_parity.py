@@ -1,0 +1,196 @@
+"""dm_control's own states, steps and rewards beside those of the device tasks."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from dynajax.envs import dmc
+from dynajax.envs.device import physics, suite
+from dynajax.envs.device.physics import Physics
+
+
+class Fields(NamedTuple):
+    """What observations and rewards may read of either simulator's data."""
+
+    qpos: Any
+    qvel: Any
+    act: Any
+    ctrl: Any
+    xpos: Any
+    xipos: Any
+    xmat: Any
+    site_xpos: Any
+    geom_xpos: Any
+    geom_xmat: Any
+    sensordata: Any
+
+
+class Steps(NamedTuple):
+    """Control steps of C MuJoCo, N of them."""
+
+    before: Physics  # float64
+    action: np.ndarray  # (N, A)
+    after: Physics
+    fields: Fields  # of the state after
+    obs: np.ndarray  # (N, D), dm_control's, after
+    reward: np.ndarray  # (N,), dm_control's
+    contacts: np.ndarray  # (N,) how many there were before
+
+
+# Standard deviations of the random velocities: fins too light for more, a body to be spun faster.
+_SPEEDS = {"fish": 0.05, "swimmer": 0.2, "finger": 10.0}
+
+
+def fields(data: Any) -> Fields:
+    """Those of C MuJoCo's or MJX's data."""
+    return Fields(*(getattr(data, name) for name in Fields._fields))
+
+
+def _drawn(domain: str, task: str, model: mujoco.MjModel) -> np.ndarray:
+    """What an episode drew, read from dm_control's model."""
+    if domain == "finger" and task.startswith("turn"):
+        return model.site("target").pos[[0, 2]].copy()
+    if domain in ("reacher", "swimmer"):
+        return model.geom("target").pos[:2].copy()
+    if domain == "fish" and task == "swim":
+        return model.geom("target").pos.copy()
+    return np.zeros(0)
+
+
+def _state(name: str, env: Any) -> Physics:
+    domain, _, task = name.partition("-")
+    data = env.physics.data.ptr
+    arrays = (data.qpos, data.qvel, data.act, data.qacc_warmstart)
+    return Physics(*map(np.copy, arrays), _drawn(domain, task, env.physics.model.ptr))
+
+
+def _stack(items: list) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
+
+
+def _bring_together(name: str, env: Any, apart: np.ndarray) -> None:
+    """Puts the ball into the cup, or the target at the finger, which chance does too rarely."""
+    model, data = env.physics.model.ptr, env.physics.data.ptr
+    mujoco.mj_kinematics(model, data)
+    if name.startswith("ball_in_cup"):
+        to_cup = data.site("target").xpos - data.body("ball").xpos
+        data.qpos[[model.joint(j).qposadr[0] for j in ("ball_x", "ball_z")]] += to_cup[::2] + apart
+    if name.startswith("reacher"):
+        model.geom("target").pos[:2] = data.geom("finger").xpos[:2] + apart
+
+
+@functools.cache
+def steps(name: str, count: int = 200, seed: int = 0) -> Steps:
+    """`count` control steps from as many states, by dm_control itself.
+
+    Half start where an episode could, or for every third of them near the reference pose and the
+    target (where rewards are), with random velocities put in; half lie along episodes of random
+    actions, every other one waiting for a contact.
+    """
+    random = np.random.RandomState(seed)
+    env = dmc.load(name, seed)
+    model, data = env.physics.model.ptr, env.physics.data.ptr
+    low, high = dmc.bounds(env)
+
+    def one() -> tuple:
+        action = random.uniform(-1, 1, low.shape)
+        before, contacts = _state(name, env), data.ncon
+        timestep = env.step(dmc.rescale(action, low, high))
+        obs = np.concatenate([np.ravel(a) for _, a in dmc._in_order(timestep.observation)])
+        read = jax.tree.map(np.copy, fields(data))
+        return before, action, _state(name, env), read, obs, timestep.reward, contacts
+
+    taken = []
+    speed = _SPEEDS.get(name.partition("-")[0], 1)
+    for i in range(count // 2):
+        env.reset()
+        if i % 3 == 0:
+            data.qpos[:] = model.qpos0 + 0.05 * random.normal(size=model.nq)
+            _bring_together(name, env, 0.02 * random.normal(size=2))
+        data.qvel[:] = speed * random.normal(size=model.nv)
+        env.physics.after_reset()
+        taken.append(one())
+    for i in range(count - len(taken)):
+        if i % 20 == 0:
+            env.reset()
+        for waited in range(40):
+            if waited % 4 == 0:
+                action = random.uniform(low, high)
+            env.step(action)
+            if waited >= 4 and (data.ncon or i % 2):
+                break
+        taken.append(one())
+    return Steps(*_stack(taken))
+
+
+_last = [False]
+
+
+@contextlib.contextmanager
+def precision(double: bool) -> Iterator[None]:
+    """float64 within, where `double`; jax keeps traces of small functions over the switch."""
+    if _last[0] != double:
+        jax.clear_caches()
+        _last[0] = double
+    with jax.enable_x64(double):
+        yield
+
+
+@functools.cache
+def parts(name: str, double: bool = False) -> suite.Parts:
+    with precision(double):
+        return suite.parts(name)
+
+
+@functools.cache
+def _program(domain: str, substeps: int, forces: bool, put: Any, double: bool) -> Any:
+    def run(model, state, control):
+        episode = put(model, state.drawn) if put else model
+        after, data = physics.advance(episode, state, control, substeps, forces=forces)
+        return after, fields(data)
+
+    return jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
+
+
+_PUTS: dict = {}
+
+
+def device(name: str, given: Steps, double: bool = False) -> tuple[Physics, Fields]:
+    """The same steps on MJX; tasks of one domain share a program where their models allow it."""
+    loaded = parts(name, double)
+    rules, domain = loaded.rules, name.partition("-")[0]
+    drawn = given.before.drawn.shape[1]
+    put = _PUTS.setdefault((domain, drawn), rules.put) if drawn else None
+    program = _program(domain, loaded.substeps, rules.forces, put, double)
+    with precision(double):
+        dtype = jnp.float64 if double else jnp.float32
+        before = jax.tree.map(lambda x: jnp.asarray(x, dtype), given.before)
+        control = dmc.rescale(given.action, loaded.low, loaded.high)
+        return jax.device_get(program(loaded.model, before, jnp.asarray(control, dtype)))
+
+
+def judged(name: str, read: Fields, double: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Observations (N, D) and rewards (N,) that a task's rules read from data of either kind."""
+    rules = parts(name, double).rules
+    with precision(double):
+        both = jax.jit(jax.vmap(lambda data: (rules.observation(data), rules.reward(data))))
+        return jax.device_get(both(jax.tree.map(jnp.asarray, read)))
+
+
+def steady(name: str, given: Steps, rounding: float = 1e-4) -> np.ndarray:
+    """(N,) bool: whether the reward is no nearer to a hard threshold than this, relative."""
+    random = np.random.RandomState(1)
+    result = np.ones(given.reward.shape, bool)
+    for _ in range(8):
+        noisy = jax.tree.map(
+            lambda x: x + rounding * np.maximum(1, np.abs(x)) * random.choice([-1, 1], x.shape),
+            given.fields,
+        )
+        result &= np.abs(judged(name, noisy)[1] - given.reward) < 0.05
+    return result

@@ -1,0 +1,83 @@
+"""The device tasks against dm_control itself, one control step from each of its states.
+
+By default a few cheap tasks and those of the paper; every task by
+
+    pytest tests/test_device_tasks.py --all-tasks
+"""
+
+import sys
+
+import numpy as np
+import pytest
+from dm_control.utils import rewards as dm_rewards
+
+import device_parity as parity
+from dynajax.envs import device
+from dynajax.envs.device import rewards
+from dynajax.types import UsageError
+
+TASKS = [name for name in device.names() if not name.startswith("brax:")]
+#: Tested by default: the paper's, and some that compile in seconds.
+DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
+#: Tested by default in float64 too, where each domain has to be compiled once more.
+DEFAULT_DOUBLE = ("cartpole", "hopper", "humanoid", "pendulum")
+
+
+def _chosen(domains):
+    """Every task, those outside `domains` only with --all-tasks."""
+    marks = [() if n.partition("-")[0] in domains else pytest.mark.all_tasks for n in TASKS]
+    return [pytest.param(name, marks=mark) for name, mark in zip(TASKS, marks, strict=True)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_observation_and_reward_from_data_of_dm_control_itself(name):
+    given = parity.steps(name)
+    obs, reward = parity.judged(name, given.fields)
+    np.testing.assert_allclose(obs, given.obs, rtol=1e-5, atol=1e-5)
+    steady = parity.steady(name, given)
+    np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-5, atol=2e-6)
+    assert steady.mean() > 0.9
+
+
+@pytest.mark.parametrize("name", _chosen(DEFAULT))
+def test_one_control_step_in_float32(name):
+    given = parity.steps(name)
+    after, read = parity.device(name, given)
+    obs, reward = parity.judged(name, read)
+    np.testing.assert_allclose(after.qpos, given.after.qpos, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(obs, given.obs, rtol=1e-3, atol=1e-3)
+    steady = parity.steady(name, given)
+    np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", _chosen(DEFAULT_DOUBLE))
+def test_one_control_step_in_float64(name):
+    given = parity.steps(name)
+    after, _ = parity.device(name, given, double=True)
+    for field in ("qpos", "qvel", "act"):
+        ours, theirs = getattr(after, field), getattr(given.after, field)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigmoid", rewards._SIGMOIDS)
+def test_tolerance_is_dm_controls(sigmoid):
+    x = np.linspace(-4, 4, 401)
+    for bounds, margin, value in [((0, 0), 1, 0.1), ((-0.5, 1), 2, 0.5), ((1, np.inf), 0, 0.1)]:
+        ours = rewards.tolerance(x, bounds, margin, sigmoid, value)
+        theirs = dm_rewards.tolerance(x, bounds, margin, sigmoid, value)
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["dog-run", "quadruped-escape", "stacker-stack_2", "Hopper-v5"])
+def test_a_task_that_is_not_here_is_refused_in_one_line(name):
+    with pytest.raises(UsageError, match=f"^--env={name}: .*--engine=host$"):
+        device.make(name)
+
+
+def test_importing_the_tasks_imports_neither_mjx_nor_brax():
+    import subprocess
+
+    code = "import sys, dynajax, dynajax.envs.device; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert "dynajax.envs.device" in loaded.split()
+    assert not {"mujoco.mjx", "brax"} & set(loaded.split())
