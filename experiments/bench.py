@@ -109,7 +109,7 @@ def measure(work: Workload, budget: float) -> list[Line]:
 
 def probe(config: Config) -> None:
     """Starts as `train` does, and prints the seconds of each part as JSON."""
-    from dynajax.train import build
+    from dynajax.program import build
 
     begin, found = time.perf_counter(), {}
 

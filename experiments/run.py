@@ -23,7 +23,7 @@ flags.DEFINE_integer("seeds", 1, "Seeds of each variant, as rows of one program.
 flags.DEFINE_integer("seed", 0, "The first seed.")
 flags.DEFINE_integer("steps", None, "Environment steps of each row; the preset's by default.")
 flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes on a laptop, or the paper.")
-flags.DEFINE_enum("engine", "host", ["host"], "Where environments run.")
+flags.DEFINE_enum("engine", "host", ["host", "mjx"], "Environments beside the device, or on it.")
 flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as sac.utd=10.")
 flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")

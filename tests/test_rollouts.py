@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynajax import dynamics, mbpo, replay, rollouts, sac
-from dynajax.train import build
+from dynajax.program import build
 from dynajax.types import Shared, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

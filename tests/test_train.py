@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dynajax import compiler
-from dynajax.train import build
+from dynajax.program import build
 from dynajax.types import Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -18,7 +18,7 @@ from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config, assign
 from dynajax.envs.host import HostEnvs
 from dynajax.envs.pool import EnvPool, default_workers
-from dynajax.train import build
+from dynajax.program import build
 from dynajax.types import Array, EnvSpec, Replay, Row, TrainState, Transition
 
 #: Side of the square matmuls that a machine's peak is taken from.
@@ -350,12 +350,16 @@ def _facts(program: jax.stages.Compiled, slots: set[int]) -> Facts:
     text = program.as_text() or ""
     fused = re.sub(r"(?ms)^%?fused_computation.*?^}", "", text)
     kernels = re.findall(r" (?:fusion|dot|custom-call|copy|sort|scatter|reduce)\(", fused)
-    copies = re.findall(r"= \w+\[((?:\d+,)*\d+)\]\S* copy\(", text)
-    large = [c for c in copies if len(c.split(",")) == 3 and int(c.split(",")[1]) in slots]
     return Facts(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.alias_size_in_bytes / memory.argument_size_in_bytes,
         len(kernels),
-        len(large),
+        ring_copies(program, slots),
     )
+
+
+def ring_copies(program: jax.stages.Compiled, slots: set[int]) -> int:
+    """Copies of arrays (S, N, D) as large as a replay's observations, N being one of `slots`."""
+    shapes = re.findall(r"= \w+\[((?:\d+,)*\d+)\]\S* copy\(", program.as_text() or "")
+    return sum(len(s.split(",")) == 3 and int(s.split(",")[1]) in slots for s in shapes)

@@ -131,7 +131,7 @@ class Config:
     env: str = _static("cheetah-run")
     algo: Literal["mbpo", "sac"] = _static("mbpo")
     preset: str = _static("paper")
-    engine: Literal["host"] = _static("host")
+    engine: Literal["host", "mjx"] = _static("host")
     variants: tuple[Variant, ...] = (Variant(),)
     seed: int = _static(0, 0, 2**31 - 1)
     seeds: int = _static(1, 1)
@@ -147,6 +147,12 @@ class Config:
     @property
     def rows(self) -> int:
         return len(self.variants) * self.seeds
+
+    @property
+    def row_pairs(self) -> list[tuple[int, int]]:
+        """(index of the variant, seed) of each of the S rows."""
+        seeds = range(self.seed, self.seed + self.seeds)
+        return [(index, seed) for index in range(len(self.variants)) for seed in seeds]
 
     @property
     def real_batch(self) -> int:

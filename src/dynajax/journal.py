@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,11 +15,13 @@ import numpy as np
 from dynajax import compiler
 from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config
-from dynajax.envs.host import HostEnvs
 from dynajax.evaluate import Evaluation
 from dynajax.folder import RunFolder, device_name
 from dynajax.loggers import Loggers, Progress, duration
-from dynajax.types import Metrics, TrainState, Transition, UsageError
+from dynajax.types import Metrics, TrainState, UsageError
+
+if TYPE_CHECKING:
+    from dynajax.train import Engine
 
 STAGES = ("compile", "environment", "update", "fit", "evaluate", "checkpoint")
 
@@ -107,7 +110,7 @@ class Journal:
         self._metrics: Metrics = {}
         self._fits: list[tuple[int, Metrics]] = []
         self._needed = compiler.size(shapes)
-        self._learned = 0
+        self._learned, self._learned_before = 0, 0
         self._learning_since = 0.0
 
     def __enter__(self) -> "Journal":
@@ -145,24 +148,17 @@ class Journal:
             self._needed = compiler.memory(lower())
         self._check_memory(self._needed)
 
-    def restore(
-        self, init: Callable[[], TrainState], env: HostEnvs
-    ) -> tuple[TrainState, tuple[Transition, np.ndarray] | None, int]:
-        """The state to go on from, the last transition, and the environment steps done."""
+    def restore(self, init: Callable[[], TrainState], engine: "Engine") -> tuple[TrainState, int]:
+        """The state to go on from, and the environment steps done; the engine is set to it."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             found = self._checkpoints.restore(self._shapes)
             if found is None:
-                env.start()
-                state, pending, step, meta = init(), None, 0, {}
+                engine.start()
+                state, step, meta = init(), 0, {}
             else:
                 state, step, meta = found.state, found.step, found.meta
-                host = dict(found.host)
-                pending = (
-                    Transition(*(host.pop(f"pending.{name}") for name in Transition._fields)),
-                    host.pop("pending.valid"),
-                )
-                env.restore(host)
+                engine.restore(found.host)
                 self.clock.restore(meta["seconds_total"], meta["seconds"])
         self._begin_step = step
         self._begin_time = time.perf_counter()
@@ -176,7 +172,7 @@ class Journal:
         for warning in caught:
             if issubclass(warning.category, UserWarning):
                 self._progress.say(f"warning: {warning.message}")
-        return state, pending, step
+        return state, step
 
     def _introduce(self, step: int) -> None:
         c, say = self._config, self._progress.say
@@ -205,17 +201,23 @@ class Journal:
         with self.clock("fit"):
             state, metrics = fit(state)
             jax.block_until_ready(state)
-        self._fits.append((step, metrics))
+        self.fitted(step, metrics)
         return state
 
-    def learned(self, metrics: Metrics) -> None:
-        """Notes an environment step's learning, and soon after the first the time that is left."""
+    def fitted(self, step: int, metrics: Metrics) -> None:
+        """Notes a fit's figures (S,), to be logged at the next evaluation."""
+        self._fits.append((step, metrics))
+
+    def learned(self, metrics: Metrics, steps: int = 1) -> None:
+        """Notes the learning of some environment steps, the last one's figures being `metrics`,
+        and soon after the first the time that is left."""
         self._metrics = metrics
-        self._learned += 1
-        if self._learned == 1:
-            jax.block_until_ready(metrics)  # compiling is not to be counted into the rate
+        self._learned += steps
+        if self._learned == steps:
+            jax.block_until_ready(metrics)  # a first run's extras are not counted into the rate
             self._learning_since = time.perf_counter()
-        elif self._learned == 30:
+            self._learned_before = steps
+        elif steps == 1 and self._learned == 30:
             step_seconds = (time.perf_counter() - self._learning_since) / 29
             fit_seconds = self.clock.seconds["fit"] / max(1, len(self._fits))
             if self._config.algo == "mbpo":
@@ -223,20 +225,20 @@ class Journal:
             left = step_seconds * (self._config.steps - self._step)
             self._progress.say(f"about {duration(left)} left")
 
-    def stepped(self, step: int) -> None:
-        """Notes that `step` environment steps are done."""
+    def stepped(self, step: int, steps: int = 1) -> None:
+        """Notes that `step` environment steps are done, `steps` more than before."""
         self._step = step
-        self._progress.advance()
+        self._progress.advance(steps)
 
-    def evaluated(self, step: int, result: Evaluation, env: HostEnvs) -> None:
+    def evaluated(self, step: int, result: Evaluation, engine: "Engine") -> None:
         """Logs an evaluation and what was learned and fitted since the one before."""
         now, left = time.perf_counter(), None
-        if self._learned > 1:
-            rate = (now - self._learning_since) / (self._learned - 1)
+        if self._learned > self._learned_before:
+            rate = (now - self._learning_since) / (self._learned - self._learned_before)
             left = rate * (self._config.steps - step)
         self._progress.evaluation(step, result, left)
         self.logs.evaluation(step, result)
-        self._log(step, env)
+        self._log(step, engine)
         self.logs.time(
             step,
             {
@@ -246,34 +248,30 @@ class Journal:
                     **self.clock.seconds,
                     "other": self.clock.total - sum(self.clock.seconds.values()),
                 },
-                "dropped": int(env.dropped.sum()),
+                "dropped": int(engine.dropped.sum()),
             },
         )
 
-    def _log(self, step: int, env: HostEnvs) -> None:
+    def _log(self, step: int, engine: "Engine") -> None:
         for fit_step, metrics in self._fits:
             self.logs.metrics("fit", fit_step, metrics)
         self._fits = []
         ended: list[list[float]] = [[] for _ in range(self._config.rows)]
-        for row, score, _ in env.pop_finished():
+        for row, score, _ in engine.pop_finished():
             ended[row].append(score)
         train_return = [np.mean(scores) if scores else np.nan for scores in ended]
         if self._metrics:
             self.logs.metrics("learn", step, {**self._metrics, "train_return": train_return})
 
-    def save(
-        self, step: int, state: TrainState, env: HostEnvs, pending: tuple[Transition, np.ndarray]
-    ) -> None:
+    def save(self, step: int, state: TrainState, engine: "Engine") -> None:
         """Writes a checkpoint that holds all that is needed to go on."""
         with self.clock("checkpoint"):
             if self._fits:
-                self._log(step, env)
-            transition, valid = pending
-            host = {f"pending.{name}": value for name, value in transition._asdict().items()}
+                self._log(step, engine)
             self._checkpoints.save(
                 step,
                 state,
-                {**env.progress(), **host, "pending.valid": valid},
+                engine.progress(),
                 {
                     "offsets": self.logs.offsets(),
                     "seconds": dict(self.clock.seconds),

@@ -19,7 +19,7 @@ from dynajax.types import UsageError
 
 def row_names(config: Config) -> list[tuple[str, int]]:
     """(variant, seed) of each of the S rows."""
-    return [(v.name, config.seed + i) for v in config.variants for i in range(config.seeds)]
+    return [(config.variants[index].name, seed) for index, seed in config.row_pairs]
 
 
 class Loggers:
@@ -146,8 +146,8 @@ class Progress:
             dynamic_ncols=True, smoothing=0.05, desc=config.env,
         )  # fmt: skip
 
-    def advance(self) -> None:
-        self._bar.update(1)
+    def advance(self, steps: int) -> None:
+        self._bar.update(steps)
 
     def say(self, text: str) -> None:
         if self._live:

@@ -136,7 +136,7 @@ def make(
       settings: other values for fields, by path ("sac.utd").
       seeds: rows of each variant, numbered from `seed`.
       steps: environment steps of each row; the preset's if not given.
-      engine: "host".
+      engine: "host", or "mjx" for environments on the device.
 
     Raises:
       UsageError: with one line that names the argument, its value and what would be right.
@@ -145,8 +145,8 @@ def make(
         raise UsageError(f"--preset={preset}: choose one of {', '.join(PRESETS)}")
     if algo not in ("mbpo", "sac"):
         raise UsageError(f"--algo={algo}: choose one of mbpo, sac")
-    if engine != "host":
-        raise UsageError(f"--engine={engine}: this version has one engine, host")
+    if engine not in ("host", "mjx"):
+        raise UsageError(f"--engine={engine}: choose one of host, mjx")
     parsed_fixes = [targets.parse_fixes(text) for text in fixes or ("",)]
     if algo == "sac" and any(parsed_fixes):
         raise UsageError(

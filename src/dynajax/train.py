@@ -1,114 +1,126 @@
-"""The order of things: dyna-style training of all rows, on the host engine."""
+"""The order of things: dyna-style training of all rows, from one log to the next."""
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler, envs, mbpo, rollouts, sac
-from dynajax.config import Config, config_of, run_name
+from dynajax import envs
+from dynajax.config import Config, run_name
+from dynajax.device import DeviceEngine
 from dynajax.envs.host import HostEnvs
-from dynajax.evaluate import Evaluator
+from dynajax.evaluate import Evaluation, Evaluator
 from dynajax.journal import Journal, interruptions
-from dynajax.loggers import row_names
-from dynajax.types import Array, EnvSpec, Metrics, Row, Shared, TrainState, Transition
+from dynajax.program import Program, build
+from dynajax.types import EnvSpec, TrainState, Transition
 
 
-class Program(NamedTuple):
-    """The jitted functions of a run. Those that return a state take theirs as a donation."""
+class Engine(Protocol):
+    """Where environments run. Both engines do the same things in the same order."""
 
-    init: Callable[[], TrainState]
-    act: Callable[[TrainState, Any, int], Array]  # obs (S, D) -> (S, A)
-    greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
-    insert: Callable[[TrainState, Transition, Any], TrainState]
-    fit: jax.stages.Wrapped  # TrainState -> TrainState, Metrics
-    learn: jax.stages.Wrapped  # TrainState, Transition, valid (S,) -> TrainState, Metrics
-    reset_agent: Callable[[TrainState], TrainState]
+    dropped: np.ndarray  # (S,) transitions that were not finite
 
-    def lower(self, config: Config, spec: EnvSpec) -> list[jax.stages.Lowered]:
+    def lower(self) -> list[jax.stages.Lowered]:
         """The large programs, before they are compiled."""
-        state = jax.eval_shape(self.init)
 
-        def real(*shape: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((config.rows, *shape), np.float32)
+    def start(self) -> None:
+        """Begins episode 0 of every row."""
 
-        obs, scalar = real(spec.obs_dim), real()
-        transition = Transition(obs, real(spec.action_dim), scalar, scalar, obs)
-        valid = jax.ShapeDtypeStruct((config.rows,), bool)
-        learn = self.learn.lower(state, transition, valid)
-        return [learn, self.fit.lower(state)] if config.algo == "mbpo" else [learn]
+    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
+        """Goes back to an earlier `progress`."""
+
+    def progress(self) -> dict[str, np.ndarray]:
+        """All that it takes to go on from here, beside the `TrainState`."""
+
+    def run(
+        self, state: TrainState, step: int, journal: Journal, interrupted: Callable[[], bool]
+    ) -> tuple[TrainState, int, Evaluation | None]:
+        """Trains until an evaluation is done, or an interruption."""
+
+    def pop_finished(self) -> list[tuple[int, float, int]]:
+        """(row, return, length) of the episodes that ended since the last call."""
+
+    def close(self) -> None:
+        """Ends what the engine started."""
 
 
-def build(config: Config, spec: EnvSpec) -> Program:
-    """Maps one row's functions over the rows, and jits them. Transitions have leaves (S, ...)."""
+class HostEngine(HostEnvs):
+    """Environments in C MuJoCo or Gymnasium, beside the device."""
 
-    configs: list[Config] = []
-    variants: list[int] = []
-    seeds: list[int] = []
-    for index, variant in enumerate(config.variants):
-        configs += [config_of(config, variant)] * config.seeds
-        variants += [index] * config.seeds
-        seeds += range(config.seed, config.seed + config.seeds)
+    def __init__(self, config: Config, spec: EnvSpec, program: Program):
+        seeds = [seed for _, seed in config.row_pairs]
+        super().__init__(config, spec, seeds)
+        self._evaluate = Evaluator(config, spec, seeds)
+        self._config, self._program = config, program
+        self._pending: tuple[Transition, np.ndarray] | None = None
 
-    # The seeds are arguments, so that all seeds share one compiled program in the cache.
-    @jax.jit
-    def init(configs: Config, variants: Array, seeds: Array) -> TrainState:
-        rows = jax.vmap(lambda c, v, s: mbpo.init(c, spec, v, s))(configs, variants, seeds)
-        return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
+    def run(
+        self, state: TrainState, step: int, journal: Journal, interrupted: Callable[[], bool]
+    ) -> tuple[TrainState, int, Evaluation | None]:
+        """Trains until an evaluation is done, or an interruption."""
+        config, program = self._config, self._program
+        for t in range(step, config.steps):
+            learning = t - config.random_steps
+            if learning > 0 and config.sac.reset_every and t % config.sac.reset_every == 0:
+                state = program.reset_agent(state)
+            if config.algo == "mbpo" and learning >= 0 and learning % config.model.fit_every == 0:
+                state = journal.fit(t, program.fit, state)
+            chosen = program.act(state, self.obs, t)
 
-    def act(state: TrainState, obs: Array, step: Array) -> Array:
-        return jax.vmap(lambda row, o: mbpo.act(row, spec, o, step))(state.rows, obs)
+            # The device learns from the last transition while the environment takes this action.
+            if self._pending is None:
+                pass
+            elif learning < 0:
+                state = program.insert(state, *self._pending)
+            else:
+                state, metrics = program.learn(state, *self._pending)
+                journal.learned(metrics)
 
-    def greedy(state: TrainState, obs: Array) -> Array:
-        def one(row: Row, o: Array) -> Array:
-            return sac.greedy(row.config.sac, row.agent.actor, o, spec.action_dim)
+            with journal.clock("update"):
+                action = np.asarray(chosen)
+            with journal.clock("environment"):
+                self._pending = self.step(action)
+            journal.stepped(t + 1)
 
-        return jax.vmap(one)(state.rows, obs)
+            if (t + 1) % config.eval.every == 0:
+                with journal.clock("evaluate"):
+                    act = functools.partial(program.greedy, state)
+                    return state, t + 1, self._evaluate(act, t + 1)
+            if interrupted():
+                return state, t + 1, None
+        return state, config.steps, None
 
-    def insert(state: TrainState, transition: Transition, valid: Array) -> TrainState:
-        shared = state.shared
-        rows = jax.vmap(lambda row, t, v: mbpo.insert(row, shared, t, v))(
-            state.rows, transition, valid
-        )
-        return TrainState(shared._replace(step=shared.step + 1), rows)
+    def lower(self) -> list[jax.stages.Lowered]:
+        """The large programs, before they are compiled."""
+        return self._program.lower(self._config, self._spec)
 
-    def fit(state: TrainState) -> tuple[TrainState, Metrics]:
-        rows, metrics = jax.vmap(mbpo.fit)(state.rows)
-        return state._replace(rows=rows), metrics
+    def progress(self) -> dict[str, np.ndarray]:
+        """As in `HostEnvs`, with the transition that is not learned from yet."""
+        assert self._pending is not None
+        transition, valid = self._pending
+        pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
+        return {**super().progress(), **pending, "pending.valid": valid}
 
-    def learn(
-        state: TrainState, transition: Transition, valid: Array
-    ) -> tuple[TrainState, Metrics]:
-        shared = state.shared
-        rows, metrics = jax.vmap(lambda row, t, v: mbpo.learn(row, shared, spec, t, v))(
-            state.rows, transition, valid
-        )
-        blocks = rollouts.horizon(config, shared.step) if config.algo == "mbpo" else 0
-        return TrainState(Shared(shared.step + 1, shared.blocks + blocks), rows), metrics
+    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
+        """Goes back to an earlier `progress`; see `HostEnvs`."""
+        pending = [progress[f"pending.{name}"] for name in Transition._fields]
+        self._pending = Transition(*pending), progress["pending.valid"]
+        super().restore(progress)
 
-    def reset_agent(state: TrainState) -> TrainState:
-        return state._replace(rows=jax.vmap(lambda row: mbpo.reset_agent(row, spec))(state.rows))
+    def close(self) -> None:
+        """Ends the environments and their processes."""
+        super().close()
+        self._evaluate.close()
 
-    donated = functools.partial(compiler.jit, donate_argnums=0)
-    return Program(
-        init=functools.partial(
-            init,
-            jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *configs),
-            np.array(variants, np.int32),
-            np.array(seeds, np.int32),
-        ),
-        act=compiler.jit(act),
-        greedy=compiler.jit(greedy),
-        insert=donated(insert),
-        fit=donated(fit),
-        learn=donated(learn),
-        reset_agent=donated(reset_agent),
-    )
+
+ENGINES: dict[str, Callable[[Config, EnvSpec, Program], Engine]] = {
+    "host": HostEngine,
+    "mjx": DeviceEngine,
+}
 
 
 class Result(NamedTuple):
@@ -143,47 +155,16 @@ def train(
     spec = envs.spec(config.env, time_limit=config.host.time_limit)
     program = build(config, spec)
     shapes = jax.eval_shape(program.init)
-    seeds = [seed for _, seed in row_names(config)]
     with (
         interruptions() as interrupted,
         Journal(folder, config, shapes, command, quiet, wandb) as journal,
-        contextlib.closing(HostEnvs(config, spec, seeds)) as env,
-        contextlib.closing(Evaluator(config, spec, seeds)) as evaluate,
+        contextlib.closing(ENGINES[config.engine](config, spec, program)) as engine,
     ):
-        journal.compile(lambda: program.lower(config, spec))
-        state, pending, step = journal.restore(program.init, env)
-        for t in range(step, config.steps):
-            chosen = program.act(state, env.obs, t)
-
-            # The device learns from the last transition while the environment takes this action.
-            learning = t - config.random_steps
-            if pending is None:
-                pass
-            elif learning < 0:
-                state = program.insert(state, *pending)
-            else:
-                if learning and config.sac.reset_every and t % config.sac.reset_every == 0:
-                    state = program.reset_agent(state)
-                if config.algo == "mbpo" and learning % config.model.fit_every == 0:
-                    state = journal.fit(t, program.fit, state)
-                state, metrics = program.learn(state, *pending)
-                journal.learned(metrics)
-
-            with journal.clock("update"):
-                action = np.asarray(chosen)
-            with journal.clock("environment"):
-                pending = env.step(action)
-            step = t + 1
-            journal.stepped(step)
-
-            due = step % config.eval.every == 0
-            if due:
-                with journal.clock("evaluate"):
-                    result = evaluate(functools.partial(program.greedy, state), step)
-                journal.evaluated(step, result, env)
-            stop = interrupted()
-            if due or stop:
-                journal.save(step, state, env, pending)
-            if stop:
-                break
+        journal.compile(engine.lower)
+        state, step = journal.restore(program.init, engine)
+        while step < config.steps and not interrupted():
+            state, step, evaluation = engine.run(state, step, journal, interrupted)
+            if evaluation is not None:
+                journal.evaluated(step, evaluation, engine)
+            journal.save(step, state, engine)
     return Result(config, folder, state, finished=step >= config.steps)

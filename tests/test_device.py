@@ -1,0 +1,188 @@
+"""The device engine: the same states as the host engine's, resume, dropped steps, starts."""
+
+import csv
+import json
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import SMALL
+from dynajax import device, make_config, register_termination, train
+from dynajax.envs.device import EnvState, Task
+from dynajax.types import EnvSpec
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+LIMIT = 15
+SIZES = SMALL | {"model.fit_every": 20, "eval.episodes": 2, "sac.learning_rate": 1e-4}
+
+
+def move(obs, action, np):
+    """A walk on a grid, so that both engines' arithmetic is exact; the last entry counts steps."""
+    push = np.round(8 * action) / 8
+    new = np.stack([0.5 * np.round(obs[0] * 8) / 8 + push[0], push[1], obs[2] + 1])
+    lost = (obs[2] == 6) & (obs[0] > 0.25)
+    return np.where(lost, np.nan, new), obs[0] - push[1], obs[2] >= 9
+
+
+def ends(obs, action, new):
+    return obs[2] >= 9
+
+
+class Walk(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = np.zeros(3, np.float32)
+        return self.at, {}
+
+    def step(self, action):
+        new, reward, over = move(self.at, action, np)
+        self.at = new.astype(np.float32)
+        return self.at, float(reward), bool(over), False, {}
+
+
+def task(spec: EnvSpec) -> Task:
+    def step(state, action):
+        new, reward, over = move(state.obs, action, jnp)
+        return EnvState(new, state.physics + 1), reward, over
+
+    return Task(spec, lambda key: EnvState(jnp.zeros(3), jnp.zeros(())), step)
+
+
+@pytest.fixture(autouse=True)
+def walk(monkeypatch):
+    gymnasium.register("DeviceWalk-v0", Walk, max_episode_steps=LIMIT, disable_env_checker=True)
+    register_termination("DeviceWalk-v0", ends)
+    spec = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
+    monkeypatch.setattr(device.device, "make", lambda name: task(spec))
+    yield
+    del gymnasium.registry["DeviceWalk-v0"]
+
+
+def config(engine, *, steps=100, settings=(), **arguments):
+    return make_config("DeviceWalk-v0", engine=engine, preset="paper", steps=steps,
+                       settings=SIZES | dict(settings), **arguments)  # fmt: skip
+
+
+def log(folder, kind):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [({"fixes": ["none", "scale,target"]}, {}), ({"algo": "sac"}, {"sac.reset_every": 70})],
+)
+def test_both_engines_come_to_the_same(tmp_path, arguments, settings):
+    runs = [
+        train(config(engine, settings=settings, **arguments), tmp_path / engine, quiet=True)
+        for engine in ("host", "mjx")
+    ]
+    host, ours = (run.state for run in runs)
+    for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-4)
+    assert not np.asarray(host.rows.real.valid)[:, :99].all(), "no step was dropped"
+    tables = [
+        list(csv.DictReader((tmp_path / engine / "eval.csv").open())) for engine in ("host", "mjx")
+    ]
+    assert len(tables[0]) == len(tables[1]) == 10 * runs[0].config.rows
+    for a, b in zip(*tables, strict=True):
+        assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
+        assert float(a["length_mean"]) == float(b["length_mean"])
+        assert float(a["return_mean"]) == pytest.approx(float(b["return_mean"]), abs=1e-4)
+    for kind in ("learn", "fit", "time"):
+        lines = [log(tmp_path / engine, kind) for engine in ("host", "mjx")]
+        assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+        for a, b in zip(*lines, strict=True):
+            if kind == "time":
+                assert a["dropped"] == b["dropped"]
+            else:
+                assert a.keys() == b.keys()
+                if kind == "learn" and a["train_return"] is not None:
+                    assert a["train_return"] == pytest.approx(b["train_return"], abs=1e-4)
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
+    whole = train(config("mjx"), tmp_path / "whole", quiet=True)
+    train(config("mjx", steps=70), tmp_path / "parts", quiet=True)
+    parts = train(config("mjx"), tmp_path / "parts", quiet=True)
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    same = [(tmp_path / name / "eval.csv").read_bytes() for name in ("whole", "parts")]
+    assert same[0] == same[1]
+
+
+def spread_task() -> Task:
+    """Starts that tell their key apart; an episode lasts for four steps."""
+    spec = EnvSpec("spread", 1, 1, 4, ("x",), None)
+
+    def reset(key):
+        return EnvState(jax.random.uniform(key, (1,)), jnp.zeros(()))
+
+    def step(state, action):
+        bad = action[0] > 0.5
+        obs = jnp.where(bad, jnp.nan, state.obs)
+        return EnvState(obs, state.physics), jnp.float32(1), jnp.zeros((), bool)
+
+    return Task(spec, reset, step)
+
+
+def empty(task, size):
+    env = EnvState(jnp.zeros(1), jnp.zeros(()))
+    ready = jax.tree.map(lambda x: jnp.zeros((size, *x.shape)), env)
+    transition = device.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
+    whole = jnp.zeros((), jnp.int32)
+    return device.World(env, whole, jnp.zeros(()), ready, whole, whole, transition,
+                        jnp.zeros((), bool), whole, jnp.zeros(()), whole, whole)  # fmt: skip
+
+
+def test_every_episode_has_a_start_of_its_own():
+    task, key = spread_task(), jax.random.PRNGKey(0)
+    world, starts = device.stock(task, empty(task, 3), key), []
+    assert int(world.made) == 3 and int(world.used) == 1
+    advance = jax.jit(lambda w, a: device.advance(task, w, a))
+    stock = jax.jit(lambda w: device.stock(task, w, key))
+    for t in range(40):
+        if t % 8 == 0:
+            world = stock(world)
+        if world.age == 0:
+            starts.append(float(world.env.obs[0]))
+        world = advance(world, jnp.zeros(1))
+    assert len(set(starts)) == len(starts) == 10
+    assert int(world.ended) == 10
+    assert float(world.ended_score) == 40
+    expected = [task.reset(jax.random.fold_in(jax.random.fold_in(key, 2), e)) for e in range(10)]
+    np.testing.assert_array_equal(starts, [float(e.obs[0]) for e in expected])
+
+
+def test_a_step_that_is_not_finite_ends_the_episode():
+    task = spread_task()
+    world = device.stock(task, empty(task, 3), jax.random.PRNGKey(0))
+    world = device.advance(task, world, jnp.zeros(1))
+    world = device.advance(task, world, jnp.ones(1))
+    assert not world.valid and int(world.dropped) == 1
+    assert all(not np.asarray(x).any() for x in world.pending)
+    assert int(world.age) == 0 and int(world.ended) == 1
+    assert int(world.ended_steps) == 1 and float(world.ended_score) == 1
+    assert np.isfinite(world.env.obs).all() and float(world.env.obs[0]) == float(
+        world.ready.obs[1, 0]
+    )
+
+
+def test_no_ring_is_copied(spec):
+    """The branches of the program pass the replays through in place."""
+    from dynajax.benchmark import ring_copies
+    from dynajax.program import build
+
+    run = config("mjx", settings={"replay.real": 1003, "replay.synthetic": 1200})
+    at = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
+    jax.config.update("jax_disable_most_optimizations", False)
+    (lowered,) = device.DeviceEngine(run, at, build(run, at), task(at)).lower()
+    compiled = lowered.compile()
+    assert ring_copies(compiled, {1003, 1200}) == 0
