@@ -32,7 +32,7 @@ SUITE = {
     "swimmer": ("swimmer6", "swimmer15"),
     "walker": ("stand", "walk", "run"),
 }
-BRAX: tuple[str, ...] = ()
+BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "inverted_pendulum", "walker2d")
 
 _REFUSED = {
     "dog": "its limbs are ellipsoids and boxes, whose contacts with each other MJX cannot compute",
@@ -81,6 +81,10 @@ def make(name: str) -> Task:
             )
         rest = "" if name.startswith("brax:") else "; use --engine=host"
         raise UsageError(f"--env={name}: {reason}{rest}")
+    if name.startswith("brax:"):
+        from dynajax.envs.device import brax_tasks
+
+        return brax_tasks.make(name)
     from dynajax.envs.device import suite
 
     return suite.make(name)

@@ -88,7 +88,10 @@ def _data(model: mjx.Model, physics: Physics, control: Array | None = None) -> m
     return data if control is None else data.replace(ctrl=control)
 
 
-def _physics(data: mjx.Data, drawn: Array) -> Physics:
+def state(data: mjx.Data, drawn: Array | None = None) -> Physics:
+    """The state that `data` belongs to; `drawn` (P,) defaults to nothing."""
+    nothing = jnp.zeros_like(data.qpos, shape=0)
+    drawn = nothing if drawn is None else drawn
     return Physics(data.qpos, data.qvel, data.act, data.qacc_warmstart, drawn)
 
 
@@ -125,7 +128,7 @@ def advance(
         before, _readings = carry
         with contacts.as_in_c():
             data = mjx.step(stepped, _data(model, before, control))
-        return (_physics(data, before.drawn), data.sensordata), None
+        return (state(data, before.drawn), data.sensordata), None
 
     readings = jnp.zeros(model.nsensordata, physics.qpos.dtype)
     (physics, readings), _ = jax.lax.scan(substep, (physics, readings), length=substeps)
@@ -148,6 +151,14 @@ def at_rest(model: mjx.Model, qpos: Array, drawn: Array | None = None) -> Physic
     nothing = jnp.zeros_like(qpos, shape=0)
     act = jnp.zeros_like(qpos, shape=model.na)
     return Physics(qpos, zeros, act, zeros, nothing if drawn is None else drawn)
+
+
+def or_nan(physics: Physics, obs: Array, reward: Array) -> tuple[Array, Array]:
+    """Observation and reward in float32, NaN where MuJoCo would call the state invalid."""
+    moved = jnp.concatenate([physics.qpos, physics.qvel, physics.warmstart])
+    valid = jnp.all(jnp.abs(moved) <= mujoco.mjMAXVAL)
+    obs, reward = (jnp.where(valid, x, jnp.nan).astype(jnp.float32) for x in (obs, reward))
+    return obs, reward
 
 
 def clearance(model: mjx.Model, qpos: Array) -> Array:

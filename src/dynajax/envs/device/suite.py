@@ -17,9 +17,6 @@ from dynajax.envs import dmc
 from dynajax.envs.device import EnvState, Task, physics
 from dynajax.types import Array
 
-# Beyond this MuJoCo calls a position, velocity or acceleration bad, and dm_control the physics.
-_LIMIT = 1e10
-
 
 class Parts(NamedTuple):
     """What a task is made of; tests take it apart."""
@@ -52,13 +49,10 @@ def make(name: str) -> Task:
     """See `dynajax.envs.device.make`."""
     _, model, rules, substeps, low, high = parts(name)
 
-    def state(after: physics.Physics, data: mjx.Data) -> EnvState:
-        return EnvState(rules.observation(data).astype(jnp.float32), after)
-
     def reset(key: Array) -> EnvState:
         first = rules.initial(model, key)
         data = physics.settle(rules.put(model, first.drawn), first, forces=rules.forces)
-        return state(first, data)
+        return EnvState(rules.observation(data).astype(jnp.float32), first)
 
     def step(before: EnvState, action: Array) -> tuple[EnvState, Array, Array]:
         control = jnp.asarray(action, before.physics.qpos.dtype)
@@ -67,10 +61,7 @@ def make(name: str) -> Task:
         after, data = physics.advance(
             episode, before.physics, control, substeps, forces=rules.forces
         )
-        moved = jnp.concatenate([after.qpos, after.qvel, after.warmstart])
-        valid = jnp.all(jnp.abs(moved) <= _LIMIT)
-        reward = jnp.where(valid, rules.reward(data), jnp.nan).astype(jnp.float32)
-        new = state(after, data)
-        return new._replace(obs=jnp.where(valid, new.obs, jnp.nan)), reward, jnp.zeros((), bool)
+        obs, reward = physics.or_nan(after, rules.observation(data), rules.reward(data))
+        return EnvState(obs, after), reward, jnp.zeros((), bool)
 
     return Task(envs.spec(name), reset, step)
