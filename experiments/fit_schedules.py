@@ -2,8 +2,8 @@
 
     python experiments/fit_schedules.py --env=cheetah-run,humanoid-stand --out=schedules
 
-At each replay size a new model is fitted, and refitted twice, each time after 250 more transitions,
-once by each schedule, from the same data and keys. Writes schedules.csv: gradient steps, and the
+At each replay size a new model is fitted, and refitted, each time after 250 more transitions,
+by each schedule in turn, from the same data and keys. Writes schedules.csv: gradient steps, and the
 elites' holdout score (mean squared error in the coded targets), state skill and reward R^2.
 """
 
@@ -26,6 +26,9 @@ from dynajax.types import EnvSpec, Replay, Transition
 FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run", "humanoid-stand", "quadruped-walk"], "Tasks.")
 flags.DEFINE_list("sizes", ["2500", "10000", "40000"], "Transitions at the first fit.")
+flags.DEFINE_integer(
+    "refits", 2, "Fits after the first, each with 250 more transitions.", lower_bound=0
+)
 flags.DEFINE_string("fix", "scale,target", "Fixes.")
 flags.DEFINE_enum("preset", "paper", ["quick", "paper"], "Sizes and cadence.")
 flags.DEFINE_integer("seed", 0, "Of data and weights.")
@@ -58,9 +61,10 @@ def collect(spec: EnvSpec, count: int, seed: int) -> Transition:
 def main(argv: Sequence[str]) -> None:
     cli.use_compilation_cache()
     sizes, lines = [int(size) for size in FLAGS.sizes], []
+    capacity = max(sizes) + 250 * FLAGS.refits
     for env in FLAGS.env:
         spec = envs.spec(env)
-        data = jax.device_put(collect(spec, max(sizes) + 500, FLAGS.seed))
+        data = jax.device_put(collect(spec, capacity, FLAGS.seed))
         config = make_config(env, preset=FLAGS.preset, fixes=[FLAGS.fix], seed=FLAGS.seed,
                              settings=cli.assignments("--set", FLAGS.set)).model  # fmt: skip
         fixes = make_config(env, fixes=[FLAGS.fix]).variants[0].fixes
@@ -70,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
             for size in sizes:
                 key = jax.random.PRNGKey(FLAGS.seed)
                 model = dynamics.init(chosen, spec, key)
-                for again in range(3):
-                    filled = jnp.arange(max(sizes) + 500) < size + 250 * again
+                for again in range(FLAGS.refits + 1):
+                    filled = jnp.arange(capacity) < size + 250 * again
                     model, found = fit(
                         model, Replay(data, filled), key, jax.random.fold_in(key, again)
                     )

@@ -157,8 +157,9 @@ def train(
     shapes = jax.eval_shape(program.init)
     with (
         interruptions() as interrupted,
-        Journal(folder, config, shapes, command, quiet, wandb) as journal,
+        # First of all, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](config, spec, program)) as engine,
+        Journal(folder, config, shapes, command, quiet, wandb) as journal,
     ):
         journal.compile(engine.lower)
         state, step = journal.restore(program.init, engine)

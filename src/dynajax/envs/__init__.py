@@ -2,7 +2,8 @@
 
 A name is a task of dm_control.suite, `DOMAIN-TASK` (cheetah-run, finger-turn_hard), or a
 Gymnasium id (Hopper-v5), with `module:` before it where a module of the user's registers it. So a
-new task is a `gymnasium.register` and, if its episodes can end, a `register_termination`.
+new task is a `gymnasium.register` and, if its episodes can end, a `register_termination`. The
+device engine (`envs.device`) has some of dm_control's tasks, and Brax's, as `brax:NAME`.
 """
 
 import difflib
@@ -10,7 +11,7 @@ import re
 
 import gymnasium
 
-from dynajax.envs import dmc, gym, terminations
+from dynajax.envs import device, dmc, gym, terminations
 from dynajax.envs.terminations import TERMINATIONS, register_termination
 from dynajax.types import EnvSpec, UsageError
 
@@ -53,6 +54,8 @@ def make(name: str, *, time_limit: int = 1000, seed: int = 0, render: bool = Fal
     Raises:
       UsageError: an unknown name, or a task that does not fit.
     """
+    if name.startswith("brax:"):
+        raise UsageError(f"--env={name}: Brax's tasks run on the device only; add --engine=mjx")
     if not (_is_gymnasium(name) and name in gymnasium.registry):
         _check_name(name)
     if _is_gymnasium(name):
@@ -66,6 +69,8 @@ def spec(name: str, *, time_limit: int = 1000) -> EnvSpec:
     `termination` is None where the rule is not known: a Gymnasium id that is not in TERMINATIONS,
     and dm_control's lqr.
     """
+    if name.startswith("brax:"):
+        return device.make(name).spec
     env = make(name, time_limit=time_limit)
     unknown = _is_gymnasium(name) or name.startswith("lqr-")
     assert env.observation_space.shape and env.action_space.shape

@@ -10,15 +10,20 @@ A control step is `physics.advance` here too. Brax's own leaves the positions of
 step behind the joints, so that a task can end by a height that its last observation does not show.
 """
 
+import contextlib
+import io
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from brax import envs as brax_envs
-from brax.base import Motion, Transform
-from brax.envs.base import State
-from brax.mjx.base import State as PipelineState
+
+# MJX says on stdout that an engine it does not need is missing.
+with contextlib.redirect_stdout(io.StringIO()):
+    from brax import envs as brax_envs
+    from brax.base import Motion, Transform
+    from brax.envs.base import State
+    from brax.mjx.base import State as PipelineState
 
 from dynajax.envs import terminations
 from dynajax.envs.device import EnvState, Task, physics
