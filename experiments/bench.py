@@ -229,7 +229,8 @@ def write(lines: Sequence[Line], out: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    precision = jax.config.read("jax_default_matmul_precision") or "default"
+    options: Any = jax.config
+    precision = options.jax_default_matmul_precision or "default"
     common = {
         "device": device_name(), "jax": jax.__version__, "precision": precision,
         "algo": FLAGS.algo, "preset": FLAGS.preset,

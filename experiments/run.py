@@ -34,6 +34,8 @@ flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra 
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+    if FLAGS.video and FLAGS.env.startswith("brax:"):
+        raise UsageError(f"--video: the pictures come from the host, which has no {FLAGS.env}")
     # A user's module may register fixes and terminations, so it is imported before they are read.
     envs.spec(FLAGS.env)
     run = make_config(

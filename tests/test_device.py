@@ -186,3 +186,20 @@ def test_no_ring_is_copied(spec):
     (lowered,) = device.DeviceEngine(run, at, build(run, at), task(at)).lower()
     compiled = lowered.compile()
     assert ring_copies(compiled, {1003, 1200}) == 0
+
+
+def test_a_task_of_dm_control_trains(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    run = make_config("pendulum-swingup", engine="mjx", preset="paper", steps=60,
+                      fixes=["scale,target"], settings=SIZES | {"eval.every": 30})  # fmt: skip
+    result = train(run, tmp_path / "run", quiet=True)
+    assert result.finished
+    table = list(csv.DictReader((tmp_path / "run" / "eval.csv").open()))
+    assert [float(row["length_mean"]) for row in table] == [1000, 1000]
+    real = result.state.rows.real
+    assert np.asarray(real.valid)[:, :59].all()
+    # cos, sin and velocity of a pendulum that moves
+    angle = np.asarray(real.data.obs)[0, :59]
+    np.testing.assert_allclose(angle[:, 0] ** 2 + angle[:, 1] ** 2, 1, atol=1e-5)
+    assert np.ptp(angle[:, 2]) > 0.01
+    np.testing.assert_array_equal(real.data.next_obs[0, :58], angle[1:])
