@@ -5,8 +5,11 @@ By default a few cheap tasks and those of the paper; every task by
     pytest tests/test_device_tasks.py --all-tasks
 """
 
+import re
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from dm_control.utils import rewards as dm_rewards
@@ -48,6 +51,17 @@ def test_one_control_step_in_float32(name):
     np.testing.assert_allclose(obs, given.obs, rtol=1e-3, atol=1e-3)
     steady = parity.steady(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-3, atol=1e-4)
+
+
+def test_no_batch_of_factors_is_asked_of_lapack():
+    """Such a batch waits for XLA's workers on one of them, and so for ever (`device.linalg`)."""
+    task = device.make("cartpole-balance")
+    keys = jax.random.split(jax.random.PRNGKey(0), 6).reshape(3, 2, 2)
+    reset = jax.jit(jax.vmap(jax.vmap(task.reset)))
+    step = jax.jit(jax.vmap(jax.vmap(task.step)))
+    text = step.lower(jax.eval_shape(reset, keys), jnp.zeros((3, 2, 1))).as_text()
+    shapes = re.findall(r"@lapack_\w+\(.*\) \{.*\} : \(tensor<([\dx]+)xf32>", text)
+    assert shapes and set(shapes) == {"2x2"}
 
 
 @pytest.mark.parametrize("name", _chosen(DEFAULT_DOUBLE))

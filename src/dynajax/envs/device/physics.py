@@ -20,7 +20,7 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
-from dynajax.envs.device import contacts
+from dynajax.envs.device import contacts, linalg
 from dynajax.types import Array
 
 _MOTOR_OFF = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
@@ -126,7 +126,7 @@ def advance(
     # fields into int64 under jax_enable_x64, which no carry may do.
     def substep(carry: tuple[Physics, Array], _: None) -> tuple[tuple[Physics, Array], None]:
         before, _readings = carry
-        with contacts.as_in_c():
+        with contacts.as_in_c(), linalg.in_turn():
             data = mjx.step(stepped, _data(model, before, control))
         return (state(data, before.drawn), data.sensordata), None
 
@@ -140,7 +140,7 @@ def settle(model: mjx.Model, physics: Physics, *, forces: bool = False) -> mjx.D
     """The data of a state that no control has acted on yet, as dm_control's reset leaves it."""
     data = _data(model, physics)
     if forces:
-        with contacts.as_in_c():
+        with contacts.as_in_c(), linalg.in_turn():
             data = mjx.forward(_without(model, _MOTOR_OFF), data)
     return observe(model, data)
 
