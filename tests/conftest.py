@@ -38,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-tasks", action="store_true", help="test every task of the device engine (an hour)"
     )
+    parser.addoption(
+        "--states", type=int, default=0, help="seed of the states that device tasks are tested on"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

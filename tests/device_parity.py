@@ -86,8 +86,10 @@ def _bring_together(name: str, env: Any, apart: np.ndarray) -> None:
 
 
 @functools.cache
-def steps(name: str, count: int = 200, seed: int = 0) -> Steps:
+def steps(name: str, count: int = 200, seed: int = 0, tolerance: float | None = None) -> Steps:
     """`count` control steps from as many states, by dm_control itself.
+
+    The solver's tolerance is dm_control's own if it is not given.
 
     Half start where an episode could, or for every third of them near the reference pose and the
     target (where rewards are), with random velocities put in; half lie along episodes of random
@@ -97,6 +99,8 @@ def steps(name: str, count: int = 200, seed: int = 0) -> Steps:
     env = dmc.load(name, seed)
     model, data = env.physics.model.ptr, env.physics.data.ptr
     low, high = dmc.bounds(env)
+    if tolerance is not None:
+        model.opt.tolerance = tolerance
 
     def one() -> tuple:
         action = random.uniform(-1, 1, low.shape)
@@ -161,7 +165,9 @@ def _program(domain: str, substeps: int, forces: bool, put: Any, double: bool) -
 _PUTS: dict = {}
 
 
-def device(name: str, given: Steps, double: bool = False) -> tuple[Physics, Fields]:
+def device(
+    name: str, given: Steps, double: bool = False, tolerance: float | None = None
+) -> tuple[Physics, Fields]:
     """The same steps on MJX; tasks of one domain share a program where their models allow it."""
     loaded = parts(name, double)
     rules, domain = loaded.rules, name.partition("-")[0]
@@ -172,7 +178,10 @@ def device(name: str, given: Steps, double: bool = False) -> tuple[Physics, Fiel
         dtype = jnp.float64 if double else jnp.float32
         before = jax.tree.map(lambda x: jnp.asarray(x, dtype), given.before)
         control = dmc.rescale(given.action, loaded.low, loaded.high)
-        return jax.device_get(program(loaded.model, before, jnp.asarray(control, dtype)))
+        model = loaded.model
+        if tolerance is not None:
+            model = model.tree_replace({"opt.tolerance": jnp.asarray(tolerance, dtype)})
+        return jax.device_get(program(model, before, jnp.asarray(control, dtype)))
 
 
 def judged(name: str, read: Fields, double: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import importlib
 import io
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,4 +65,5 @@ def make(name: str) -> Task:
         obs, reward = physics.or_nan(after, rules.observation(data), rules.reward(data))
         return EnvState(obs, after), reward, jnp.zeros((), bool)
 
-    return Task(envs.spec(name), reset, step)
+    # Jitted, so that MJX is traced once for all the places of a program that step or reset.
+    return Task(envs.spec(name), jax.jit(reset), jax.jit(step))
