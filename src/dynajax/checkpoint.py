@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynajax.placement import put
 from dynajax.types import Array, Replay, TrainState, UsageError
 
 _HOST = "host:"  # sets the host's arrays apart from the state's, whose paths begin with a dot
@@ -62,13 +63,16 @@ class Checkpoints:
     Args:
       folder: need not exist yet.
       keep: how many checkpoints stay, from 1.
+      rows: how many rows of a state are stored, all by default. Further ones are copies of the
+        last, and come back as such.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, rows: int | None = None) -> None:
         self._folder = Path(folder).absolute()
         self._replay = self._folder / "replay"
         self._partial = self._folder / "partial"
         self._keep = keep
+        self._rows = rows
         self._abandoned: set[Path] = set()
         # Only pieces that this object has written or verified are ever built upon.
         self._pieces: list[_Piece] = []
@@ -104,11 +108,13 @@ class Checkpoints:
             if start < count:
                 new = _Piece(f"{number:06d}-{start}-{count}", start, count)
                 slots = np.arange(start, count) % capacity
-                self._write(self._replay / new.name, _flatten(_take(state.rows.real, slots)), {})
+                block = self._stored(_take(state.rows.real, slots))
+                self._write(self._replay / new.name, _flatten(block), {})
                 pieces = [*pieces, new]
-            arrays = _flatten(_without_real(state))
+            rest = _without_real(state)
+            arrays = _flatten(rest._replace(rows=self._stored(rest.rows)))
             arrays |= {_HOST + name: array for name, array in host.items()}
-            record = {"pieces": pieces, "layout": _layout(state), "meta": dict(meta)}
+            record = {"pieces": pieces, "layout": self._layout(state), "meta": dict(meta)}
             self._write(self._folder / f"{number:06d}-step-{step}", arrays, record)
             self._pieces = pieces
         except (OSError, ValueError) as error:
@@ -155,6 +161,21 @@ class Checkpoints:
             )
         return None
 
+    def _stored(self, rows: Any) -> Any:
+        """Leaves (S, ...) without the rows that are not stored."""
+        there = self._rows
+        return jax.tree.map(
+            lambda x: x if there in (None, x.shape[0]) else np.asarray(x)[:there], rows
+        )
+
+    def _layout(self, state: TrainState) -> dict[str, str]:
+        def kind(leaf: Any, *shape: int) -> str:
+            return f"{jnp.dtype(leaf.dtype).name}{list(shape)}"
+
+        shared = jax.tree.map(lambda x: kind(x, *x.shape), state.shared)
+        rows = jax.tree.map(lambda x: kind(x, self._rows or x.shape[0], *x.shape[1:]), state.rows)
+        return _flatten(TrainState(shared, rows))
+
     def _checkpoints(self) -> list[Path]:
         """Oldest first."""
         return sorted(p for p in self._folder.glob("*-step-*") if _step(p) is not None)
@@ -172,11 +193,14 @@ class Checkpoints:
             raise UsageError(
                 f"{path}: this checkpoint is from another version of dynajax; choose another --out"
             ) from None
-        _check_layout(path, layout, _layout(template))
+        _check_layout(path, layout, self._layout(template))
         arrays = _read_arrays(path, content)
 
         # Oldest first, so that what a later piece overwrote in the ring is overwritten here too.
-        replay = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template.rows.real)
+        replay = jax.tree.map(
+            lambda leaf: np.zeros((self._rows or leaf.shape[0], *leaf.shape[1:]), leaf.dtype),
+            template.rows.real,
+        )
         capacity = replay.valid.shape[1]
         for piece in pieces:
             new = _read_arrays(folder := self._replay / piece.name, _read_meta(folder))
@@ -191,7 +215,7 @@ class Checkpoints:
         host = {n.removeprefix(_HOST): a for n, a in arrays.items() if n.startswith(_HOST)}
         step = _step(path)
         assert step is not None
-        return Restored(step, _own(jax.tree.map(_place, state, template)), host, meta), pieces
+        return Restored(step, put(state, template), host, meta), pieces
 
     def _write(self, path: Path, arrays: Mapping[str, Any], content: dict[str, Any]) -> None:
         """Writes `path`, which appears whole or not at all.
@@ -251,13 +275,6 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _layout(state: TrainState) -> dict[str, str]:
-    return {
-        path: f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        for path, leaf in _flatten(state).items()
-    }
-
-
 def _check_layout(folder: Path, old: dict[str, str], new: dict[str, str]) -> None:
     for path in (*new, *old):
         there, here = old.get(path, "missing"), new.get(path, "missing")
@@ -272,18 +289,6 @@ def _check_layout(folder: Path, old: dict[str, str], new: dict[str, str]) -> Non
 def _take(replay: Replay, slots: Array) -> Replay:
     # On the device, so that only these slots travel to the host.
     return jax.tree.map(lambda leaf: leaf[:, slots], replay)
-
-
-def _place(value: np.ndarray, like: Any) -> Any:
-    # An uncommitted array must stay one, or the first jitted call would compile again.
-    return jax.device_put(value, like.sharding) if getattr(like, "committed", False) else value
-
-
-@jax.jit
-def _own(state: TrainState) -> TrainState:
-    # On CPU JAX shares the memory of an aligned numpy array, even with may_alias=False, and such
-    # memory must not be donated. What a program returns is JAX's own.
-    return jax.tree.map(jnp.copy, state)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

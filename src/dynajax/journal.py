@@ -18,6 +18,7 @@ from dynajax.config import Config
 from dynajax.evaluate import Evaluation
 from dynajax.folder import RunFolder, device_name
 from dynajax.loggers import Loggers, Progress, duration
+from dynajax.program import Program
 from dynajax.types import Metrics, TrainState, UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Journal:
     Args:
       folder: where.
       config: the run.
-      shapes: the `TrainState`'s shapes, for sizes and for the checkpoints' structure.
+      program: the run's, for the shapes of its state and where the rows are.
       command: what to type to repeat the run.
       quiet: print nothing.
       wandb: log to Weights & Biases too.
@@ -89,35 +90,39 @@ class Journal:
         self,
         folder: Path,
         config: Config,
-        shapes: TrainState,
+        program: Program,
         command: str,
         quiet: bool,
         wandb: bool,
     ) -> None:
         self.clock = Clock()
-        self._config, self._shapes, self._wandb, self._quiet = config, shapes, wandb, quiet
+        self._config, self._wandb, self._quiet = config, wandb, quiet
+        self._placement = program.placement
+        self._shapes = shapes = program.shapes()
         agent, model = shapes.rows.agent, shapes.rows.model
         nets = {"actor": agent.actor, "critic": agent.critic}
         if model is not None:
             nets["model"] = model.params
         # Every row has its own, so the sizes are those of one.
         sizes = {
-            name: sum(leaf.size for leaf in jax.tree.leaves(net)) // config.rows
+            name: sum(leaf.size for leaf in jax.tree.leaves(net)) // program.placement.places
             for name, net in nets.items()
         }
         self._folder = RunFolder(folder, config, {"command": command, "parameters": sizes})
         self._sizes = sizes
         self._metrics: Metrics = {}
         self._fits: list[tuple[int, Metrics]] = []
-        self._needed = compiler.size(shapes)
+        self._needed = compiler.size(shapes) // program.placement.mesh.size
         self._learned, self._learned_before = 0, 0
         self._learning_since = 0.0
 
     def __enter__(self) -> "Journal":
-        self._check_memory(compiler.size(self._shapes))
+        self._check_memory()
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(self._folder)
-        self._checkpoints = Checkpoints(self._folder.path / "checkpoints")
+        self._checkpoints = Checkpoints(
+            self._folder.path / "checkpoints", rows=self._placement.rows
+        )
         return self
 
     def __exit__(
@@ -128,11 +133,12 @@ class Journal:
     ) -> None:
         self._stack.close()
 
-    def _check_memory(self, needed: int) -> None:
-        if needed > 0.9 * (there := compiler.available()):
+    def _check_memory(self) -> None:
+        if self._needed > 0.9 * (there := compiler.available()):
             raise UsageError(
-                f"--seeds: {self._config.rows} rows take {needed / 2**30:.1f} GiB, and the device "
-                f"has {there / 2**30:.1f}; take fewer seeds or variants, or lower "
+                f"--seeds: {self._placement.each} rows on a device take "
+                f"{self._needed / 2**30:.1f} GiB, and it has {there / 2**30:.1f}; take "
+                "fewer seeds or variants, or lower "
                 "--set replay.real and replay.synthetic"
             )
 
@@ -146,7 +152,7 @@ class Journal:
             return  # nothing is left to run
         with self.clock("compile"):
             self._needed = compiler.memory(lower())
-        self._check_memory(self._needed)
+        self._check_memory()
 
     def restore(self, init: Callable[[], TrainState], engine: "Engine") -> tuple[TrainState, int]:
         """The state to go on from, and the environment steps done; the engine is set to it."""
@@ -176,11 +182,15 @@ class Journal:
 
     def _introduce(self, step: int) -> None:
         c, say = self._config, self._progress.say
-        per_row = self._needed / c.rows
+        per_row = self._needed / self._placement.each
+        devices = self._placement.mesh.size
+        spread = (
+            f" on {devices} devices, at most {self._placement.each} each" if devices > 1 else ""
+        )
         names = " | ".join(v.name for v in c.variants)
         fixes = f"fixes {names}; " if c.algo == "mbpo" else ""
         say(f"{c.algo} on {c.env}, preset {c.preset}, {c.steps} steps, {c.random_steps} at random")
-        say(f"{c.rows} rows: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
+        say(f"{c.rows} rows{spread}: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
         say(
             f"{device_name()}; parameters a row: "
             + ", ".join(f"{name} {size:,}" for name, size in self._sizes.items())
