@@ -16,6 +16,7 @@ can refer to a piece that another, abandoned continuation of the run wrote.
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from dynajax.placement import put
 from dynajax.types import Array, Replay, TrainState, UsageError
 
 _HOST = "host:"  # sets the host's arrays apart from the state's, whose paths begin with a dot
+_PLAIN = "plain"  # the file of an array of bytes that Orbax did not write
 _NOISY = ("absl", "asyncio")
 
 
@@ -128,8 +130,8 @@ class Checkpoints:
         finally:
             self._prune()
 
-    def restore(self, template: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, or None if there is none at all.
+    def restore(self, template: TrainState, at_most: float = math.inf) -> Restored | None:
+        """The newest checkpoint that is whole, or None if there is none.
 
         A damaged checkpoint is passed over with a warning, and the next save deletes it.
 
@@ -137,6 +139,7 @@ class Checkpoints:
           template: a state of the same configuration; only its structure, shapes, dtypes and
             shardings are read. The arrays of the restored state own their memory, so they can
             be donated.
+          at_most: no checkpoint of a later step is taken; the next save deletes those.
 
         Raises:
           UsageError: the newest checkpoint does not fit `template`, or none can be read.
@@ -144,6 +147,8 @@ class Checkpoints:
         damages: list[str] = []
         found = self._checkpoints()
         for path in reversed(found):
+            if (_step(path) or 0) > at_most:
+                continue
             try:
                 restored, pieces = self._load(path, template)
             except _Damaged as damage:
@@ -159,6 +164,7 @@ class Checkpoints:
                 f"{self._folder}: no checkpoint in it can be read; choose another --out, or "
                 "delete this folder to start anew"
             )
+        self._pieces, self._abandoned = [], set(found)
         return None
 
     def _stored(self, rows: Any) -> Any:
@@ -339,6 +345,13 @@ def _quiet() -> Iterator[Any]:
 
 
 def _write_bytes(path: Path, data: np.ndarray) -> None:
+    if jax.process_count() > 1:
+        # Orbax saves what all processes have in common: it waits for them at every save and
+        # restore, and lets none but the first write numpy's arrays. These are of this one alone.
+        path.mkdir()
+        with open(path / _PLAIN, "wb") as file:
+            file.write(data.data)
+        return
     with _quiet() as checkpointer:
         import orbax.checkpoint as ocp
 
@@ -346,6 +359,8 @@ def _write_bytes(path: Path, data: np.ndarray) -> None:
 
 
 def _read_bytes(path: Path) -> np.ndarray:
+    if (path / _PLAIN).exists():
+        return np.fromfile(path / _PLAIN, np.uint8)
     with _quiet() as checkpointer:
         import orbax.checkpoint as ocp
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dynajax import compiler
+from dynajax import compiler, processes
 from dynajax.config import Config
 from dynajax.types import TrainState
 
@@ -29,6 +29,7 @@ STATE = TrainState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
 class Placement(NamedTuple):
     """The rows of this process on its devices."""
 
+    numbers: range  # which of the run's rows they are
     pairs: tuple[tuple[int, int], ...]  # (index of the variant, seed) of each row
     mesh: Mesh  # the devices, in one dimension
     each: int  # rows on a device, copies included
@@ -123,13 +124,17 @@ def _copy(tree: Any) -> Any:
 
 
 def place(config: Config, devices: Sequence[jax.Device] | None = None) -> Placement:
-    """Spreads the rows evenly over devices, by default over all local ones.
+    """Spreads this process's rows evenly over devices, by default over all local ones.
 
     No more devices are taken than the fullest one leaves work for: six rows on four devices are two
     on each of three.
+
+    Raises:
+      UsageError: there are more processes than rows.
     """
     devices = jax.local_devices() if devices is None else devices
-    pairs = tuple(config.row_pairs)
+    numbers = processes.share(config.rows)
+    pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
     each = -(-len(pairs) // len(devices))
     used = -(-len(pairs) // each)
-    return Placement(pairs, Mesh(np.array(devices[:used]), (_AXIS,)), each)
+    return Placement(numbers, pairs, Mesh(np.array(devices[:used]), (_AXIS,)), each)

@@ -132,6 +132,7 @@ class Result(NamedTuple):
     config: Config
     folder: Path
     state: TrainState
+    rows: range  # which of the run's rows it holds: all, unless there are several processes
     finished: bool  # False after an interruption
 
 
@@ -173,4 +174,5 @@ def train(
                 journal.evaluated(step, evaluation, engine)
             journal.save(step, state, engine)
     state = state._replace(rows=program.placement.real(state.rows))
-    return Result(config, folder, state, finished=step >= config.steps)
+    rows = program.placement.numbers
+    return Result(config, folder, state, rows, finished=step >= config.steps)
