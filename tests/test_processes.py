@@ -15,7 +15,7 @@ import pytest
 
 from dynajax import UsageError, cli, processes, settings, train
 from test_run import FLAGS as RUN_FLAGS
-from test_run import _text, finish, last_state, start, wait_for
+from test_run import _text, finish, start, wait_for
 
 FLAGS = [f for f in RUN_FLAGS if f not in ("--fix=none", "--steps=400")] + [
     "--seeds=3",
@@ -27,7 +27,9 @@ def start_two(out: Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [start(out, f"--process={i}/2@127.0.0.1:{port}", command=FLAGS) for i in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        return [start(out, f"--process={i}/2@127.0.0.1:{port}", command=FLAGS) for i in range(2)]
 
 
 def wait_for_step(out: Path, step: int, two: list[subprocess.Popen]) -> None:
@@ -35,45 +37,12 @@ def wait_for_step(out: Path, step: int, two: list[subprocess.Popen]) -> None:
         wait_for(lambda: f",{step}," in _text(out / "eval.csv"), process)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """An uninterrupted run of two processes: rows 0 and 1, and row 2."""
-    out = tmp_path_factory.mktemp("two") / "run"
-    (code, printed, err), (other_code, other_printed, other_err) = map(finish, start_two(out))
-    assert (code, other_code) == (0, 0), err + other_err
-    assert "3 rows in 2 processes" in printed and "report" in printed
-    assert "rows" not in other_printed and "report" not in other_printed
-    return out
+def checkpoints(out: Path, process: int) -> list[Path]:
+    return sorted((out / "checkpoints" / f"process-{process}").glob("*-step-*"))
 
 
-def test_as_in_one_process(whole, tmp_path):
-    values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
-    run = settings.make("Pendulum-v1", fixes=["scale,target"], seeds=3, steps=300, settings=values)
-    one = train(run, tmp_path / "one", quiet=True)
-    assert one.rows == range(3)
-    tables = [list(csv.DictReader((out / "eval.csv").open())) for out in (one.folder, whole)]
-    assert len(tables[1]) == 9
-    for a, b in zip(*tables, strict=True):
-        assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
-        assert float(a["return_0"]) == pytest.approx(float(b["return_0"]), rel=0.02)
-    logs = [
-        [json.loads(line) for line in (out / "metrics.jsonl").open()] for out in (one.folder, whole)
-    ]
-    for a, b in zip(*logs, strict=True):
-        assert a.keys() == b.keys()
-        assert [a.get(n) for n in ("kind", "seed", "step")] == [
-            b.get(n) for n in ("kind", "seed", "step")
-        ]
-        if a["kind"] == "fit":
-            assert a["score"] == pytest.approx(b["score"], rel=0.02)
-    names = [{p.name for p in out.iterdir()} for out in (one.folder, whole)]
-    assert names[1] - names[0] == {"report.html", "curves.png"}
-    assert {p.name for p in (whole / "checkpoints").iterdir()} == {"process-0", "process-1"}
-    with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
-        train(run, whole, quiet=True)
-
-
-def test_interrupted_and_killed_it_goes_on_bit_for_bit(whole, tmp_path):
+def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path, quick_compilation):
+    """Rows 0 and 1, and row 2; to rounding, for other batches round differently."""
     out = tmp_path / "run"
     two = start_two(out)
     wait_for_step(out, 100, two)
@@ -83,6 +52,7 @@ def test_interrupted_and_killed_it_goes_on_bit_for_bit(whole, tmp_path):
     two[1].send_signal(signal.SIGTERM)
     ends = [finish(process) for process in two]
     assert [code for code, *_ in ends] == [cli.INTERRUPTED] * 2, ends
+    assert "3 rows in 2 processes" in ends[0][1] and "rows" not in ends[1][1]
     saved = [checkpoints(out, i) for i in range(2)]
     names = [[path.name for path in paths] for paths in saved]
     assert names[0] == names[1] and len(names[0]) == 2
@@ -101,21 +71,29 @@ def test_interrupted_and_killed_it_goes_on_bit_for_bit(whole, tmp_path):
 
     ends = [finish(process) for process in start_two(out)]
     assert [code for code, *_ in ends] == [0, 0], ends
-    assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
-    for i in range(2):
-        assert part_of(out, i) == part_of(whole, i)
+    assert "going on" in ends[0][1] and "report" in ends[0][1] and "report" not in ends[1][1]
+    assert {p.name for p in (out / "checkpoints").iterdir()} == {"process-0", "process-1"}
 
-
-def checkpoints(out: Path, process: int) -> list[Path]:
-    return sorted((out / "checkpoints" / f"process-{process}").glob("*-step-*"))
-
-
-def part_of(out: Path, process: int) -> dict:
-    """`last_state` of a process."""
-    copy = out.parent / f"{out.name}-{process}"
-    copy.mkdir()
-    (copy / "checkpoints").symlink_to(out / "checkpoints" / f"process-{process}")
-    return last_state(copy)
+    values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
+    run = settings.make("Pendulum-v1", fixes=["scale,target"], seeds=3, steps=300, settings=values)
+    one = train(run, tmp_path / "one", quiet=True)
+    assert one.rows == range(3)
+    extra = {p.name for p in out.iterdir()} - {p.name for p in one.folder.iterdir()}
+    assert extra == {"report.html", "curves.png"}
+    tables = [list(csv.DictReader((o / "eval.csv").open())) for o in (one.folder, out)]
+    assert len(tables[1]) == 9
+    for a, b in zip(*tables, strict=True):
+        assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
+        assert float(a["return_0"]) == pytest.approx(float(b["return_0"]), rel=0.02)
+    logs = [[json.loads(x) for x in (o / "metrics.jsonl").open()] for o in (one.folder, out)]
+    for a, b in zip(*logs, strict=True):
+        assert a.keys() == b.keys()
+        same = ("kind", "seed", "step")
+        assert [a.get(n) for n in same] == [b.get(n) for n in same]
+        if a["kind"] == "fit":
+            assert a["score"] == pytest.approx(b["score"], rel=0.02)
+    with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
+        train(run, out, quiet=True)
 
 
 @pytest.fixture
