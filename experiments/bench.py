@@ -109,6 +109,7 @@ def measure(work: Workload, budget: float) -> list[Line]:
 
 def probe(config: Config) -> None:
     """Starts as `train` does, and prints the seconds of each part as JSON."""
+    from dynajax.placement import place
     from dynajax.program import build
 
     begin, found = time.perf_counter(), {}
@@ -119,7 +120,7 @@ def probe(config: Config) -> None:
         begin = time.perf_counter()
 
     spec = envs.spec(config.env, time_limit=config.host.time_limit)
-    program = build(config, spec)
+    program = build(config, spec, place(config, jax.local_devices()[:1]))
     mark("task")
     for lowered in program.lower(config, spec):
         lowered.compile()

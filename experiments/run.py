@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dynajax import UsageError, cli, envs, make_config, train, video, write_report
+from dynajax import UsageError, cli, envs, make_config, processes, train, video, write_report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
@@ -27,6 +27,7 @@ flags.DEFINE_enum("engine", "host", ["host", "mjx"], "Environments beside the de
 flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as sac.utd=10.")
 flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")
+flags.DEFINE_string("process", None, "I/N@HOST:PORT, this one of the run's N processes; or auto.")
 flags.DEFINE_bool("video", False, "Record an episode of the final policy.")
 flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra wandb).")
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
     if FLAGS.video and FLAGS.env.startswith("brax:"):
         raise UsageError(f"--video: the pictures come from the host, which has no {FLAGS.env}")
+    if FLAGS.process is not None:
+        processes.connect(FLAGS.process)
     # A user's module may register fixes and terminations, so it is imported before they are read.
     envs.spec(FLAGS.env)
     run = make_config(
@@ -56,14 +59,17 @@ def main(argv: Sequence[str]) -> int:
     cli.use_compilation_cache()
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     result = train(run, FLAGS.out, command=command, wandb=FLAGS.wandb)
+    first = processes.first()
     if not result.finished:
-        print(f"interrupted and saved; the same command goes on: {result.folder}")
+        if first:
+            print(f"interrupted and saved; the same command goes on: {result.folder}")
         return cli.INTERRUPTED
-    page = write_report(result.folder)
+    page = write_report(result.folder) if first else None
     if FLAGS.video:
-        for film in video.record(run, result.folder, result.state):
+        for film in video.record(run, result.folder, result.state, result.rows):
             print(f"video: {film}")
-    print(f"report: {page}")
+    if first:
+        print(f"report: {page}")
     return 0
 
 

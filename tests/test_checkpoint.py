@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from dynajax import checkpoint
+from dynajax import checkpoint, placement
 from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config
 from dynajax.types import (
@@ -155,7 +155,7 @@ def test_restored_arrays_own_their_memory():
     aligned = room[-room.ctypes.data % 64 :][:2048].view(np.float32)
     shared = jax.device_put(aligned)
     assert shared.unsafe_buffer_pointer() == aligned.ctypes.data
-    assert checkpoint._own(shared).unsafe_buffer_pointer() != aligned.ctypes.data
+    assert placement.put(shared, shared).unsafe_buffer_pointer() != aligned.ctypes.data
 
 
 def test_ring_wraps(tmp_path):

@@ -18,6 +18,7 @@ from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config, assign
 from dynajax.envs.host import HostEnvs
 from dynajax.envs.pool import EnvPool, default_workers
+from dynajax.placement import place
 from dynajax.program import build
 from dynajax.types import Array, EnvSpec, Replay, Row, TrainState, Transition
 
@@ -145,7 +146,8 @@ class Workload:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.spec: EnvSpec = envs.spec(config.env, time_limit=config.host.time_limit)
-        self.program = build(config, self.spec)
+        # What is timed is one device.
+        self.program = build(config, self.spec, place(config, jax.local_devices()[:1]))
         self.shapes = jax.eval_shape(self.program.init)
         self._stack = contextlib.ExitStack()
 

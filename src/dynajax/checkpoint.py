@@ -16,6 +16,7 @@ can refer to a piece that another, abandoned continuation of the run wrote.
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -29,9 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynajax.placement import put
 from dynajax.types import Array, Replay, TrainState, UsageError
 
 _HOST = "host:"  # sets the host's arrays apart from the state's, whose paths begin with a dot
+_PLAIN = "plain"  # the file of an array of bytes that Orbax did not write
 _NOISY = ("absl", "asyncio")
 
 
@@ -62,13 +65,16 @@ class Checkpoints:
     Args:
       folder: need not exist yet.
       keep: how many checkpoints stay, from 1.
+      rows: how many rows of a state are stored, all by default. Further ones are copies of the
+        last, and come back as such.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, rows: int | None = None) -> None:
         self._folder = Path(folder).absolute()
         self._replay = self._folder / "replay"
         self._partial = self._folder / "partial"
         self._keep = keep
+        self._rows = rows
         self._abandoned: set[Path] = set()
         # Only pieces that this object has written or verified are ever built upon.
         self._pieces: list[_Piece] = []
@@ -104,11 +110,13 @@ class Checkpoints:
             if start < count:
                 new = _Piece(f"{number:06d}-{start}-{count}", start, count)
                 slots = np.arange(start, count) % capacity
-                self._write(self._replay / new.name, _flatten(_take(state.rows.real, slots)), {})
+                block = self._stored(_take(state.rows.real, slots))
+                self._write(self._replay / new.name, _flatten(block), {})
                 pieces = [*pieces, new]
-            arrays = _flatten(_without_real(state))
+            rest = _without_real(state)
+            arrays = _flatten(rest._replace(rows=self._stored(rest.rows)))
             arrays |= {_HOST + name: array for name, array in host.items()}
-            record = {"pieces": pieces, "layout": _layout(state), "meta": dict(meta)}
+            record = {"pieces": pieces, "layout": self._layout(state), "meta": dict(meta)}
             self._write(self._folder / f"{number:06d}-step-{step}", arrays, record)
             self._pieces = pieces
         except (OSError, ValueError) as error:
@@ -122,8 +130,8 @@ class Checkpoints:
         finally:
             self._prune()
 
-    def restore(self, template: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, or None if there is none at all.
+    def restore(self, template: TrainState, at_most: float = math.inf) -> Restored | None:
+        """The newest checkpoint that is whole, or None if there is none.
 
         A damaged checkpoint is passed over with a warning, and the next save deletes it.
 
@@ -131,6 +139,7 @@ class Checkpoints:
           template: a state of the same configuration; only its structure, shapes, dtypes and
             shardings are read. The arrays of the restored state own their memory, so they can
             be donated.
+          at_most: no checkpoint of a later step is taken; the next save deletes those.
 
         Raises:
           UsageError: the newest checkpoint does not fit `template`, or none can be read.
@@ -138,6 +147,8 @@ class Checkpoints:
         damages: list[str] = []
         found = self._checkpoints()
         for path in reversed(found):
+            if (_step(path) or 0) > at_most:
+                continue
             try:
                 restored, pieces = self._load(path, template)
             except _Damaged as damage:
@@ -153,7 +164,23 @@ class Checkpoints:
                 f"{self._folder}: no checkpoint in it can be read; choose another --out, or "
                 "delete this folder to start anew"
             )
+        self._pieces, self._abandoned = [], set(found)
         return None
+
+    def _stored(self, rows: Any) -> Any:
+        """Leaves (S, ...) without the rows that are not stored."""
+        there = self._rows
+        return jax.tree.map(
+            lambda x: x if there in (None, x.shape[0]) else np.asarray(x)[:there], rows
+        )
+
+    def _layout(self, state: TrainState) -> dict[str, str]:
+        def kind(leaf: Any, *shape: int) -> str:
+            return f"{jnp.dtype(leaf.dtype).name}{list(shape)}"
+
+        shared = jax.tree.map(lambda x: kind(x, *x.shape), state.shared)
+        rows = jax.tree.map(lambda x: kind(x, self._rows or x.shape[0], *x.shape[1:]), state.rows)
+        return _flatten(TrainState(shared, rows))
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first."""
@@ -172,11 +199,14 @@ class Checkpoints:
             raise UsageError(
                 f"{path}: this checkpoint is from another version of dynajax; choose another --out"
             ) from None
-        _check_layout(path, layout, _layout(template))
+        _check_layout(path, layout, self._layout(template))
         arrays = _read_arrays(path, content)
 
         # Oldest first, so that what a later piece overwrote in the ring is overwritten here too.
-        replay = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template.rows.real)
+        replay = jax.tree.map(
+            lambda leaf: np.zeros((self._rows or leaf.shape[0], *leaf.shape[1:]), leaf.dtype),
+            template.rows.real,
+        )
         capacity = replay.valid.shape[1]
         for piece in pieces:
             new = _read_arrays(folder := self._replay / piece.name, _read_meta(folder))
@@ -191,7 +221,7 @@ class Checkpoints:
         host = {n.removeprefix(_HOST): a for n, a in arrays.items() if n.startswith(_HOST)}
         step = _step(path)
         assert step is not None
-        return Restored(step, _own(jax.tree.map(_place, state, template)), host, meta), pieces
+        return Restored(step, put(state, template), host, meta), pieces
 
     def _write(self, path: Path, arrays: Mapping[str, Any], content: dict[str, Any]) -> None:
         """Writes `path`, which appears whole or not at all.
@@ -251,13 +281,6 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _layout(state: TrainState) -> dict[str, str]:
-    return {
-        path: f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-        for path, leaf in _flatten(state).items()
-    }
-
-
 def _check_layout(folder: Path, old: dict[str, str], new: dict[str, str]) -> None:
     for path in (*new, *old):
         there, here = old.get(path, "missing"), new.get(path, "missing")
@@ -272,18 +295,6 @@ def _check_layout(folder: Path, old: dict[str, str], new: dict[str, str]) -> Non
 def _take(replay: Replay, slots: Array) -> Replay:
     # On the device, so that only these slots travel to the host.
     return jax.tree.map(lambda leaf: leaf[:, slots], replay)
-
-
-def _place(value: np.ndarray, like: Any) -> Any:
-    # An uncommitted array must stay one, or the first jitted call would compile again.
-    return jax.device_put(value, like.sharding) if getattr(like, "committed", False) else value
-
-
-@jax.jit
-def _own(state: TrainState) -> TrainState:
-    # On CPU JAX shares the memory of an aligned numpy array, even with may_alias=False, and such
-    # memory must not be donated. What a program returns is JAX's own.
-    return jax.tree.map(jnp.copy, state)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -334,6 +345,13 @@ def _quiet() -> Iterator[Any]:
 
 
 def _write_bytes(path: Path, data: np.ndarray) -> None:
+    if jax.process_count() > 1:
+        # Orbax saves what all processes have in common: it waits for them at every save and
+        # restore, and lets none but the first write numpy's arrays. These are of this one alone.
+        path.mkdir()
+        with open(path / _PLAIN, "wb") as file:
+            file.write(data.data)
+        return
     with _quiet() as checkpointer:
         import orbax.checkpoint as ocp
 
@@ -341,6 +359,8 @@ def _write_bytes(path: Path, data: np.ndarray) -> None:
 
 
 def _read_bytes(path: Path) -> np.ndarray:
+    if (path / _PLAIN).exists():
+        return np.fromfile(path / _PLAIN, np.uint8)
     with _quiet() as checkpointer:
         import orbax.checkpoint as ocp
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from dynajax import processes
 from dynajax.types import UsageError
 
 #: Exit statuses: a fault that the user can put right; a run that saved itself when interrupted.
@@ -57,7 +59,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except UsageError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
+            processes.leave(INTERRUPTED)
+        except Exception:
+            if not processes.joined():
+                raise
+            traceback.print_exc()
+            processes.leave(1)
 
     # A user's own task lives beside where the command is typed.
     if os.getcwd() not in sys.path:
@@ -68,7 +75,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 def fail(text: str) -> NoReturn:
     """Ends the program with one line on stderr."""
     print("error: " + " ".join(text.split()), file=sys.stderr)
-    sys.exit(USAGE)
+    processes.leave(USAGE)
 
 
 def assignments(flag: str, items: Sequence[str]) -> dict[str, str]:

@@ -29,7 +29,7 @@ def jit(function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
 
 
 def memory(programs: Sequence[jax.stages.Lowered]) -> int:
-    """Bytes of device memory that the largest of these needs: what it reads, writes and works in.
+    """Bytes that the largest of these needs on each device: what it reads, writes and works in.
 
     It compiles them; a later call with arguments of the same shapes finds them compiled.
     """
@@ -47,6 +47,8 @@ def size(tree: Any) -> int:
 
 
 def available() -> int:
-    """Bytes of the memory that arrays live in."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of a local device's memory; devices that are parts of the host share its memory."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stats.get("bytes_limit") or host // len(devices)

@@ -9,18 +9,18 @@ the next of them.
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler
 from dynajax.config import Config
 from dynajax.envs import device
 from dynajax.envs.device import EnvState, Task
 from dynajax.envs.terminations import never
 from dynajax.evaluate import Evaluation
+from dynajax.placement import BY_ROWS, EVERYWHERE, STATE, put
 from dynajax.program import Functions, Program, over_rows, transition_shapes
 from dynajax.types import Array, EnvSpec, Metrics, TrainState, Transition
 
@@ -60,11 +60,15 @@ class Clocked(NamedTuple):
     worlds: World
 
 
+#: How the worlds lie on the devices.
+_CLOCKED = Clocked(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
+
+
 class Logs(NamedTuple):
     """What a program hands to Python."""
 
     learn: Metrics  # (S,) of the last environment step
-    fits: Metrics | None  # (G, S) of the fits at the start of each of G segments
+    fits: Metrics | None  # (S, G) of the fits at the start of each of G segments
     returns: Array  # (S, K) of the evaluation
     lengths: Array  # (S, K)
 
@@ -174,12 +178,15 @@ def _periods(config: Config) -> tuple[int, int]:
 def until_evaluated(
     config: Config, task: Task, functions: Functions, state: TrainState, clocked: Clocked
 ) -> tuple[TrainState, Clocked, Logs]:
-    """`eval.every` environment steps of all rows, and an evaluation."""
+    """`eval.every` environment steps of all rows of a device, and an evaluation."""
     # Jitted, so that what is used twice here is traced once.
     functions = Functions(*map(jax.jit, functions))
     segments, length = _periods(config)
     step, worlds = clocked
     worlds = jax.vmap(functools.partial(stock, task))(worlds, state.rows.seed_key)
+    logged = (worlds.ended, worlds.ended_score, worlds.ended_steps)
+    none = jax.tree.map(jnp.zeros_like, logged)
+    worlds = worlds._replace(ended=none[0], ended_score=none[1], ended_steps=none[2])
     fit_metrics: Any = None
     if config.algo == "mbpo":
         fit_metrics = jax.tree.map(jnp.zeros_like, jax.eval_shape(functions.fit, state)[1])
@@ -218,6 +225,7 @@ def until_evaluated(
 
     policy = functools.partial(functions.greedy, state)
     returns, lengths = evaluate(task, policy, jax.vmap(starts)(state.rows.seed_key))
+    fits = jax.tree.map(jnp.transpose, fits)
     return state, Clocked(step, worlds), Logs(metrics, fits, returns, lengths)
 
 
@@ -242,14 +250,17 @@ class DeviceEngine:
     ) -> None:
         self._config, self._spec, self._program = config, spec, program
         task = task or device.make(config.env)
-        self._empty = jax.jit(functools.partial(_empty, config, spec, task))
-        # A task's tables and a configuration's numbers are constants of the program.
-        self._until_evaluated = compiler.jit(
-            functools.partial(until_evaluated, config, task, over_rows(config, spec)),
-            donate_argnums=(0, 1),
+        self._placement = placement = program.placement
+        self._empty = placement.spread(
+            functools.partial(_empty, config, spec, task, placement.each), (), _CLOCKED, jax.jit
         )
+        # A task's tables and a configuration's numbers are constants of the program.
+        self._until_evaluated = placement.spread(
+            functools.partial(until_evaluated, config, task, over_rows(config, spec)),
+            (STATE, _CLOCKED), (STATE, _CLOCKED, BY_ROWS), donate_argnums=(0, 1),
+        )  # fmt: skip
         self._finished: list[tuple[int, float, int]] = []
-        self.dropped = np.zeros(config.rows, np.int64)
+        self.dropped = np.zeros(placement.rows, np.int64)
 
     def lower(self) -> list[jax.stages.Lowered]:
         """The program, before it is compiled."""
@@ -267,7 +278,7 @@ class DeviceEngine:
         config = self._config
         with journal.clock("update"):
             state, self._clocked, logs = self._until_evaluated(state, self._clocked)
-            logs = jax.device_get(logs)
+            logs = self._placement.real(jax.device_get(logs))
         until = step + config.eval.every
         learned = min(config.eval.every, until - max(1, config.random_steps))
         if learned > 0:
@@ -277,7 +288,7 @@ class DeviceEngine:
             for index, t in enumerate(range(step, until, length)):
                 learning = t - config.random_steps
                 if learning >= 0 and learning % config.model.fit_every == 0:
-                    journal.fitted(t, jax.tree.map(lambda x, i=index: x[i], logs.fits))
+                    journal.fitted(t, jax.tree.map(lambda x, i=index: x[:, i], logs.fits))
         journal.stepped(until, config.eval.every)
         self._read()
         return state, until, Evaluation(logs.returns.astype(np.float64), logs.lengths)
@@ -285,15 +296,12 @@ class DeviceEngine:
     def _read(self) -> None:
         """Takes what is to be logged out of the worlds."""
         worlds = self._clocked.worlds
-        ended, score, steps, self.dropped = jax.device_get(
-            (worlds.ended, worlds.ended_score, worlds.ended_steps, worlds.dropped)
+        ended, score, steps, self.dropped = self._placement.real(
+            jax.device_get((worlds.ended, worlds.ended_score, worlds.ended_steps, worlds.dropped))
         )
         for row in np.flatnonzero(ended):
             mean = float(score[row] / ended[row]), int(steps[row] / ended[row])
             self._finished.append((int(row), *mean))
-        none = jax.tree.map(jnp.zeros_like, (worlds.ended, worlds.ended_score, worlds.ended_steps))
-        worlds = worlds._replace(ended=none[0], ended_score=none[1], ended_steps=none[2])
-        self._clocked = self._clocked._replace(worlds=worlds)
 
     def pop_finished(self) -> list[tuple[int, float, int]]:
         """(row, mean return, mean length) of the episodes that ended since the last call."""
@@ -302,24 +310,25 @@ class DeviceEngine:
 
     def progress(self) -> dict[str, np.ndarray]:
         """The worlds' arrays by their place."""
-        found = jax.tree_util.tree_leaves_with_path(self._clocked)
+        clocked = self._clocked._replace(worlds=self._placement.real(self._clocked.worlds))
+        found = jax.tree_util.tree_leaves_with_path(clocked)
         # Not every checkpoint format can hold an array without entries.
         return {jax.tree_util.keystr(p): np.asarray(x) for p, x in found if x.size}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Goes back to an earlier `progress`."""
         empty = self._empty()
-        restored = jax.tree_util.tree_map_with_path(
-            lambda p, x: jnp.array(progress[jax.tree_util.keystr(p)]) if x.size else x, empty
+        saved = jax.tree_util.tree_map_with_path(
+            lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else np.asarray(x), empty
         )
-        self._clocked = restored
-        self.dropped = np.asarray(restored.worlds.dropped)
+        self._clocked = put(saved, empty)
+        self.dropped = saved.worlds.dropped
 
     def close(self) -> None:
         """Nothing is to be ended."""
 
 
-def _empty(config: Config, spec: EnvSpec, task: Task) -> Clocked:
+def _empty(config: Config, spec: EnvSpec, task: Task, rows: int) -> Clocked:
     """Worlds whose first episode has not begun."""
     if spec.termination is never:
         size = -(-config.eval.every // spec.time_limit) + _SPARE
@@ -328,13 +337,13 @@ def _empty(config: Config, spec: EnvSpec, task: Task) -> Clocked:
     env = jax.eval_shape(task.reset, jax.eval_shape(lambda: jax.random.PRNGKey(0)))
 
     def zeros(*shape: int) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros((config.rows, *shape, *x.shape), x.dtype), env)
+        return jax.tree.map(lambda x: jnp.zeros((rows, *shape, *x.shape), x.dtype), env)
 
     pending, valid = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), transition_shapes(config, spec)
+        lambda x: jnp.zeros(x.shape, x.dtype), transition_shapes(rows, spec)
     )
-    whole = jnp.zeros(config.rows, jnp.int32)
-    real = jnp.zeros(config.rows)
+    whole = jnp.zeros(rows, jnp.int32)
+    real = jnp.zeros(rows)
     worlds = World(
         env=zeros(), age=whole, score=real, ready=zeros(size), made=whole, used=whole,
         pending=pending, valid=valid, ended=whole, ended_score=real, ended_steps=whole,

@@ -107,6 +107,13 @@ class RunFolder:
                     f"--out={self.path}: the folder holds a run of another configuration "
                     f"({'; '.join(lines)}); choose another --out"
                 )
+            parts = previous.get("processes", 1)
+            if parts != jax.process_count():
+                raise UsageError(
+                    f"--out={self.path}: the folder holds a run of {parts} "
+                    f"process{'es' * (parts > 1)}, and this is one of {jax.process_count()}; "
+                    "start as many, or choose another --out"
+                )
             # Every part of a run says where it ran.
             self._info["commands"] = [*previous.get("commands", []), self._info["command"]]
         else:
@@ -116,6 +123,7 @@ class RunFolder:
             **self._info,
             "versions": {name: _version(name) for name in _PACKAGES},
             "device": device_name(),
+            "processes": jax.process_count(),
             "git_commit": _git_commit(),
         }
         try:

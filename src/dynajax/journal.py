@@ -1,23 +1,25 @@
 """The book-keeping of a run: times, logs, checkpoints, and what the user is told."""
 
 import contextlib
+import json
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from dynajax import compiler
-from dynajax.checkpoint import Checkpoints
-from dynajax.config import Config
+from dynajax import compiler, processes
+from dynajax.checkpoint import Checkpoints, Restored
+from dynajax.config import Config, as_dict
 from dynajax.evaluate import Evaluation
 from dynajax.folder import RunFolder, device_name
-from dynajax.loggers import Loggers, Progress, duration
+from dynajax.loggers import Loggers, NoLoggers, Progress, duration
+from dynajax.program import Program
 from dynajax.types import Metrics, TrainState, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +30,14 @@ STAGES = ("compile", "environment", "update", "fit", "evaluate", "checkpoint")
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[Callable[[], bool]]:
-    """Makes Ctrl-C and SIGTERM set a flag; yields the function that reads it."""
+    """Makes Ctrl-C and SIGTERM set a flag; yields the function that reads it.
+
+    Several processes of a run set it for each other, see `processes.interruptions`.
+    """
+    if processes.several():
+        with processes.interruptions() as interrupted:
+            yield interrupted
+        return
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -76,7 +85,7 @@ class Journal:
     Args:
       folder: where.
       config: the run.
-      shapes: the `TrainState`'s shapes, for sizes and for the checkpoints' structure.
+      program: the run's, for the shapes of its state and where the rows are.
       command: what to type to repeat the run.
       quiet: print nothing.
       wandb: log to Weights & Biases too.
@@ -89,35 +98,44 @@ class Journal:
         self,
         folder: Path,
         config: Config,
-        shapes: TrainState,
+        program: Program,
         command: str,
         quiet: bool,
         wandb: bool,
     ) -> None:
         self.clock = Clock()
-        self._config, self._shapes, self._wandb, self._quiet = config, shapes, wandb, quiet
+        self._config, self._wandb, self._quiet = config, wandb, quiet
+        self._placement = program.placement
+        self._shapes = shapes = program.shapes()
         agent, model = shapes.rows.agent, shapes.rows.model
         nets = {"actor": agent.actor, "critic": agent.critic}
         if model is not None:
             nets["model"] = model.params
         # Every row has its own, so the sizes are those of one.
         sizes = {
-            name: sum(leaf.size for leaf in jax.tree.leaves(net)) // config.rows
+            name: sum(leaf.size for leaf in jax.tree.leaves(net)) // program.placement.places
             for name, net in nets.items()
         }
-        self._folder = RunFolder(folder, config, {"command": command, "parameters": sizes})
+        self._first = processes.first()
+        self._path = folder
+        self._info = {"command": command, "parameters": sizes}
         self._sizes = sizes
         self._metrics: Metrics = {}
         self._fits: list[tuple[int, Metrics]] = []
-        self._needed = compiler.size(shapes)
+        self._needed = compiler.size(shapes) // program.placement.mesh.size
         self._learned, self._learned_before = 0, 0
         self._learning_since = 0.0
 
     def __enter__(self) -> "Journal":
-        self._check_memory(compiler.size(self._shapes))
+        self._check_memory()
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(self._folder)
-        self._checkpoints = Checkpoints(self._folder.path / "checkpoints")
+        checkpoints = self._path / "checkpoints"
+        if processes.several():
+            processes.check_same(json.dumps(as_dict(self._config)))
+            checkpoints = checkpoints / f"process-{jax.process_index()}"
+        if self._first:
+            self._stack.enter_context(RunFolder(self._path, self._config, self._info))
+        self._checkpoints = Checkpoints(checkpoints, rows=self._placement.rows)
         return self
 
     def __exit__(
@@ -128,11 +146,12 @@ class Journal:
     ) -> None:
         self._stack.close()
 
-    def _check_memory(self, needed: int) -> None:
-        if needed > 0.9 * (there := compiler.available()):
+    def _check_memory(self) -> None:
+        if self._needed > 0.9 * (there := compiler.available()):
             raise UsageError(
-                f"--seeds: {self._config.rows} rows take {needed / 2**30:.1f} GiB, and the device "
-                f"has {there / 2**30:.1f}; take fewer seeds or variants, or lower "
+                f"--seeds: {self._placement.each} rows on a device take "
+                f"{self._needed / 2**30:.1f} GiB, and it has {there / 2**30:.1f}; take "
+                "fewer seeds or variants, or lower "
                 "--set replay.real and replay.synthetic"
             )
 
@@ -146,13 +165,13 @@ class Journal:
             return  # nothing is left to run
         with self.clock("compile"):
             self._needed = compiler.memory(lower())
-        self._check_memory(self._needed)
+        self._check_memory()
 
     def restore(self, init: Callable[[], TrainState], engine: "Engine") -> tuple[TrainState, int]:
         """The state to go on from, and the environment steps done; the engine is set to it."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            found = self._checkpoints.restore(self._shapes)
+            found = self._newest_of_all()
             if found is None:
                 engine.start()
                 state, step, meta = init(), 0, {}
@@ -162,11 +181,13 @@ class Journal:
                 self.clock.restore(meta["seconds_total"], meta["seconds"])
         self._begin_step = step
         self._begin_time = time.perf_counter()
-        self.logs = Loggers(
-            self._folder.path, self._config, step, meta.get("offsets", {}), self._wandb
+        self.logs = (
+            Loggers(self._path, self._config, step, meta.get("offsets", {}), self._wandb)
+            if self._first
+            else NoLoggers()
         )
         self._stack.callback(self.logs.close)
-        self._progress = Progress(self._config, step, self._quiet)
+        self._progress = Progress(self._config, step, self._quiet or not self._first)
         self._stack.callback(self._progress.close)
         self._introduce(step)
         for warning in caught:
@@ -174,19 +195,46 @@ class Journal:
                 self._progress.say(f"warning: {warning.message}")
         return state, step
 
+    def _newest_of_all(self) -> Restored | None:
+        """The newest checkpoint whose step every process has, or None if nothing was ever saved.
+
+        One of them may have been ended before it saved what another had saved already.
+        """
+        found = self._checkpoints.restore(self._shapes)
+        while True:
+            steps = processes.everyones(-1 if found is None else found.step)
+            if len(set(steps)) == 1:
+                return found
+            oldest = min(steps)
+            if oldest < 0 and max(steps) > self._config.eval.every:
+                raise UsageError(
+                    f"--out={self._path}: process {steps.index(-1)} has no checkpoint of step "
+                    f"{max(steps)}, or of one before it, which others have; give every process "
+                    "the folder that it had"
+                )
+            found = self._checkpoints.restore(self._shapes, oldest)
+
+    def _of_all(self, tree: Any) -> Any:
+        """Results of this process's rows (places, ...) as those of all rows (S, ...)."""
+        return processes.gather(self._placement.real(tree), self._config.rows)
+
     def _introduce(self, step: int) -> None:
         c, say = self._config, self._progress.say
-        per_row = self._needed / c.rows
+        per_row = self._needed / self._placement.each
+        devices = self._placement.mesh.size
+        spread = f" in {jax.process_count()} processes" if processes.several() else ""
+        if devices > 1:
+            spread += f" on {devices} devices, at most {self._placement.each} each"
         names = " | ".join(v.name for v in c.variants)
         fixes = f"fixes {names}; " if c.algo == "mbpo" else ""
         say(f"{c.algo} on {c.env}, preset {c.preset}, {c.steps} steps, {c.random_steps} at random")
-        say(f"{c.rows} rows: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
+        say(f"{c.rows} rows{spread}: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
         say(
             f"{device_name()}; parameters a row: "
             + ", ".join(f"{name} {size:,}" for name, size in self._sizes.items())
             + f"; {per_row / 2**20:.0f} MiB of device memory a row"
         )
-        say(f"folder {self._folder.path}")
+        say(f"folder {self._path}")
         if c.preset == "paper" and jax.local_devices()[0].platform == "cpu":
             say("the paper preset takes days on a CPU; --preset=quick shows learning in minutes")
         if step:
@@ -232,6 +280,7 @@ class Journal:
 
     def evaluated(self, step: int, result: Evaluation, engine: "Engine") -> None:
         """Logs an evaluation and what was learned and fitted since the one before."""
+        result = self._of_all(result)
         now, left = time.perf_counter(), None
         if self._learned > self._learned_before:
             rate = (now - self._learning_since) / (self._learned - self._learned_before)
@@ -239,6 +288,7 @@ class Journal:
         self._progress.evaluation(step, result, left)
         self.logs.evaluation(step, result)
         self._log(step, engine)
+        dropped = int(self._of_all(engine.dropped).sum())
         self.logs.time(
             step,
             {
@@ -248,26 +298,29 @@ class Journal:
                     **self.clock.seconds,
                     "other": self.clock.total - sum(self.clock.seconds.values()),
                 },
-                "dropped": int(engine.dropped.sum()),
+                "dropped": dropped,
             },
         )
 
     def _log(self, step: int, engine: "Engine") -> None:
         for fit_step, metrics in self._fits:
-            self.logs.metrics("fit", fit_step, metrics)
+            self.logs.metrics("fit", fit_step, self._of_all(metrics))
         self._fits = []
-        ended: list[list[float]] = [[] for _ in range(self._config.rows)]
+        ended: list[list[float]] = [[] for _ in range(self._placement.places)]
         for row, score, _ in engine.pop_finished():
             ended[row].append(score)
-        train_return = [np.mean(scores) if scores else np.nan for scores in ended]
+        train_return = np.array([np.mean(scores) if scores else np.nan for scores in ended])
         if self._metrics:
-            self.logs.metrics("learn", step, {**self._metrics, "train_return": train_return})
+            metrics = self._of_all({**self._metrics, "train_return": train_return})
+            self.logs.metrics("learn", step, metrics)
 
     def save(self, step: int, state: TrainState, engine: "Engine") -> None:
         """Writes a checkpoint that holds all that is needed to go on."""
         with self.clock("checkpoint"):
             if self._fits:
                 self._log(step, engine)
+            # Nobody drops its oldest checkpoint before all have their newest one but this.
+            processes.everyones(step)
             self._checkpoints.save(
                 step,
                 state,

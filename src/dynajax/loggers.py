@@ -115,6 +115,18 @@ class Loggers:
             self._wandb.finish()
 
 
+class NoLoggers:
+    """`Loggers` of a process that writes none of the files."""
+
+    def evaluation(self, step: int, result: Evaluation) -> None: ...
+    def metrics(self, kind: str, step: int, values: dict[str, Any]) -> None: ...
+    def time(self, step: int, values: dict[str, Any]) -> None: ...
+    def offsets(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None: ...
+
+
 def _start_wandb(folder: Path, config: Config) -> Any:
     try:
         import wandb

@@ -1,4 +1,4 @@
-"""The functions of one row mapped over all rows, and jitted."""
+"""The functions of one row mapped over all rows and devices, and jitted."""
 
 import functools
 from collections.abc import Callable
@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler, mbpo, rollouts, sac
+from dynajax import mbpo, rollouts, sac
 from dynajax.config import Config, config_of
+from dynajax.placement import BY_ROWS, EVERYWHERE, STATE, Placement, place
 from dynajax.types import Array, EnvSpec, Metrics, Row, Shared, TrainState, Transition
 
 
 class Functions(NamedTuple):
-    """What happens to all rows; transitions have leaves (S, ...)."""
+    """What happens to all rows of a device; transitions have leaves (S, ...)."""
 
     act: Callable[[TrainState, Any, Any], Array]  # obs (S, D), step -> (S, A)
     greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
@@ -64,8 +65,11 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
 
 
 class Program(NamedTuple):
-    """The same, jitted. Those that return a state take theirs as a donation."""
+    """The same for all rows of this process, jitted: arguments have a row for each of its rows,
+    and results a place for each (`Placement`). Those that return a state take theirs as a donation.
+    """
 
+    placement: Placement
     init: Callable[[], TrainState]
     act: jax.stages.Wrapped
     greedy: jax.stages.Wrapped
@@ -74,49 +78,66 @@ class Program(NamedTuple):
     learn: jax.stages.Wrapped
     reset_agent: jax.stages.Wrapped
 
+    def shapes(self) -> TrainState:
+        """The state's shapes, which know the devices that they are on."""
+        return self.placement.shapes(self.init, STATE)
+
     def lower(self, config: Config, spec: EnvSpec) -> list[jax.stages.Lowered]:
         """The large programs, before they are compiled."""
         state = jax.eval_shape(self.init)
-        learn = self.learn.lower(state, *transition_shapes(config, spec))
+        learn = self.learn.lower(state, *transition_shapes(self.placement.rows, spec))
         return [learn, self.fit.lower(state)] if config.algo == "mbpo" else [learn]
 
 
-def transition_shapes(config: Config, spec: EnvSpec) -> tuple[Transition, Any]:
-    """What all rows' environments give in a step: leaves (S, ...), and valid (S,)."""
+def transition_shapes(rows: int, spec: EnvSpec) -> tuple[Transition, Any]:
+    """What the environments of S = `rows` give in a step: leaves (S, ...), and valid (S,)."""
 
     def real(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((config.rows, *shape), np.float32)
+        return jax.ShapeDtypeStruct((rows, *shape), np.float32)
 
     obs, scalar = real(spec.obs_dim), real()
     transition = Transition(obs, real(spec.action_dim), scalar, scalar, obs)
-    return transition, jax.ShapeDtypeStruct((config.rows,), bool)
+    return transition, jax.ShapeDtypeStruct((rows,), bool)
 
 
-def build(config: Config, spec: EnvSpec) -> Program:
-    """Jits the functions of all rows."""
-    pairs = config.row_pairs
-    configs = [config_of(config, config.variants[index]) for index, _ in pairs]
-    variants, seeds = zip(*pairs, strict=True)
+def build(config: Config, spec: EnvSpec, placement: Placement | None = None) -> Program:
+    """Jits the functions of all rows, which are spread over all local devices by default."""
+    placement = placement or place(config)
+    own = placement.own
+    configs = [config_of(config, config.variants[index]) for index, _ in placement.pairs]
+    variants, seeds = zip(*placement.pairs, strict=True)
 
     # The seeds are arguments, so that all seeds share one compiled program in the cache.
-    @jax.jit
-    def init(configs: Config, variants: Array, seeds: Array) -> TrainState:
-        rows = jax.vmap(lambda c, v, s: mbpo.init(c, spec, v, s))(configs, variants, seeds)
+    def init(*arguments: Any) -> TrainState:
+        rows = jax.vmap(lambda c, v, s: mbpo.init(c, spec, v, s))(*own(arguments))
         return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
     functions = over_rows(config, spec)
-    donated = functools.partial(compiler.jit, donate_argnums=0)
+    # What the environments give is small: every device gets all of it, and takes its own rows.
+    given = EVERYWHERE
+    donated = functools.partial(placement.spread, donate_argnums=0)
     return Program(
+        placement=placement,
         init=functools.partial(
-            init,
+            placement.spread(init, (given, given, given), STATE, jax.jit),
             jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *configs),
             np.array(variants, np.int32),
             np.array(seeds, np.int32),
         ),
-        act=compiler.jit(functions.act),
-        greedy=compiler.jit(functions.greedy),
-        insert=donated(functions.insert),
-        fit=donated(functions.fit),
-        learn=donated(functions.learn),
-        reset_agent=donated(functions.reset_agent),
-    )
+        act=placement.spread(
+            lambda state, obs, step: functions.act(state, own(obs), step),
+            (STATE, given, given), BY_ROWS,
+        ),
+        greedy=placement.spread(
+            lambda state, obs: functions.greedy(state, own(obs)), (STATE, given), BY_ROWS
+        ),
+        insert=donated(
+            lambda state, *data: functions.insert(state, *own(data)), (STATE, given, given), STATE
+        ),
+        fit=donated(functions.fit, (STATE,), (STATE, BY_ROWS)),
+        learn=donated(
+            lambda state, *data: functions.learn(state, *own(data)),
+            (STATE, given, given), (STATE, BY_ROWS),
+        ),
+        reset_agent=donated(functions.reset_agent, (STATE,), STATE),
+    )  # fmt: skip

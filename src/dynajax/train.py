@@ -1,8 +1,7 @@
 """The order of things: dyna-style training of all rows, from one log to the next."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,6 +14,7 @@ from dynajax.device import DeviceEngine
 from dynajax.envs.host import HostEnvs
 from dynajax.evaluate import Evaluation, Evaluator
 from dynajax.journal import Journal, interruptions
+from dynajax.placement import place
 from dynajax.program import Program, build
 from dynajax.types import EnvSpec, TrainState, Transition
 
@@ -52,7 +52,7 @@ class HostEngine(HostEnvs):
     """Environments in C MuJoCo or Gymnasium, beside the device."""
 
     def __init__(self, config: Config, spec: EnvSpec, program: Program):
-        seeds = [seed for _, seed in config.row_pairs]
+        seeds = [seed for _, seed in program.placement.pairs]
         super().__init__(config, spec, seeds)
         self._evaluate = Evaluator(config, spec, seeds)
         self._config, self._program = config, program
@@ -81,18 +81,21 @@ class HostEngine(HostEnvs):
                 journal.learned(metrics)
 
             with journal.clock("update"):
-                action = np.asarray(chosen)
+                action = program.placement.real(np.asarray(chosen))
             with journal.clock("environment"):
                 self._pending = self.step(action)
             journal.stepped(t + 1)
 
             if (t + 1) % config.eval.every == 0:
                 with journal.clock("evaluate"):
-                    act = functools.partial(program.greedy, state)
-                    return state, t + 1, self._evaluate(act, t + 1)
+                    return state, t + 1, self._evaluate(self._greedy(state), t + 1)
             if interrupted():
                 return state, t + 1, None
         return state, config.steps, None
+
+    def _greedy(self, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
+        program = self._program
+        return lambda obs: program.placement.real(np.asarray(program.greedy(state, obs)))
 
     def lower(self) -> list[jax.stages.Lowered]:
         """The large programs, before they are compiled."""
@@ -129,6 +132,7 @@ class Result(NamedTuple):
     config: Config
     folder: Path
     state: TrainState
+    rows: range  # which of the run's rows it holds: all, unless there are several processes
     finished: bool  # False after an interruption
 
 
@@ -139,6 +143,7 @@ def train(
     command: str = "dynajax.train",
     quiet: bool = False,
     wandb: bool = False,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Result:
     """Trains all rows of `config`, or goes on where an earlier call in the same folder stopped.
 
@@ -147,19 +152,19 @@ def train(
       command: what is written into config.json as the way to repeat the run.
       quiet: prints nothing.
       wandb: logs to Weights & Biases too.
+      devices: those that share the rows; all local ones if not given.
 
     Raises:
       UsageError: with one line that says what to change.
     """
     folder = Path(out) if out is not None else Path("runs") / run_name(config)
     spec = envs.spec(config.env, time_limit=config.host.time_limit)
-    program = build(config, spec)
-    shapes = jax.eval_shape(program.init)
+    program = build(config, spec, place(config, devices))
     with (
         interruptions() as interrupted,
         # First of all, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](config, spec, program)) as engine,
-        Journal(folder, config, shapes, command, quiet, wandb) as journal,
+        Journal(folder, config, program, command, quiet, wandb) as journal,
     ):
         journal.compile(engine.lower)
         state, step = journal.restore(program.init, engine)
@@ -168,4 +173,6 @@ def train(
             if evaluation is not None:
                 journal.evaluated(step, evaluation, engine)
             journal.save(step, state, engine)
-    return Result(config, folder, state, finished=step >= config.steps)
+    state = state._replace(rows=program.placement.real(state.rows))
+    rows = program.placement.numbers
+    return Result(config, folder, state, rows, finished=step >= config.steps)

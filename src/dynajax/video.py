@@ -16,8 +16,13 @@ from dynajax.envs.pool import episode_seed
 from dynajax.types import TrainState, UsageError
 
 
-def record(config: Config, folder: Path, state: TrainState) -> list[Path]:
+def record(
+    config: Config, folder: Path, state: TrainState, rows: range | None = None
+) -> list[Path]:
     """Films an episode of each variant's first seed, with the deterministic policy.
+
+    Args:
+      rows: which of the run's rows the state holds, by default all; others are not filmed.
 
     Returns:
       The files, `video-VARIANT.mp4` in `folder`.
@@ -35,7 +40,10 @@ def record(config: Config, folder: Path, state: TrainState) -> list[Path]:
 
     try:
         for index, variant in enumerate(config.variants):
-            row = index * config.seeds
+            number = index * config.seeds
+            if rows is not None and number not in rows:
+                continue
+            row = number if rows is None else rows.index(number)
             actor = jax.tree.map(lambda x, row=row: x[row], state.rows.agent.actor)
             name = variant.name.replace(";", "_").replace(",", "+")
             paths.append(folder / f"video-{name}.mp4")
