@@ -180,7 +180,7 @@ def until_evaluated(
 ) -> tuple[TrainState, Clocked, Logs]:
     """`eval.every` environment steps of all rows of a device, and an evaluation."""
     # Jitted, so that what is used twice here is traced once.
-    functions = Functions(*map(jax.jit, functions))
+    functions = Functions(*[jax.jit(function) for function in functions])
     segments, length = _periods(config)
     step, worlds = clocked
     worlds = jax.vmap(functools.partial(stock, task))(worlds, state.rows.seed_key)
