@@ -67,7 +67,7 @@ class Worker:
         while not self._stopping:
             before = state.saved_step(self._folder)
             attempts = state.read_note(self._out, self.job.name).get("attempts", 0) + 1
-            self._note("running", attempts=attempts, host=socket.gethostname())
+            self._note("running", attempts=attempts, host=socket.gethostname(), pid=os.getpid())
             self._say(f"=== start {attempts} on {socket.gethostname()}")
             try:
                 code = self._run(env or {})
