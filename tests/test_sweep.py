@@ -290,14 +290,14 @@ def test_gpus_are_shared_out_over_processes():
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Iterator[Path]:
-    """Commands named as SLURM's: sbatch keeps the script, squeue knows job 17 only."""
+    """Commands named as SLURM's: sbatch keeps the script, scontrol knows job 17 only."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in {
         "sbatch": f'bash -n "$1" && cp "$1" {tmp_path}/script.sh && echo "Submitted batch job 17"',
-        "squeue": '[ "$3" = 17 ] && echo 17',
         "srun": "exit 1",
-        "sacct": "printf 'JobID|State|NodeList\\n17|RUNNING|node1\\n'",
+        "scontrol": '[ "$4" = 17 ] && echo "JobId=17 JobState=PENDING Reason=None" '
+        '|| { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }',
     }.items():
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
         (programs / name).chmod(0o755)

@@ -8,6 +8,7 @@ import collections
 import logging
 import os
 import queue
+import re
 import shutil
 import subprocess
 import time
@@ -21,6 +22,11 @@ from dynajax.launch import state
 from dynajax.launch.study import Study
 from dynajax.launch.worker import Job, Worker
 from dynajax.types import UsageError
+
+#: Seconds between two questions to SLURM about a job, and the states in which one is over.
+_ASKING = 30.0
+_ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY",
+         "DEADLINE")  # fmt: skip
 
 
 def here(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
@@ -185,6 +191,7 @@ def scheduler(
     waiting = collections.deque(jobs)
     live: dict[str, tuple[Job, Any]] = {}
     starts: dict[str, int] = collections.defaultdict(int)
+    asked = 0.0
     with interruptions() as interrupted:
         while (waiting or live) and not interrupted():
             while waiting and (kind == "slurm" or len(live) < parallel):
@@ -194,10 +201,15 @@ def scheduler(
                     handle = place.submit(Resumable(tuple(job)))
                     state.write_note(out, job.name, state="queued", job=handle.job_id)
                 live[job.name] = job, handle
+            # The runs say for themselves when they are over; who is asked about lost jobs is busy.
+            ask = kind == "submitit" or time.monotonic() - asked > _ASKING
+            asked = time.monotonic() if ask else asked
             for name, (job, handle) in list(live.items()):
-                if handle.done():
+                if state.read_note(out, name).get("state") in ("done", "failed"):
                     del live[name]
-                    _after(job, handle, out, starts, waiting)
+                elif ask and (end := _end(kind, handle)):
+                    del live[name]
+                    _lost(job, end, out, starts, waiting)
             yield
             time.sleep(1)
         if kind == "submitit":
@@ -215,19 +227,30 @@ def _queued(kind: str, place: Any, job: Job) -> Any:
     number = state.read_note(Path(job.out), job.name).get("job")
     if kind != "slurm" or number is None:
         return None
-    # Unlike sacct, squeue works without accounting, and knows no job that is over.
-    listed = subprocess.run(["squeue", "-h", "-j", number], capture_output=True, text=True)
-    return place.job_class(folder=place.folder, job_id=number) if listed.stdout.strip() else None
+    handle = place.job_class(folder=place.folder, job_id=number)
+    return None if _end(kind, handle) else handle
 
 
-def _after(
-    job: Job, handle: Any, out: Path, starts: dict[str, int], waiting: collections.deque[Job]
+def _end(kind: str, handle: Any) -> str:
+    """How a job ended; empty while it is waiting or running."""
+    if kind == "submitit":
+        return handle.state if handle.done() else ""
+    # Unlike sacct, which submitit asks, scontrol needs no accounting.
+    command = ["scontrol", "show", "job", "-o", handle.job_id]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    if found := re.search(r"JobState=(\w+)", shown.stdout):
+        return found[1] if found[1] in _ENDS else ""
+    return "GONE" if "Invalid job id" in shown.stderr else ""
+
+
+def _lost(
+    job: Job, end: str, out: Path, starts: dict[str, int], waiting: collections.deque[Job]
 ) -> None:
-    """A job that ended without its run being done or failed was lost: queue it again."""
+    """A job that ended without its run being done or failed is queued again."""
     if state.read_note(out, job.name).get("state") in ("done", "failed"):
         return
     starts[job.name] += 1
-    if handle.state.startswith("CANCELLED"):
+    if end == "CANCELLED":
         state.write_note(out, job.name, state="failed", message="its job was cancelled")
     elif starts[job.name] < job.attempts:
         waiting.append(job)
