@@ -1,5 +1,6 @@
 """Studies: what is refused, and that every place gives the same results, whatever is killed."""
 
+import fcntl
 import json
 import os
 import signal
@@ -89,6 +90,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """The runs' programs are tiny, and take far longer to compile than to run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The study's folder after an undisturbed sweep, two runs at once."""
@@ -134,8 +143,6 @@ def test_an_interrupted_and_a_killed_sweep_go_on(whole, tmp_path):
 
     process = sweep(path)
     wait_for(lambda: evaluated(out, RUNS[1], 200), process)
-    code, _, err = finish(sweep(path))
-    assert code == cli.USAGE and "another sweep.py" in err
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
     ).stdout.split()
@@ -149,6 +156,17 @@ def test_an_interrupted_and_a_killed_sweep_go_on(whole, tmp_path):
     code, printed, err = finish(sweep(path))
     assert code == 0, err
     assert results(out) == results(whole)
+
+
+def test_two_sweeps_of_one_study_are_refused(tmp_path):
+    path = write(tmp_path)
+    folder = tmp_path / "runs" / "study" / "launch"
+    folder.mkdir(parents=True)
+    with open(folder / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = finish(sweep(path))
+    assert code == cli.USAGE and "another sweep.py" in err
+    assert [p.name for p in folder.iterdir()] == ["lock"]
 
 
 def test_a_preempted_submitit_job_goes_on(whole, tmp_path):
