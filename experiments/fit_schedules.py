@@ -16,12 +16,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from dynajax import cli, compiler, dynamics, envs, make_config
+from dynajax.diagnose.data import collect, shuffled
 from dynajax.folder import write_atomically
-from dynajax.types import EnvSpec, Replay, Transition
+from dynajax.types import Replay
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run", "humanoid-stand", "quadruped-walk"], "Tasks.")
@@ -36,35 +36,13 @@ flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as 
 flags.DEFINE_string("out", "schedules", "Folder for schedules.csv.")
 
 
-def collect(spec: EnvSpec, count: int, seed: int) -> Transition:
-    """Transitions of episodes whose actions are, in turn, white and correlated noise."""
-    env, rng = envs.make(spec.name), np.random.default_rng(seed)
-    rows: list[Transition] = []
-    episode = 0
-    while len(rows) < count:
-        obs, _ = env.reset(seed=1000 * seed + episode)
-        memory, noise, ended = 0.9 * (episode % 2), np.zeros(spec.action_dim), False
-        while not ended:
-            fresh = rng.uniform(-1, 1, spec.action_dim)
-            noise = memory * noise + np.sqrt(1 - memory**2) * fresh
-            action = np.clip(noise, -1, 1).astype(np.float32)
-            new, reward, terminated, truncated, _ = env.step(action)
-            rows.append(Transition(obs, action, reward, 1.0 - terminated, new))
-            obs, ended = new, terminated or truncated
-        episode += 1
-    env.close()
-    # In random order, so that a prefix is a smaller replay of the same kind of data.
-    order = rng.permutation(len(rows))[:count]
-    return Transition(*(np.array([rows[i][k] for i in order], np.float32) for k in range(5)))
-
-
 def main(argv: Sequence[str]) -> None:
     cli.use_compilation_cache()
     sizes, lines = [int(size) for size in FLAGS.sizes], []
     capacity = max(sizes) + 250 * FLAGS.refits
     for env in FLAGS.env:
         spec = envs.spec(env)
-        data = jax.device_put(collect(spec, capacity, FLAGS.seed))
+        data = jax.device_put(shuffled(collect(spec, capacity, FLAGS.seed), FLAGS.seed))
         config = make_config(env, preset=FLAGS.preset, fixes=[FLAGS.fix], seed=FLAGS.seed,
                              settings=cli.assignments("--set", FLAGS.set)).model  # fmt: skip
         fixes = make_config(env, fixes=[FLAGS.fix]).variants[0].fixes

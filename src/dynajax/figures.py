@@ -108,8 +108,8 @@ def curves(panels: Sequence[Panel], *, title: str = "") -> "Figure":
     """Panels of curves in at most three columns: mean over seeds, 95 % t interval shaded."""
     names = dict.fromkeys(name for panel in panels for name in panel.lines)
     style = styles(list(names))
-    with _house_style():
-        figure, grid = _figure(len(panels), (7.2, 4.3), (4.6, 3.4))
+    with house_style():
+        figure, grid = canvas(len(panels), (7.2, 4.3), (4.6, 3.4))
         for axes, panel in zip(grid, panels, strict=True):
             _draw(axes, panel, style)
         handles = {str(h.get_label()): h for axes in grid for h in axes.get_lines()}
@@ -129,8 +129,8 @@ def curves(panels: Sequence[Panel], *, title: str = "") -> "Figure":
 
 def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
     """One panel at half a page's width, without a legend: the page has one for all."""
-    with _house_style():
-        figure, (axes,) = _figure(1, (4.8, 2.9), (4.8, 2.9))
+    with house_style():
+        figure, (axes,) = canvas(1, (4.8, 2.9), (4.8, 2.9))
         _draw(axes, panel, style)
     return figure
 
@@ -141,8 +141,8 @@ def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
     style = styles(names)
     shared = all(len(panel.values) == len(names) for panel in panels)
     height = 1.5 + 0.34 * max((len(panel.values) for panel in panels), default=1)
-    with _house_style():
-        figure, grid = _figure(len(panels), (7.2, height), (3.9 if shared else 4.9, height))
+    with house_style():
+        figure, grid = canvas(len(panels), (7.2, height), (3.9 if shared else 4.9, height))
         for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
             _draw_bars(axes, panel, style)
             if shared and i % _columns(len(panels)):
@@ -163,7 +163,8 @@ def png(figure: "Figure", dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def _house_style() -> AbstractContextManager[None]:
+def house_style() -> AbstractContextManager[None]:
+    """Inside it, whatever matplotlib draws looks like the other figures."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
@@ -173,10 +174,13 @@ def _columns(count: int) -> int:
     return 2 if count == 4 else min(count, 3)
 
 
-def _figure(
+def canvas(
     count: int, alone: tuple[float, float], each: tuple[float, float]
 ) -> tuple["Figure", list["Axes"]]:
-    """A figure with `count` axes; sizes in inches for one that stands alone, and for several."""
+    """A figure with `count` axes, made inside `house_style`.
+
+    Sizes in inches, for one that stands alone and for each of several.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -323,46 +327,60 @@ def page(
       stories: heading -> panels with their captions; a panel without values is left out.
       appendix: HTML that comes last.
     """
-    legend = "".join(f"<span>{_swatch(style[n])}{escape(n)}</span>" for n in style)
-    legend = f'<p class="legend">{legend} shaded: 95 % t interval over seeds</p>'
     parts = [f'<p class="lead">{sentences[0]}</p>']
     if sentences[1:]:
         parts.append(f"<ul>{''.join(f'<li>{sentence}</li>' for sentence in sentences[1:])}</ul>")
-    parts.append(_picture(
+    parts.append(picture(
         "", curves, "Evaluation with the deterministic policy: mean over seeds, with the 95 % t "
         "interval over seeds shaded. Higher is better.",
     ))  # fmt: skip
     if table:
         cells = [list(map(escape, row.values())) for row in table]
         for cell, row in zip(cells, table, strict=True):
-            cell[0] = _swatch(style.get(row["variant"])) + cell[0]
+            cell[0] = swatch(style.get(row["variant"])) + cell[0]
         parts.append(html_table(list(table[0]), cells))
     for heading, panels in stories.items():
-        pictures = [
-            _picture(panel.title, png(small(panel._replace(title=""), style)), caption)
-            for panel, caption in panels
-            if panel.lines
-        ]
-        body = f'{legend}<div class="grid">{"".join(pictures)}</div>' if pictures else (
-            "<p>Nothing has been logged yet.</p>"
-        )  # fmt: skip
+        body = story(panels, style) or "<p>Nothing has been logged yet.</p>"
         parts.append(f"<h2>{escape(heading)}</h2>{body}")
+    return document(title, "".join(parts) + appendix)
+
+
+def story(panels: Sequence[tuple[Panel, str]], style: Mapping[str, Style]) -> str:
+    """Small pictures with their captions under one legend, as HTML; "" if none has values."""
+    pictures = [
+        picture(panel.title, png(small(panel._replace(title=""), style)), caption)
+        for panel, caption in panels
+        if panel.lines
+    ]
+    if not pictures:
+        return ""
+    legend = "".join(f"<span>{swatch(style[n])}{escape(n)}</span>" for n in style)
+    return (
+        f'<p class="legend">{legend} shaded: 95 % t interval over seeds</p>'
+        f'<div class="grid">{"".join(pictures)}</div>'
+    )
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML text that refers to nothing outside itself; `body` is HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_CSS}</style></head>"
-        f"<body><h1>{escape(title)}</h1>{''.join(parts)}{appendix}</body></html>\n"
+        f"<body><h1>{escape(title)}</h1>{body}</body></html>\n"
     )
 
 
-def _picture(heading: str, data: bytes, caption: str) -> str:
+def picture(heading: str, data: bytes, caption: str) -> str:
+    """A PNG with a heading and a caption, as HTML."""
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     top = f"<h3>{escape(heading)}</h3>" if heading else ""
     image = f'<img alt="{escape(heading or "Learning curves")}" src="{source}">'
     return f"<figure>{top}{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _swatch(style: Style | None) -> str:
+def swatch(style: Style | None) -> str:
+    """A short piece of a curve, as HTML."""
     if style is None:
         return ""
     dash = {"-": "", "--": "6 3", "-.": "6 2 2 2"}[style["linestyle"]]

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
+
+from dynajax.envs import states
 
 # A camera picture in pixels; multiples of 16 suit every video encoder.
 HEIGHT, WIDTH = 240, 320
@@ -107,11 +110,13 @@ class DMControlEnv(gymnasium.Env):
         self._steps = 0
 
         self._low, self._high = bounds(self._env)
+        loaded = states.parameters(self._env.physics.model)
         self.obs_names = tuple(
             key if array.size == 1 else f"{key}[{i}]"
             for key, array in _in_order(self._env.reset().observation)
             for i in range(array.size)
         )
+        self._drawn = states.drawn(loaded, self._env.physics.model)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(self.obs_names),))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape)
         self.render_mode = "rgb_array"
@@ -144,6 +149,32 @@ class DMControlEnv(gymnasium.Env):
         terminated = timestep.last() and timestep.discount == 0
         truncated = not terminated and (timestep.last() or self._steps >= self.time_limit)
         return self._flat(timestep.observation), float(timestep.reward), terminated, truncated, {}
+
+    def snapshot(self) -> np.ndarray:
+        """The simulator's state, as one float64 vector; see `envs.states`."""
+        physics = self._env.physics
+        state = states.take(physics.model.ptr, physics.data.ptr, self._drawn)
+        return np.append(state, [self._steps, self._env._step_count])
+
+    def restore(self, values: np.ndarray, *, steps: int | None = None) -> None:
+        """Sets the simulator to a `snapshot`, from which the same steps follow, bit for bit.
+
+        Args:
+          steps: environment steps that the episode shall count as having had; as stored if not
+            given.
+        """
+        physics = self._env.physics
+        states.put(physics.model.ptr, physics.data.ptr, self._drawn, values[:-2])
+        # dm_control ends a step with the first half of the next one.
+        mujoco.mj_step1(physics.model.ptr, physics.data.ptr)
+        counted = values[-2:] if steps is None else (steps, steps)
+        self._steps, self._env._step_count = (int(n) for n in counted)
+        self._env._reset_next_step = False
+
+    @property
+    def mujoco(self) -> tuple[Any, Any]:
+        """MuJoCo's own model and data."""
+        return self._env.physics.model.ptr, self._env.physics.data.ptr
 
     def render(self) -> np.ndarray:
         """What the first camera sees: (H, W, 3) uint8."""

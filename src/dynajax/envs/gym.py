@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dynajax.envs import states
 from dynajax.envs.dmc import headless, rescale
 from dynajax.types import UsageError
 
@@ -126,6 +127,7 @@ class GymnasiumEnv(gymnasium.Env):
         if getattr(env.spec, "max_episode_steps", None) is None:
             env = gymnasium.wrappers.TimeLimit(env, self.time_limit)
         self._env = env
+        self._setter = states.setter(env)
         self._space = env.observation_space
         bounds: Any = env.action_space
         self._low, self._high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
@@ -158,6 +160,43 @@ class GymnasiumEnv(gymnasium.Env):
             scaled.astype(self._dtype)
         )
         return self._flat(observation), float(reward), bool(terminated), bool(truncated), info
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether the task can be set to a state: Gymnasium's MuJoCo and classic control tasks,
+        and those that have methods `snapshot() -> np.ndarray` (1-D) and `restore(array)`."""
+        return self._setter is not None
+
+    def _limits(self) -> list[Any]:
+        """The wrappers that count steps, outermost first."""
+        layers: list[Any] = []
+        layer: Any = self._env
+        while layer is not None:
+            if hasattr(layer, "_elapsed_steps"):
+                layers.append(layer)
+            layer = layer.__dict__.get("env")
+        return layers
+
+    def snapshot(self) -> np.ndarray:
+        """The simulator's state, as one float64 vector; see `envs.states`."""
+        counts = [float(layer._elapsed_steps) for layer in self._limits()]
+        return np.concatenate([np.asarray(self._setter.snapshot(), np.float64), counts])
+
+    def restore(self, values: np.ndarray, *, steps: int | None = None) -> None:
+        """Sets the simulator to a `snapshot`; see `DMControlEnv.restore`."""
+        limits = self._limits()
+        state, counts = values[: len(values) - len(limits)], values[len(values) - len(limits) :]
+        self._setter.restore(state)
+        for layer, count in zip(limits, counts, strict=True):
+            layer._elapsed_steps = int(count) if steps is None else steps
+
+    @property
+    def mujoco(self) -> tuple[Any, Any] | None:
+        """MuJoCo's own model and data, where the task has them."""
+        task: Any = self._env.unwrapped
+        if hasattr(task, "model") and hasattr(task, "data"):
+            return task.model, task.data
+        return getattr(task, "mujoco", None)
 
     def render(self) -> Any:
         """The task's picture: (H, W, 3) uint8."""

@@ -1,0 +1,141 @@
+"""Small ensembles under every code of the targets, fitted beside each other to the same data."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynajax import compiler, dynamics, targets
+from dynajax.config import ModelConfig
+from dynajax.types import Array, EnvSpec, Model, Replay, Transition
+
+#: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
+#: larger ensembles do.
+MODEL = ModelConfig(
+    members=3, elites=3, width=128, depth=4, batch=64, learning_rate=1e-3, fit_steps=150,
+    score_size=1,
+)  # fmt: skip
+#: Warm-started fits of `fit_steps` each, in all 1,500 gradient steps.
+ROUNDS = 10
+#: Every fix alone, and the combinations in which none stands in another's way.
+CODES = (
+    "none", "scale", "target", "auto", "beta", "scale,target", "scale,auto", "scale,beta",
+    "scale,target,beta", "scale,auto,beta",
+)  # fmt: skip
+
+
+class Fitted(NamedTuple):
+    """Ensembles of C codes and R seeds."""
+
+    config: ModelConfig
+    codes: tuple[str, ...]
+    models: Model  # leaves (R, C, ...)
+    held_out: np.ndarray  # (R, N) bool: the transitions that no fit was shown
+
+
+class Prediction(NamedTuple):
+    """What members say of transitions, in the task's own units: next state, then reward."""
+
+    mean: np.ndarray  # (E, B, D+1)
+    variance: np.ndarray  # (E, B, D+1), of the noise that each member sees
+
+
+def fit(
+    spec: EnvSpec,
+    codes: Sequence[str],
+    data: Sequence[Transition],
+    seed: int,
+    config: ModelConfig = MODEL,
+    rounds: int = ROUNDS,
+    said: Callable[[int], None] = lambda done: None,
+) -> Fitted:
+    """Fits an ensemble for every code and seed; all are rows of one program.
+
+    Codes of one seed see the same data, minibatches and initial weights. No elites are chosen and
+    no fit is stopped early, so what is held out takes part in nothing.
+
+    Args:
+      codes: comma lists of `FIXES`.
+      data: R times leaves (N, ...), one for each seed.
+      seed: of the first seed's split, weights and minibatches.
+      said: is called with the rounds done so far.
+    """
+    variants = [targets.parse_fixes(code) for code in codes]
+    rows = Replay(
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *data),
+        jnp.ones((len(data), len(data[0].reward)), bool),
+    )
+    keys = jax.vmap(lambda s: jax.random.split(jax.random.PRNGKey(s), 3))(
+        jnp.arange(seed, seed + len(data))
+    )
+
+    def one(model: Model, variant: Array, real: Replay, keys: Array, key: Array) -> Model:
+        return dynamics.fit(config, variants, variant, model, real, keys[1], key)[0]
+
+    over_codes = jax.vmap(one, in_axes=(0, 0, None, None, None))
+    over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
+
+    @functools.partial(compiler.jit, donate_argnums=0)
+    def one_round(models: Model, real: Replay, keys: Array, index: Array) -> Model:
+        now = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
+        return over_seeds(models, jnp.arange(len(codes)), real, keys, now)
+
+    @jax.jit
+    def init(keys: Array) -> Model:
+        models = jax.vmap(lambda k: dynamics.init(config, spec, k[0]))(keys)
+        return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(codes), 1), models)
+
+    @jax.jit
+    def held_out(real: Replay, keys: Array) -> Array:
+        return jax.vmap(lambda r, k: dynamics.split(config, r, k[1]).weights == 0)(real, keys)
+
+    models = init(keys)
+    for index in range(rounds):
+        models = jax.block_until_ready(one_round(models, rows, keys, jnp.asarray(index)))
+        said(index + 1)
+    return Fitted(config, tuple(codes), models, np.asarray(held_out(rows, keys)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decoded(config: ModelConfig, model: Model, obs: Array, action: Array) -> tuple[Array, Array]:
+    inputs = dynamics.normalise(model, obs, action)
+    inputs = jnp.broadcast_to(inputs, (config.members, *inputs.shape))
+    mean, log_variance = dynamics.distribution(config, model.params, inputs)
+    next_obs, reward = targets.decode(model.code, obs, mean)
+    variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
+    return jnp.concatenate([next_obs, reward[..., None]], -1), variance
+
+
+def predict(config: ModelConfig, model: Model, obs: np.ndarray, action: np.ndarray) -> Prediction:
+    """One step ahead, by every member: obs (B, D), action (B, A)."""
+    return Prediction(*map(np.asarray, _decoded(config, model, obs, action)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _open_loop(config: ModelConfig, model: Model, obs: Array, actions: Array) -> Array:
+    start = jnp.broadcast_to(obs, (config.members, *obs.shape))
+
+    def step(obs: Array, action: Array) -> tuple[Array, Array]:
+        action = jnp.broadcast_to(action, (config.members, *action.shape))
+        inputs = dynamics.normalise(model, obs, action)
+        mean, _ = dynamics.distribution(config, model.params, inputs)
+        next_obs, reward = targets.decode(model.code, obs, mean)
+        return next_obs, jnp.concatenate([next_obs, reward[..., None]], -1)
+
+    return jax.lax.scan(step, start, jnp.swapaxes(actions, 0, 1))[1]
+
+
+def open_loop(
+    config: ModelConfig, model: Model, obs: np.ndarray, actions: np.ndarray
+) -> np.ndarray:
+    """Predicted means over H steps, each member's following its own: obs (B, D), actions
+    (B, H, A) -> (H, E, B, D+1), next state, then reward."""
+    return np.asarray(_open_loop(config, model, obs, actions))
+
+
+def row(models: Model, *index: int) -> Model:
+    """One of several models."""
+    return jax.tree.map(lambda x: x[index], models)

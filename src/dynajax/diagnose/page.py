@@ -1,0 +1,287 @@
+"""The diagnosis before training as a page, and its numbers as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynajax import figures, statistics
+from dynajax.diagnose import measures, verdict
+from dynajax.diagnose.offline import Offline
+from dynajax.figures import Bars, Panel
+from dynajax.folder import write_atomically
+
+#: What lies lower is cut off in pictures.
+_FLOOR = -1.0
+
+
+def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table whose columns are the first line's; floats get six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow(
+            {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in line.items()}
+        )
+    write_atomically(path, text.getvalue().encode())
+
+
+def summary(found: Offline) -> list[dict[str, Any]]:
+    """A line for every code and seed: what the CSV has, and tables are made of."""
+    lines = []
+    for r in range(len(found.scales["var_reward"])):
+        for c, code in enumerate(found.codes):
+            here = {k: v[r, c] for k, v in found.scores.items()}
+            new = {k: v[r, c] for k, v in found.new.items()}
+            chain = {k: v[r, c] for k, v in found.chains.items()}
+            line: dict[str, Any] = {
+                "env": found.env, "seed": r, "code": code, "reward_r2": float(here["reward_r2"]),
+                "state_skill": float(measures.median(here["skill"])),
+                "state_skill_worst5": float(measures.worst(here["skill"])),
+                "reward_bias": float(here["reward_bias"]),
+                "reward_noise": float(here["reward_noise"]),
+                "new_reward_r2": float(new["reward_r2"]),
+                "new_state_skill": float(measures.median(new["skill"])),
+            }  # fmt: skip
+            for i, share in enumerate(measures.COVERAGES):
+                line[f"inside_{100 * share:.0f}"] = float(here["inside"][i])
+                line[f"reward_inside_{100 * share:.0f}"] = float(here["reward_inside"][i])
+                line[f"new_inside_{100 * share:.0f}"] = float(new["inside"][i])
+            for h in (1, 5, len(chain["open_skill"])):
+                line[f"open_skill_{h}"] = float(measures.median(chain["open_skill"][h - 1]))
+                line[f"open_reward_r2_{h}"] = float(chain["open_reward_r2"][h - 1])
+            line["open_spread"] = float(chain["open_spread"][-1])
+            for name in ("ratio_delta", "ratio_next", "var_reward", "reward_top_share"):
+                line[name] = float(found.scales[name][r])
+            lines.append(line)
+    return lines
+
+
+def channel_table(found: Offline) -> list[dict[str, Any]]:
+    """A line for every channel, means over seeds."""
+    kind = verdict.kinds(found)
+    lines = []
+    for d, channel in enumerate(found.channels):
+        line: dict[str, Any] = {"channel": channel, "kind": _kind(kind, d)}
+        for name in ("var_delta", "var_next", "top_share", "typical"):
+            line[name] = float(found.scales[name][:, d].mean())
+        for c, code in enumerate(found.codes):
+            for name in ("skill", "rmse", "noise", "spread"):
+                line[f"{name} {code}"] = float(found.scores[name][:, c, d].mean())
+        lines.append(line)
+    return lines
+
+
+def _kind(kind: verdict.Channels, d: int) -> str:
+    if kind.constant[d]:
+        return "constant"
+    return ("direct" if kind.direct[d] else "residual") + (", jumps" if kind.jumps[d] else "")
+
+
+def write(found: Offline, folder: Path, command: str) -> verdict.Verdict:
+    """Writes diagnosis.html, codes.csv, channels.csv and chains.csv; gives back the verdict."""
+    said = verdict.judge(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "codes.csv", summary(found))
+    write_csv(folder / "channels.csv", channel_table(found))
+    write_csv(folder / "chains.csv", [
+        {"code": code, "steps": h + 1,
+         "skill": float(measures.median(found.chains["open_skill"][:, c, h]).mean()),
+         "reward_r2": float(found.chains["open_reward_r2"][:, c, h].mean()),
+         "spread": float(found.chains["open_spread"][:, c, h].mean())}
+        for c, code in enumerate(found.codes)
+        for h in range(found.chains["open_skill"].shape[2])
+    ])  # fmt: skip
+    write_atomically(folder / "diagnosis.html", _html(found, said, command).encode())
+    return said
+
+
+def _html(found: Offline, said: verdict.Verdict, command: str) -> str:
+    seeds = len(found.scales["var_reward"])
+    parts = [
+        f'<p class="lead">{said.headline}</p>',
+        "<ul>",
+        *(f"<li>{_first_upper(cause.text)}</li>" for cause in said.causes[1:]),
+        *(f"<li>{escape(remark)}</li>" for remark in said.remarks),
+        f"<li>{escape(found.source)}; {found.transitions:,} transitions for each of {seeds} "
+        f"seed{'s' if seeds > 1 else ''}. "
+        + ("Ranges are 95 % t intervals over seeds." if seeds > 1 else
+           "<b>One seed has no interval.</b>") + "</li>",
+        "</ul>",
+    ]  # fmt: skip
+    shown = shown_codes(found, said.advice)
+    style = figures.styles(found.codes)
+    parts += [
+        figures.picture("", figures.png(_bars(found)),
+            "How much of what happens next is predicted, on transitions that no fit was shown: 1 "
+            "is everything, 0 no more than always saying the average (below -1 is cut off). Left: "
+            "the reward. Middle: how the state changes, in the median channel. Right: the mean of the "
+            "five channels that are predicted worst. Each bar is one way of writing down what the "
+            "model has to predict (--fix)."),
+        "<h2>What the model is asked to predict</h2>",
+        figures.picture("", figures.png(scale_picture(found)),
+            "Each channel of the observation: how much it varies (s', squares) and how much it "
+            "changes in one step (s' - s, circles), against the reward (dashed). Published MBPO "
+            "trains on the circles and the reward with equal weight: what lies far below drowns. "
+            "Where the square is lower, s' itself is the easier target."),
+        figures.picture("", figures.png(skill_picture(found, shown)),
+            "How much of each channel's change is predicted: 1 is everything, 0 no more than its "
+            "mean change (below -1 is cut off)."),
+        "<h2>Can it be trusted?</h2>",
+        figures.story(_panels(found, shown), {name: style[name] for name in shown}),
+        "<h2>Numbers</h2>",
+        figures.html_table(*_numbers(found, style)),
+        f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
+        "<p>All numbers: codes.csv, channels.csv and chains.csv beside this page.</p>",
+    ]  # fmt: skip
+    return figures.document(f"{found.env}: what can a model learn of it?", "".join(parts))
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def shown_codes(found: Offline, advice: str) -> list[str]:
+    """At most four codes that a picture of curves shows: the published one, the paper's, ours."""
+    wanted = ["none", "scale", "scale,target", advice or "scale,auto,beta"]
+    return [code for code in dict.fromkeys(wanted) if code in found.codes] or list(found.codes[:4])
+
+
+def _bars(found: Offline) -> Any:
+    def panel(title: str, values: np.ndarray) -> Bars:
+        bars = {
+            code: statistics.Interval(*(
+                max(float(x), _FLOOR) if np.isfinite(x) else np.nan
+                for x in statistics.interval(values[:, c])
+            ))
+            for c, code in enumerate(found.codes)
+        }  # fmt: skip
+        return Bars(title, "share predicted", bars)
+
+    skill = found.scores["skill"]
+    return figures.bars(
+        [panel("The reward", np.nan_to_num(found.scores["reward_r2"])),
+         panel("The state's change (median channel)", measures.median(skill)),
+         panel("The five worst channels", measures.worst(skill))],
+        title="What a small model learns, by code",
+    )  # fmt: skip
+
+
+def groups(channels: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(name, first, last) of neighbouring channels of one part of the observation."""
+    found: list[tuple[str, int, int]] = []
+    for i, channel in enumerate(channels):
+        name = channel.split("[")[0]
+        if found and found[-1][0] == name:
+            found[-1] = (name, found[-1][1], i)
+        else:
+            found.append((name, i, i))
+    return found
+
+
+def by_channel(axes: Any, channels: Sequence[str]) -> None:
+    """Names the parts of an observation along the x axis, with lines between them."""
+    parts = groups(channels)
+    for _, first, _ in parts[1:]:
+        axes.axvline(first - 0.5, color="#dddddd", linewidth=0.8)
+    # Names of small parts would overlap in a long observation.
+    least = len(channels) / 40
+    named = [p for p in parts if p[2] - p[1] + 1 >= least] if len(parts) > 6 else parts
+    turned = len(named) > 5
+    axes.set_xticks([(a + b) / 2 for _, a, b in named], [n for n, _, _ in named],
+                    rotation=30 if turned else 0, ha="right" if turned else "center")  # fmt: skip
+    axes.set_xlim(-0.7, len(channels) - 0.3)
+    axes.grid(axis="x", visible=False)
+
+
+def scale_picture(found: Offline) -> Any:
+    """Variances of s' - s and of s' by channel, and of the reward."""
+    x = np.arange(len(found.channels))
+    delta, there = (found.scales[n].mean(0) for n in ("var_delta", "var_next"))
+    reward = float(found.scales["var_reward"].mean())
+    with figures.house_style():
+        figure, (axes,) = figures.canvas(1, (9.6, 3.4), (9.6, 3.4))
+        floor = measures.CONSTANT**2
+        a, b = np.maximum(delta, floor), np.maximum(there, floor)
+        direct = delta > there
+        axes.vlines(x, a, b, color=np.where(direct, figures.VERMILLION, "#c9c9c9"), linewidth=1.2)
+        size = 16 if len(x) < 120 else 7
+        axes.scatter(x, b, size, color=figures.SKY, marker="s", label="s' itself")
+        axes.scatter(x, a, size, color=figures.BLUE, label="change in a step, s' - s", zorder=3)
+        axes.axhline(max(reward, floor), color=figures.BLACK, linestyle=(0, (4, 3)),
+                     label="the reward")  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_ylabel("variance")
+        axes.set_title("How large the targets are")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        by_channel(axes, found.channels)
+    return figure
+
+
+def skill_picture(found: Offline, shown: Sequence[str]) -> Any:
+    """Skill by channel of a few codes."""
+    x, style = np.arange(len(found.channels)), figures.styles(found.codes)
+    with figures.house_style():
+        figure, (axes,) = figures.canvas(1, (9.6, 3.2), (9.6, 3.2))
+        for i, code in enumerate(shown):
+            values = found.scores["skill"][:, found.codes.index(code)].mean(0)
+            shift = (i - (len(shown) - 1) / 2) * 0.16
+            axes.scatter(x + shift, np.maximum(values, _FLOOR), 11 if len(x) < 120 else 5,
+                         color=style[code]["color"], label=code, alpha=0.9)  # fmt: skip
+        axes.axhline(0, color="#8a8a8a", linewidth=1)
+        axes.set_ylim(_FLOOR - 0.05, 1.05)
+        axes.set_ylabel("share predicted")
+        axes.set_title("Which channels are learned")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        by_channel(axes, found.channels)
+    return figure
+
+
+def _panels(found: Offline, shown: Sequence[str]) -> list[tuple[Panel, str]]:
+    index = {code: found.codes.index(code) for code in shown}
+    steps = np.arange(1, found.chains["open_skill"].shape[2] + 1)
+    skill = {n: (steps, measures.median(found.chains["open_skill"][:, c]))
+             for n, c in index.items()}  # fmt: skip
+    reward = {n: (steps, found.chains["open_reward_r2"][:, c]) for n, c in index.items()}
+    shares = np.array(measures.COVERAGES)
+    inside = {n: (shares, found.new["inside"][:, c]) for n, c in index.items()}
+    reward_inside = {n: (shares, found.new["reward_inside"][:, c]) for n, c in index.items()}
+    ahead, claimed = "steps ahead", "share that the model claims"
+    return [
+        (Panel(skill, "share predicted", "Many steps ahead: the state", floor=-1.0, xlabel=ahead),
+         "The model fed with its own predictions and the real actions, in episodes that no fit was "
+         "shown: how much of the state's change since the start it predicts, in the median "
+         "channel. Where it falls to 0, longer rollouts are fiction."),
+        (Panel(reward, "share predicted", "Many steps ahead: the reward", floor=-1.0, xlabel=ahead),
+         "The same for the sum of the rewards up to there (below -1 is cut off)."),
+        (Panel(inside, "share found inside", "Does it know what it does not know?", xlabel=claimed,
+               include=1.0),
+         "Share of the true next states inside the intervals that the model says hold 50, 80 and "
+         "95 % of them, in new episodes. On the diagonal it is right; below it is overconfident."),
+        (Panel(reward_inside, "share found inside", "The same for the reward", xlabel=claimed,
+               include=1.0),
+         "As to the left, for the reward."),
+    ]  # fmt: skip
+
+
+def _numbers(found: Offline, style: Mapping[str, figures.Style]) -> tuple[list[str], list[Any]]:
+    header = ["code", "reward R²", "reward bias", "reward noise", "state skill", "worst five",
+              "inside 80 %", "reward R², new episodes", f"skill after "
+              f"{found.chains['open_skill'].shape[2]} steps"]  # fmt: skip
+    rows = []
+    for c, code in enumerate(found.codes):
+        s, new, chain = found.scores, found.new, found.chains
+        columns = [
+            s["reward_r2"][:, c], s["reward_bias"][:, c], s["reward_noise"][:, c],
+            measures.median(s["skill"][:, c]), measures.worst(s["skill"][:, c]),
+            s["inside"][:, c, 1], new["reward_r2"][:, c],
+            measures.median(chain["open_skill"][:, c, -1]),
+        ]  # fmt: skip
+        rows.append([figures.swatch(style[code]) + escape(code),
+                     *(escape(verdict.figure(column)) for column in columns)])  # fmt: skip
+    return header, rows

@@ -1,0 +1,267 @@
+"""A study file: tasks x algorithms, with fixes and seeds as rows of each run, checked as a whole.
+
+::
+
+    tasks = ["humanoid-stand", "quadruped-walk"]
+    algorithms = ["mbpo", "sac"]
+    fixes = ["none", "scale,target"]    # rows of the mbpo runs
+    seeds = 6                           # rows too
+    preset = "paper"
+
+    [settings]                          # as --set
+    model.width = 400
+
+    [resources]                         # of each run
+    gpus = 1
+"""
+
+import difflib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dynajax import envs, settings
+from dynajax.config import Config
+from dynajax.envs import device
+from dynajax.types import UsageError
+
+
+class Run(NamedTuple):
+    """One run of a study: a folder, and a command."""
+
+    name: str
+    config: Config
+    flags: tuple[str, ...]  # of experiments/run.py, but for --out
+
+
+class Resources(NamedTuple):
+    """What each run asks of a scheduler."""
+
+    cpus: int = 1
+    gpus: float = 0
+    hours: float = 24
+    memory_gb: float = 0  # 0: not asked for
+
+
+class Study(NamedTuple):
+    """All runs of a study file."""
+
+    name: str
+    runs: tuple[Run, ...]
+    resources: Resources
+    slurm: dict[str, Any]  # further options of sbatch
+
+
+_STRINGS = "a list of texts"
+#: Every key with what it takes, and what it is if left out (None: it has to be there).
+_KEYS: dict[str, tuple[str, Any]] = {
+    "tasks": (_STRINGS, None),
+    "algorithms": (_STRINGS, ["mbpo"]),
+    "fixes": (_STRINGS, ["none"]),
+    "seeds": ("a whole number", 1),
+    "first_seed": ("a whole number", 0),
+    "seeds_per_run": ("a whole number", 0),
+    "steps": ("a whole number", 0),
+    "preset": ("a text", "quick"),
+    "engine": ("a text", "host"),
+    "settings": ("a table", {}),
+    "vary": ("a table", {}),
+    "resources": ("a table", {}),
+    "slurm": ("a table", {}),
+}
+#: The key that a flag of `experiments/run.py` is made from.
+_FLAGS = {
+    "env": "tasks", "algo": "algorithms", "fix": "fixes", "seeds": "seeds", "seed": "first_seed",
+    "steps": "steps", "preset": "preset", "engine": "engine", "set": "settings", "vary": "vary",
+}  # fmt: skip
+
+
+class _Source:
+    """The text of a study file, to say where in it a fault is."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path, self._text = path, text.splitlines()
+        key = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
+        self._lines: dict[str, int] = {}
+        table = ""
+        for number, line in enumerate(self._text, 1):
+            if found := re.match(rf"\s*\[\s*({key}(?:\s*\.\s*{key})*)\s*\]", line):
+                table = self._plain(found[1])
+                self._lines.setdefault(table, number)
+            elif found := re.match(rf"\s*({key}(?:\s*\.\s*{key})*)\s*=", line):
+                name = self._plain(found[1])
+                self._lines.setdefault(f"{table}.{name}" if table else name, number)
+
+    @staticmethod
+    def _plain(key: str) -> str:
+        return re.sub(r"""[\s"']""", "", key)
+
+    def fault(self, reason: str, key: str = "", value: str | None = None) -> UsageError:
+        """The error for `key`, or for one of its `value`s, with the line where it is."""
+        while key and key not in self._lines:
+            key = key.rpartition(".")[0]
+        line = self._lines.get(key)
+        if line is not None and value is not None:
+            ends = min((n for n in self._lines.values() if n > line), default=len(self._text) + 1)
+            quoted = (json.dumps(value), f"'{value}'")
+            holds = (n for n in range(line, ends) if any(q in self._text[n - 1] for q in quoted))
+            line = next(holds, line)
+        place = str(self._path) if line is None else f"{self._path}, line {line}"
+        return UsageError(f"{place}: {reason}")
+
+    def of_flag(self, error: UsageError) -> UsageError:
+        """A fault of a run's flags, as one of the study's."""
+        flag, path, value = re.match(r"--(\w+)[ =]?([\w.]*)=?([^:]*)", str(error)).groups()  # type: ignore[union-attr]
+        key = _FLAGS.get(flag, "")
+        if key in ("settings", "vary"):
+            return self.fault(str(error), f"{key}.{path}")
+        if key not in self._lines:
+            # A setting may be what a default of the preset does not go with.
+            named = (k for k in self._lines if k.removeprefix("settings.") in str(error))
+            return self.fault(str(error), next(named, key))
+        return self.fault(str(error), key, path + value)
+
+
+def load(path: Path) -> Study:
+    """Reads a study file and checks every run that it makes.
+
+    Raises:
+      UsageError: with the file, the line, and the reason.
+    """
+    try:
+        text = path.read_text()
+        raw = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"{path}: the study cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: a study is a text in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", str(error))
+        if place is None:
+            raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{path}, line {place[2]}, column {place[3]}: {place[1]}") from None
+    source = _Source(path, text)
+    given = _checked(raw, _KEYS, source)
+    resources = _resources(given["resources"], source)
+    for name, value in given["slurm"].items():
+        if not isinstance(value, bool | int | float | str):
+            raise source.fault(f"slurm.{name}: an option of sbatch is one value", f"slurm.{name}")
+    runs = tuple(_runs(given, source))
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise source.fault(f"two runs would have the name {twice}", "tasks")
+    return Study(path.stem, runs, resources, given["slurm"])
+
+
+def _checked(
+    raw: Mapping[str, Any], keys: Mapping[str, tuple[str, Any]], source: _Source
+) -> dict[str, Any]:
+    """The values of all `keys`, defaults where none is given."""
+    for key in raw:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1, 0.0)[0]
+            raise source.fault(f"{key}: there is no such key; the nearest is {near}", key)
+    given = {}
+    for key, (kind, default) in keys.items():
+        value = raw.get(key, default)
+        if value is None:
+            raise source.fault(f'{key} is missing, such as {key} = ["cheetah-run"]')
+        number = isinstance(value, int) and not isinstance(value, bool)
+        good = {
+            _STRINGS: isinstance(value, list) and all(isinstance(v, str) for v in value) and value,
+            "a whole number": number and value >= 0,
+            "a text": isinstance(value, str),
+            "a table": isinstance(value, dict),
+        }[kind]
+        if not good:
+            raise source.fault(f"{key} = {value!r}: it takes {kind}", key)
+        if kind == _STRINGS and len(set(value)) < len(value):
+            twice = next(v for v in value if value.count(v) > 1)
+            raise source.fault(f"{key}: {twice} is given twice", key, twice)
+        given[key] = value
+    return given
+
+
+def _resources(raw: Mapping[str, Any], source: _Source) -> Resources:
+    for key, value in raw.items():
+        if key not in Resources._fields:
+            known = ", ".join(Resources._fields)
+            raise source.fault(
+                f"resources.{key}: there is no such key; choose from {known}", f"resources.{key}"
+            )
+        kind = int if key == "cpus" else (int, float)
+        least = "above 0" if key in ("cpus", "hours") else "at least 0"
+        if isinstance(value, bool) or not isinstance(value, kind) or value < 0 or (
+            value == 0 and least == "above 0"
+        ):  # fmt: skip
+            name = "a whole number" if key == "cpus" else "a number"
+            raise source.fault(
+                f"resources.{key} = {value!r}: it takes {name} {least}", f"resources.{key}"
+            )
+    return Resources(**raw)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"sac.utd": 10} from {"sac": {"utd": 10}}, for TOML reads a dotted key as tables."""
+    flat = {}
+    for key, value in table.items():
+        inner = isinstance(value, Mapping)
+        flat.update(_flat(value, f"{prefix}{key}.") if inner else {prefix + key: value})
+    return flat
+
+
+def _text(value: Any) -> str:
+    """A value as a flag has it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _runs(given: dict[str, Any], source: _Source) -> Iterator[Run]:
+    for task in given["tasks"]:
+        try:
+            # A user's module may register fixes, so it is imported before they are read.
+            if given["engine"] == "mjx" and task not in device.names():
+                device.make(task)
+            elif not task.startswith("brax:"):
+                envs.spec(task)
+        except UsageError as error:
+            raise source.fault(str(error), "tasks", task) from None
+    seeds, each = given["seeds"], given["seeds_per_run"] or max(1, given["seeds"])
+    for task, algo in itertools.product(given["tasks"], given["algorithms"]):
+        for first in range(0, seeds, each) if seeds else (0,):
+            name = f"{re.sub('[:/]', '.', task)}-{algo}"
+            if each < seeds:
+                name += f"-seed-{given['first_seed'] + first}"
+            try:
+                yield _run(name, task, algo, given, first, min(each, seeds - first))
+            except UsageError as error:
+                raise source.of_flag(error) from None
+
+
+def _run(name: str, task: str, algo: str, given: dict[str, Any], first: int, seeds: int) -> Run:
+    mbpo = algo != "sac"
+    sets = {path: _text(value) for path, value in _flat(given["settings"]).items()}
+    # Plain SAC has no model whose fields could vary, and no fixes.
+    vary = {
+        path: [_text(v) for v in (values if isinstance(values, list) else [values])]
+        for path, values in _flat(given["vary"]).items()
+        if mbpo or not path.startswith("model.")
+    }
+    fixes = given["fixes"] if mbpo else []
+    config = settings.make(
+        task, algo=algo, preset=given["preset"], engine=given["engine"], fixes=fixes, vary=vary,
+        settings=sets, seeds=seeds, seed=given["first_seed"] + first, steps=given["steps"] or None,
+    )  # fmt: skip
+    flags = [
+        f"--env={task}", f"--algo={algo}", f"--preset={config.preset}", f"--engine={config.engine}",
+        *(f"--fix={fix}" for fix in fixes), f"--seeds={seeds}", f"--seed={config.seed}",
+        f"--steps={config.steps}", *(f"--set={path}={value}" for path, value in sets.items()),
+        *(f"--vary={path}={','.join(values)}" for path, values in vary.items()),
+    ]  # fmt: skip
+    return Run(name, config, tuple(flags))

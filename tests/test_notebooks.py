@@ -1,0 +1,96 @@
+"""The notebooks run from top to bottom at a tiny size, and are kept without outputs."""
+
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "experiments" / "notebooks").glob("*.ipynb"))
+#: What takes the place of a notebook's parameters.
+_SMALL = """
+SEEDS = 2
+STEPS = 200
+SETTINGS |= {
+    "random_steps": 100, "eval.every": 50, "eval.episodes": 1, "sac.hidden": (8, 8), "sac.utd": 2,
+    "sac.batch": 20, "model.members": 3, "model.elites": 2, "model.width": 8, "model.depth": 2,
+    "model.batch": 16, "model.fit_every": 50, "model.fit_steps": 20, "model.round_steps": 10,
+    "rollout.batch": 10, "replay.real": 1000, "replay.synthetic": 1000,
+}
+"""
+SIZES = {
+    "1_quickstart": _SMALL,
+    "2_the_fixes": _SMALL,
+    "3_your_own_task": _SMALL + "TRANSITIONS, ROUNDS, CODES = 600, 1, ['none', 'scale,target']",
+}
+#: What its outputs have to show.
+SHOWN = {
+    "1_quickstart": ["image/png", "<iframe", "video/mp4"],
+    "2_the_fixes": ["image/png", "scale,target  missed"],
+    "3_your_own_task": ["image/png", "<iframe", "the rule agrees"],
+}
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_all_are_tested():
+    assert [path.stem for path in NOTEBOOKS] == list(SIZES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    # The programs are tiny, and take far longer to compile than to run.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    notebook = read(path)
+    (place,) = (
+        k for k, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ())
+    )
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SIZES[path.stem]))
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = str([cell.outputs for cell in code_cells(notebook)])
+    for words in SHOWN[path.stem]:
+        assert words in outputs
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_kept_clean(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    # A newcomer reads cell by cell; the file that the third one writes is the longest.
+    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 45
+    assert cells[0].source == code_cells(read(NOTEBOOKS[0]))[0].source
+
+
+@pytest.mark.parametrize(
+    ("devices", "smi", "package"),
+    [
+        ([], "sh: nvidia-smi: not found", "jax"),
+        ([], "| Driver Version: 550.54  CUDA Version: 12.4 |", "jax[cuda12]"),
+        ([], "| Driver Version: 580.65  CUDA Version: 13.0 |", "jax[cuda13]"),
+        (["/dev/accel0"], "sh: nvidia-smi: not found", "jax[tpu]"),
+    ],
+)
+def test_the_first_cell_installs_for_the_runtime(monkeypatch, devices, smi, package):
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    monkeypatch.setattr(subprocess, "getoutput", lambda command: smi)
+    monkeypatch.setattr("glob.glob", lambda pattern: devices)
+    source = code_cells(read(NOTEBOOKS[0]))[0].source
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    exec(source, {})
+    assert not ran
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    exec(source, {})
+    ((*_, project, jax, _),) = ran
+    assert project.startswith("dynajax @ git+https://") and jax == package

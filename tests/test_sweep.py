@@ -1,0 +1,343 @@
+"""Studies: what is refused, and that every place gives the same results, whatever is killed."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dynajax import UsageError, cli
+from dynajax.launch import places, state, study
+
+ROOT = Path(__file__).parents[1]
+SWEEP = ROOT / "launch" / "sweep.py"
+RUNS = ("Pendulum-v1-mbpo", "Pendulum-v1-sac")
+#: Two runs of seconds, with everything in them.
+STUDY = """\
+tasks = ["Pendulum-v1"]
+algorithms = ["mbpo", "sac"]
+fixes = ["none", "scale,target"]
+steps = 400
+
+[settings]
+random_steps = 100
+eval.every = 100
+eval.episodes = 2
+sac.hidden = [16, 16]
+sac.utd = 2
+sac.batch = 20
+model.members = 3
+model.elites = 2
+model.width = 16
+model.depth = 2
+model.batch = 16
+model.fit_every = 50
+model.fit_steps = 20
+model.round_steps = 10
+rollout.batch = 10
+replay.real = 1000
+replay.synthetic = 1000
+"""
+
+
+def write(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def sweep(path: Path, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SWEEP), str(path), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Until a condition holds; the process must still run then."""
+    until = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def evaluated(out: Path, name: str, step: int) -> bool:
+    path = out / name / "eval.csv"
+    return path.exists() and f",{step}," in path.read_text()
+
+
+def results(out: Path) -> list[bytes]:
+    """All that a study has measured."""
+    return [(out / p).read_bytes() for p in (*(f"{r}/eval.csv" for r in RUNS), "table.csv")]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """The runs' programs are tiny, and take far longer to compile than to run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The study's folder after an undisturbed sweep, two runs at once."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, printed, err = finish(sweep(write(folder), "--parallel=2"))
+    assert code == 0, err
+    assert "2 runs: 2 done" in printed and "MBPO scale,target" in printed
+    return folder / "runs" / "study"
+
+
+def test_a_study_leaves_its_figure_and_table(whole):
+    assert (whole / "headline.png").read_bytes().startswith(b"\x89PNG")
+    assert (whole / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    lines = (whole / "table.csv").read_text().splitlines()
+    assert [line.split(",")[1].strip('"') for line in lines[1:]] == ["SAC", "MBPO", "MBPO scale"]
+    for name in RUNS:
+        info = json.loads((whole / name / "config.json").read_text())
+        assert f"--algo={name.split('-')[-1]}" in info["command"]
+    assert (whole / "study.toml").read_text() == STUDY
+
+
+def test_a_second_sweep_does_nothing(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
+    code, printed, err = finish(sweep(whole.parents[1] / "study.toml"))
+    assert code == 0, err
+    assert "nothing to do" in printed and "MBPO scale,target" in printed
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_an_interrupted_and_a_killed_sweep_go_on(whole, tmp_path):
+    path, out = write(tmp_path), tmp_path / "runs" / "study"
+    (out / "launch").mkdir(parents=True)
+    # What is done already is not done again.
+    os.symlink(whole / RUNS[0], out / RUNS[0])
+
+    process = sweep(path)
+    wait_for(lambda: evaluated(out, RUNS[1], 100), process)
+    process.send_signal(signal.SIGINT)
+    code, printed, err = finish(process)
+    assert code == cli.INTERRUPTED and "Traceback" not in err, err
+    assert "interrupted" in printed and "1 of 2 runs to do" in printed
+    assert state.read_note(out, RUNS[1])["state"] == "stopped"
+
+    process = sweep(path)
+    wait_for(lambda: evaluated(out, RUNS[1], 200), process)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    process.kill()
+    finish(process)
+    until = time.monotonic() + 60
+    while any(alive(int(child)) for child in children):
+        assert time.monotonic() < until, "a run outlived its launcher"
+        time.sleep(0.05)
+
+    code, printed, err = finish(sweep(path))
+    assert code == 0, err
+    assert results(out) == results(whole)
+
+
+def test_two_sweeps_of_one_study_are_refused(tmp_path):
+    path = write(tmp_path)
+    folder = tmp_path / "runs" / "study" / "launch"
+    folder.mkdir(parents=True)
+    with open(folder / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = finish(sweep(path))
+    assert code == cli.USAGE and "another sweep.py" in err
+    assert [p.name for p in folder.iterdir()] == ["lock"]
+
+
+def test_a_preempted_submitit_job_goes_on(whole, tmp_path):
+    """Through submitit's local executor, with the signal that SLURM sends before it ends a job."""
+    path, out = write(tmp_path), tmp_path / "here"
+    process = sweep(path, "--on=submitit", "--parallel=2", f"--out={out}")
+    wait_for(lambda: evaluated(out, RUNS[0], 200), process)
+    os.kill(state.read_note(out, RUNS[0])["pid"], signal.SIGUSR2)
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert state.read_note(out, RUNS[0])["attempts"] == 2
+    assert results(out) == results(whole)
+
+
+def test_a_ray_cluster_loses_a_node(whole, tmp_path, monkeypatch):
+    """Two nodes with a run each; the second one dies in the middle of its run."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    path, out = write(tmp_path), tmp_path / "there"
+    options = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=options)
+    try:
+        node = cluster.add_node(num_cpus=1)
+        (raylet,) = (p.process.pid for p in node.all_processes["raylet"])
+        process = sweep(path, "--on=ray", f"--address={cluster.address}", f"--out={out}")
+
+        def lost() -> str | None:
+            """The run on the second node, once it has got somewhere."""
+            for name in RUNS:
+                pid = state.read_note(out, name).get("pid")
+                if pid and _parent(pid) == raylet and evaluated(out, name, 100):
+                    return name
+            return None
+
+        wait_for(lost, process)
+        name = lost()
+        cluster.remove_node(node, allow_graceful=False)
+        code, printed, err = finish(process)
+        assert code == 0, printed + err
+        assert state.read_note(out, name)["attempts"] == 2
+    finally:
+        cluster.shutdown()
+    assert results(out) == results(whole)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
+    job = places.Job("run", (), str(tmp_path), str(tmp_path / "script.py"), str(tmp_path), 3)
+    Path(job.script).write_text("import sys; sys.exit('no such thing')")
+    (tmp_path / "launch").mkdir()
+    assert places.Worker(job).complete() == "failed"
+    note = state.read_note(tmp_path, "run")
+    assert note["attempts"] == 3 and note["message"] == "exit status 1: no such thing"
+    # A refused command would be refused again.
+    Path(job.script).write_text("import sys; print('error: --x', file=sys.stderr); sys.exit(2)")
+    state.write_note(tmp_path, "run", attempts=0)
+    assert places.Worker(job).complete() == "failed"
+    assert state.read_note(tmp_path, "run")["attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ('tasks = ["Pendulum-v1"]', 'tasks = ["Pendulum-v1"', 2, ["array"]),
+        ('"Pendulum-v1"]', '\n"Pendulum-v1",\n"cheetah-rum",\n]', 3, ["cheetah-run"]),
+        ('tasks = ["Pendulum-v1"]', "tasks = 3", 1, ["a list of texts"]),
+        ('tasks = ["Pendulum-v1"]', "", None, ["tasks is missing"]),
+        ('"sac"]', '"ppo"]', 2, ["--algo=ppo", "sac"]),
+        ('"sac"]', '"sac", "sac"]', 2, ["sac is given twice"]),
+        ('"none", "scale,target"', '"none", "scal"', 3, ["--fix=scal", "scale"]),
+        ("steps = 400", "steps = 450", 4, ["eval.every=100", "the nearest is 400"]),
+        ("steps = 400", "step = 400", 4, ["step", "the nearest is steps"]),
+        ("steps = 400", "seeds = 0", 4, ["--seeds=0"]),
+        ("model.members = 3", "model.membres = 3", 13, ["model.membres", "model.members"]),
+        ("sac.utd = 2", 'sac.utd = "two"', 11, ["sac.utd=two", "whole number"]),
+        ("[settings]", "[vary]\nmodel.width = [1, 2]\n[settings]", 7, ["shapes the program"]),
+        ("[settings]", "[resources]\ncpus = 0\n[settings]", 7, ["resources.cpus", "above 0"]),
+        ("[settings]", "[resources]\nram = 1\n[settings]", 7, ["resources.ram", "memory_gb"]),
+        ("steps = 400\n", 'engine = "mjx"\n', 1, ["Pendulum-v1", "--engine=host"]),
+    ],
+)  # fmt: skip
+def test_a_faulty_study_is_refused_with_the_line(tmp_path, old, new, line, words):
+    assert old in STUDY
+    path = write(tmp_path, STUDY.replace(old, new))
+    with pytest.raises(UsageError) as caught:
+        study.load(path)
+    text = str(caught.value)
+    place = str(path) if line is None else f"{path}, line {line}"
+    assert text.startswith((f"{place}:", f"{place},")), text
+    for word in words:
+        assert word in text
+
+
+def test_a_faulty_study_starts_nothing(tmp_path):
+    code, printed, err = finish(sweep(write(tmp_path, STUDY.replace("400", "450"))))
+    assert code == cli.USAGE and not printed
+    assert len(err.strip().splitlines()) == 1 and "study.toml, line 4" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "launch/studies").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_shipped_studies_are_sound(path):
+    plan = study.load(path)
+    assert len(plan.runs) == 2 * len({run.config.env for run in plan.runs})
+    assert {run.config.algo for run in plan.runs} == {"mbpo", "sac"}
+    if path.stem.startswith("paper"):
+        assert all(run.config.seeds == 6 and run.config.preset == "paper" for run in plan.runs)
+
+
+def test_seeds_can_be_shared_out_over_runs(tmp_path):
+    path = write(
+        tmp_path, STUDY.replace("steps = 400", "seeds = 5\nfirst_seed = 1\nseeds_per_run = 2")
+    )
+    runs = [run for run in study.load(path).runs if run.config.algo == "sac"]
+    assert [(r.name, r.config.seed, r.config.seeds) for r in runs] == [
+        ("Pendulum-v1-sac-seed-1", 1, 2),
+        ("Pendulum-v1-sac-seed-3", 3, 2),
+        ("Pendulum-v1-sac-seed-5", 5, 1),
+    ]
+    assert "--seed=5" in runs[-1].flags and "--seeds=1" in runs[-1].flags
+
+
+def test_gpus_are_shared_out_over_processes():
+    assert places.share([], 0, 2) == {}
+    assert [places.share(["0", "1", "2"], k, 2)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == [
+        "0,2",
+        "1",
+    ]
+    shared = [places.share(["7"], k, 2) for k in (0, 1)]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in shared] == ["7", "7"]
+    assert all(float(s["XLA_PYTHON_CLIENT_MEM_FRACTION"]) <= 0.45 for s in shared)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Iterator[Path]:
+    """Commands named as SLURM's: sbatch keeps the script, scontrol knows job 17 only."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {
+        "sbatch": f'bash -n "$1" && cp "$1" {tmp_path}/script.sh && echo "Submitted batch job 17"',
+        "srun": "exit 1",
+        "scontrol": '[ "$4" = 17 ] && echo "JobId=17 JobState=PENDING Reason=None" '
+        '|| { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    yield tmp_path
+
+
+def test_the_script_for_slurm(slurm):
+    text = STUDY + '\n[resources]\ncpus = 8\ngpus = 1\nhours = 12\n[slurm]\npartition = "gpu"\n'
+    plan = study.load(write(slurm, text))
+    out = slurm / "out"
+    job = places.Job("a", plan.runs[0].flags, str(out), "run.py", str(slurm), 3)
+    place = places.executor("slurm", plan, out)
+    handle = place.submit(places.Resumable(tuple(job)))
+    script = (slurm / "script.sh").read_text()
+    for option in ("time=720", "cpus-per-task=8", "gpus-per-node=1", "partition=gpu",
+                   "signal=USR2@120", "job-name=study", "open-mode=append"):  # fmt: skip
+        assert f"#SBATCH --{option}\n" in script
+    assert "#SBATCH --requeue\n" in script
+    assert sys.executable in script
+    # A launcher that comes later finds the job in the queue; one that is gone is queued anew.
+    state.write_note(out, "a", state="queued", job=handle.job_id)
+    assert places._queued("slurm", place, job).job_id == "17"
+    state.write_note(out, "a", job="16")
+    assert places._queued("slurm", place, job) is None
