@@ -122,7 +122,11 @@ class Checkpoints:
         finally:
             self._prune()
 
-    def restore(self, template: TrainState) -> Restored | None:
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, oldest first, which are not checked."""
+        return [step for p in self._checkpoints() if (step := _step(p)) is not None]
+
+    def restore(self, template: TrainState, step: int | None = None) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none at all.
 
         A damaged checkpoint is passed over with a warning, and the next save deletes it.
@@ -131,12 +135,13 @@ class Checkpoints:
           template: a state of the same configuration; only its structure, shapes, dtypes and
             shardings are read. The arrays of the restored state own their memory, so they can
             be donated.
+          step: only the checkpoint of this environment step is read.
 
         Raises:
           UsageError: the newest checkpoint does not fit `template`, or none can be read.
         """
         damages: list[str] = []
-        found = self._checkpoints()
+        found = [p for p in self._checkpoints() if step in (None, _step(p))]
         for path in reversed(found):
             try:
                 restored, pieces = self._load(path, template)

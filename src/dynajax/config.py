@@ -101,6 +101,7 @@ class EvalConfig:
 
     every: int = _static(5000, 1)  # environment steps
     episodes: int = _static(10, 1)
+    checkpoints: int = _static(2, 1)  # how many stay, the newest; a diagnosis reads all
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,9 @@ class Journal:
         self._check_memory(compiler.size(self._shapes))
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(self._folder)
-        self._checkpoints = Checkpoints(self._folder.path / "checkpoints")
+        self._checkpoints = Checkpoints(
+            self._folder.path / "checkpoints", self._config.eval.checkpoints
+        )
         return self
 
     def __exit__(

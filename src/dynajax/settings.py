@@ -189,6 +189,27 @@ def make(
     return config
 
 
+def from_dict(plain: Mapping[str, Any]) -> Config:
+    """The configuration that `config.as_dict` made into JSON, as a run's config.json has it.
+
+    Raises:
+      UsageError: it is another version's.
+    """
+    settings = {
+        f"{group}.{name}": value for group in _GROUPS for name, value in plain[group].items()
+    } | {"random_steps": plain["random_steps"]}
+    names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine")
+    config = make(**{name: plain[name] for name in names}, settings=settings)
+    variants = []
+    for name in plain["variants"]:
+        fixes, *values = name.split(";")
+        pairs = (value.split("=") for value in values)
+        variants.append(
+            Variant(targets.parse_fixes(fixes), tuple((path, float(v)) for path, v in pairs))
+        )
+    return dataclasses.replace(config, variants=tuple(variants))
+
+
 def _check(c: Config) -> None:
     """Refuses sizes that cannot work together."""
 

@@ -78,7 +78,7 @@ def scores(mean: np.ndarray, variance: np.ndarray, obs: np.ndarray, true: np.nda
     inside = coverage(mean, variance, true)
     return {
         "reward_r2": r2(middle[:, -1], true[:, -1]),
-        "reward_bias": _ratio_of_std(middle[:, -1].mean() - true[:, -1].mean(), reward_std),
+        "reward_bias": shift(middle[:, -1], true[:, -1], reward_std),
         "reward_noise": _ratio_of_std(noise[-1], reward_std),
         "skill": skill(middle[:, :-1], obs, true[:, :-1]),
         "rmse": np.sqrt(np.square(middle - true).mean(0))[:-1],
@@ -87,6 +87,11 @@ def scores(mean: np.ndarray, variance: np.ndarray, obs: np.ndarray, true: np.nda
         "inside": inside[:, :-1][:, moving].mean(1) if moving.any() else np.full(3, np.nan),
         "reward_inside": inside[:, -1] if reward_std > CONSTANT else np.full(3, np.nan),
     }
+
+
+def shift(predicted: np.ndarray, true: np.ndarray, std: float) -> np.ndarray:
+    """Mean of the predicted less mean of the true (B,), in standard deviations; NaN for none."""
+    return _ratio_of_std(predicted.mean() - true.mean(), std)
 
 
 def _ratio_of_std(part: float, std: float) -> np.ndarray:
