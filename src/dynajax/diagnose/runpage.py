@@ -290,7 +290,7 @@ def _strip_picture(strip: Strip, poses: skeleton.Sticks | None, variant: str, sp
         )
         lower = parts[1] if poses else parts
         if poses:
-            axes = parts[0].subplots(1, len(times), sharex=False, sharey=True)
+            axes = parts[0].subplots(1, len(times))
             skeleton.draw(list(np.ravel(axes)), poses, times, ("#bbbbbb", colour))
         grid = np.ravel(lower.subplots(2, -(-len(worst) // 2), squeeze=False))
         for axes, d in zip(grid, worst, strict=False):

@@ -70,10 +70,17 @@ def draw(
     axes: Sequence[Any], figure: Sticks, times: Sequence[int], colours: tuple[str, str]
 ) -> None:
     """Draws poses seen from the side, one in each of the axes: real, imagined on top."""
+    every = np.concatenate([poses[list(times)] for poses in figure]).reshape(-1, 3)
+    low, high = every.min(0) - 0.1, every.max(0) + 0.1
+    # All pictures have one scale, and follow the body along the ground.
+    half = max(np.ptp(figure.real[t][..., 0]) for t in times) / 2 + 0.2
     for ax, t in zip(axes, times, strict=True):
         for poses, colour, width in zip(figure, colours, (3.0, 1.6), strict=True):
             for bone in poses[t]:
                 ax.plot(bone[:, 0], bone[:, 2], color=colour, linewidth=width, alpha=0.85)
-        ax.set_aspect("equal", adjustable="datalim")
+        middle = (figure.real[t][..., 0].min() + figure.real[t][..., 0].max()) / 2
+        ax.set_xlim(middle - half, middle + half)
+        ax.set_ylim(low[2], high[2])
+        ax.set_aspect("equal")
         ax.axis("off")
         ax.set_title(f"{t} steps ahead" if t else "start", fontsize=9, fontweight="normal")
