@@ -20,7 +20,8 @@ class Functions(NamedTuple):
     greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
     insert: Callable[[TrainState, Transition, Any], TrainState]  # valid (S,)
     fit: Callable[[TrainState], tuple[TrainState, Metrics]]
-    learn: Callable[[TrainState, Transition, Any], tuple[TrainState, Metrics]]
+    propose: Callable[[TrainState, Transition, Any], tuple[TrainState, Any]]
+    learn: Callable[..., tuple[TrainState, Metrics]]  # see `mbpo.learn`
     reset_agent: Callable[[TrainState], TrainState]
 
 
@@ -47,12 +48,23 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
         rows, metrics = jax.vmap(mbpo.fit)(state.rows)
         return state._replace(rows=rows), metrics
 
-    def learn(
+    def propose(
         state: TrainState, transition: Transition, valid: Array
+    ) -> tuple[TrainState, tuple[Array, Transition, Array]]:
+        rows, made = jax.vmap(lambda row, t, v: mbpo.propose(row, state.shared, spec, t, v))(
+            state.rows, transition, valid
+        )
+        return state._replace(rows=rows), made
+
+    def learn(
+        state: TrainState,
+        transition: Transition,
+        valid: Array,
+        told: tuple[Transition, Array] | None = None,
     ) -> tuple[TrainState, Metrics]:
         shared = state.shared
-        rows, metrics = jax.vmap(lambda row, t, v: mbpo.learn(row, shared, spec, t, v))(
-            state.rows, transition, valid
+        rows, metrics = jax.vmap(lambda row, t, v, o: mbpo.learn(row, shared, spec, t, v, o))(
+            state.rows, transition, valid, told
         )
         blocks = rollouts.horizon(config, shared.step) if config.algo == "mbpo" else 0
         return TrainState(Shared(shared.step + 1, shared.blocks + blocks), rows), metrics
@@ -60,7 +72,7 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
     def reset_agent(state: TrainState) -> TrainState:
         return state._replace(rows=jax.vmap(lambda row: mbpo.reset_agent(row, spec))(state.rows))
 
-    return Functions(act, greedy, insert, fit, learn, reset_agent)
+    return Functions(act, greedy, insert, fit, propose, learn, reset_agent)
 
 
 class Program(NamedTuple):
@@ -71,13 +83,19 @@ class Program(NamedTuple):
     greedy: jax.stages.Wrapped
     insert: jax.stages.Wrapped
     fit: jax.stages.Wrapped
+    propose: jax.stages.Wrapped
     learn: jax.stages.Wrapped
     reset_agent: jax.stages.Wrapped
 
     def lower(self, config: Config, spec: EnvSpec) -> list[jax.stages.Lowered]:
         """The large programs, before they are compiled."""
         state = jax.eval_shape(self.init)
-        learn = self.learn.lower(state, *transition_shapes(config, spec))
+        shapes = transition_shapes(config, spec)
+        told: tuple[Any, ...] = ()
+        if config.oracle != "none":
+            _, (_, *made) = jax.eval_shape(self.propose, state, *shapes)
+            told = (tuple(made),)
+        learn = self.learn.lower(state, *shapes, *told)
         return [learn, self.fit.lower(state)] if config.algo == "mbpo" else [learn]
 
 
@@ -117,6 +135,7 @@ def build(config: Config, spec: EnvSpec) -> Program:
         greedy=compiler.jit(functions.greedy),
         insert=donated(functions.insert),
         fit=donated(functions.fit),
+        propose=donated(functions.propose),
         learn=donated(functions.learn),
         reset_agent=donated(functions.reset_agent),
     )

@@ -128,6 +128,8 @@ def write_report(folder: str | Path) -> Path:
     run = read_run(folder)
     title = f"{run.config['env']}: {run.config['algo'].upper()}, preset {run.config['preset']}"
     evals: Series = {_shown(run, v): (run.steps, values) for v, values in run.evals.items()}
+    if run.config.get("oracle", "none") != "none":
+        title += f", oracle {run.config['oracle']}"
     panel = Panel(evals, figures.RETURN, include=0.0)
     write_atomically(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
     stories = _model_story(run) if run.config["algo"] == "mbpo" else {}
