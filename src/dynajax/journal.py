@@ -240,7 +240,7 @@ class Journal:
             left = rate * (self._config.steps - step)
         self._progress.evaluation(step, result, left)
         self.logs.evaluation(step, result)
-        self._log(step, engine)
+        self._log(step, engine, result)
         self.logs.time(
             step,
             {
@@ -254,7 +254,7 @@ class Journal:
             },
         )
 
-    def _log(self, step: int, engine: "Engine") -> None:
+    def _log(self, step: int, engine: "Engine", result: Evaluation | None = None) -> None:
         for fit_step, metrics in self._fits:
             self.logs.metrics("fit", fit_step, metrics)
         self._fits = []
@@ -262,8 +262,13 @@ class Journal:
         for row, score, _ in engine.pop_finished():
             ended[row].append(score)
         train_return = [np.mean(scores) if scores else np.nan for scores in ended]
+        starts = {}
+        if result is not None and result.values is not None and result.discounted is not None:
+            starts = {"start_value": result.values.mean(1),
+                      "start_return": result.discounted.mean(1)}  # fmt: skip
         if self._metrics:
-            self.logs.metrics("learn", step, {**self._metrics, "train_return": train_return})
+            line = {**self._metrics, "train_return": train_return, **starts}
+            self.logs.metrics("learn", step, line)
 
     def save(self, step: int, state: TrainState, engine: "Engine") -> None:
         """Writes a checkpoint that holds all that is needed to go on."""

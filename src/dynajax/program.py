@@ -18,6 +18,7 @@ class Functions(NamedTuple):
 
     act: Callable[[TrainState, Any, Any], Array]  # obs (S, D), step -> (S, A)
     greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
+    value: Callable[[TrainState, Any], Array]  # of the greedy action, obs (S, K, D) -> (S, K)
     insert: Callable[[TrainState, Transition, Any], TrainState]  # valid (S,)
     fit: Callable[[TrainState], tuple[TrainState, Metrics]]
     propose: Callable[[TrainState, Transition, Any], tuple[TrainState, Any]]
@@ -34,6 +35,13 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
     def greedy(state: TrainState, obs: Array) -> Array:
         def one(row: Row, o: Array) -> Array:
             return sac.greedy(row.config.sac, row.agent.actor, o, spec.action_dim)
+
+        return jax.vmap(one)(state.rows, obs)
+
+    def value(state: TrainState, obs: Array) -> Array:
+        def one(row: Row, o: Array) -> Array:
+            action = sac.greedy(row.config.sac, row.agent.actor, o, spec.action_dim)
+            return sac.q_values(row.config.sac, row.agent.critic, o, action).mean(0)
 
         return jax.vmap(one)(state.rows, obs)
 
@@ -72,7 +80,7 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
     def reset_agent(state: TrainState) -> TrainState:
         return state._replace(rows=jax.vmap(lambda row: mbpo.reset_agent(row, spec))(state.rows))
 
-    return Functions(act, greedy, insert, fit, propose, learn, reset_agent)
+    return Functions(act, greedy, value, insert, fit, propose, learn, reset_agent)
 
 
 class Program(NamedTuple):
@@ -81,6 +89,7 @@ class Program(NamedTuple):
     init: Callable[[], TrainState]
     act: jax.stages.Wrapped
     greedy: jax.stages.Wrapped
+    value: jax.stages.Wrapped
     insert: jax.stages.Wrapped
     fit: jax.stages.Wrapped
     propose: jax.stages.Wrapped
@@ -133,6 +142,7 @@ def build(config: Config, spec: EnvSpec) -> Program:
         ),
         act=compiler.jit(functions.act),
         greedy=compiler.jit(functions.greedy),
+        value=compiler.jit(functions.value),
         insert=donated(functions.insert),
         fit=donated(functions.fit),
         propose=donated(functions.propose),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dynajax import envs
-from dynajax.config import Config, run_name
+from dynajax.config import Config, config_of, run_name
 from dynajax.device import DeviceEngine
 from dynajax.envs.host import HostEnvs
 from dynajax.evaluate import Evaluation, Evaluator
@@ -55,7 +55,9 @@ class HostEngine(HostEnvs):
     def __init__(self, config: Config, spec: EnvSpec, program: Program):
         seeds = [seed for _, seed in config.row_pairs]
         super().__init__(config, spec, seeds)
-        self._evaluate = Evaluator(config, spec, seeds)
+        discounts = [config_of(config, config.variants[i]).sac.discount
+                     for i, _ in config.row_pairs]  # fmt: skip
+        self._evaluate = Evaluator(config, spec, seeds, discounts)
         self._config, self._program = config, program
         self._pending: tuple[Transition, np.ndarray] | None = None
         self._oracle = None if config.oracle == "none" else Oracle(config, seeds)
@@ -98,7 +100,9 @@ class HostEngine(HostEnvs):
             if (t + 1) % config.eval.every == 0:
                 with journal.clock("evaluate"):
                     act = functools.partial(program.greedy, state)
-                    return state, t + 1, self._evaluate(act, t + 1)
+                    found = self._evaluate(act, t + 1)
+                    values = np.asarray(program.value(state, found.starts))
+                    return state, t + 1, found._replace(values=values)
             if interrupted():
                 return state, t + 1, None
         return state, config.steps, None
