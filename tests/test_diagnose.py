@@ -269,6 +269,11 @@ def test_a_reward_that_is_never_seen_or_a_rare_spike_is_named():
     silent = [linear(s, reward_unit=0.0) for s in (0, 1)]
     said = verdict.judge(diagnose(*silent, rounds=1))
     assert said.causes[0].name == "reward unseen" and "--data=" in said.headline
+    constant = [r._replace(transitions=r.transitions._replace(reward=0 * r.transitions.reward + 1))
+                for r in (linear(0), linear(1))]  # fmt: skip
+    said = verdict.judge(diagnose(*constant, rounds=2))
+    assert not said.causes and "predicts the reward and" in said.headline
+    assert said.remarks[0].startswith("The reward is 1.00 at every step")
 
     def spiky(seed):
         recording = linear(seed)

@@ -157,8 +157,8 @@ def scales(obs: np.ndarray, next_obs: np.ndarray, reward: np.ndarray) -> Named:
     Returns:
       By channel (D,): "var_delta" Var(s' - s), "var_next" Var(s'), "top_share" (of the squared
       change, the share of the largest hundredth of the steps), "typical" (median over root mean
-      square of the change). Scalars: "var_reward", "reward_top_share", "ratio_delta" and
-      "ratio_next" (the sum of the channels' variances over the reward's), "jumps_reward".
+      square of the change). Scalars: "mean_reward", "var_reward", "reward_top_share",
+      "ratio_delta" and "ratio_next" (the sum of the channels' variances over the reward's).
     """
     obs, next_obs, reward = (np.asarray(x, float) for x in (obs, next_obs, reward))
     delta = next_obs - obs
@@ -168,6 +168,7 @@ def scales(obs: np.ndarray, next_obs: np.ndarray, reward: np.ndarray) -> Named:
         "var_next": var_next,
         "top_share": top_share(delta - delta.mean(0)),
         "typical": _ratio(np.square(np.median(np.abs(delta), 0)), np.square(delta).mean(0)) ** 0.5,
+        "mean_reward": reward.mean(),
         "var_reward": var_reward,
         "reward_top_share": top_share((reward - np.median(reward))[:, None])[0],
         "ratio_delta": _ratio(var_delta.sum(), var_reward),

@@ -112,7 +112,8 @@ def _html(found: Offline, said: verdict.Verdict, command: str) -> str:
         *(f"<li>{_first_upper(cause.text)}</li>" for cause in said.causes[1:]),
         *(f"<li>{escape(remark)}</li>" for remark in said.remarks),
         f"<li>{escape(found.source)}; {found.transitions:,} transitions for each of {seeds} "
-        f"seed{'s' if seeds > 1 else ''}. "
+        f"seed{'s' if seeds > 1 else ''}. The models are small and briefly trained, the same for "
+        "every code: compare codes, and expect more of a long training. "
         + ("Ranges are 95 % t intervals over seeds." if seeds > 1 else
            "<b>One seed has no interval.</b>") + "</li>",
         "</ul>",
