@@ -70,6 +70,11 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
     """The task, what happened in it for every seed, and where that comes from."""
     seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
     if FLAGS.data is None:
+        if FLAGS.env.startswith("brax:"):
+            raise UsageError(
+                f"--env={FLAGS.env}: Brax's tasks have no simulator on the host; diagnose the "
+                "replay of a run (--data=FOLDER)"
+            )
         spec = envs.spec(FLAGS.env)
         found = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
         return spec, found, "Random policy, half white and half correlated actions"
@@ -87,6 +92,11 @@ def after(command: str) -> None:
     """The diagnosis of a run."""
     begin = time.perf_counter()
     reader = runs.Reader(Path(FLAGS.run))
+    if reader.config.env.startswith("brax:"):
+        raise UsageError(
+            f"--run={FLAGS.run}: Brax's tasks have no simulator on the host to ask; --data takes "
+            "its replay"
+        )
     out = Path(FLAGS.out or Path(FLAGS.run) / "diagnosis")
     found = []
     for step in reader.steps:

@@ -1,7 +1,11 @@
 """The diagnosis of a run: known values, rebuilt states, and the page."""
 
 import csv
+import dataclasses
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import gymnasium
 import jax
@@ -230,6 +234,32 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
     assert float(lines[0]["critic_bias"]) == pytest.approx(
         found[0].numbers["critic_bias"], rel=1e-4
     )
+
+
+def test_a_run_of_the_device_engine_or_without_a_model_leaves_parts_out(hopper, tmp_path):
+    reader = runs.Reader(hopper)
+    loaded = reader.load(300)
+    on_device = dataclasses.replace(reader.config, engine="mjx")
+    moved = loaded._replace(config=on_device, host={})
+    found = online.inspect(moved, 0, steps=3, starts=4)
+    assert "repeated" not in found.numbers and np.isfinite(found.numbers["policy_reward_r2"])
+    runpage.write([found], on_device, reader.spec, tmp_path, "x")
+    assert "were on the device" in (tmp_path / "diagnosis.html").read_text()
+    bare = loaded._replace(rows=loaded.rows._replace(model=None, synthetic=None))
+    found = online.inspect(bare, 0, steps=3, starts=4)
+    assert np.isfinite(found.numbers["critic_bias"]) and not found.channels
+    said = runpage.write([found], reader.config, reader.spec, tmp_path / "bare", "x")
+    assert len(said) == 1 and not (tmp_path / "bare" / "run-channels.csv").exists()
+
+
+def test_the_command_refuses_what_is_not_one_thing(tmp_path):
+    script = Path(__file__).parents[1] / "experiments" / "diagnose.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--env=cheetah-run", "--run=x"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "--env and --run are two things" in done.stderr
 
 
 def test_the_replay_is_a_recording(hopper):

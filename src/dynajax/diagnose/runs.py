@@ -89,41 +89,48 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def episodes(
-    data: Transition, valid: np.ndarray, time_limit: int, host: Mapping[str, Any], row: int
+    data: Transition,
+    valid: np.ndarray,
+    time_limit: int,
+    host: Mapping[str, Any] | None = None,
+    row: int = 0,
 ) -> list[Episode]:
     """The episodes of a row's transitions in order, numbered back from the running one.
 
     Args:
       host: the environments' progress at the same time, with the transition that is not stored
-        yet ("pending.obs", ...).
+        yet ("pending.obs", ...); without it episodes are numbered from 0.
     """
     if not len(valid):
         return []
-    waits, pending = bool(host["pending.valid"][row]), host["pending.obs"][row]
     # A hole is the last step of the episode that it is in: nothing can be seen to follow it.
     follows = np.append(
         same_bits(data.next_obs[:-1], data.obs[1:]) | ~valid[1:],
-        not waits or bool(same_bits(data.next_obs[-1], pending)),
+        host is None
+        or not host["pending.valid"][row]
+        or bool(same_bits(data.next_obs[-1], host["pending.obs"][row])),
     )
     ends = ~valid | (data.discount == 0) | ~follows
     starts = [0]
     for t in range(len(valid)):
         if ends[t] or t + 1 - starts[-1] >= time_limit:
             starts.append(t + 1)
-    # The transition that waits belongs to the running episode, unless it ended one.
-    waiting = int(host["episode"][row]) - (1 if int(host["length"][row]) == 0 else 0)
-    last = waiting - (1 if starts[-1] == len(valid) else 0)
-    if starts[-1] == len(valid):
+    ended = starts[-1] == len(valid)
+    if ended:
         starts.pop()
     stops = [*starts[1:], len(valid)]
-    first = last - len(starts) + 1
+    first = 0
+    if host is not None:
+        # The transition that waits belongs to the running episode, unless it ended one.
+        waiting = int(host["episode"][row]) - (1 if int(host["length"][row]) == 0 else 0)
+        first = waiting - (1 if ended else 0) - len(starts) + 1
     return [Episode(first + i, *ends) for i, ends in enumerate(zip(starts, stops, strict=True))]
 
 
 def recording(loaded: Loaded, row: int) -> Recording:
     """A row's replay as a recording, without what was dropped."""
     data, valid = in_order(loaded.row(row).real, loaded.stored)
-    found = episodes(data, valid, loaded.spec.time_limit, loaded.host, row)
+    found = episodes(data, valid, loaded.spec.time_limit)
     number = np.repeat(np.arange(len(found)), [e.stop - e.start for e in found])
     return Recording(Transition(*(x[valid] for x in data)), number[valid])
 
