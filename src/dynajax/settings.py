@@ -204,7 +204,7 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
         f"{group}.{name}": value for group in _GROUPS for name, value in plain[group].items()
     } | {"random_steps": plain["random_steps"]}
     names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine", "oracle")
-    config = make(**{name: plain[name] for name in names}, settings=settings)
+    config = make(**{name: plain[name] for name in names if name in plain}, settings=settings)
     variants = []
     for name in plain["variants"]:
         fixes, *values = name.split(";")
