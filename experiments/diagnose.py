@@ -8,23 +8,26 @@ of the task they can learn. --data=FOLDER takes a run's replay for that. With --
 critic and model where they are wrong, and the simulator for the truth.
 """
 
+import contextlib
+import html
 import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from dynajax import cli, envs, targets
-from dynajax.diagnose import data, fits, offline, page
+from dynajax.diagnose import data, fits, offline, online, page, runpage, runs
 from dynajax.loggers import duration
-from dynajax.types import UsageError
+from dynajax.types import EnvSpec, UsageError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", None, "A task to diagnose: DOMAIN-TASK, or [module:]Name-v0.")
 flags.DEFINE_string("data", None, "A run's folder, whose replay takes the random policy's place.")
+flags.DEFINE_string("run", None, "A run's folder, to diagnose its critic and its model.")
 flags.DEFINE_multi_string("fix", [], "Comma list; repeat for more. All sensible ones by default.")
 flags.DEFINE_integer("transitions", 12_000, "Real transitions for each seed.", lower_bound=600)
 flags.DEFINE_integer("seeds", 3, "Seeds: data, split and weights of their own.", lower_bound=1)
@@ -39,15 +42,11 @@ def before(command: str) -> None:
     for code in codes:
         if codes.count(code) > 1:
             raise UsageError(f"--fix={code}: it is given twice")
-    spec = envs.spec(FLAGS.env)
-    name = re.sub(r"[:/]", ".", spec.name)
-    out = Path(FLAGS.out or Path("diagnosis") / name)
-    seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
-    recordings = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
-    source = "Random policy, half white and half correlated actions"
-    print(f"{spec.name}: {len(codes)} codes x {len(seeds)} seeds, {FLAGS.transitions:,} "
-          f"transitions each, collected in {duration(time.perf_counter() - begin)}",
-          flush=True)  # fmt: skip
+    spec, recordings, source = _recordings()
+    out = Path(FLAGS.out or Path("diagnosis") / re.sub(r"[:/]", ".", spec.name))
+    size = min(len(r.episode) for r in recordings)
+    print(f"{spec.name}: {len(codes)} codes x {len(recordings)} seeds, {size:,} transitions each, "
+          f"after {duration(time.perf_counter() - begin)}", flush=True)  # fmt: skip
     fitting = time.perf_counter()
 
     def said(done: int) -> None:
@@ -61,21 +60,79 @@ def before(command: str) -> None:
             print(f"fitting: about {duration(left)} left", flush=True)
 
     found = offline.measure(spec, recordings, codes, source=source, seed=FLAGS.seed, said=said)
-    try:
+    with _written(out):
         verdict = page.write(found, out, command)
+    lines = [verdict.headline, *(c.text for c in verdict.causes[1:]), *verdict.remarks]
+    _tell(lines, begin, out)
+
+
+def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
+    """The task, what happened in it for every seed, and where that comes from."""
+    seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
+    if FLAGS.data is None:
+        if FLAGS.env.startswith("brax:"):
+            raise UsageError(
+                f"--env={FLAGS.env}: Brax's tasks have no simulator on the host; diagnose the "
+                "replay of a run (--data=FOLDER)"
+            )
+        spec = envs.spec(FLAGS.env)
+        found = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
+        return spec, found, "Random policy, half white and half correlated actions"
+    reader = runs.Reader(Path(FLAGS.data))
+    loaded = reader.load(reader.steps[-1])
+    # A run with fewer rows gives some of them twice: split, weights and minibatches still differ.
+    rows = [row % reader.config.rows for row in range(FLAGS.seeds)]
+    found = [data.last(runs.recording(loaded, row), FLAGS.transitions) for row in rows]
+    if min(len(r.episode) for r in found) < 600:
+        raise UsageError(f"--data={FLAGS.data}: its replay has fewer than 600 transitions yet")
+    return reader.spec, found, f"The replay of {FLAGS.data} at step {loaded.step:,}"
+
+
+def after(command: str) -> None:
+    """The diagnosis of a run."""
+    begin = time.perf_counter()
+    reader = runs.Reader(Path(FLAGS.run))
+    if reader.config.env.startswith("brax:"):
+        raise UsageError(
+            f"--run={FLAGS.run}: Brax's tasks have no simulator on the host to ask; --data takes "
+            "its replay"
+        )
+    out = Path(FLAGS.out or Path(FLAGS.run) / "diagnosis")
+    found = []
+    for step in reader.steps:
+        loaded = reader.load(step)
+        for row in range(reader.config.rows):
+            found.append(online.inspect(loaded, row))
+            print(f"step {step:,}, {found[-1].variant}, seed {found[-1].seed}: "
+                  f"{duration(time.perf_counter() - begin)}", flush=True)  # fmt: skip
+    with _written(out):
+        lines = runpage.write(found, reader.config, reader.spec, out, command)
+    _tell(lines, begin, out)
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
-    lines = [verdict.headline, *(c.text for c in verdict.causes[1:]), *verdict.remarks]
-    print("\n".join(re.sub(r"</?b>", "", line) for line in lines))
+
+
+def _tell(lines: Sequence[str], begin: float, out: Path) -> None:
+    print("\n".join(html.unescape(re.sub(r"</?b>", "", line)) for line in lines))
     print(f"{duration(time.perf_counter() - begin)}; page: {out / 'diagnosis.html'}")
 
 
 def main(argv: Sequence[str]) -> None:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+    given = [name for name in ("env", "data", "run") if FLAGS[name].value is not None]
+    if len(given) != 1:
+        text = f"--{' and --'.join(given)} are two things" if given else "say what to diagnose"
+        raise UsageError(f"{text}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
     cli.use_compilation_cache()
     command = shlex.join(["python", "experiments/diagnose.py", *sys.argv[1:]])
-    before(command)
+    after(command) if given == ["run"] else before(command)
 
 
 if __name__ == "__main__":

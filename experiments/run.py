@@ -24,6 +24,8 @@ flags.DEFINE_integer("seed", 0, "The first seed.")
 flags.DEFINE_integer("steps", None, "Environment steps of each row; the preset's by default.")
 flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes on a laptop, or the paper.")
 flags.DEFINE_enum("engine", "host", ["host", "mjx"], "Environments beside the device, or on it.")
+flags.DEFINE_enum("oracle", "none", ["none", "reward", "state", "both"],
+                  "Which half of a synthetic transition the simulator gives.")  # fmt: skip
 flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as sac.utd=10.")
 flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")
@@ -55,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         seed=FLAGS.seed,
         steps=FLAGS.steps,
         engine=FLAGS.engine,
+        oracle=FLAGS.oracle,
     )
     cli.use_compilation_cache()
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])

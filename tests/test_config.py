@@ -50,6 +50,7 @@ PAPER = {
     "replay.synthetic": 1_000_000,
     "eval.every": 5000,
     "eval.episodes": 10,
+    "eval.checkpoints": 2,
     "host.workers": -1,
     "host.time_limit": 1000,
 }

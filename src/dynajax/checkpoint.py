@@ -130,6 +130,10 @@ class Checkpoints:
         finally:
             self._prune()
 
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, oldest first, which are not checked."""
+        return [step for p in self._checkpoints() if (step := _step(p)) is not None]
+
     def restore(self, template: TrainState, at_most: float = math.inf) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none.
 

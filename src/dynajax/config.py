@@ -101,6 +101,7 @@ class EvalConfig:
 
     every: int = _static(5000, 1)  # environment steps
     episodes: int = _static(10, 1)
+    checkpoints: int = _static(2, 1)  # how many stay, the newest; a diagnosis reads all
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Config:
     algo: Literal["mbpo", "sac"] = _static("mbpo")
     preset: str = _static("paper")
     engine: Literal["host", "mjx"] = _static("host")
+    oracle: Literal["none", "reward", "state", "both"] = _static("none")  # what is the simulator's
     variants: tuple[Variant, ...] = (Variant(),)
     seed: int = _static(0, 0, 2**31 - 1)
     seeds: int = _static(1, 1)
@@ -221,4 +223,6 @@ def run_name(config: Config) -> str:
     env = config.env.replace(":", ".").replace("/", ".")
     fixes = "_".join("+".join(v.fixes) or "none" for v in config.variants[:4])
     parts = [env, config.algo, *([fixes] if config.algo == "mbpo" else []), config.preset, digest]
+    if config.oracle != "none":
+        parts.insert(-1, f"oracle-{config.oracle}")
     return "-".join(parts)

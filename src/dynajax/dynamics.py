@@ -313,6 +313,10 @@ def _report(config: ModelConfig, model: Model, data: Split) -> Metrics:
     mean, log_variance = mean[model.elites], log_variance[model.elites]
     likelihood = jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance
     next_obs, reward = targets.decode(model.code, held.obs, mean.mean(0))
+    # Where a truth lies in the mixture of the elites, which is what rollouts draw from.
+    rank = jax.scipy.special.ndtr((z - mean) * jnp.exp(-0.5 * log_variance)).mean(0)
+    inside = (jnp.abs(rank - 0.5) <= 0.4).astype(jnp.float32)
+    noise = jnp.exp(log_variance).mean(0)
 
     def share(error: Array, values: Array) -> Array:
         variance = _weighted_mean(jnp.square(values - _weighted_mean(values, weights)), weights)
@@ -326,6 +330,8 @@ def _report(config: ModelConfig, model: Model, data: Split) -> Metrics:
         "r2_reward": share(reward - held.reward, held.reward),
         "scale_ratio": z_variance[:-1].sum() / z_variance[-1],
         "spread": jnp.sqrt(_weighted_mean(mean.var(0).mean(-1), weights)),
+        "noise": jnp.sqrt(_weighted_mean(noise.mean(-1), weights)),
+        "inside_80": _weighted_mean(inside.mean(-1), weights),
         "model_reward_mean": _weighted_mean(reward, weights),
         "real_reward_mean": _weighted_mean(held.reward, weights),
     }

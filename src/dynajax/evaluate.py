@@ -16,6 +16,9 @@ class Evaluation(NamedTuple):
 
     returns: np.ndarray  # (S, K) float64, undiscounted
     lengths: np.ndarray  # (S, K) int, environment steps
+    starts: np.ndarray | None = None  # (S, K, D), first observations
+    discounted: np.ndarray | None = None  # (S, K), the returns discounted
+    values: np.ndarray | None = None  # (S, K), what the critic says of the starts
 
 
 class Evaluator:
@@ -25,12 +28,20 @@ class Evaluator:
       config: a run's configuration.
       spec: what `envs.spec` says of its task.
       row_seeds: S seeds, those of the training environments.
+      discounts: S discounts of the rows; the configuration's if not given.
     """
 
-    def __init__(self, config: Config, spec: EnvSpec, row_seeds: Sequence[int]):
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvSpec,
+        row_seeds: Sequence[int],
+        discounts: Sequence[float] | None = None,
+    ):
         self._spec = spec
         self._seeds = [int(s) for s in row_seeds]
         self._episodes = config.eval.episodes
+        self._discounts = discounts or [config.sac.discount] * len(self._seeds)
         n = len(self._seeds) * self._episodes
         self._pool = EnvPool(
             spec.name,
@@ -57,7 +68,9 @@ class Evaluator:
             episode_seed(seed, "evaluate", step * k + i) for seed in self._seeds for i in range(k)
         ]
         returns, lengths = np.zeros(rows * k), np.zeros(rows * k, np.int64)
+        discounted, discount = np.zeros(rows * k), np.repeat(self._discounts, k)
         obs = self._pool.reset(np.arange(rows * k), seeds)
+        starts = obs.copy()
         active = np.flatnonzero(finite(obs))
         while active.size:
             actions = np.asarray(act(obs.reshape(rows, k, -1)), np.float32)
@@ -69,9 +82,14 @@ class Evaluator:
             obs = obs.copy()
             obs[stepped] = next_obs[good]
             returns[stepped] += reward[good]
+            discounted[stepped] += discount[stepped] ** lengths[stepped] * reward[good]
             lengths[stepped] += 1
             active = active[good & ~terminated & ~truncated]
-        return Evaluation(returns.reshape(rows, k), lengths.reshape(rows, k))
+        shape = rows, k
+        return Evaluation(
+            returns.reshape(shape), lengths.reshape(shape),
+            starts.reshape(*shape, -1), discounted.reshape(shape),
+        )  # fmt: skip
 
     def close(self) -> None:
         """Ends the environments and their processes."""

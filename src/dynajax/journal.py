@@ -135,7 +135,9 @@ class Journal:
             checkpoints = checkpoints / f"process-{jax.process_index()}"
         if self._first:
             self._stack.enter_context(RunFolder(self._path, self._config, self._info))
-        self._checkpoints = Checkpoints(checkpoints, rows=self._placement.rows)
+        self._checkpoints = Checkpoints(
+            checkpoints, self._config.eval.checkpoints, rows=self._placement.rows
+        )
         return self
 
     def __exit__(
@@ -287,7 +289,7 @@ class Journal:
             left = rate * (self._config.steps - step)
         self._progress.evaluation(step, result, left)
         self.logs.evaluation(step, result)
-        self._log(step, engine)
+        self._log(step, engine, result)
         dropped = int(self._of_all(engine.dropped).sum())
         self.logs.time(
             step,
@@ -302,7 +304,7 @@ class Journal:
             },
         )
 
-    def _log(self, step: int, engine: "Engine") -> None:
+    def _log(self, step: int, engine: "Engine", result: Evaluation | None = None) -> None:
         for fit_step, metrics in self._fits:
             self.logs.metrics("fit", fit_step, self._of_all(metrics))
         self._fits = []
@@ -312,6 +314,10 @@ class Journal:
         train_return = np.array([np.mean(scores) if scores else np.nan for scores in ended])
         if self._metrics:
             metrics = self._of_all({**self._metrics, "train_return": train_return})
+            if result is not None and result.values is not None:
+                assert result.discounted is not None
+                metrics["start_value"] = result.values.mean(1)
+                metrics["start_return"] = result.discounted.mean(1)
             self.logs.metrics("learn", step, metrics)
 
     def save(self, step: int, state: TrainState, engine: "Engine") -> None:

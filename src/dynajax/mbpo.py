@@ -92,14 +92,41 @@ def imagine(row: Row, shared: Shared, spec: EnvSpec, length: Array | int, key: A
     return jax.lax.fori_loop(0, length, extend, carry)[0]
 
 
-def learn(
+def propose(
     row: Row, shared: Shared, spec: EnvSpec, transition: Transition, valid: Array
+) -> tuple[Row, tuple[Array, Transition, Array]]:
+    """Inserts, and makes the synthetic transitions that `learn` would make, for an oracle.
+
+    Returns:
+      The row, and of rollouts of one step the starts' slots (B,), the transitions, leaves (B, ...),
+      and which are finite (B,).
+    """
+    config, model = row.config, row.model
+    assert model is not None
+    row = insert(row, shared, transition, valid)
+    start_key, key = jax.random.split(jax.random.split(row.key, 5)[1])
+    slots = replay.draw(start_key, row.real, shared.step + 1, (config.rollout.batch,))
+    starts = replay.take(row.real, slots)
+    key = jax.random.fold_in(key, 0)
+    imagined = rollouts.imagine(config, spec, row.agent, model, starts.obs, key)
+    return row, (slots, *imagined)
+
+
+def learn(
+    row: Row,
+    shared: Shared,
+    spec: EnvSpec,
+    transition: Transition,
+    valid: Array,
+    told: tuple[Transition, Array] | None = None,
 ) -> tuple[Row, Metrics]:
     """One environment step's learning: insert, rollouts, and U updates on mixed minibatches.
 
     Args:
       shared: the counters before this step.
       transition, valid: one real step, leaves (...).
+      told: an oracle's synthetic transitions, leaves (B, ...), and which count (B,), in place of
+        the rollouts.
     """
     config = row.config
     row = insert(row, shared, transition, valid)
@@ -111,9 +138,14 @@ def learn(
     rewards = {"real_reward_mean": batches.reward.mean()}
     if config.algo == "mbpo":
         length = rollouts.horizon(config, shared.step)
-        ring = imagine(row, shared, spec, length, rollout_key)
-        row = row._replace(synthetic=ring)
         blocks = config.replay.synthetic // config.rollout.batch
+        if told is None:
+            ring = imagine(row, shared, spec, length, rollout_key)
+        else:
+            assert row.synthetic is not None
+            start = shared.blocks % blocks * config.rollout.batch
+            ring = replay.add(row.synthetic, *told, start)
+        row = row._replace(synthetic=ring)
         filled = jnp.minimum(shared.blocks + length, blocks) * config.rollout.batch
         shape = (updates, config.sac.batch - real_size)
         imagined = replay.take(ring, replay.draw(synthetic_key, ring, filled, shape))

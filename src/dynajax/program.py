@@ -19,9 +19,11 @@ class Functions(NamedTuple):
 
     act: Callable[[TrainState, Any, Any], Array]  # obs (S, D), step -> (S, A)
     greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
+    value: Callable[[TrainState, Any], Array]  # of the greedy action, obs (S, K, D) -> (S, K)
     insert: Callable[[TrainState, Transition, Any], TrainState]  # valid (S,)
     fit: Callable[[TrainState], tuple[TrainState, Metrics]]
-    learn: Callable[[TrainState, Transition, Any], tuple[TrainState, Metrics]]
+    propose: Callable[[TrainState, Transition, Any], tuple[TrainState, Any]]
+    learn: Callable[..., tuple[TrainState, Metrics]]  # see `mbpo.learn`
     reset_agent: Callable[[TrainState], TrainState]
 
 
@@ -37,6 +39,13 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
 
         return jax.vmap(one)(state.rows, obs)
 
+    def value(state: TrainState, obs: Array) -> Array:
+        def one(row: Row, o: Array) -> Array:
+            action = sac.greedy(row.config.sac, row.agent.actor, o, spec.action_dim)
+            return sac.q_values(row.config.sac, row.agent.critic, o, action).mean(0)
+
+        return jax.vmap(one)(state.rows, obs)
+
     def insert(state: TrainState, transition: Transition, valid: Array) -> TrainState:
         shared = state.shared
         rows = jax.vmap(lambda row, t, v: mbpo.insert(row, shared, t, v))(
@@ -48,12 +57,23 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
         rows, metrics = jax.vmap(mbpo.fit)(state.rows)
         return state._replace(rows=rows), metrics
 
-    def learn(
+    def propose(
         state: TrainState, transition: Transition, valid: Array
+    ) -> tuple[TrainState, tuple[Array, Transition, Array]]:
+        rows, made = jax.vmap(lambda row, t, v: mbpo.propose(row, state.shared, spec, t, v))(
+            state.rows, transition, valid
+        )
+        return state._replace(rows=rows), made
+
+    def learn(
+        state: TrainState,
+        transition: Transition,
+        valid: Array,
+        told: tuple[Transition, Array] | None = None,
     ) -> tuple[TrainState, Metrics]:
         shared = state.shared
-        rows, metrics = jax.vmap(lambda row, t, v: mbpo.learn(row, shared, spec, t, v))(
-            state.rows, transition, valid
+        rows, metrics = jax.vmap(lambda row, t, v, o: mbpo.learn(row, shared, spec, t, v, o))(
+            state.rows, transition, valid, told
         )
         blocks = rollouts.horizon(config, shared.step) if config.algo == "mbpo" else 0
         return TrainState(Shared(shared.step + 1, shared.blocks + blocks), rows), metrics
@@ -61,7 +81,7 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
     def reset_agent(state: TrainState) -> TrainState:
         return state._replace(rows=jax.vmap(lambda row: mbpo.reset_agent(row, spec))(state.rows))
 
-    return Functions(act, greedy, insert, fit, learn, reset_agent)
+    return Functions(act, greedy, value, insert, fit, propose, learn, reset_agent)
 
 
 class Program(NamedTuple):
@@ -73,8 +93,10 @@ class Program(NamedTuple):
     init: Callable[[], TrainState]
     act: jax.stages.Wrapped
     greedy: jax.stages.Wrapped
+    value: jax.stages.Wrapped
     insert: jax.stages.Wrapped
     fit: jax.stages.Wrapped
+    propose: jax.stages.Wrapped
     learn: jax.stages.Wrapped
     reset_agent: jax.stages.Wrapped
 
@@ -85,7 +107,12 @@ class Program(NamedTuple):
     def lower(self, config: Config, spec: EnvSpec) -> list[jax.stages.Lowered]:
         """The large programs, before they are compiled."""
         state = jax.eval_shape(self.init)
-        learn = self.learn.lower(state, *transition_shapes(self.placement.rows, spec))
+        shapes = transition_shapes(self.placement.rows, spec)
+        told: tuple[Any, ...] = ()
+        if config.oracle != "none":
+            _, (_, *made) = jax.eval_shape(self.propose, state, *shapes)
+            told = (self.placement.real(tuple(made)),)
+        learn = self.learn.lower(state, *shapes, *told)
         return [learn, self.fit.lower(state)] if config.algo == "mbpo" else [learn]
 
 
@@ -115,6 +142,7 @@ def build(config: Config, spec: EnvSpec, placement: Placement | None = None) -> 
     functions = over_rows(config, spec)
     # What the environments give is small: every device gets all of it, and takes its own rows.
     given = EVERYWHERE
+    told = () if config.oracle == "none" else (given,)
     donated = functools.partial(placement.spread, donate_argnums=0)
     return Program(
         placement=placement,
@@ -131,13 +159,20 @@ def build(config: Config, spec: EnvSpec, placement: Placement | None = None) -> 
         greedy=placement.spread(
             lambda state, obs: functions.greedy(state, own(obs)), (STATE, given), BY_ROWS
         ),
+        value=placement.spread(
+            lambda state, obs: functions.value(state, own(obs)), (STATE, given), BY_ROWS
+        ),
         insert=donated(
             lambda state, *data: functions.insert(state, *own(data)), (STATE, given, given), STATE
         ),
         fit=donated(functions.fit, (STATE,), (STATE, BY_ROWS)),
+        propose=donated(
+            lambda state, *data: functions.propose(state, *own(data)),
+            (STATE, given, given), (STATE, BY_ROWS),
+        ),
         learn=donated(
             lambda state, *data: functions.learn(state, *own(data)),
-            (STATE, given, given), (STATE, BY_ROWS),
+            (STATE, given, given, *told), (STATE, BY_ROWS),
         ),
         reset_agent=donated(functions.reset_agent, (STATE,), STATE),
     )  # fmt: skip

@@ -128,6 +128,8 @@ def write_report(folder: str | Path) -> Path:
     run = read_run(folder)
     title = f"{run.config['env']}: {run.config['algo'].upper()}, preset {run.config['preset']}"
     evals: Series = {_shown(run, v): (run.steps, values) for v, values in run.evals.items()}
+    if run.config.get("oracle", "none") != "none":
+        title += f", oracle {run.config['oracle']}"
     panel = Panel(evals, figures.RETURN, include=0.0)
     write_atomically(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
     stories = _model_story(run) if run.config["algo"] == "mbpo" else {}
@@ -275,6 +277,13 @@ def _model_story(run: Run) -> dict[str, list[tuple[Panel, str]]]:
         (Panel(fit("spread"), "standard deviation of means", "Do the members agree?", scale="log"),
          "How far the ensemble's members are apart, in the network's own units. It falls as data "
          "pin the dynamics down, and rises where the agent explores."),
+        (Panel(fit("noise"), "standard deviation", "How noisy does the world look?", scale="log"),
+         "The noise that the members see in the world, in the network's own units. Much more than "
+         "the error above is noise that the model made up, and rollouts add it to every step."),
+        (Panel(fit("inside_80"), "share of held-out transitions", "Does it know its errors?",
+               include=0.8),
+         "Share of the true values inside the intervals that should hold 80 % of them. Less is "
+         "overconfidence, more is needless noise."),
         (Panel(fit("fit_steps"), "gradient steps of a fit", "Work of each fit"),
          "How long each refit trained. With early stopping a short fit had nothing left to gain."),
     ]}  # fmt: skip
@@ -297,6 +306,11 @@ def _critic_story(run: Run) -> dict[str, list[tuple[Panel, str]]]:
          "Solid: what the critic expects of the states it trains on (discounted return). Dotted: "
          "the target it is pulled towards. Both should grow with the return, and stay together; "
          "growth without bound is divergence."),
+        (Panel(learn("start_value"), "value", "Expected, and real", learn("start_return")),
+         "Solid: what the critic expects in the first states of the evaluation's episodes. Dotted: "
+         "the discounted return that the deterministic policy had there, without SAC's reward for "
+         "randomness. Solid far below dotted is underestimation; experiments/diagnose.py --run "
+         "measures it exactly."),
         (Panel(learn("critic_loss"), "squared error", "Critic loss", scale="log"),
          "How far the critic is from its targets. It grows with the values; sudden jumps are a "
          "warning."),

@@ -15,7 +15,7 @@ from dynajax.types import UsageError
 
 _GROUPS = ("sac", "model", "rollout", "replay", "eval", "host")
 #: Set by a flag of their own, and so not by `--set`.
-_OWN_FLAG = ("env", "algo", "preset", "engine", "variants", "seed", "seeds", "steps")
+_OWN_FLAG = ("env", "algo", "preset", "engine", "oracle", "variants", "seed", "seeds", "steps")
 
 
 class Setting(NamedTuple):
@@ -123,6 +123,7 @@ def make(
     seed: int = 0,
     steps: int | None = None,
     engine: str = "host",
+    oracle: str = "none",
 ) -> Config:
     """A checked configuration.
 
@@ -137,6 +138,7 @@ def make(
       seeds: rows of each variant, numbered from `seed`.
       steps: environment steps of each row; the preset's if not given.
       engine: "host", or "mjx" for environments on the device.
+      oracle: "reward", "state" or "both": which half of a synthetic transition is the simulator's.
 
     Raises:
       UsageError: with one line that names the argument, its value and what would be right.
@@ -147,6 +149,8 @@ def make(
         raise UsageError(f"--algo={algo}: choose one of mbpo, sac")
     if engine not in ("host", "mjx"):
         raise UsageError(f"--engine={engine}: choose one of host, mjx")
+    if oracle not in ("none", "reward", "state", "both"):
+        raise UsageError(f"--oracle={oracle}: choose one of none, reward, state, both")
     parsed_fixes = [targets.parse_fixes(text) for text in fixes or ("",)]
     if algo == "sac" and any(parsed_fixes):
         raise UsageError(
@@ -180,13 +184,35 @@ def make(
     base = PRESETS[preset]
     config = dataclasses.replace(
         base, env=env, algo=cast(Any, algo), engine=cast(Any, engine), variants=variants,
-        seeds=seeds, seed=seed, steps=base.steps if steps is None else steps,
+        oracle=cast(Any, oracle), seeds=seeds, seed=seed,
+        steps=base.steps if steps is None else steps,
     )  # fmt: skip
     for path, value in settings.items():
         config = assign(config, path, parse("--set", path, value))
     for variant in variants:
         _check(config_of(config, variant))
     return config
+
+
+def from_dict(plain: Mapping[str, Any]) -> Config:
+    """The configuration that `config.as_dict` made into JSON, as a run's config.json has it.
+
+    Raises:
+      UsageError: it is another version's.
+    """
+    settings = {
+        f"{group}.{name}": value for group in _GROUPS for name, value in plain[group].items()
+    } | {"random_steps": plain["random_steps"]}
+    names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine", "oracle")
+    config = make(**{name: plain[name] for name in names if name in plain}, settings=settings)
+    variants = []
+    for name in plain["variants"]:
+        fixes, *values = name.split(";")
+        pairs = (value.split("=") for value in values)
+        variants.append(
+            Variant(targets.parse_fixes(fixes), tuple((path, float(v)) for path, v in pairs))
+        )
+    return dataclasses.replace(config, variants=tuple(variants))
 
 
 def _check(c: Config) -> None:
@@ -204,6 +230,15 @@ def _check(c: Config) -> None:
         f"--steps={c.steps}: it must be a multiple of eval.every={c.eval.every}; "
         f"the nearest is {max(1, round(c.steps / c.eval.every)) * c.eval.every}",
     )
+    if c.oracle != "none":
+        asked = f"--oracle={c.oracle}: "
+        need(c.algo == "mbpo", asked + "plain SAC has no synthetic data; choose --algo=mbpo")
+        need(c.engine == "host", asked + "the simulator is on the host; choose --engine=host")
+        need(
+            c.rollout.horizon == (1,),
+            asked + "the simulator knows the first step of a rollout only; "
+            "choose --set rollout.horizon=1",
+        )
     need(
         c.random_steps < c.replay.real,
         f"--set random_steps={c.random_steps}: it must be under replay.real={c.replay.real}",

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from dynajax import envs
-from dynajax.config import Config, run_name
+from dynajax.config import Config, config_of, run_name
 from dynajax.device import DeviceEngine
 from dynajax.envs.host import HostEnvs
 from dynajax.evaluate import Evaluation, Evaluator
 from dynajax.journal import Journal, interruptions
+from dynajax.oracle import Oracle
 from dynajax.placement import place
 from dynajax.program import Program, build
 from dynajax.types import EnvSpec, TrainState, Transition
@@ -54,9 +55,12 @@ class HostEngine(HostEnvs):
     def __init__(self, config: Config, spec: EnvSpec, program: Program):
         seeds = [seed for _, seed in program.placement.pairs]
         super().__init__(config, spec, seeds)
-        self._evaluate = Evaluator(config, spec, seeds)
+        discounts = [config_of(config, config.variants[i]).sac.discount
+                     for i, _ in program.placement.pairs]  # fmt: skip
+        self._evaluate = Evaluator(config, spec, seeds, discounts)
         self._config, self._program = config, program
         self._pending: tuple[Transition, np.ndarray] | None = None
+        self._oracle = None if config.oracle == "none" else Oracle(config, seeds)
 
     def run(
         self, state: TrainState, step: int, journal: Journal, interrupted: Callable[[], bool]
@@ -76,19 +80,28 @@ class HostEngine(HostEnvs):
                 pass
             elif learning < 0:
                 state = program.insert(state, *self._pending)
-            else:
+            elif self._oracle is None:
                 state, metrics = program.learn(state, *self._pending)
+                journal.learned(metrics)
+            else:
+                state, proposed = program.propose(state, *self._pending)
+                told = self._oracle.correct(*program.placement.real(jax.device_get(proposed)))
+                state, metrics = program.learn(state, *self._pending, told)
                 journal.learned(metrics)
 
             with journal.clock("update"):
                 action = program.placement.real(np.asarray(chosen))
             with journal.clock("environment"):
+                if self._oracle is not None:
+                    self._oracle.record(self.snapshot())
                 self._pending = self.step(action)
             journal.stepped(t + 1)
 
             if (t + 1) % config.eval.every == 0:
                 with journal.clock("evaluate"):
-                    return state, t + 1, self._evaluate(self._greedy(state), t + 1)
+                    found = self._evaluate(self._greedy(state), t + 1)
+                    values = np.asarray(program.value(state, found.starts))
+                    return state, t + 1, found._replace(values=program.placement.real(values))
             if interrupted():
                 return state, t + 1, None
         return state, config.steps, None
@@ -106,18 +119,23 @@ class HostEngine(HostEnvs):
         assert self._pending is not None
         transition, valid = self._pending
         pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
-        return {**super().progress(), **pending, "pending.valid": valid}
+        told = {} if self._oracle is None else self._oracle.progress()
+        return {**super().progress(), **pending, "pending.valid": valid, **told}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Goes back to an earlier `progress`; see `HostEnvs`."""
         pending = [progress[f"pending.{name}"] for name in Transition._fields]
         self._pending = Transition(*pending), progress["pending.valid"]
         super().restore(progress)
+        if self._oracle is not None:
+            self._oracle.restore(progress)
 
     def close(self) -> None:
         """Ends the environments and their processes."""
         super().close()
         self._evaluate.close()
+        if self._oracle is not None:
+            self._oracle.close()
 
 
 ENGINES: dict[str, Callable[[Config, EnvSpec, Program], Engine]] = {

@@ -77,6 +77,11 @@ def shuffled(recording: Recording, seed: int) -> Transition:
     return recording.part(order).transitions
 
 
+def last(recording: Recording, most: int) -> Recording:
+    """The newest transitions."""
+    return recording.part(slice(max(0, len(recording.episode) - most), None))
+
+
 def parts(recording: Recording) -> tuple[Recording, Recording]:
     """What fits may use (and hold out transitions of), and what they never see: `FRESH` of all.
 

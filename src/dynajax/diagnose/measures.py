@@ -78,7 +78,7 @@ def scores(mean: np.ndarray, variance: np.ndarray, obs: np.ndarray, true: np.nda
     inside = coverage(mean, variance, true)
     return {
         "reward_r2": r2(middle[:, -1], true[:, -1]),
-        "reward_bias": _ratio_of_std(middle[:, -1].mean() - true[:, -1].mean(), reward_std),
+        "reward_bias": shift(middle[:, -1], true[:, -1], reward_std),
         "reward_noise": _ratio_of_std(noise[-1], reward_std),
         "skill": skill(middle[:, :-1], obs, true[:, :-1]),
         "rmse": np.sqrt(np.square(middle - true).mean(0))[:-1],
@@ -87,6 +87,11 @@ def scores(mean: np.ndarray, variance: np.ndarray, obs: np.ndarray, true: np.nda
         "inside": inside[:, :-1][:, moving].mean(1) if moving.any() else np.full(3, np.nan),
         "reward_inside": inside[:, -1] if reward_std > CONSTANT else np.full(3, np.nan),
     }
+
+
+def shift(predicted: np.ndarray, true: np.ndarray, std: float) -> np.ndarray:
+    """Mean of the predicted less mean of the true (B,), in standard deviations; NaN for none."""
+    return _ratio_of_std(predicted.mean() - true.mean(), std)
 
 
 def _ratio_of_std(part: float, std: float) -> np.ndarray:
@@ -152,8 +157,8 @@ def scales(obs: np.ndarray, next_obs: np.ndarray, reward: np.ndarray) -> Named:
     Returns:
       By channel (D,): "var_delta" Var(s' - s), "var_next" Var(s'), "top_share" (of the squared
       change, the share of the largest hundredth of the steps), "typical" (median over root mean
-      square of the change). Scalars: "var_reward", "reward_top_share", "ratio_delta" and
-      "ratio_next" (the sum of the channels' variances over the reward's), "jumps_reward".
+      square of the change). Scalars: "mean_reward", "var_reward", "reward_top_share",
+      "ratio_delta" and "ratio_next" (the sum of the channels' variances over the reward's).
     """
     obs, next_obs, reward = (np.asarray(x, float) for x in (obs, next_obs, reward))
     delta = next_obs - obs
@@ -163,6 +168,7 @@ def scales(obs: np.ndarray, next_obs: np.ndarray, reward: np.ndarray) -> Named:
         "var_next": var_next,
         "top_share": top_share(delta - delta.mean(0)),
         "typical": _ratio(np.square(np.median(np.abs(delta), 0)), np.square(delta).mean(0)) ** 0.5,
+        "mean_reward": reward.mean(),
         "var_reward": var_reward,
         "reward_top_share": top_share((reward - np.median(reward))[:, None])[0],
         "ratio_delta": _ratio(var_delta.sum(), var_reward),

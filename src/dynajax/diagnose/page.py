@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from dynajax import figures, statistics
+from dynajax import figures, statistics, targets
 from dynajax.diagnose import measures, verdict
 from dynajax.diagnose.offline import Offline
-from dynajax.figures import Bars, Panel
+from dynajax.figures import Panel
 from dynajax.folder import write_atomically
 
 #: What lies lower is cut off in pictures.
 _FLOOR = -1.0
+#: The line on which a model knows its errors.
+_CLAIM = "as claimed"
+_GREY: figures.Style = {"color": "#8a8a8a", "linestyle": "-."}
 
 
 def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -109,20 +112,26 @@ def _html(found: Offline, said: verdict.Verdict, command: str) -> str:
         *(f"<li>{_first_upper(cause.text)}</li>" for cause in said.causes[1:]),
         *(f"<li>{escape(remark)}</li>" for remark in said.remarks),
         f"<li>{escape(found.source)}; {found.transitions:,} transitions for each of {seeds} "
-        f"seed{'s' if seeds > 1 else ''}. "
+        f"seed{'s' if seeds > 1 else ''}. The models are small and briefly trained, the same for "
+        "every code: compare codes, and expect more of a long training. "
         + ("Ranges are 95 % t intervals over seeds." if seeds > 1 else
            "<b>One seed has no interval.</b>") + "</li>",
         "</ul>",
     ]  # fmt: skip
     shown = shown_codes(found, said.advice)
-    style = figures.styles(found.codes)
+    style = figures.styles(shown)
     parts += [
-        figures.picture("", figures.png(_bars(found)),
+        figures.picture("", figures.png(_bars(found, said.advice)),
             "How much of what happens next is predicted, on transitions that no fit was shown: 1 "
             "is everything, 0 no more than always saying the average (below -1 is cut off). Left: "
-            "the reward. Middle: how the state changes, in the median channel. Right: the mean of the "
-            "five channels that are predicted worst. Each bar is one way of writing down what the "
-            "model has to predict (--fix)."),
+            "the reward. Middle: how the state changes, in the median channel. Right: the mean of "
+            "the five channels that are predicted worst. Each bar is one way of writing down what "
+            "the model has to predict: red as published, green what is suggested. Lines: 95 % t "
+            "interval over seeds."),
+        figures.html_table(["fix", "what it does"], [
+            ["none", "as published: predict s' - s and the reward, in the task's units"],
+            *([name, escape(fix.summary)] for name, fix in targets.FIXES.items()),
+        ]),
         "<h2>What the model is asked to predict</h2>",
         figures.picture("", figures.png(scale_picture(found)),
             "Each channel of the observation: how much it varies (s', squares) and how much it "
@@ -133,9 +142,9 @@ def _html(found: Offline, said: verdict.Verdict, command: str) -> str:
             "How much of each channel's change is predicted: 1 is everything, 0 no more than its "
             "mean change (below -1 is cut off)."),
         "<h2>Can it be trusted?</h2>",
-        figures.story(_panels(found, shown), {name: style[name] for name in shown}),
+        figures.story(_panels(found, shown), style | {_CLAIM: _GREY}),
         "<h2>Numbers</h2>",
-        figures.html_table(*_numbers(found, style)),
+        figures.html_table(*_numbers(found)),
         f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
         "<p>All numbers: codes.csv, channels.csv and chains.csv beside this page.</p>",
     ]  # fmt: skip
@@ -152,24 +161,39 @@ def shown_codes(found: Offline, advice: str) -> list[str]:
     return [code for code in dict.fromkeys(wanted) if code in found.codes] or list(found.codes[:4])
 
 
-def _bars(found: Offline) -> Any:
-    def panel(title: str, values: np.ndarray) -> Bars:
-        bars = {
-            code: statistics.Interval(*(
-                max(float(x), _FLOOR) if np.isfinite(x) else np.nan
-                for x in statistics.interval(values[:, c])
-            ))
-            for c, code in enumerate(found.codes)
-        }  # fmt: skip
-        return Bars(title, "share predicted", bars)
-
+def _bars(found: Offline, advice: str) -> Any:
+    """How much every code predicts: three sets of bars that share their labels."""
     skill = found.scores["skill"]
-    return figures.bars(
-        [panel("The reward", np.nan_to_num(found.scores["reward_r2"])),
-         panel("The state's change (median channel)", measures.median(skill)),
-         panel("The five worst channels", measures.worst(skill))],
-        title="What a small model learns, by code",
-    )  # fmt: skip
+    columns = {
+        "The reward": found.scores["reward_r2"],
+        "The state's change (median channel)": measures.median(skill),
+        "The five worst channels": measures.worst(skill),
+    }
+    names = list(found.codes)
+    colours = {"none": figures.VERMILLION, advice: figures.GREEN}
+    height = 1.2 + 0.32 * len(names)
+    with figures.house_style():
+        figure, grid = figures.canvas(3, (3.5, height), (3.5, height))
+        for i, (axes, (title, values)) in enumerate(zip(grid, columns.items(), strict=True)):
+            for place, name in enumerate(names):
+                point, low, high = (float(x) for x in statistics.interval(values[:, place]))
+                if not np.isfinite(point):
+                    continue
+                bar = max(point, _FLOOR)
+                axes.barh(place, bar, 0.66, color=colours.get(name, figures.SKY), alpha=0.85)
+                if np.isfinite(low):
+                    axes.plot(np.clip([low, high], _FLOOR, 1), [place] * 2, color=figures.BLACK)
+                axes.text(1.06, place, verdict.number(point), va="center", fontsize=9)
+            axes.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.set_xlim(_FLOOR, 1.35)
+            axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+            axes.axvline(0, color=figures.BLACK, linewidth=0.8)
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
+            axes.set_title(title)
+            axes.set_xlabel("share predicted")
+    return figure
 
 
 def groups(channels: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -225,7 +249,7 @@ def scale_picture(found: Offline) -> Any:
 
 def skill_picture(found: Offline, shown: Sequence[str]) -> Any:
     """Skill by channel of a few codes."""
-    x, style = np.arange(len(found.channels)), figures.styles(found.codes)
+    x, style = np.arange(len(found.channels)), figures.styles(shown)
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, (9.6, 3.2), (9.6, 3.2))
         for i, code in enumerate(shown):
@@ -245,12 +269,16 @@ def skill_picture(found: Offline, shown: Sequence[str]) -> Any:
 def _panels(found: Offline, shown: Sequence[str]) -> list[tuple[Panel, str]]:
     index = {code: found.codes.index(code) for code in shown}
     steps = np.arange(1, found.chains["open_skill"].shape[2] + 1)
-    skill = {n: (steps, measures.median(found.chains["open_skill"][:, c]))
-             for n, c in index.items()}  # fmt: skip
-    reward = {n: (steps, found.chains["open_reward_r2"][:, c]) for n, c in index.items()}
+    skill, reward = (
+        {n: (steps, np.clip(values[:, c], _FLOOR, 1)) for n, c in index.items()}
+        for values in (measures.median(found.chains["open_skill"]), found.chains["open_reward_r2"])
+    )
     shares = np.array(measures.COVERAGES)
-    inside = {n: (shares, found.new["inside"][:, c]) for n, c in index.items()}
-    reward_inside = {n: (shares, found.new["reward_inside"][:, c]) for n, c in index.items()}
+    perfect = {_CLAIM: (shares, shares[None])}
+    inside, reward_inside = (
+        perfect | {n: (shares, found.new[name][:, c]) for n, c in index.items()}
+        for name in ("inside", "reward_inside")
+    )
     ahead, claimed = "steps ahead", "share that the model claims"
     return [
         (Panel(skill, "share predicted", "Many steps ahead: the state", floor=-1.0, xlabel=ahead),
@@ -262,14 +290,14 @@ def _panels(found: Offline, shown: Sequence[str]) -> list[tuple[Panel, str]]:
         (Panel(inside, "share found inside", "Does it know what it does not know?", xlabel=claimed,
                include=1.0),
          "Share of the true next states inside the intervals that the model says hold 50, 80 and "
-         "95 % of them, in new episodes. On the diagonal it is right; below it is overconfident."),
+         "95 % of them, in new episodes. On the grey line it is right; below it is overconfident."),
         (Panel(reward_inside, "share found inside", "The same for the reward", xlabel=claimed,
                include=1.0),
          "As to the left, for the reward."),
     ]  # fmt: skip
 
 
-def _numbers(found: Offline, style: Mapping[str, figures.Style]) -> tuple[list[str], list[Any]]:
+def _numbers(found: Offline) -> tuple[list[str], list[Any]]:
     header = ["code", "reward R²", "reward bias", "reward noise", "state skill", "worst five",
               "inside 80 %", "reward R², new episodes", f"skill after "
               f"{found.chains['open_skill'].shape[2]} steps"]  # fmt: skip
@@ -282,6 +310,5 @@ def _numbers(found: Offline, style: Mapping[str, figures.Style]) -> tuple[list[s
             s["inside"][:, c, 1], new["reward_r2"][:, c],
             measures.median(chain["open_skill"][:, c, -1]),
         ]  # fmt: skip
-        rows.append([figures.swatch(style[code]) + escape(code),
-                     *(escape(verdict.figure(column)) for column in columns)])  # fmt: skip
+        rows.append([escape(code), *(escape(verdict.figure(column)) for column in columns)])
     return header, rows

@@ -15,10 +15,11 @@ from dynajax.diagnose import measures
 from dynajax.diagnose.offline import Offline
 
 #: From this share of its variation on, something counts as learned: half of what there is to
-#: know. Between it and GOOD a page only remarks.
+#: know.
 LEARNED = 0.5
-#: A model this good is not what stands in the way.
-GOOD = 0.8
+#: A reward that is known this well is not what stands in the way. Below it, a code that does
+#: better by GAIN says that the rest was there to be learned.
+GOOD = 0.9
 #: A gain in R² or skill that is worth another set of fixes; two seeds of the same code differ by
 #: 0.02 to 0.1.
 GAIN = 0.1
@@ -156,38 +157,46 @@ def judge(found: Offline) -> Verdict:
         head = (
             "Nothing here explains a failure: with "
             f"{'published targets' if first == 'none' else first} the model predicts "
-            f"{_percent(found.scores['reward_r2'][:, base])} of the reward's variation and "
+            f"{_reward_share(found, base)} and "
             f"{_percent(measures.median(found.scores['skill'])[:, base])} of the state's change "
             "(median channel) on transitions that it was not shown."
         )
         if gains:
             head += (
                 f" <b>--fix={advice}</b> would predict "
-                f"{_percent(found.scores['reward_r2'][:, best])} and "
+                f"{_reward_share(found, best)} and "
                 f"{_percent(measures.median(found.scores['skill'])[:, best])}."
             )
     return Verdict(head, tuple(causes), tuple(remarks), "" if advice == "none" else advice)
 
 
 def _percent(values: np.ndarray) -> str:
-    mean = float(np.mean(values))
-    return f"{100 * max(mean, 0):.0f} %" if np.isfinite(mean) else "nothing (it is constant)"
+    return f"{100 * max(float(np.mean(values)), 0):.0f} %"
+
+
+def _reward_share(found: Offline, code: int) -> str:
+    r2 = found.scores["reward_r2"][:, code]
+    return f"{_percent(r2)} of the reward's variation" if np.isfinite(r2).all() else "the reward"
 
 
 def _reward(found: Offline, base: int, best: int) -> list[Cause]:
     r2, scales = found.scores["reward_r2"], found.scales
-    if (scales["var_reward"] <= measures.CONSTANT**2).any():
+    silent = scales["var_reward"] <= measures.CONSTANT**2
+    if silent.any():
+        if silent.all() and (np.abs(scales["mean_reward"]) > measures.CONSTANT).all():
+            return []  # see `_scale`
+        sets = "the data" if silent.all() else f"{silent.sum()} of {len(silent)} sets of data"
         return [Cause(
             "reward unseen",
-            "the random policy never meets a reward that differs from any other, so no model can "
-            "learn it from these data, and nothing can be said about it. Diagnose a run's replay "
-            "instead (--data=RUN_FOLDER).",
+            f"in {sets} the reward never changes, so no model can learn it from them, and nothing "
+            "can be said about it. Diagnose a run's replay instead (--data=RUN_FOLDER).",
         )]  # fmt: skip
     now, top = r2[:, base], r2[:, r2.mean(0).argmax()]
     code = found.codes[int(r2.mean(0).argmax())]
     ratio = scales["ratio_next" if "target" in found.codes[base] else "ratio_delta"]
     spike = scales["reward_top_share"].mean() > JUMP
-    if now.mean() >= LEARNED:
+    partly = now.mean() < GOOD and _beats(top, now, GAIN)
+    if now.mean() >= LEARNED and not partly:
         return []
     raw = f"R² {figure(now)}"
     if top.mean() < LEARNED and spike:
@@ -203,13 +212,14 @@ def _reward(found: Offline, base: int, best: int) -> list[Cause]:
             f"the reward is not learned by any code (published targets: {raw}; best, {code}: "
             f"{figure(top)}).",
         )]  # fmt: skip
-    said = f"the reward is not learned from {_targets(found.codes[base])}: {raw}"
+    degree = "not" if now.mean() < LEARNED else "only partly"
+    said = f"the reward is {degree} learned from {_targets(found.codes[base])}: {raw}"
     if ratio.mean() > 1:
         said += f", the state's targets having {number(float(np.median(ratio)))} times its variance"
     helped = [
         f"{name} gives {figure(r2[:, found.codes.index(name)])}"
         for name in dict.fromkeys(["scale", found.codes[best], code])
-        if name in found.codes and r2[:, found.codes.index(name)].mean() > now.mean() + GAIN
+        if name in found.codes and r2[:, found.codes.index(name)].mean() > now.mean() + GAIN / 2
     ]
     return [Cause("reward lost", f"{said}; {', '.join(helped)}.")]
 
@@ -236,7 +246,12 @@ def _state(found: Offline, base: int, best: int) -> list[Cause]:
 def _scale(found: Offline) -> list[str]:
     s = found.scales
     if (s["var_reward"] <= measures.CONSTANT**2).any():
-        return []
+        if (np.abs(s["mean_reward"]) <= measures.CONSTANT).any():
+            return []
+        return [
+            f"The reward is {number(float(s['mean_reward'].mean()))} at every step, so there is "
+            "nothing to learn in it: what matters is when an episode ends, which rollouts know."
+        ]
     above = ((s["var_delta"] > BOUND).sum(1).mean(), (s["var_next"] > BOUND).sum(1).mean())
     text = (
         f"Raw targets: the variances of s' - s sum to {number(float(np.median(s['ratio_delta'])))} "

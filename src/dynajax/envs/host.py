@@ -122,6 +122,10 @@ class HostEnvs:
         self._next_episode(ended)
         return transition, valid
 
+    def snapshot(self) -> np.ndarray:
+        """The physics states of all rows: (S, L) float64, see `envs.states`."""
+        return self._pool.snapshot(self._rows)
+
     def pop_finished(self) -> list[tuple[int, float, int]]:
         """(row, return, length) of the episodes that ended since the last call."""
         finished, self._finished = self._finished, []

@@ -73,6 +73,9 @@ class _Chunk:
                 obs[j], reward[j], terminated[j], truncated[j], _ = self._envs[i].step(action)
         return obs, reward, terminated, truncated
 
+    def snapshot(self, indices: np.ndarray, _: Any = None) -> np.ndarray:
+        return np.stack([self._envs[i].snapshot() for i in indices])
+
     def close(self) -> None:
         for env in self._envs:
             env.close()
@@ -224,6 +227,13 @@ class EnvPool:
             return self._chunk.step(index, action)
         obs, reward, terminated, truncated = self._call("step", index, action)
         return obs, reward, terminated, truncated
+
+    def snapshot(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Physics states of `indices`: (len, L) float64, see `envs.states`."""
+        index = np.asarray(indices, np.int64)
+        if self._chunk:
+            return self._chunk.snapshot(index)
+        return self._call("snapshot", index, index)[0]
 
     def close(self) -> None:
         """Ends the environments and their processes; can be called again."""

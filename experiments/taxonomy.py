@@ -1,0 +1,177 @@
+"""Which measured property of a task goes with failure: tables and a picture over many diagnoses.
+
+    python experiments/taxonomy.py results/diagnosis/outcomes.csv
+
+The CSV names tasks and what became of published MBPO on them (`task,outcome,mbpo`: fails or works,
+and its final return, SAC = 100, where it is known). The folder TASK beside it holds what
+`diagnose.py --env=TASK` wrote. Writes table.csv, table.md, taxonomy.csv, taxonomy.md and
+taxonomy.png beside it.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from scipy import stats
+
+from dynajax import cli, figures
+from dynajax.diagnose.page import write_csv
+from dynajax.diagnose.verdict import figure
+from dynajax.folder import write_atomically
+from dynajax.types import UsageError
+
+FLAGS = flags.FLAGS
+
+Lines = Sequence[dict[str, str]]
+
+
+def _of(code: str, name: str) -> Callable[[Lines], np.ndarray]:
+    return lambda lines: np.array([float(x[name]) for x in lines if x["code"] == code])
+
+
+def _best(name: str) -> Callable[[Lines], np.ndarray]:
+    def best(lines: Lines) -> np.ndarray:
+        codes = list(dict.fromkeys(x["code"] for x in lines))
+        return np.max([_of(code, name)(lines) for code in codes], axis=0)
+
+    return best
+
+
+def _direct(folder: Path) -> float:
+    with open(folder / "channels.csv") as file:
+        kinds = [line["kind"] for line in csv.DictReader(file)]
+    return sum(kind.startswith("direct") for kind in kinds) / len(kinds)
+
+
+#: Name -> how it is read from codes.csv, over seeds; "lower" where low values should mean failure.
+PROPERTIES: dict[str, tuple[Callable[[Lines], np.ndarray], str]] = {
+    "state skill, published targets": (_of("none", "state_skill"), "lower"),
+    "state skill, best code": (_best("state_skill"), "lower"),
+    "reward R², published targets": (_of("none", "reward_r2"), "lower"),
+    "reward R², scale": (_of("scale", "reward_r2"), "lower"),
+    "reward R², best code": (_best("reward_r2"), "lower"),
+    "Σ Var(s' - s) / Var(r)": (_of("none", "ratio_delta"), "higher"),
+    "Σ Var(s') / Var(r)": (_of("none", "ratio_next"), "higher"),
+    "reward noise, published targets": (_of("none", "reward_noise"), "higher"),
+    "|reward bias|, published targets": (
+        lambda lines: np.abs(_of("none", "reward_bias")(lines)), "higher"),
+    "skill after 20 steps, published targets": (_of("none", "open_skill_20"), "lower"),
+    "inside 80 %, new episodes, published": (_of("none", "new_inside_80"), "lower"),
+    "reward's share in 1 % of the steps": (_of("none", "reward_top_share"), "higher"),
+}  # fmt: skip
+
+
+def separation(failing: np.ndarray, working: np.ndarray, direction: str) -> float:
+    """How often a failing task has the worse value of a pair (ties count half): 0.5 is chance."""
+    a, b = (x[np.isfinite(x)] for x in (failing, working))
+    if not a.size or not b.size:
+        return float("nan")
+    sign = -1 if direction == "lower" else 1
+    gap = sign * (a[:, None] - b)
+    return float((gap > 0).mean() + 0.5 * (gap == 0).mean())
+
+
+def read(path: Path) -> tuple[list[dict[str, str]], dict[str, Lines]]:
+    """The outcomes, and every task's codes.csv.
+
+    Raises:
+      UsageError: a file is missing.
+    """
+    try:
+        outcomes: list[dict[str, str]] = list(csv.DictReader(path.open()))
+        lines: dict[str, Lines] = {
+            x["task"]: list(csv.DictReader((path.parent / x["task"] / "codes.csv").open()))
+            for x in outcomes
+        }
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    except KeyError:
+        raise UsageError(f"{path}: its columns must be task, outcome, mbpo") from None
+    return outcomes, lines
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(
+        "| " + " | ".join(row) + " |\n" + ("|" + "---|" * len(row) + "\n" if i == 0 else "")
+        for i, row in enumerate(rows)
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) != 1:
+        raise UsageError("name one file, such as results/diagnosis/outcomes.csv")
+    path = Path(argv[0])
+    outcomes, lines = read(path)
+    fails = np.array([x["outcome"] == "fails" for x in outcomes])
+    mbpo = np.array([float(x["mbpo"] or "nan") for x in outcomes])
+
+    table: list[dict[str, Any]] = []
+    text: list[list[str]] = []
+    for x in outcomes:
+        found = {name: get(lines[x["task"]]) for name, (get, _) in PROPERTIES.items()}
+        line: dict[str, Any] = dict(x)
+        for name, values in found.items():
+            line[name] = float(np.mean(values))
+        line["share of direct channels"] = _direct(path.parent / x["task"])
+        table.append(line)
+        short = list(PROPERTIES)[:7]
+        text.append([x["task"], x["outcome"], x["mbpo"] or "-", *(figure(found[n]) for n in short)])
+    write_csv(path.parent / "table.csv", table)
+    header = ["task", "published MBPO", "SAC = 100", *list(PROPERTIES)[:7]]
+    write_atomically(path.parent / "table.md", _markdown([header, *text]).encode())
+
+    judged: list[dict[str, Any]] = []
+    names = [*PROPERTIES, "share of direct channels"]
+    for name in names:
+        values = np.array([line[name] for line in table])
+        direction = PROPERTIES[name][1] if name in PROPERTIES else "higher"
+        known = np.isfinite(values) & np.isfinite(mbpo)
+        a, b = values[fails], values[~fails]
+        judged.append({
+            "property": name, "fails if": direction,
+            "separation": separation(a, b, direction),
+            "failing": f"{np.nanmin(a):.3g} to {np.nanmax(a):.3g}",
+            "working": f"{np.nanmin(b):.3g} to {np.nanmax(b):.3g}",
+            "rank correlation with return": float(
+                stats.spearmanr(values[known], mbpo[known]).statistic),
+            "tasks": int(known.sum()),
+        })  # fmt: skip
+    judged.sort(key=lambda x: -x["separation"])
+    write_csv(path.parent / "taxonomy.csv", judged)
+    rows = [list(judged[0])] + [
+        [f"{v:.2f}" if isinstance(v, float) else str(v) for v in x.values()] for x in judged
+    ]
+    write_atomically(path.parent / "taxonomy.md", _markdown(rows).encode())
+    picture = figures.png(_picture(table, fails, [x["property"] for x in judged[:4]]))
+    write_atomically(path.parent / "taxonomy.png", picture)
+    out = io.StringIO()
+    out.write(_markdown(rows))
+    print(out.getvalue(), end="")
+
+
+def _picture(table: Sequence[dict[str, Any]], fails: np.ndarray, names: Sequence[str]) -> Any:
+    """Every task along the best separating properties."""
+    with figures.house_style():
+        figure, grid = figures.canvas(len(names), (7, 4), (4.6, 3.9))
+        for axes, name in zip(grid, names, strict=True):
+            values = np.array([line[name] for line in table])
+            order = np.argsort(values)
+            colours = [figures.VERMILLION if fails[i] else figures.BLUE for i in order]
+            # Skills under -1 say no more than -1 does.
+            shown = np.maximum(values[order], -1) if "Σ" not in name else values[order]
+            axes.scatter(shown, range(len(order)), 26, color=colours)
+            axes.set_yticks(range(len(order)), [table[i]["task"] for i in order], fontsize=7.5)
+            if "Σ" in name:
+                axes.set_xscale("log")
+            axes.set_title(name)
+        figure.suptitle("Published MBPO fails (red) or works (blue)", fontsize=11.5,
+                        fontweight="bold", x=0.02, ha="left")  # fmt: skip
+    return figure
+
+
+if __name__ == "__main__":
+    cli.run(main)

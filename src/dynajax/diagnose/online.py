@@ -1,0 +1,414 @@
+"""The diagnosis of a run: where its critic and its model are wrong, by the simulator's word.
+
+From physics states of a run's replay the real simulator takes the current policy's actions. What
+comes of it is compared with what the critic expects, what the model says, and what the critic was
+trained on.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dynajax import envs, sac
+from dynajax.config import ModelConfig, SACConfig, config_of
+from dynajax.diagnose import fits, measures, runs
+from dynajax.diagnose.offline import step_ahead
+from dynajax.envs.host import finite
+from dynajax.types import Agent, Array, Model, Row, Transition
+
+#: States that the policy starts from, and synthetic transitions that are checked.
+STARTS, SYNTHETIC = 64, 400
+#: Real transitions that may be taken again to come to physics states.
+REPEATED = 6000
+#: A return is followed until what is left of it weighs this little; the critic says the rest.
+_REST = 0.01
+#: Simulators beside each other.
+_WAVE = 32
+
+
+class Paths(NamedTuple):
+    """What the policy did in the real simulator from B states, over L steps."""
+
+    obs: np.ndarray  # (L+1, B, D)
+    action: np.ndarray  # (L+1, B, A), the last one not taken
+    log_prob: np.ndarray  # (L+1, B)
+    reward: np.ndarray  # (L, B)
+    alive: np.ndarray  # (L+1, B) bool: the episode had not terminated before
+    terminated: np.ndarray  # (L, B) bool
+    valid: np.ndarray  # (B,) bool: all numbers were finite
+
+
+def soft_returns(
+    reward: np.ndarray,
+    terminated: np.ndarray,
+    log_prob: np.ndarray,
+    rest: np.ndarray,
+    discount: float,
+    temperature: float,
+) -> np.ndarray:
+    """SAC's returns, by what happened: r_0 + sum_k>0 gamma^k (r_k - alpha log pi_k), until the
+    episode terminated, or with `rest` after the last step.
+
+    Args:
+      reward, terminated: (L, B).
+      log_prob: (L+1, B), of the actions; the first is given, so it does not count.
+      rest: (B,) the critic's value of the last action, in the last state.
+
+    Returns:
+      (B,)
+    """
+    value = np.asarray(rest, float)
+    for k in reversed(range(len(reward))):
+        soft = value - temperature * log_prob[k + 1]
+        value = reward[k] + discount * np.where(terminated[k], 0.0, soft)
+    return value
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _act(
+    config: SACConfig, agent: Agent, obs: Array, action_dim: int, key: Array
+) -> tuple[Array, Array]:
+    return sac.sample(config, agent.actor, obs, key, action_dim)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _q(config: SACConfig, agent: Agent, obs: Array, action: Array) -> Array:
+    return sac.q_values(config, agent.critic, obs, action)
+
+
+def follow(
+    make: Callable[[], Any],
+    begin: Callable[[Any, int], np.ndarray],
+    count: int,
+    act: Callable[[np.ndarray, Array], tuple[Array, Array]],
+    steps: int,
+    seed: int,
+) -> Paths:
+    """Lets a policy act from `count` states, in as many simulators as fit beside each other.
+
+    Args:
+      make: makes a simulator.
+      begin: sets one to state i and gives back its observation (D,).
+      act: (obs (B, D), key) -> actions (B, A), log-densities (B,).
+      steps: L. A time limit on the way does not end a path where the simulator can be set to a
+        state; elsewhere it does, as the last state with a `rest` of its own would.
+    """
+    simulators = [make() for _ in range(min(count, _WAVE))]
+    waves = []
+    for first in range(0, count, _WAVE):
+        index = range(first, min(count, first + _WAVE))
+        waves.append(_wave(simulators[: len(index)], list(index), begin, act, steps, seed))
+    for simulator in simulators:
+        simulator.close()
+    return Paths(*(np.concatenate(x, axis=-1 if x[0].ndim < 3 else 1)
+                   for x in zip(*waves, strict=True)))  # fmt: skip
+
+
+def _wave(
+    simulators: list[Any],
+    index: list[int],
+    begin: Callable[[Any, int], np.ndarray],
+    act: Callable[[np.ndarray, Array], tuple[Array, Array]],
+    steps: int,
+    seed: int,
+) -> Paths:
+    obs = np.array([begin(s, i) for s, i in zip(simulators, index, strict=True)], np.float32)
+    alive, valid = np.ones(len(index), bool), np.ones(len(index), bool)
+    key = jax.random.fold_in(jax.random.PRNGKey(seed), index[0])
+    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
+    for k in range(steps + 1):
+        # Always as many rows, so that the policy is compiled once.
+        padded = np.zeros((_WAVE, obs.shape[1]), np.float32)
+        padded[: len(index)] = obs
+        chosen = act(padded, jax.random.fold_in(key, k))
+        action, log_prob = (np.asarray(x)[: len(index)] for x in chosen)
+        for column, x in zip(columns, (obs, action, log_prob, alive), strict=False):
+            column.append(x.copy())
+        if k == steps:
+            break
+        new, reward, ended = obs.copy(), np.zeros(len(index), np.float32), np.zeros_like(alive)
+        for j in np.flatnonzero(alive & valid):
+            simulator = simulators[j]
+            new[j], reward[j], ended[j], truncated, _ = simulator.step(action[j])
+            valid[j] = finite(new[j], reward[j])
+            if not valid[j]:
+                new[j], reward[j] = obs[j], 0.0
+            elif truncated and not ended[j] and can_restore(simulator):
+                # A time limit is none of the physics'.
+                simulator.restore(simulator.snapshot(), steps=0)
+        columns[4].append(reward)
+        columns[5].append(ended)
+        alive = alive & ~ended
+        obs = new
+    found = [np.stack(c) for c in columns]
+    return Paths(found[0], found[1], found[2], found[4], found[3], found[5], valid)
+
+
+def can_restore(env: Any) -> bool:
+    """Whether a simulator can be set to a stored state."""
+    return bool(getattr(env, "can_restore", True))
+
+
+class Findings(NamedTuple):
+    """What was found of one row at one checkpoint. None where it could not be asked for."""
+
+    variant: str
+    seed: int
+    step: int
+    numbers: dict[str, float]
+    channels: dict[str, np.ndarray]  # (D,), see `measures.scores`
+    chain: measures.Named | None  # see `measures.open_loop`
+    strip: "Strip | None"
+
+
+class Strip(NamedTuple):
+    """One path, real and imagined with the same actions: (T, D) each, and the physics states."""
+
+    real: np.ndarray
+    imagined: np.ndarray
+    states: np.ndarray | None  # (T, L)
+
+
+def elites(config: ModelConfig, model: Model) -> tuple[ModelConfig, Model]:
+    """The model's elites as an ensemble of their own."""
+    members = jax.tree.map(lambda p: p[np.asarray(model.elites)], model.params["members"])
+    smaller = dataclasses.replace(config, members=config.elites)
+    return smaller, model._replace(params={**model.params, "members": members})
+
+
+def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = STARTS) -> Findings:
+    """Everything about one row at one checkpoint."""
+    config, spec, row = loaded.config, loaded.spec, loaded.row(index)
+    variant, seed = config.row_pairs[index]
+    own = config_of(config, config.variants[variant])
+    rng = np.random.default_rng((seed, loaded.step))
+    numbers: dict[str, float] = {}
+    data, valid = runs.in_order(row.real, loaded.stored)
+    make = functools.partial(envs.make, config.env, time_limit=config.host.time_limit, seed=seed)
+    real_env = make()
+    settable = config.engine == "host" and can_restore(real_env)
+    act = functools.partial(_policy, own.sac, row.agent, spec.action_dim)
+    length = math.ceil(math.log(_REST) / math.log(own.sac.discount)) if own.sac.discount < 1 else (
+        spec.time_limit
+    )  # fmt: skip
+
+    places, states, synthetic = np.zeros(0, int), np.zeros((0, 1)), None
+    if settable:
+        chosen = _some_episodes(loaded, index, data, valid, rng)
+        inside = np.concatenate([np.arange(e.start, e.stop) for e in chosen])
+        inside = inside[valid[inside]]
+        wanted = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
+        synthetic = _matches(row, data, inside, rng) if row.synthetic is not None else None
+        both = np.union1d(wanted, synthetic[0] if synthetic else wanted)
+        rebuilt = runs.rebuild(loaded, index, chosen, both, data)
+        state_of = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
+        places = np.array([p for p in wanted if p in state_of], int)
+        states = np.array([state_of[p] for p in places])
+        numbers |= {"repeated": rebuilt.steps, "not_repeated": rebuilt.differ}
+        settable = len(places) > 0
+
+    def begin(env: Any, i: int) -> np.ndarray:
+        if not settable:
+            return env.reset(seed=int(rng.integers(2**31)))[0]
+        env.reset(seed=0)
+        env.restore(states[i], steps=0)
+        return data.obs[places[i]]
+
+    count = len(places) if settable else min(starts, 16)
+    paths = follow(make, begin, count, act, min(length, spec.time_limit * 10), seed)
+    numbers |= critic_bias(own.sac, row.agent, paths)
+    found = Findings(config.variants[variant].name, seed, loaded.step, numbers, {}, None, None)
+    if row.model is None:
+        return found
+    smaller, model = elites(own.model, row.model)
+    recent = np.flatnonzero(valid)
+    recent = rng.choice(recent, min(2000, len(recent)), replace=False)
+    replayed = step_ahead(smaller, model, Transition(*(x[recent] for x in data)))
+    visited = step_ahead(smaller, model, transitions(paths, slice(1, None), rng))
+    _note(numbers, "replay", replayed)
+    _note(numbers, "policy", visited)
+    if settable:
+        counter = step_ahead(smaller, model, transitions(paths, slice(0, 1), rng))
+        _note(numbers, "counterfactual", counter)
+        if synthetic:
+            numbers |= _synthetic(make, state_of, row, synthetic)
+    chain, strip = _chain(smaller, model, paths, min(steps, len(paths.reward)))
+    if settable:
+        strip = strip._replace(states=_states_along(real_env, begin, paths, strip))
+    real_env.close()
+    channels = {name: visited[name] for name in ("skill", "rmse", "noise", "spread")}
+    return found._replace(channels=channels, chain=chain, strip=strip)
+
+
+def _policy(
+    config: SACConfig, agent: Agent, action_dim: int, obs: np.ndarray, key: Array
+) -> tuple[Array, Array]:
+    return _act(config, agent, jnp.asarray(obs), action_dim, key)
+
+
+def critic_bias(config: SACConfig, agent: Agent, paths: Paths) -> dict[str, float]:
+    """What the critic expects less what came, from the paths' first states and actions.
+
+    Returns:
+      "critic_value", "critic_return" (means over the paths); "critic_bias", their difference over
+      the mean absolute return, of the twins' mean: negative is underestimation; "critic_bias_min"
+      of the smaller twin; "critic_bias_error", the standard error; "critic_correlation".
+    """
+    valid = paths.valid
+    first, last = (np.asarray(_q(config, agent, paths.obs[k], paths.action[k])) for k in (0, -1))
+    temperature = float(np.exp(agent.log_temperature))
+    returns = soft_returns(
+        paths.reward, paths.terminated, paths.log_prob, last.min(0), config.discount, temperature
+    )
+    returns, value, low = returns[valid], first.mean(0)[valid], first.min(0)[valid]
+    if not len(returns):
+        return {}
+    unit = max(float(np.abs(returns).mean()), 1e-12)
+    gap = value - returns
+    spread = value.std() * returns.std()
+    return {
+        "critic_value": float(value.mean()),
+        "critic_return": float(returns.mean()),
+        "critic_bias": float(gap.mean() / unit),
+        "critic_bias_error": float(gap.std() / math.sqrt(len(gap)) / unit),
+        "critic_bias_min": float((low - returns).mean() / unit),
+        "critic_correlation": float(
+            ((value - value.mean()) * (returns - returns.mean())).mean() / max(spread, 1e-12)
+        ),
+    }
+
+
+def transitions(
+    paths: Paths, part: slice, rng: np.random.Generator, most: int = 2000
+) -> Transition:
+    """Some of the steps of paths as transitions (B, ...)."""
+    reward = paths.reward[part]
+    there = (paths.alive[:-1] & paths.valid)[part]
+    where = np.flatnonzero(there.ravel())
+    where = rng.choice(where, min(most, len(where)), replace=False)
+
+    def flat(x: np.ndarray) -> np.ndarray:
+        return x[part].reshape(-1, *x.shape[2:])[where]
+
+    return Transition(
+        flat(paths.obs[:-1]), flat(paths.action[:-1]), reward.ravel()[where],
+        1.0 - paths.terminated[part].ravel()[where], flat(paths.obs[1:]),
+    )  # fmt: skip
+
+
+def _note(numbers: dict[str, float], where: str, found: measures.Named) -> None:
+    """Adds the scalars of `measures.scores` under names of their own."""
+    numbers |= {
+        f"{where}_reward_r2": float(found["reward_r2"]),
+        f"{where}_reward_bias": float(found["reward_bias"]),
+        f"{where}_reward_noise": float(found["reward_noise"]),
+        f"{where}_state_skill": float(measures.median(found["skill"])),
+        f"{where}_inside_80": float(found["inside"][1]),
+    }
+
+
+def _some_episodes(
+    loaded: runs.Loaded, index: int, data: Transition, valid: np.ndarray, rng: Any
+) -> list[runs.Episode]:
+    """Episodes at random, as many as may be taken again; one that the ring has cut is left out."""
+    found = runs.episodes(data, valid, loaded.spec.time_limit, loaded.host, index)
+    if loaded.stored > len(valid):
+        found = found[1:]
+    chosen: list[runs.Episode] = []
+    steps = 0
+    for i in rng.permutation(len(found)):
+        if chosen and steps + found[i].stop - found[i].start > REPEATED:
+            break
+        chosen.append(found[i])
+        steps += found[i].stop - found[i].start
+    return sorted(chosen)
+
+
+def _matches(
+    row: Row, data: Transition, inside: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Places of real states, and the synthetic transitions that began in them."""
+    assert row.synthetic is not None
+    place_of = {data.obs[p].tobytes(): int(p) for p in inside}
+    slots = rng.permutation(np.flatnonzero(row.synthetic.valid))
+    found = []
+    for slot in slots:
+        place = place_of.get(np.asarray(row.synthetic.data.obs[slot]).tobytes())
+        if place is not None:
+            found.append((place, int(slot)))
+            if len(found) == SYNTHETIC:
+                break
+    if not found:
+        return None
+    return np.array([p for p, _ in found]), np.array([s for _, s in found])
+
+
+def _synthetic(
+    make: Callable[[], Any],
+    state_of: dict[int, np.ndarray],
+    row: Row,
+    synthetic: tuple[np.ndarray, np.ndarray],
+) -> dict[str, float]:
+    """What the critic was trained on, against what really comes of the same states and actions."""
+    assert row.synthetic is not None
+    env, real, imagined = make(), [], []
+    env.reset(seed=0)
+    for place, slot in zip(*synthetic, strict=True):
+        if place not in state_of:
+            continue
+        t = Transition(*(x[slot] for x in row.synthetic.data))
+        env.restore(state_of[place], steps=0)
+        new, reward, *_ = env.step(t.action)
+        if finite(new, reward):
+            real.append(np.append(new, np.float32(reward)))
+            imagined.append((t.obs, np.append(t.next_obs, t.reward)))
+    env.close()
+    if len(real) < 2:
+        return {}
+    true, obs = np.array(real), np.array([o for o, _ in imagined])
+    said = np.array([x for _, x in imagined])
+    reward_std = true[:, -1].std()
+    return {
+        "synthetic_checked": len(true),
+        "synthetic_reward_r2": float(measures.r2(said[:, -1], true[:, -1])),
+        "synthetic_reward_bias": float(measures.shift(said[:, -1], true[:, -1], reward_std)),
+        "synthetic_state_skill": float(
+            measures.median(measures.skill(said[:, :-1], obs, true[:, :-1]))
+        ),
+    }
+
+
+def _chain(
+    config: ModelConfig, model: Model, paths: Paths, steps: int
+) -> tuple[measures.Named, Strip]:
+    """Open-loop predictions along the policy's own actions, from the paths' first states."""
+    actions = np.swapaxes(paths.action[:steps], 0, 1)
+    said = fits.open_loop(config, model, paths.obs[0], actions)
+    true = np.concatenate([paths.obs[1 : steps + 1], paths.reward[:steps, :, None]], -1)
+    there = paths.alive[:steps] & paths.valid
+    found = measures.open_loop(said, paths.obs[0], true, there)
+    # The path whose states are told about is one that lasts.
+    which = int(there.sum(0).argmax())
+    last = int(there[:, which].sum())
+    begin = paths.obs[:1, which]
+    imagined = np.concatenate([begin, said[:last, :, which, :-1].mean(1)])
+    return found, Strip(np.concatenate([begin, true[:last, which, :-1]]), imagined, None)
+
+
+def _states_along(
+    env: Any, begin: Callable[[Any, int], np.ndarray], paths: Paths, strip: Strip
+) -> np.ndarray:
+    """The physics states of the strip's path: (T, L)."""
+    which = int(np.flatnonzero((paths.obs[0] == strip.real[0]).all(-1))[0])
+    begin(env, which)
+    states = [env.snapshot()]
+    for k in range(len(strip.real) - 1):
+        env.step(paths.action[k, which])
+        states.append(env.snapshot())
+    return np.array(states)

@@ -1,0 +1,332 @@
+"""The diagnosis of a run: known values, rebuilt states, and the page."""
+
+import csv
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import dynajax
+from conftest import SMALL
+from dynajax import config, envs, sac, settings
+from dynajax.config import SACConfig
+from dynajax.diagnose import online, runpage, runs, skeleton
+from dynajax.types import EnvSpec, Transition, UsageError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+GAMMA = 0.9
+
+
+class Ones(gymnasium.Env):
+    """A reward of 1 at every step; the episode terminates after `ends` of them."""
+
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+
+    def __init__(self, ends=None):
+        self.ends = ends
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.array([self.time]), 1.0, self.time == self.ends, False, {}
+
+    def snapshot(self):
+        return np.array([self.time])
+
+    def restore(self, values):
+        self.time = int(values[0])
+
+
+class Unsettable(Ones):
+    snapshot = restore = None
+
+
+gymnasium.register("Ones-v0", Ones, max_episode_steps=8)
+gymnasium.register("OnesEnd-v0", Ones, kwargs={"ends": 5}, max_episode_steps=8)
+gymnasium.register("Unsettable-v0", Unsettable, kwargs={"ends": 5}, max_episode_steps=8)
+dynajax.register_termination("OnesEnd-v0", lambda obs, action, new: new[0] >= 5)
+dynajax.register_termination("Unsettable-v0", lambda obs, action, new: new[0] >= 5)
+
+
+# --- the critic's bias -------------------------------------------------------------------------
+
+
+def test_soft_returns_by_hand():
+    reward = np.array([[1.0, 1.0], [2.0, 2.0]])
+    terminated = np.array([[False, True], [False, False]])
+    log_prob = np.array([[9.0, 9.0], [-1.0, -1.0], [3.0, 3.0]])
+    found = online.soft_returns(reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0)
+    # 1 + 0.5 ((2 + 0.5 (10 - 2 * 3)) - 2 * -1); the other one ends with its first reward.
+    np.testing.assert_allclose(found, [1 + 0.5 * ((2 + 0.5 * 4) + 2), 1.0])
+
+
+def agent_that_says(value, log_temperature=-jnp.inf):
+    """An agent whose critic gives every state and action one value."""
+    spec = EnvSpec("ones", 1, 1, 8, ("x",), None)
+    small = SACConfig(hidden=(4,), discount=GAMMA)
+    agent = sac.init(small, spec, jax.random.PRNGKey(0))
+    head = agent.critic["head"]
+    head = {"kernel": jnp.zeros_like(head["kernel"]), "bias": jnp.full_like(head["bias"], value)}
+    return small, agent._replace(
+        critic={**agent.critic, "head": head}, log_temperature=jnp.asarray(log_temperature)
+    )
+
+
+def paths_of(name, small, agent, steps=30):
+    def act(obs, key):
+        return sac.sample(small, agent.actor, jnp.asarray(obs), key, 1)
+
+    def begin(env, i):
+        return env.reset(seed=i)[0]
+
+    return online.follow(lambda: envs.make(name), begin, 5, act, steps, 0)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 1.3])
+def test_the_bias_of_a_critic_in_an_mdp_of_known_value(share):
+    """A reward of 1 for ever is worth 1 / (1 - gamma), also beyond the time limit of 8 steps."""
+    value = 1 / (1 - GAMMA)
+    small, agent = agent_that_says(share * value)
+    paths = paths_of("Ones-v0", small, agent)
+    assert paths.alive.all() and paths.valid.all() and (paths.reward == 1).all()
+    found = online.critic_bias(small, agent, paths)
+    # What is left after 30 steps is the critic's own word.
+    real = value * (1 - GAMMA**30) + GAMMA**30 * share * value
+    assert found["critic_return"] == pytest.approx(real, rel=1e-5)
+    assert found["critic_bias"] == pytest.approx(share * value / real - 1, abs=1e-5)
+    assert found["critic_bias_error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_end_is_worth_nothing_and_randomness_has_its_reward():
+    small, agent = agent_that_says(0.0)
+    paths = paths_of("OnesEnd-v0", small, agent)
+    assert paths.terminated[4].all() and not paths.alive[5:].any()
+    found = online.critic_bias(small, agent, paths)
+    assert found["critic_return"] == pytest.approx(sum(GAMMA**k for k in range(5)), rel=1e-5)
+    assert found["critic_bias"] == pytest.approx(-1)
+    small, agent = agent_that_says(0.0, jnp.log(2.0))
+    soft = online.critic_bias(small, agent, paths)["critic_return"]
+    bonus = sum(GAMMA**k * -2.0 * paths.log_prob[k].mean() for k in range(1, 5))
+    assert soft == pytest.approx(found["critic_return"] + bonus, rel=1e-5)
+
+
+# --- a run, read back ---------------------------------------------------------------------------
+
+SIZES = SMALL | {"eval.every": 100, "eval.episodes": 1, "eval.checkpoints": 3, "replay.real": 500,
+                 "random_steps": 100, "model.fit_every": 100, "host.time_limit": 60}  # fmt: skip
+
+
+def trained(folder, env, **arguments):
+    run = settings.make(
+        env, preset="quick", settings=SIZES, steps=300, fixes=["none", "scale,auto,beta"],
+        **arguments,
+    )  # fmt: skip
+    assert dynajax.train(run, folder, quiet=True).finished
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("run") / "hopper", "Hopper-v4")
+
+
+def test_a_configuration_comes_back_from_json():
+    made = settings.make(
+        "cheetah-run", fixes=["scale,beta", "none"], vary={"model.learning_rate": [1e-3, 3e-4]},
+        settings={"rollout.horizon": (20, 90, 1, 5), "sac.critic_layer_norm": True}, seeds=3,
+    )  # fmt: skip
+    assert settings.from_dict(config.as_dict(made)) == made
+
+
+def test_checkpoints_stay_and_each_can_be_read(hopper):
+    reader = runs.Reader(hopper)
+    assert reader.steps == [100, 200, 300]
+    loaded = [reader.load(step) for step in reader.steps]
+    assert [x.step for x in loaded] == reader.steps
+    # The newest transition waits for the next step.
+    assert [x.stored for x in loaded] == [99, 199, 299]
+    assert loaded[0].row(1).model.fits == 0 and loaded[2].row(1).model.fits == 2
+
+
+def test_every_state_of_a_replay_is_rebuilt_and_leads_on(hopper):
+    reader = runs.Reader(hopper)
+    loaded = reader.load(300)
+    for row in range(2):
+        data, valid = runs.in_order(loaded.row(row).real, loaded.stored)
+        found = runs.episodes(data, valid, reader.spec.time_limit, loaded.host, row)
+        assert found[0].number == 0 and found[-1].stop == 299
+        assert len(found) > 5 and [e.number for e in found] == list(range(len(found)))
+        for episode in found[:-1]:
+            assert data.discount[episode.stop - 1] == 0
+        places = np.arange(299)
+        rebuilt = runs.rebuild(loaded, row, found, places, data)
+        np.testing.assert_array_equal(rebuilt.places, places)
+        assert rebuilt.differ == 0 and rebuilt.steps == 299
+        env = envs.make("Hopper-v4")
+        env.reset(seed=0)
+        for place in (290, 3, 150):
+            env.restore(rebuilt.states[place])
+            new, reward, *_ = env.step(data.action[place])
+            assert runs.same_bits(new, data.next_obs[place])
+            assert np.float32(reward) == data.reward[place]
+
+
+def test_what_does_not_repeat_is_left_out_and_counted(hopper):
+    loaded = runs.Reader(hopper).load(300)
+    data, valid = runs.in_order(loaded.row(0).real, loaded.stored)
+    found = runs.episodes(data, valid, 1000, loaded.host, 0)
+    second = found[1]
+    spoiled = data._replace(obs=data.obs.copy())
+    at = second.start + 2
+    spoiled.obs[at, 0] = np.nextafter(spoiled.obs[at, 0], np.float32(9))
+    rebuilt = runs.rebuild(loaded, 0, found, np.arange(len(valid)), spoiled)
+    gone = set(range(len(valid))) - set(rebuilt.places.tolist())
+    assert gone == set(range(at, second.stop)) and rebuilt.differ == len(gone)
+
+
+def test_a_ring_that_has_turned_keeps_its_numbers():
+    """Five episodes of four steps; the ring holds the last ten transitions, one of them a hole."""
+    obs = np.float32([[10 * (t // 4) + t % 4] for t in range(20)])
+    new = obs + 1
+    valid = np.ones(20, bool)
+    valid[15] = False
+    obs[15], new[15] = 0, 0
+    data = Transition(obs, np.zeros((20, 1)), np.zeros(20), np.ones(20), new)
+    last = Transition(*(x[9:19] for x in data))
+    host = {"episode": np.array([5]), "length": np.array([0]),
+            "pending.obs": obs[19:], "pending.valid": np.array([True])}  # fmt: skip
+    found = runs.episodes(last, valid[9:19], 4, host, 0)
+    assert found == [(2, 0, 3), (3, 3, 7), (4, 7, 10)]
+
+
+def test_a_run_is_inspected_and_told(hopper, tmp_path):
+    reader = runs.Reader(hopper)
+    loaded = reader.load(300)
+    found = [online.inspect(loaded, row, steps=5, starts=8) for row in range(2)]
+    for f in found:
+        assert f.numbers["not_repeated"] == 0 and f.numbers["repeated"] > 0
+        assert f.numbers["synthetic_checked"] > 30
+        for name in ("critic_bias", "policy_reward_r2", "counterfactual_state_skill",
+                     "synthetic_reward_r2", "replay_reward_bias"):  # fmt: skip
+            assert np.isfinite(f.numbers[name]), name
+        assert f.chain["open_skill"].shape == (5, 11)
+    said = runpage.write(found, reader.config, reader.spec, tmp_path, "the command")
+    assert len(said) == 2 and "critic" in said[0]
+    html = (tmp_path / "diagnosis.html").read_text()
+    assert "did not repeat bit for bit" in html and "On top the body from the side" in html
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    lines = list(csv.DictReader((tmp_path / "run.csv").open()))
+    assert [x["variant"] for x in lines] == ["none", "scale,auto,beta"]
+    assert float(lines[0]["critic_bias"]) == pytest.approx(
+        found[0].numbers["critic_bias"], rel=1e-4
+    )
+
+
+def test_a_run_of_the_device_engine_or_without_a_model_leaves_parts_out(hopper, tmp_path):
+    reader = runs.Reader(hopper)
+    loaded = reader.load(300)
+    on_device = dataclasses.replace(reader.config, engine="mjx")
+    moved = loaded._replace(config=on_device, host={})
+    found = online.inspect(moved, 0, steps=3, starts=4)
+    assert "repeated" not in found.numbers and np.isfinite(found.numbers["policy_reward_r2"])
+    runpage.write([found], on_device, reader.spec, tmp_path, "x")
+    assert "were on the device" in (tmp_path / "diagnosis.html").read_text()
+    bare = loaded._replace(rows=loaded.rows._replace(model=None, synthetic=None))
+    found = online.inspect(bare, 0, steps=3, starts=4)
+    assert np.isfinite(found.numbers["critic_bias"]) and not found.channels
+    said = runpage.write([found], reader.config, reader.spec, tmp_path / "bare", "x")
+    assert len(said) == 1 and not (tmp_path / "bare" / "run-channels.csv").exists()
+
+
+def test_the_command_refuses_what_is_not_one_thing(tmp_path):
+    script = Path(__file__).parents[1] / "experiments" / "diagnose.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--env=cheetah-run", "--run=x"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "--env and --run are two things" in done.stderr
+
+
+def test_the_replay_is_a_recording(hopper):
+    recording = runs.recording(runs.Reader(hopper).load(300), 0)
+    assert len(recording.episode) == 299 and recording.episode[0] == 0
+    ends = np.flatnonzero(np.diff(recording.episode))
+    np.testing.assert_array_equal(recording.transitions.discount[ends], 0)
+
+
+def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
+    """Synthetic transitions that are replaced by the truth have no error left."""
+    loaded = runs.Reader(hopper).load(300)
+    row = loaded.row(0)
+    data, valid = runs.in_order(row.real, loaded.stored)
+    found = runs.episodes(data, valid, 1000, loaded.host, 0)
+    rebuilt = runs.rebuild(loaded, 0, found, np.arange(299), data)
+    state_of = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
+    ring = row.synthetic.data
+    ring = Transition(*(np.array(x) for x in ring))
+    for slot in range(40):
+        for name in Transition._fields:
+            getattr(ring, name)[slot] = getattr(data, name)[slot]
+    row = row._replace(synthetic=row.synthetic._replace(data=ring))
+    chosen = np.arange(40), np.arange(40)
+    numbers = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
+    assert numbers["synthetic_checked"] == 40
+    assert numbers["synthetic_reward_r2"] == numbers["synthetic_state_skill"] == 1
+    ring.reward[:40] += 0.5
+    shifted = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
+    expected = 0.5 / data.reward[:40].std()
+    assert shifted["synthetic_reward_bias"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
+    folder = trained(tmp_path / "run", "Unsettable-v0")
+    reader = runs.Reader(folder)
+    found = [online.inspect(reader.load(300), 1, steps=3, starts=8)]
+    assert "synthetic_reward_r2" not in found[0].numbers
+    assert found[0].numbers["critic_return"] > 0
+    runpage.write(found, reader.config, reader.spec, tmp_path, "x")
+    assert "cannot be set to a stored state" in (tmp_path / "diagnosis.html").read_text()
+
+
+def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"it has no config\.json"):
+        runs.Reader(tmp_path)
+    (tmp_path / "config.json").write_text('{"config": {"env": "cheetah-run"}}')
+    with pytest.raises(UsageError, match="not the configuration of a run"):
+        runs.Reader(tmp_path)
+
+
+def test_positions_are_recognised_in_an_observation():
+    env = envs.make("cheetah-run")
+    env.reset(seed=0)
+    states, obs = [], []
+    for _ in range(5):
+        new = env.step(np.full(6, 0.5, np.float32))[0]
+        states.append(env.snapshot())
+        obs.append(new)
+    obs = np.array(obs)
+    positions = np.array([s[1:10] for s in states])
+    # qpos[0], the place along the ground, is not observed.
+    assert skeleton.shown_by(positions, obs) == {i: i - 1 for i in range(1, 9)}
+    shown = skeleton.sticks(env, np.array(states), obs, obs)
+    np.testing.assert_allclose(shown.imagined, shown.real, atol=1e-6)
+    moved = obs.copy()
+    moved[:, 2] += 1.0
+    assert (
+        np.abs(skeleton.sticks(env, np.array(states), obs, moved).imagined - shown.real).max() > 0.1
+    )

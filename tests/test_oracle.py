@@ -1,0 +1,108 @@
+"""Oracles: what they replace, that they change nothing else, and that they resume."""
+
+import jax
+import numpy as np
+import pytest
+
+import dynajax
+from conftest import SMALL
+from dynajax import envs, settings
+from dynajax.diagnose import runs
+from dynajax.program import build
+from dynajax.types import Transition, UsageError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SIZES = SMALL | {"eval.every": 60, "eval.episodes": 1, "random_steps": 60, "model.fit_every": 60,
+                 "host.time_limit": 40, "replay.synthetic": 1600, "replay.real": 500}  # fmt: skip
+
+
+def configured(oracle="none", steps=120, **arguments):
+    arguments = {"fixes": ["none", "scale"]} | arguments
+    return settings.make("Hopper-v4", settings=SIZES, oracle=oracle, steps=steps, **arguments)
+
+
+def test_an_oracle_that_agrees_changes_no_bit():
+    config = configured()
+    spec = envs.spec("Hopper-v4")
+    program = build(config, spec)
+
+    def data(t):
+        rng = np.random.default_rng(t)
+        obs, new = rng.normal(size=(2, 2, 11)).astype(np.float32)
+        action = rng.uniform(-1, 1, (2, 3)).astype(np.float32)
+        ones = np.ones(2, np.float32)
+        return Transition(obs, action, ones, ones, new), np.ones(2, bool)
+
+    plain = program.init()
+    for t in range(60):
+        plain = program.insert(plain, *data(t))
+    plain, _ = program.fit(plain)
+    asked = jax.tree.map(lambda x: x + 0 if x.dtype != bool else x | False, plain)
+    for t in range(60, 63):
+        plain, expected = program.learn(plain, *data(t))
+        asked, (_, *told) = program.propose(asked, *data(t))
+        asked, metrics = program.learn(asked, *data(t), tuple(told))
+    # Two programs round differently where they fuse differently, and nowhere else.
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(asked), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert expected["q_mean"] == pytest.approx(np.asarray(metrics["q_mean"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("which", ["reward", "state", "both"])
+def test_an_oracle_replaces_its_half_by_what_really_comes(which, tmp_path):
+    config = configured(which)
+    assert dynajax.train(config, tmp_path / "run", quiet=True).finished
+    reader = runs.Reader(tmp_path / "run")
+    assert reader.config.oracle == which
+    loaded = reader.load(120)
+    for index in range(2):
+        row = loaded.row(index)
+        data, valid = runs.in_order(row.real, loaded.stored)
+        found = runs.episodes(data, valid, reader.spec.time_limit, loaded.host, index)
+        rebuilt = runs.rebuild(loaded, index, found, np.arange(len(valid)), data)
+        assert rebuilt.differ == 0
+        place_of = {data.obs[p].tobytes(): p for p in rebuilt.places}
+        env = envs.make("Hopper-v4")
+        env.reset(seed=0)
+        slots = np.flatnonzero(row.synthetic.valid)
+        assert len(slots) > 400
+        same = {"reward": 0, "state": 0}
+        for slot in slots[:100]:
+            t = Transition(*(x[slot] for x in row.synthetic.data))
+            env.restore(rebuilt.states[place_of[t.obs.tobytes()]], steps=0)
+            new, reward, terminated, *_ = env.step(t.action)
+            same["reward"] += np.float32(reward) == t.reward
+            same["state"] += runs.same_bits(new, t.next_obs)
+            if which != "reward":
+                assert t.discount == 1 - terminated
+        for half, count in same.items():
+            assert count == (100 if which in (half, "both") else 0)
+
+
+def test_a_run_with_an_oracle_resumes_bit_for_bit(tmp_path):
+    whole = dynajax.train(configured("state", 180), tmp_path / "whole", quiet=True)
+    dynajax.train(configured("state", 120), tmp_path / "parts", quiet=True)
+    parts = dynajax.train(configured("state", 180), tmp_path / "parts", quiet=True)
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"algo": "sac", "fixes": [""]}, "--algo=mbpo"),
+        ({"engine": "mjx"}, "--engine=host"),
+    ],
+)
+def test_an_oracle_that_cannot_be_is_refused_in_one_line(arguments, text):
+    with pytest.raises(UsageError, match=text) as refused:
+        configured("reward", **arguments)
+    assert "\n" not in str(refused.value) and "--oracle=reward" in str(refused.value)
+
+
+def test_an_oracle_looks_one_step_ahead_only():
+    with pytest.raises(UsageError, match=r"rollout\.horizon=1"):
+        settings.make("Hopper-v4", oracle="both", settings={"rollout.horizon": 3})
+    with pytest.raises(UsageError, match="choose one of none, reward, state, both"):
+        settings.make("Hopper-v4", oracle="next")
