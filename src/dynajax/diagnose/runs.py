@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynajax import envs
+from dynajax import envs, placement
 from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config
 from dynajax.diagnose.data import Recording
 from dynajax.envs.pool import episode_seed
-from dynajax.placement import place
 from dynajax.program import build
 from dynajax.settings import from_dict
 from dynajax.types import EnvSpec, Replay, Row, Transition, UsageError
@@ -54,7 +53,7 @@ class Reader:
                 raise
             raise UsageError(f"{folder / 'config.json'}: not the configuration of a run") from None
         self._checkpoints = Checkpoints(folder / "checkpoints")
-        alone = place(self.config, jax.local_devices()[:1])
+        alone = placement.place(self.config, jax.local_devices()[:1])
         self._template = jax.eval_shape(build(self.config, self.spec, alone).init)
         self.steps = self._checkpoints.steps()
         if not self.steps:
