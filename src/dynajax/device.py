@@ -69,8 +69,7 @@ class Logs(NamedTuple):
 
     learn: Metrics  # (S,) of the last environment step
     fits: Metrics | None  # (S, G) of the fits at the start of each of G segments
-    returns: Array  # (S, K) of the evaluation
-    lengths: Array  # (S, K)
+    evaluation: Evaluation  # its arrays still on the device
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:
@@ -137,11 +136,14 @@ def advance(task: Task, world: World, action: Array) -> World:
     )
 
 
-def evaluate(task: Task, act: Callable[[Array], Array], starts: EnvState) -> tuple[Array, Array]:
-    """Returns and lengths (S, K) of an episode from each of `starts`.
+def evaluate(
+    task: Task, act: Callable[[Array], Array], discount: Array, starts: EnvState
+) -> Evaluation:
+    """An episode from each of `starts` (S, K).
 
     Args:
       act: (S, K, D) -> (S, K, A).
+      discount: (S,).
     """
     rows, episodes = starts.obs.shape[:2]
 
@@ -152,18 +154,21 @@ def evaluate(task: Task, act: Callable[[Array], Array], starts: EnvState) -> tup
             lambda x: x.reshape(rows, episodes, *x.shape[1:]), jax.vmap(task.step)(*flat)
         )
 
-    def step(carry: tuple[EnvState, Array, Array, Array], _: None) -> tuple[Any, None]:
-        env, active, returns, lengths = carry
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        env, active, returns, discounted, lengths = carry
         after, reward, terminated = by_one(env, act(env.obs))
         good = active & _finite(after.obs, reward)
         env = _where(good, after, env)
-        returns = returns + jnp.where(good, reward, 0.0)
-        return (env, good & ~terminated, returns, lengths + good), None
+        reward = jnp.where(good, reward, 0.0)
+        discounted = discounted + discount[:, None] ** lengths * reward
+        return (env, good & ~terminated, returns + reward, discounted, lengths + good), None
 
     active = jnp.isfinite(starts.obs).all(-1)
-    carry = (starts, active, jnp.zeros(active.shape), jnp.zeros(active.shape, jnp.int32))
-    _, _, returns, lengths = jax.lax.scan(step, carry, length=task.spec.time_limit)[0]
-    return returns, lengths
+    nothing = jnp.zeros(active.shape)
+    carry = (starts, active, nothing, nothing, jnp.zeros(active.shape, jnp.int32))
+    ended = jax.lax.scan(step, carry, length=task.spec.time_limit)[0]
+    _, _, returns, discounted, lengths = ended
+    return Evaluation(returns, lengths, discounted=discounted)
 
 
 def _periods(config: Config) -> tuple[int, int]:
@@ -224,9 +229,11 @@ def until_evaluated(
         return jax.vmap(task.reset)(jax.random.split(key, config.eval.episodes))
 
     policy = functools.partial(functions.greedy, state)
-    returns, lengths = evaluate(task, policy, jax.vmap(starts)(state.rows.seed_key))
+    begin = jax.vmap(starts)(state.rows.seed_key)
+    found = evaluate(task, policy, state.rows.config.sac.discount, begin)
+    found = found._replace(values=functions.value(state, begin.obs))
     fits = jax.tree.map(jnp.transpose, fits)
-    return state, Clocked(step, worlds), Logs(metrics, fits, returns, lengths)
+    return state, Clocked(step, worlds), Logs(metrics, fits, found)
 
 
 def _once_if(due: Array, change: Callable[[Any], Any], carry: Any) -> Any:
@@ -291,7 +298,8 @@ class DeviceEngine:
                     journal.fitted(t, jax.tree.map(lambda x, i=index: x[:, i], logs.fits))
         journal.stepped(until, config.eval.every)
         self._read()
-        return state, until, Evaluation(logs.returns.astype(np.float64), logs.lengths)
+        returns = logs.evaluation.returns.astype(np.float64)
+        return state, until, logs.evaluation._replace(returns=returns)
 
     def _read(self) -> None:
         """Takes what is to be logged out of the worlds."""

@@ -14,11 +14,11 @@ from dynajax.types import EnvSpec
 class Evaluation(NamedTuple):
     """K episodes of each of S rows."""
 
-    returns: np.ndarray  # (S, K) float64, undiscounted
-    lengths: np.ndarray  # (S, K) int, environment steps
-    starts: np.ndarray | None = None  # (S, K, D), first observations
-    discounted: np.ndarray | None = None  # (S, K), the returns discounted
-    values: np.ndarray | None = None  # (S, K), what the critic says of the starts
+    returns: Any  # (S, K) float64, undiscounted
+    lengths: Any  # (S, K) int, environment steps
+    starts: Any = None  # (S, K, D), first observations
+    discounted: Any = None  # (S, K), the returns discounted
+    values: Any = None  # (S, K), what the critic says of the starts
 
 
 class Evaluator:

@@ -315,7 +315,6 @@ class Journal:
         if self._metrics:
             metrics = self._of_all({**self._metrics, "train_return": train_return})
             if result is not None and result.values is not None:
-                assert result.discounted is not None
                 metrics["start_value"] = result.values.mean(1)
                 metrics["start_return"] = result.discounted.mean(1)
             self.logs.metrics("learn", step, metrics)
