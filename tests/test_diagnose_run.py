@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import fcntl
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from gymnasium import spaces
 
 import dynajax
 from conftest import SMALL
-from dynajax import config, envs, sac, settings
+from dynajax import config, envs, report, sac, settings
 from dynajax.config import SACConfig
 from dynajax.diagnose import online, runpage, runs, skeleton
 from dynajax.types import EnvSpec, Transition, UsageError
@@ -224,6 +225,17 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
                      "synthetic_reward_r2", "replay_reward_bias"):  # fmt: skip
             assert np.isfinite(f.numbers[name]), name
         assert f.chain["open_skill"].shape == (5, 11)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "eval.csv", "metrics.jsonl"):
+        (folder / name).write_bytes((hopper / name).read_bytes())
+    assert runpage.add_to_logs(found, folder)
+    bias = report.series(report.read_run(folder), "diagnosis", "critic_bias")
+    assert bias["scale,auto,beta"][1][0, 0] == found[1].numbers["critic_bias"]
+    assert "Is the critic right?" in report.write_report(folder).read_text()
+    with open(folder / "lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert not runpage.add_to_logs(found, folder)
     said = runpage.write(found, reader.config, reader.spec, tmp_path, "the command")
     assert len(said) == 2 and "critic" in said[0]
     html = (tmp_path / "diagnosis.html").read_text()

@@ -1,5 +1,7 @@
 """The diagnosis of a run as a page, and its numbers as CSV."""
 
+import fcntl
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -118,6 +120,27 @@ def write(
     html = _html(found, said, config, spec, command)
     write_atomically(folder / "diagnosis.html", html.encode())
     return said
+
+
+def add_to_logs(found: Sequence[Findings], folder: Path) -> bool:
+    """Writes the numbers into the run's metrics.jsonl too, as lines of the kind "diagnosis".
+
+    A run that goes on later cuts its logs back to its last checkpoint; run.csv stays.
+
+    Returns:
+      Whether it was done: a run that is under way is left alone.
+    """
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        with open(folder / "metrics.jsonl", "a") as file:
+            for f in found:
+                numbers = {n: v if np.isfinite(v) else None for n, v in f.numbers.items()}
+                line = {"kind": "diagnosis", "variant": f.variant, "seed": f.seed, "step": f.step}
+                file.write(json.dumps(line | numbers, allow_nan=False) + "\n")
+    return True
 
 
 def _html(
