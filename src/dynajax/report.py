@@ -92,7 +92,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def series(run: Run, kind: str, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A metric of the kind "learn", "fit" or "diagnosis": variant -> (steps (T,), values (seeds, T)).
+    """A metric of kind "learn", "fit" or "diagnosis": variant -> (steps (T,), values (seeds, T)).
 
     Null or missing values are NaN; a variant without any is left out. Plain SAC's is named SAC.
     """
