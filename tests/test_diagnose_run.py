@@ -274,6 +274,17 @@ def test_the_command_refuses_what_is_not_one_thing(tmp_path):
     assert "--env and --run are two things" in done.stderr
 
 
+def test_a_critic_is_called_what_its_seeds_say():
+    def said(*bias):
+        findings = [online.Findings("none", i, 5, {"critic_bias": b}, {}, None, None)
+                    for i, b in enumerate(bias)]  # fmt: skip
+        return runpage.judge(findings)[0]
+
+    assert "underestimates (" in said(-0.5, -0.3) and "overestimates (" in said(0.5, 0.3)
+    assert "about right" in said(0.1, -0.1) and "about right" in said(np.nan)
+    assert "upwards in some seeds" in said(1.5, -0.3)
+
+
 def test_the_replay_is_a_recording(hopper):
     recording = runs.recording(runs.Reader(hopper).load(300), 0)
     assert len(recording.episode) == 299 and recording.episode[0] == 0
