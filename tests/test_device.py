@@ -104,6 +104,9 @@ def test_both_engines_come_to_the_same(tmp_path, arguments, settings):
                 assert a["dropped"] == b["dropped"]
             else:
                 assert a.keys() == b.keys()
+                if kind == "learn":
+                    for name in ("start_value", "start_return"):
+                        assert a[name] == pytest.approx(b[name], rel=5e-3, abs=1e-3)
                 if kind == "learn" and a["train_return"] is not None:
                     assert a["train_return"] == pytest.approx(b["train_return"], abs=1e-4)
 

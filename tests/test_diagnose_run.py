@@ -20,6 +20,7 @@ from conftest import SMALL
 from dynajax import config, envs, report, sac, settings
 from dynajax.config import SACConfig
 from dynajax.diagnose import online, runpage, runs, skeleton
+from dynajax.oracle import Oracle
 from dynajax.types import EnvSpec, Transition, UsageError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -324,6 +325,8 @@ def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
     assert found[0].numbers["critic_return"] > 0
     runpage.write(found, reader.config, reader.spec, tmp_path, "x")
     assert "cannot be set to a stored state" in (tmp_path / "diagnosis.html").read_text()
+    with pytest.raises(UsageError, match="give it methods snapshot"):
+        Oracle(settings.make("Unsettable-v0", oracle="reward"), [0])
 
 
 def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):

@@ -67,6 +67,8 @@ class Logs(NamedTuple):
     fits: Metrics | None  # (G, S) of the fits at the start of each of G segments
     returns: Array  # (S, K) of the evaluation
     lengths: Array  # (S, K)
+    discounted: Array  # (S, K)
+    values: Array  # (S, K) what the critic says of the evaluation's first states
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:
@@ -133,25 +135,32 @@ def advance(task: Task, world: World, action: Array) -> World:
     )
 
 
-def evaluate(task: Task, act: Callable[[Array], Array], starts: EnvState) -> tuple[Array, Array]:
-    """Returns and lengths (S, K) of an episode from each of `starts`.
+def evaluate(
+    task: Task, act: Callable[[Array], Array], starts: EnvState, discount: Array
+) -> tuple[Array, Array, Array]:
+    """Returns, lengths and discounted returns (S, K) of an episode from each of `starts`.
 
     Args:
       act: (S, K, D) -> (S, K, A).
+      discount: (S,).
     """
 
-    def step(carry: tuple[EnvState, Array, Array, Array], _: None) -> tuple[Any, None]:
-        env, active, returns, lengths = carry
+    def step(carry: tuple[EnvState, Array, Array, Array, Array], _: None) -> tuple[Any, None]:
+        env, active, returns, lengths, discounted = carry
         after, reward, terminated = jax.vmap(jax.vmap(task.step))(env, act(env.obs))
         good = active & _finite(after.obs, reward)
         env = _where(good, after, env)
-        returns = returns + jnp.where(good, reward, 0.0)
-        return (env, good & ~terminated, returns, lengths + good), None
+        reward = jnp.where(good, reward, 0.0)
+        returns = returns + reward
+        discounted = discounted + discount[:, None] ** lengths * reward
+        return (env, good & ~terminated, returns, lengths + good, discounted), None
 
     active = jnp.isfinite(starts.obs).all(-1)
-    carry = (starts, active, jnp.zeros(active.shape), jnp.zeros(active.shape, jnp.int32))
-    _, _, returns, lengths = jax.lax.scan(step, carry, length=task.spec.time_limit)[0]
-    return returns, lengths
+    zeros, none = jnp.zeros(active.shape), jnp.zeros(active.shape, jnp.int32)
+    carry = (starts, active, zeros, none, zeros)
+    _, _, *found = jax.lax.scan(step, carry, length=task.spec.time_limit)[0]
+    returns, lengths, discounted = found
+    return returns, lengths, discounted
 
 
 def _periods(config: Config) -> tuple[int, int]:
@@ -207,8 +216,10 @@ def until_evaluated(
         return jax.vmap(task.reset)(jax.random.split(key, config.eval.episodes))
 
     policy = functools.partial(functions.greedy, state)
-    returns, lengths = evaluate(task, policy, jax.vmap(starts)(state.rows.seed_key))
-    return state, Clocked(step, worlds), Logs(metrics, fits, returns, lengths)
+    begin = jax.vmap(starts)(state.rows.seed_key)
+    found = evaluate(task, policy, begin, state.rows.config.sac.discount)
+    values = functions.value(state, begin.obs)
+    return state, Clocked(step, worlds), Logs(metrics, fits, *found, values)
 
 
 def _once_if(due: Array, change: Callable[[Any], Any], carry: Any) -> Any:
@@ -270,7 +281,13 @@ class DeviceEngine:
                     journal.fitted(t, jax.tree.map(lambda x, i=index: x[i], logs.fits))
         journal.stepped(until, config.eval.every)
         self._read()
-        return state, until, Evaluation(logs.returns.astype(np.float64), logs.lengths)
+        return (
+            state,
+            until,
+            Evaluation(
+                logs.returns.astype(np.float64), logs.lengths, None, logs.discounted, logs.values
+            ),
+        )
 
     def _read(self) -> None:
         """Takes what is to be logged out of the worlds."""
