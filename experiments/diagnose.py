@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dynajax import cli, envs, targets
+from dynajax import cli, envs, report, targets
 from dynajax.diagnose import data, fits, offline, online, page, runpage, runs
 from dynajax.loggers import duration
 from dynajax.types import EnvSpec, UsageError
@@ -107,6 +107,10 @@ def after(command: str) -> None:
                   f"{duration(time.perf_counter() - begin)}", flush=True)  # fmt: skip
     with _written(out):
         lines = runpage.write(found, reader.config, reader.spec, out, command)
+        if runpage.add_to_logs(found, Path(FLAGS.run)):
+            report.write_report(FLAGS.run)
+        else:
+            print("the run is under way, so its logs and its report are left as they are")
     _tell(lines, begin, out)
 
 

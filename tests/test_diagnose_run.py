@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import fcntl
 import re
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from gymnasium import spaces
 
 import dynajax
 from conftest import SMALL
-from dynajax import config, envs, sac, settings
+from dynajax import config, envs, report, sac, settings
 from dynajax.config import SACConfig
 from dynajax.diagnose import online, runpage, runs, skeleton
+from dynajax.oracle import Oracle
 from dynajax.types import EnvSpec, Transition, UsageError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -224,6 +226,17 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
                      "synthetic_reward_r2", "replay_reward_bias"):  # fmt: skip
             assert np.isfinite(f.numbers[name]), name
         assert f.chain["open_skill"].shape == (5, 11)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "eval.csv", "metrics.jsonl"):
+        (folder / name).write_bytes((hopper / name).read_bytes())
+    assert runpage.add_to_logs(found, folder)
+    bias = report.series(report.read_run(folder), "diagnosis", "critic_bias")
+    assert bias["scale,auto,beta"][1][0, 0] == found[1].numbers["critic_bias"]
+    assert "Is the critic right?" in report.write_report(folder).read_text()
+    with open(folder / "lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert not runpage.add_to_logs(found, folder)
     said = runpage.write(found, reader.config, reader.spec, tmp_path, "the command")
     assert len(said) == 2 and "critic" in said[0]
     html = (tmp_path / "diagnosis.html").read_text()
@@ -260,6 +273,17 @@ def test_the_command_refuses_what_is_not_one_thing(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--env and --run are two things" in done.stderr
+
+
+def test_a_critic_is_called_what_its_seeds_say():
+    def said(*bias):
+        findings = [online.Findings("none", i, 5, {"critic_bias": b}, {}, None, None)
+                    for i, b in enumerate(bias)]  # fmt: skip
+        return runpage.judge(findings)[0]
+
+    assert "underestimates (" in said(-0.5, -0.3) and "overestimates (" in said(0.5, 0.3)
+    assert "about right" in said(0.1, -0.1) and "about right" in said(np.nan)
+    assert "upwards in some seeds" in said(1.5, -0.3)
 
 
 def test_the_replay_is_a_recording(hopper):
@@ -301,6 +325,8 @@ def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
     assert found[0].numbers["critic_return"] > 0
     runpage.write(found, reader.config, reader.spec, tmp_path, "x")
     assert "cannot be set to a stored state" in (tmp_path / "diagnosis.html").read_text()
+    with pytest.raises(UsageError, match="give it methods snapshot"):
+        Oracle(settings.make("Unsettable-v0", oracle="reward"), [0])
 
 
 def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):

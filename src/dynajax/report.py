@@ -92,12 +92,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def series(run: Run, kind: str, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """One metric of "learn" or "fit" as curves: variant -> (steps (T,), values (seeds, T)).
+    """A metric of kind "learn", "fit" or "diagnosis": variant -> (steps (T,), values (seeds, T)).
 
     Null or missing values are NaN; a variant without any is left out. Plain SAC's is named SAC.
     """
     found: dict[str, dict[tuple[int, int], float]] = {}
-    for line in run.metrics[kind]:
+    for line in run.metrics.get(kind, []):
         value = line.get(name)
         if value is not None:
             found.setdefault(line["variant"], {})[line["seed"], line["step"]] = float(value)
@@ -300,7 +300,19 @@ def _critic_story(run: Run) -> dict[str, list[tuple[Panel, str]]]:
         ": solid from real transitions, dotted from the model's. If they part, the agent is "
         "learning in a world that is not the one it is tested in." if synthetic else "."
     )  # fmt: skip
+    diagnosed = [
+        (Panel(series(run, "diagnosis", "critic_bias"), "share of the mean return",
+               "Is the critic right?", include=0.0),
+         "By experiments/diagnose.py: the critic's value less the entropy-corrected return that "
+         "the current policy really gets, over its mean. Below 0 it underestimates."),
+        (Panel(series(run, "diagnosis", "policy_reward_bias"), "standard deviations",
+               "Is its reward biased?", series(run, "diagnosis", "synthetic_reward_bias"),
+               include=0.0),
+         "By experiments/diagnose.py: mean reward by the model less the real one, solid where the "
+         "policy goes, dotted in the synthetic transitions."),
+    ]  # fmt: skip
     return {"The critic's story": [
+        *diagnosed,
         (Panel(q, "value", "Value estimates", learn("target_mean"),
                scale="symlog" if huge else "linear"),
          "Solid: what the critic expects of the states it trains on (discounted return). Dotted: "

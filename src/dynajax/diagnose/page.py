@@ -211,6 +211,11 @@ def groups(channels: Sequence[str]) -> list[tuple[str, int, int]]:
 def by_channel(axes: Any, channels: Sequence[str]) -> None:
     """Names the parts of an observation along the x axis, with lines between them."""
     parts = groups(channels)
+    axes.set_xlim(-0.7, len(channels) - 0.3)
+    axes.grid(axis="x", visible=False)
+    if len(parts) == 1:
+        axes.set_xlabel(f"entry of {parts[0][0]}")
+        return
     for _, first, _ in parts[1:]:
         axes.axvline(first - 0.5, color="#dddddd", linewidth=0.8)
     # Names of small parts would overlap in a long observation.
@@ -219,8 +224,6 @@ def by_channel(axes: Any, channels: Sequence[str]) -> None:
     turned = len(named) > 5
     axes.set_xticks([(a + b) / 2 for _, a, b in named], [n for n, _, _ in named],
                     rotation=30 if turned else 0, ha="right" if turned else "center")  # fmt: skip
-    axes.set_xlim(-0.7, len(channels) - 0.3)
-    axes.grid(axis="x", visible=False)
 
 
 def scale_picture(found: Offline) -> Any:

@@ -1,5 +1,7 @@
 """The diagnosis of a run as a page, and its numbers as CSV."""
 
+import fcntl
+import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -51,18 +53,11 @@ def judge(found: Sequence[Findings]) -> list[str]:
         def text(name: str) -> str:
             return verdict.figure(last(name))
 
-        bias = (
-            float(np.nanmean(last("critic_bias"))) if np.isfinite(last("critic_bias")).any() else 0
+        head = f"<b>{escape(variant)}</b>: " + _critic_words(
+            last("critic_bias"),
+            f"it expects {text('critic_value')} where {text('critic_return')} comes, a bias of "
+            f"{text('critic_bias')} of the mean return",
         )
-        head = f"<b>{escape(variant)}</b>: "
-        if abs(bias) >= BIASED:
-            head += (
-                f"the critic {'over' if bias > 0 else 'under'}estimates: it expects "
-                f"{text('critic_value')} where {text('critic_return')} comes, a bias of "
-                f"{text('critic_bias')} of the mean return"
-            )
-        else:
-            head += f"the critic is about right (bias {text('critic_bias')} of the mean return)"
         if np.isfinite(last("policy_reward_r2")).any():
             shift = last("policy_reward_bias")
             biased = abs(np.nanmean(shift)) >= SHIFTED
@@ -83,6 +78,15 @@ def judge(found: Sequence[Findings]) -> list[str]:
             head += _harm(last("synthetic_reward_r2"), last("synthetic_state_skill"))
         said.append(head + ".")
     return said
+
+
+def _critic_words(bias: np.ndarray, numbers: str) -> str:
+    bias = bias[np.isfinite(bias)]
+    if not bias.size or abs(bias.mean()) < BIASED:
+        return f"the critic is about right ({numbers})"
+    if (bias > 0).any() and (bias < 0).any():
+        return f"the critic is wrong, upwards in some seeds and downwards in others ({numbers})"
+    return f"the critic {'over' if bias[0] > 0 else 'under'}estimates ({numbers})"
 
 
 def _harm(reward: np.ndarray, state: np.ndarray) -> str:
@@ -118,6 +122,27 @@ def write(
     html = _html(found, said, config, spec, command)
     write_atomically(folder / "diagnosis.html", html.encode())
     return said
+
+
+def add_to_logs(found: Sequence[Findings], folder: Path) -> bool:
+    """Writes the numbers into the run's metrics.jsonl too, as lines of the kind "diagnosis".
+
+    A run that goes on later cuts its logs back to its last checkpoint; run.csv stays.
+
+    Returns:
+      Whether it was done: a run that is under way is left alone.
+    """
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        with open(folder / "metrics.jsonl", "a") as file:
+            for f in found:
+                numbers = {n: v if np.isfinite(v) else None for n, v in f.numbers.items()}
+                line = {"kind": "diagnosis", "variant": f.variant, "seed": f.seed, "step": f.step}
+                file.write(json.dumps(line | numbers, allow_nan=False) + "\n")
+    return True
 
 
 def _html(
