@@ -10,13 +10,14 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 from dm_control.utils import rewards as dm_rewards
 
 import device_parity as parity
 from dynajax.envs import device
-from dynajax.envs.device import rewards
+from dynajax.envs.device import contacts, rewards
 from dynajax.types import UsageError
 
 TASKS = [name for name in device.names() if not name.startswith("brax:")]
@@ -24,6 +25,8 @@ TASKS = [name for name in device.names() if not name.startswith("brax:")]
 DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
 #: Tested by default in float64 too, where each domain has to be compiled once more.
 DEFAULT_DOUBLE = ("cartpole", "hopper", "humanoid", "pendulum")
+#: About which one of two capsules is turned.
+AXIS = np.array([0.6, 0.8, 0])
 
 
 @pytest.fixture
@@ -67,6 +70,31 @@ def test_no_batch_of_factors_is_asked_of_lapack():
     text = step.lower(jax.eval_shape(reset, keys), jnp.zeros((3, 2, 1))).as_text()
     shapes = re.findall(r"@lapack_\w+\(.*\) \{.*\} : \(tensor<([\dx]+)xf32>", text)
     assert shapes and set(shapes) == {"2x2"}
+
+
+@pytest.mark.parametrize("angle", [5e-4, 2e-3, 0.01, 1])
+def test_the_contact_of_almost_parallel_capsules_in_float32(angle):
+    """As C MuJoCo finds it, from axes that are rounded alike for both."""
+    body = '<body pos="{}"><freejoint/><geom type="capsule" size=".03 .2"/></body>'
+    bodies = [body.format(at) for at in ("0 0 0", "0.05 0.01 0.02")]
+    model = mujoco.MjModel.from_xml_string(
+        f"<mujoco><worldbody>{''.join(bodies)}</worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    data.qpos[10:14] = np.float32(np.cos(angle / 2)), *np.float32(np.sin(angle / 2) * AXIS)
+    data.qpos[:] = np.float32(data.qpos)
+    mujoco.mj_kinematics(model, data)
+    data.geom_xmat[:], data.geom_xpos[:] = np.float32(data.geom_xmat), np.float32(data.geom_xpos)
+    mujoco.mj_collision(model, data)
+    assert data.ncon == 1
+    geoms = [
+        (data.geom_xpos[i], data.geom_xmat[i].reshape(3, 3), model.geom_size[i]) for i in (0, 1)
+    ]
+    geoms = jax.tree.map(np.float32, geoms)
+    distance, position, frame = jax.jit(contacts._capsule_capsule)(*geoms)
+    np.testing.assert_allclose(distance, data.contact.dist[0], atol=1e-7)
+    np.testing.assert_allclose(position, data.contact.pos[0], atol=2e-6)
+    np.testing.assert_allclose(frame[0], data.contact.frame[0, :3], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", _chosen(DEFAULT_DOUBLE))

@@ -30,6 +30,9 @@ _FILLER = 10_000
 _FIT_STEPS, _ENV_STEPS, _EVAL_STEPS = 10, 3, 5
 # More environments than this are not made only to be timed.
 _MOST_ENVS = 64
+# Seconds for which a run is repeated before it is timed: NumPy's threads look for work for 30 ms
+# after a matmul and take a core away from what comes next; after a pause all is slower by a fifth.
+_LEAD = 0.05
 
 
 class Stage(NamedTuple):
@@ -46,19 +49,25 @@ def interleave(
 ) -> dict[str, np.ndarray]:
     """Seconds of each run, taken in turn with all the others: (R,), R at least `least`.
 
-    The first two rounds compile and warm up, and are not counted.
+    What is timed comes after itself, never after another run. The first two rounds compile and
+    warm up, and are not counted.
     """
 
     def once() -> list[float]:
         times = []
         for run in runs.values():
+            lead = time.perf_counter()
+            while time.perf_counter() < lead + _LEAD:
+                run()
             begin = time.perf_counter()
             run()
             times.append(time.perf_counter() - begin)
         return times
 
     once()
-    repeats = int(np.clip(seconds / sum(once()), least, 100))
+    begin = time.perf_counter()
+    once()
+    repeats = int(np.clip(seconds / (time.perf_counter() - begin), least, 100))
     rounds = np.array([once() for _ in range(repeats)])
     return dict(zip(runs, rounds.T, strict=True))
 
