@@ -14,10 +14,11 @@ import mujoco
 import numpy as np
 import pytest
 from dm_control.utils import rewards as dm_rewards
+from mujoco import mjx
 
 import device_parity as parity
 from dynajax.envs import device
-from dynajax.envs.device import contacts, rewards
+from dynajax.envs.device import contacts, physics, rewards
 from dynajax.types import UsageError
 
 TASKS = [name for name in device.names() if not name.startswith("brax:")]
@@ -95,6 +96,20 @@ def test_the_contact_of_almost_parallel_capsules_in_float32(angle):
     np.testing.assert_allclose(distance, data.contact.dist[0], atol=1e-7)
     np.testing.assert_allclose(position, data.contact.pos[0], atol=2e-6)
     np.testing.assert_allclose(frame[0], data.contact.frame[0, :3], atol=1e-5)
+
+
+def test_a_longer_chain_takes_no_more_work_a_link():
+    """XLA fuses what it can, and would find every link's parents again for each (`kinematics`)."""
+    flops = []
+    for name in ("swimmer-swimmer6", "swimmer-swimmer15"):
+        model = parity.parts(name).model
+
+        def sites(qpos, model=model):
+            return physics.observe(model, mjx.make_data(model).replace(qpos=qpos)).site_xpos
+
+        compiled = jax.jit(sites).lower(jnp.zeros(model.nq)).compile()
+        flops.append(compiled.cost_analysis()["flops"])
+    assert flops[1] < 3.5 * flops[0]
 
 
 @pytest.mark.parametrize("name", _chosen(DEFAULT_DOUBLE))

@@ -11,7 +11,8 @@ it with `mj_step1`: positions, velocities and the sensors made of them belong to
 while sensors of forces and accelerations are those of the last substep. So does `observe` here.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
-from dynajax.envs.device import contacts, linalg
+from dynajax.envs.device import contacts, kinematics, linalg
 from dynajax.types import Array
 
 _MOTOR_OFF = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
@@ -95,9 +96,17 @@ def state(data: mjx.Data, drawn: Array | None = None) -> Physics:
     return Physics(data.qpos, data.qvel, data.act, data.qacc_warmstart, drawn)
 
 
+@contextlib.contextmanager
+def _our_mjx() -> Iterator[None]:
+    """What is traced inside uses MJX with all that this package puts in its place."""
+    with contacts.as_in_c(), linalg.in_turn(), kinematics.by_levels():
+        yield
+
+
 def observe(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     """Brings positions, velocities and the sensors made of them up to qpos and qvel."""
-    data = mjx.kinematics(model, data)
+    with _our_mjx():
+        data = mjx.kinematics(model, data)
     data = mjx.com_pos(model, data)
     data = mjx.sensor_pos(model, data)
     data = mjx.com_vel(model, data)
@@ -126,7 +135,7 @@ def advance(
     # fields into int64 under jax_enable_x64, which no carry may do.
     def substep(carry: tuple[Physics, Array], _: None) -> tuple[tuple[Physics, Array], None]:
         before, _readings = carry
-        with contacts.as_in_c(), linalg.in_turn():
+        with _our_mjx():
             data = mjx.step(stepped, _data(model, before, control))
         return (state(data, before.drawn), data.sensordata), None
 
@@ -140,7 +149,7 @@ def settle(model: mjx.Model, physics: Physics, *, forces: bool = False) -> mjx.D
     """The data of a state that no control has acted on yet, as dm_control's reset leaves it."""
     data = _data(model, physics)
     if forces:
-        with contacts.as_in_c(), linalg.in_turn():
+        with _our_mjx():
             data = mjx.forward(_without(model, _MOTOR_OFF), data)
     return observe(model, data)
 
@@ -163,8 +172,8 @@ def or_nan(physics: Physics, obs: Array, reward: Array) -> tuple[Array, Array]:
 
 def clearance(model: mjx.Model, qpos: Array) -> Array:
     """The least distance in metres of any pair of geoms that may touch; negative in a contact."""
-    data = mjx.kinematics(model, mjx.make_data(model).replace(qpos=qpos))
-    with contacts.as_in_c():
+    with _our_mjx():
+        data = mjx.kinematics(model, mjx.make_data(model).replace(qpos=qpos))
         contact: Any = mjx.collision(model, data)._impl.contact
     return jnp.min(contact.dist - contact.includemargin)
 
