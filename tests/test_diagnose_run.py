@@ -19,7 +19,7 @@ import dynajax
 from conftest import SMALL
 from dynajax import config, envs, report, sac, settings
 from dynajax.config import SACConfig
-from dynajax.diagnose import online, runpage, runs, skeleton
+from dynajax.diagnose import online, paths, runpage, runs, skeleton
 from dynajax.oracle import Oracle
 from dynajax.types import EnvSpec, Transition, UsageError
 
@@ -71,7 +71,7 @@ def test_soft_returns_by_hand():
     reward = np.array([[1.0, 1.0], [2.0, 2.0]])
     terminated = np.array([[False, True], [False, False]])
     log_prob = np.array([[9.0, 9.0], [-1.0, -1.0], [3.0, 3.0]])
-    found = online.soft_returns(reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0)
+    found = paths.soft_returns(reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0)
     # 1 + 0.5 ((2 + 0.5 (10 - 2 * 3)) - 2 * -1); the other one ends with its first reward.
     np.testing.assert_allclose(found, [1 + 0.5 * ((2 + 0.5 * 4) + 2), 1.0])
 
@@ -95,7 +95,7 @@ def paths_of(name, small, agent, steps=30):
     def begin(env, i):
         return env.reset(seed=i)[0]
 
-    return online.follow(lambda: envs.make(name), begin, 5, act, steps, 0)
+    return paths.follow(lambda: envs.make(name), begin, 5, act, steps, 0)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, 1.3])
@@ -103,9 +103,9 @@ def test_the_bias_of_a_critic_in_an_mdp_of_known_value(share):
     """A reward of 1 for ever is worth 1 / (1 - gamma), also beyond the time limit of 8 steps."""
     value = 1 / (1 - GAMMA)
     small, agent = agent_that_says(share * value)
-    paths = paths_of("Ones-v0", small, agent)
-    assert paths.alive.all() and paths.valid.all() and (paths.reward == 1).all()
-    found = online.critic_bias(small, agent, paths)
+    followed = paths_of("Ones-v0", small, agent)
+    assert followed.alive.all() and followed.valid.all() and (followed.reward == 1).all()
+    found = online.critic_bias(small, agent, followed)
     # What is left after 30 steps is the critic's own word.
     real = value * (1 - GAMMA**30) + GAMMA**30 * share * value
     assert found["critic_return"] == pytest.approx(real, rel=1e-5)
@@ -115,14 +115,14 @@ def test_the_bias_of_a_critic_in_an_mdp_of_known_value(share):
 
 def test_an_end_is_worth_nothing_and_randomness_has_its_reward():
     small, agent = agent_that_says(0.0)
-    paths = paths_of("OnesEnd-v0", small, agent)
-    assert paths.terminated[4].all() and not paths.alive[5:].any()
-    found = online.critic_bias(small, agent, paths)
+    followed = paths_of("OnesEnd-v0", small, agent)
+    assert followed.terminated[4].all() and not followed.alive[5:].any()
+    found = online.critic_bias(small, agent, followed)
     assert found["critic_return"] == pytest.approx(sum(GAMMA**k for k in range(5)), rel=1e-5)
     assert found["critic_bias"] == pytest.approx(-1)
     small, agent = agent_that_says(0.0, jnp.log(2.0))
-    soft = online.critic_bias(small, agent, paths)["critic_return"]
-    bonus = sum(GAMMA**k * -2.0 * paths.log_prob[k].mean() for k in range(1, 5))
+    soft = online.critic_bias(small, agent, followed)["critic_return"]
+    bonus = sum(GAMMA**k * -2.0 * followed.log_prob[k].mean() for k in range(1, 5))
     assert soft == pytest.approx(found["critic_return"] + bonus, rel=1e-5)
 
 

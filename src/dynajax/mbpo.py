@@ -4,6 +4,8 @@
 without a model. `train` maps these over rows and says when each happens.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -64,6 +66,27 @@ def fit(row: Row) -> tuple[Row, Metrics]:
     return row._replace(key=key, model=model), metrics
 
 
+class _Keys(NamedTuple):
+    """What one environment step's learning draws with."""
+
+    after: Array  # for the steps that follow
+    rollout: Array
+    real: Array
+    synthetic: Array
+    update: Array
+
+
+def _keys(row: Row) -> _Keys:
+    return _Keys(*jax.random.split(row.key, len(_Keys._fields)))
+
+
+def _starts(row: Row, shared: Shared, key: Array) -> tuple[Array, Array]:
+    """Slots (B,) of the real ring where rollouts begin, and the key for the rollouts."""
+    start_key, key = jax.random.split(key)
+    size = (row.config.rollout.batch,)
+    return replay.draw(start_key, row.real, shared.step + 1, size), key
+
+
 def imagine(row: Row, shared: Shared, spec: EnvSpec, length: Array | int, key: Array) -> Replay:
     """The synthetic ring after this step's rollouts of `length` from states of the real ring.
 
@@ -74,8 +97,8 @@ def imagine(row: Row, shared: Shared, spec: EnvSpec, length: Array | int, key: A
     config, agent, model = row.config, row.agent, row.model
     size = config.rollout.batch
     blocks = config.replay.synthetic // size
-    start_key, key = jax.random.split(key)
-    starts = replay.take(row.real, replay.draw(start_key, row.real, shared.step + 1, (size,)))
+    slots, key = _starts(row, shared, key)
+    starts = replay.take(row.real, slots)
 
     def extend(i: Array, carry: tuple[Replay, Array, Array]) -> tuple[Replay, Array, Array]:
         ring, obs, alive = carry
@@ -104,8 +127,7 @@ def propose(
     config, model = row.config, row.model
     assert model is not None
     row = insert(row, shared, transition, valid)
-    start_key, key = jax.random.split(jax.random.split(row.key, 5)[1])
-    slots = replay.draw(start_key, row.real, shared.step + 1, (config.rollout.batch,))
+    slots, key = _starts(row, shared, _keys(row).rollout)
     starts = replay.take(row.real, slots)
     key = jax.random.fold_in(key, 0)
     imagined = rollouts.imagine(config, spec, row.agent, model, starts.obs, key)
@@ -130,17 +152,17 @@ def learn(
     """
     config = row.config
     row = insert(row, shared, transition, valid)
-    key, rollout_key, real_key, synthetic_key, update_key = jax.random.split(row.key, 5)
+    keys = _keys(row)
     updates, real_size = config.sac.utd, config.real_batch
     batches = replay.take(
-        row.real, replay.draw(real_key, row.real, shared.step + 1, (updates, real_size))
+        row.real, replay.draw(keys.real, row.real, shared.step + 1, (updates, real_size))
     )
     rewards = {"real_reward_mean": batches.reward.mean()}
     if config.algo == "mbpo":
         length = rollouts.horizon(config, shared.step)
         blocks = config.replay.synthetic // config.rollout.batch
         if told is None:
-            ring = imagine(row, shared, spec, length, rollout_key)
+            ring = imagine(row, shared, spec, length, keys.rollout)
         else:
             assert row.synthetic is not None
             start = shared.blocks % blocks * config.rollout.batch
@@ -148,7 +170,7 @@ def learn(
         row = row._replace(synthetic=ring)
         filled = jnp.minimum(shared.blocks + length, blocks) * config.rollout.batch
         shape = (updates, config.sac.batch - real_size)
-        imagined = replay.take(ring, replay.draw(synthetic_key, ring, filled, shape))
+        imagined = replay.take(ring, replay.draw(keys.synthetic, ring, filled, shape))
         rewards["synthetic_reward_mean"] = imagined.reward.mean()
         batches = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, imagined)
 
@@ -156,10 +178,10 @@ def learn(
         return sac.update(config.sac, agent, *inputs)
 
     # One draw for all updates, for many small ones take longer than the arithmetic around them.
-    noise = jax.random.normal(update_key, (updates, 2, *batches.action.shape[1:]))
+    noise = jax.random.normal(keys.update, (updates, 2, *batches.action.shape[1:]))
     agent, metrics = jax.lax.scan(update, row.agent, (batches, noise))
     metrics = {name: values.mean() for name, values in metrics.items()}
-    return row._replace(key=key, agent=agent), {**metrics, **rewards}
+    return row._replace(key=keys.after, agent=agent), {**metrics, **rewards}
 
 
 def reset_agent(row: Row, spec: EnvSpec) -> Row:
