@@ -26,6 +26,9 @@ TASKS = [name for name in device.names() if not name.startswith("brax:")]
 DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
 #: Tested by default in float64 too, where each domain has to be compiled once more.
 DEFAULT_DOUBLE = ("cartpole", "hopper", "humanoid", "pendulum")
+#: How much more float32 may do to a task. A condition number of 2e5 of the mass matrix: its entries
+#: rounded, and nothing else, move a control step's qpos by 3e-5 to 8e-4.
+ROUNDING = {"swimmer-swimmer15": 20}
 #: About which one of two capsules is turned.
 AXIS = np.array([0.6, 0.8, 0])
 
@@ -56,8 +59,9 @@ def test_one_control_step_in_float32(name, seed):
     given = parity.steps(name, seed=seed)
     after, read = parity.device(name, given)
     obs, reward = parity.judged(name, read)
-    np.testing.assert_allclose(after.qpos, given.after.qpos, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(obs, given.obs, rtol=1e-3, atol=1e-3)
+    more = ROUNDING.get(name, 1)
+    np.testing.assert_allclose(after.qpos, given.after.qpos, rtol=more * 1e-5, atol=more * 1e-5)
+    np.testing.assert_allclose(obs, given.obs, rtol=more * 1e-3, atol=more * 1e-3)
     steady = parity.steady(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-3, atol=1e-4)
 

@@ -113,6 +113,20 @@ def observe(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     return mjx.sensor_vel(model, data)
 
 
+def _step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """`mjx.step`, exact to float32's rounding in contacts too.
+
+    Euler's step takes the forces of the constraints, of which a stiff one multiplies the rounding
+    of the acceleration that it was found with: a walker's velocity was wrong by 0.002 rad/s after
+    one control step. The forces that belong to that acceleration are M qacc - (all others).
+    """
+    if model.opt.integrator != mujoco.mjtIntegrator.mjINT_EULER:
+        return mjx.step(model, data)
+    data = mjx.forward(model, data)
+    forces = mjx.mul_m(model, data, data.qacc) - data.qfrc_smooth
+    return mjx.euler(model, data.replace(qfrc_constraint=forces))
+
+
 def advance(
     model: mjx.Model, physics: Physics, control: Array, substeps: int, *, forces: bool = False
 ) -> tuple[Physics, mjx.Data]:
@@ -136,7 +150,7 @@ def advance(
     def substep(carry: tuple[Physics, Array], _: None) -> tuple[tuple[Physics, Array], None]:
         before, _readings = carry
         with _our_mjx():
-            data = mjx.step(stepped, _data(model, before, control))
+            data = _step(stepped, _data(model, before, control))
         return (state(data, before.drawn), data.sensordata), None
 
     readings = jnp.zeros(model.nsensordata, physics.qpos.dtype)
