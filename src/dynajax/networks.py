@@ -17,6 +17,36 @@ LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 _ADAM = optax.scale_by_adam(eps=1e-8)
 
 
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    """x @ kernel: (..., X), (X, Y) -> (..., Y).
+
+    The gradient of the kernel comes as (X, Y). JAX's own comes as (Y, X) and turned, and Adam's
+    moments, which read it with the turn fused in, take three times as long on a CPU.
+    """
+    return x @ kernel
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    batch = tuple(range(x.ndim - 1))
+    of_kernel = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())))
+    of_x = jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    return of_x, of_kernel
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """`_product` as flax's Dense calls it: over x's last axis and the kernel's first."""
+    return _product(x, kernel)
+
+
 class MLP(nn.Module):
     """Hidden layers and a linear head: (..., X) -> (..., outputs)."""
 
@@ -28,12 +58,13 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, dot_general=_dot_general)
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, kernel_init=self.kernel_init, name=f"hidden_{i}")(x)
+            x = dense(width, name=f"hidden_{i}")(x)
             if self.layer_norm:
                 x = nn.LayerNorm(name=f"norm_{i}")(x)
             x = self.activation(x)
-        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="head")(x)
+        return dense(self.outputs, name="head")(x)
 
 
 def orthogonal(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
