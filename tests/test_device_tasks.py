@@ -26,8 +26,9 @@ TASKS = [name for name in device.names() if not name.startswith("brax:")]
 DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
 #: Tested by default in float64 too, where each domain has to be compiled once more.
 DEFAULT_DOUBLE = ("cartpole", "hopper", "humanoid", "pendulum")
-#: How much more float32 may do to a task. A condition number of 2e5 of the mass matrix: its entries
-#: rounded, and nothing else, move a control step's qpos by 3e-5 to 8e-4.
+#: How much more a task may differ. A condition number of 2e5 of the mass matrix: its entries rounded
+#: to float32, and nothing else, move a control step's qpos by 3e-5 to 8e-4, and the point where a
+#: solver in float64 stops is magnified as much.
 ROUNDING = {"swimmer-swimmer15": 20}
 #: About which one of two capsules is turned.
 AXIS = np.array([0.6, 0.8, 0])
@@ -122,9 +123,10 @@ def test_one_control_step_in_float64(name, seed):
     other in one state of 200; so both are asked for more here."""
     given = parity.steps(name, seed=seed, tolerance=1e-13)
     after, _ = parity.device(name, given, double=True, tolerance=1e-13)
+    most = ROUNDING.get(name, 1) * 1e-9
     for field in ("qpos", "qvel", "act"):
         ours, theirs = getattr(after, field), getattr(given.after, field)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(ours, theirs, rtol=most, atol=most)
 
 
 @pytest.mark.parametrize("sigmoid", rewards._SIGMOIDS)
