@@ -26,9 +26,9 @@ TASKS = [name for name in device.names() if not name.startswith("brax:")]
 DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
 #: Tested by default in float64 too, where each domain has to be compiled once more.
 DEFAULT_DOUBLE = ("cartpole", "hopper", "humanoid", "pendulum")
-#: How much more a task may differ. A condition number of 2e5 of the mass matrix: its entries rounded
-#: to float32, and nothing else, move a control step's qpos by 3e-5 to 8e-4, and the point where a
-#: solver in float64 stops is magnified as much.
+#: How much more a task may differ. A condition number of 2e5 of the mass matrix: its entries
+#: rounded to float32, and nothing else, move a control step's qpos by 3e-5 to 8e-4, and the point
+#: where a solver in float64 stops is magnified as much.
 ROUNDING = {"swimmer-swimmer15": 20}
 #: About which one of two capsules is turned.
 AXIS = np.array([0.6, 0.8, 0])
