@@ -28,7 +28,7 @@ from absl import flags
 
 from dynajax import benchmark, cli, compiler, envs, figures, flops, make_config
 from dynajax.benchmark import Stage, Workload
-from dynajax.config import Config
+from dynajax.config import PRESETS, Config
 from dynajax.figures import Panel
 from dynajax.folder import device_name, write_atomically
 from dynajax.types import UsageError
@@ -37,7 +37,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run", "humanoid-stand", "quadruped-run"], "Tasks.")
 flags.DEFINE_list("rows", [], "Rows of a program; by default those that suit the device.")
 flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "Algorithm.")
-flags.DEFINE_enum("preset", "paper", ["quick", "paper"], "Sizes and cadence.")
+flags.DEFINE_enum("preset", "paper", list(PRESETS), "Sizes and cadence.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as model.width=400.")
 flags.DEFINE_float("seconds", 10, "To spend on each task and number of rows.", lower_bound=0.01)
 flags.DEFINE_bool("start", True, "Time a start with an empty and with a filled compile cache.")
@@ -53,7 +53,6 @@ COLUMNS = (
 )  # fmt: skip
 Line = dict[str, Any]
 _PEAK = ("matmul numpy", "matmul jax")
-_SHARES = ("fit step", "fit, fixed part")  # of the fit, in the whole environment step
 
 
 def _lines(runs: dict[str, Stage], seconds: dict[str, np.ndarray]) -> dict[str, Line]:
@@ -79,9 +78,10 @@ def _lines(runs: dict[str, Stage], seconds: dict[str, np.ndarray]) -> dict[str, 
 
 def _whole_step(work: Workload, runs: dict[str, Stage], seconds: dict[str, np.ndarray]) -> Stage:
     """An environment step at the preset's cadence: acting and learning, and its share of a fit."""
-    loop = runs["acting and learning"]
-    total = seconds["acting and learning"] / loop.calls
-    for name in _SHARES:
+    first, *shares = benchmark.WHOLE_STEP
+    loop = runs[first]
+    total = seconds[first] / loop.calls
+    for name in shares:
         if name in runs:
             total = total + seconds[name] / runs[name].calls * runs[name].per_step
     seconds["environment step"] = total

@@ -1,16 +1,17 @@
-"""Fixed against early-stopped fits of the ensemble, on random-policy data of several tasks.
+"""Fits of the ensemble by several presets and schedules, on random-policy data of several tasks.
 
     python experiments/fit_schedules.py --env=cheetah-run,humanoid-stand --out=schedules
 
-At each replay size a new model is fitted, and refitted, each time after 250 more transitions,
-by each schedule in turn, from the same data and keys. Writes schedules.csv: gradient steps, and the
-elites' holdout score (mean squared error in the coded targets), state skill and reward R^2.
+At each replay size a new model is fitted, and refitted, each time after 250 more transitions, by
+each preset's ensemble and schedule in turn, from the same data and keys. Writes schedules.csv:
+gradient steps, and the elites' holdout score (mean squared error in the coded targets), likelihood,
+state skill and reward R^2.
 """
 
 import csv
-import dataclasses
 import functools
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,10 +31,13 @@ flags.DEFINE_integer(
     "refits", 2, "Fits after the first, each with 250 more transitions.", lower_bound=0
 )
 flags.DEFINE_string("fix", "scale,target", "Fixes.")
-flags.DEFINE_enum("preset", "paper", ["quick", "paper"], "Sizes and cadence.")
+flags.DEFINE_list("preset", ["paper", "fast"], "Presets whose ensembles to fit.")
+flags.DEFINE_list("schedule", ["fixed", "early_stop"], "Schedules to fit each of them by.")
 flags.DEFINE_integer("seed", 0, "Of data and weights.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as model.members=3.")
 flags.DEFINE_string("out", "schedules", "Folder for schedules.csv.")
+
+MEASURES = ("score", "nll", "r2_state", "r2_reward")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,25 +47,27 @@ def main(argv: Sequence[str]) -> None:
     for env in FLAGS.env:
         spec = envs.spec(env)
         data = jax.device_put(shuffled(collect(spec, capacity, FLAGS.seed), FLAGS.seed))
-        config = make_config(env, preset=FLAGS.preset, fixes=[FLAGS.fix], seed=FLAGS.seed,
-                             settings=cli.assignments("--set", FLAGS.set)).model  # fmt: skip
-        fixes = make_config(env, fixes=[FLAGS.fix]).variants[0].fixes
-        for schedule in ("fixed", "early_stop"):
-            chosen = dataclasses.replace(config, schedule=schedule)
-            fit = compiler.jit(functools.partial(dynamics.fit, chosen, [fixes], jnp.zeros((), int)))
+        for preset, schedule in itertools.product(FLAGS.preset, FLAGS.schedule):
+            config = make_config(
+                env, preset=preset, fixes=[FLAGS.fix], seed=FLAGS.seed,
+                settings=cli.assignments("--set", FLAGS.set) | {"model.schedule": schedule},
+            )  # fmt: skip
+            fixes = config.variants[0].fixes
+            fit = compiler.jit(
+                functools.partial(dynamics.fit, config.model, [fixes], jnp.zeros((), int))
+            )
             for size in sizes:
                 key = jax.random.PRNGKey(FLAGS.seed)
-                model = dynamics.init(chosen, spec, key)
+                model = dynamics.init(config.model, spec, key)
                 for again in range(FLAGS.refits + 1):
                     filled = jnp.arange(capacity) < size + 250 * again
                     model, found = fit(
                         model, Replay(data, filled), key, jax.random.fold_in(key, again)
                     )
-                    line = {"env": env, "schedule": schedule, "transitions": size + 250 * again,
-                            "fit": again, "steps": int(found["fit_steps"])}  # fmt: skip
-                    line |= {
-                        n: f"{float(found[n]):.5g}" for n in ("score", "r2_state", "r2_reward")
-                    }
+                    line = {"env": env, "preset": preset, "schedule": schedule,
+                            "transitions": size + 250 * again, "fit": again,
+                            "steps": int(found["fit_steps"])}  # fmt: skip
+                    line |= {name: f"{float(found[name]):.5g}" for name in MEASURES}
                     lines.append(line)
                     print(line, flush=True)
     text = io.StringIO()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dynajax import UsageError, cli, envs, make_config, processes, train, video, write_report
+from dynajax.config import PRESETS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
@@ -22,7 +23,8 @@ flags.DEFINE_multi_string(
 flags.DEFINE_integer("seeds", 1, "Seeds of each variant, as rows of one program.")
 flags.DEFINE_integer("seed", 0, "The first seed.")
 flags.DEFINE_integer("steps", None, "Environment steps of each row; the preset's by default.")
-flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes on a laptop, or the paper.")
+flags.DEFINE_enum("preset", "quick", list(PRESETS),
+                  "A laptop's sizes; the paper's; the paper's with faster fits.")  # fmt: skip
 flags.DEFINE_enum("engine", "host", ["host", "mjx"], "Environments beside the device, or on it.")
 flags.DEFINE_enum("oracle", "none", ["none", "reward", "state", "both"],
                   "Which half of a synthetic transition the simulator gives.")  # fmt: skip

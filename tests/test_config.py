@@ -34,6 +34,7 @@ PAPER = {
     "model.fit_steps": 5000,
     "model.round_steps": 250,
     "model.patience": 5,
+    "model.average_steps": 1,
     "model.score_size": 5000,
     "model.learned_bounds": False,
     "model.holdout": 0.2,
@@ -81,6 +82,13 @@ def test_the_paper_preset_has_the_published_numbers():
     # 5 % of 256, the other 243 being synthetic
     assert paper.real_batch == 13
     assert dataclasses.replace(paper, algo="sac").real_batch == 256
+
+
+def test_the_fast_preset_is_the_papers_but_for_its_fits():
+    fast, paper = (make("cheetah-run", preset=name) for name in ("fast", "paper"))
+    differ = {path for path in PAPER if value(fast, path) != value(paper, path)}
+    assert differ == {"model.fit_steps", "model.learning_rate", "model.average_steps"}
+    assert 3 * fast.model.fit_steps <= paper.model.fit_steps and fast.steps == paper.steps
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -186,7 +194,7 @@ def test_variants_are_fixes_times_values():
 @pytest.mark.parametrize(
     ("arguments", "begins", "says"),
     [
-        ({"preset": "fast"}, "--preset=fast: ", "quick, paper"),
+        ({"preset": "slow"}, "--preset=slow: ", "quick, paper, fast"),
         ({"algo": "ppo"}, "--algo=ppo: ", "mbpo, sac"),
         ({"engine": "gpu"}, "--engine=gpu: ", "host"),
         ({"fixes": ["scael"]}, "--fix=scael: ", "did you mean scale"),

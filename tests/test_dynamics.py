@@ -264,6 +264,39 @@ def test_fixed_schedule_runs_its_steps_and_goes_on_from_the_last_fit():
     assert equal(still.params, second.params)
 
 
+@pytest.mark.parametrize(
+    ("over", "means"),
+    [
+        (1, [1, 2, 3, 4]),  # the last
+        (2, [1, 1.5, 2.25, 3.125]),  # the mean of two, then half of what is new
+        (9, [1, 1.5, 2, 2.5]),  # the mean of all
+    ],
+)
+def test_averaged_weights_by_hand(over, means, monkeypatch):
+    # a step that adds one to every weight
+    monkeypatch.setattr(
+        networks, "adam_step", lambda p, g, o, rate: (jax.tree.map(lambda x: x + 1, p), o)
+    )
+    config, data = ModelConfig(**SIZES, average_steps=over), linear_data()
+    model = init(config, SPEC, KEY)
+    for steps, mean in enumerate(means, 1):
+        split = dynamics.split(config, data, HOLDOUT)
+        after = dynamics.train_steps(config, model, data, split, KEY, steps)
+        for old, new in zip(
+            jax.tree.leaves(model.params), jax.tree.leaves(after.params), strict=True
+        ):
+            np.testing.assert_allclose(new - old, mean, rtol=1e-5)
+
+
+def test_averaging_takes_the_noise_of_the_steps_away():
+    scores, data = {}, [linear_data(seed) for seed in range(2)]
+    for over in (1, 30):
+        config = ModelConfig(**SIZES | {"fit_steps": 600, "average_steps": over})
+        fits = [fit(config, init(config, SPEC, KEY), one, KEY, SCALE)[0] for one in data]
+        scores[over] = np.mean([holdout_scores(*pair) for pair in zip(fits, data, strict=True)])
+    assert scores[30] < 0.6 * scores[1]
+
+
 def test_inputs_have_unit_variance_over_the_training_split():
     data = linear_data(3)
     model, _ = fit(FIXED, init(FIXED, SPEC, KEY), data, KEY, NONE)

@@ -24,6 +24,8 @@ from dynajax.types import Array, EnvSpec, Replay, Row, TrainState, Transition
 
 #: Side of the square matmuls that a machine's peak is taken from.
 SIDE = 256
+#: Stages that together are an environment step: the first whole, the others by `per_step`.
+WHOLE_STEP = ("acting and learning", "fit step", "fit, fixed part")
 # Transitions that the replays are filled with, over and over.
 _FILLER = 10_000
 # Gradient steps, environment steps and evaluation steps in one timed run.

@@ -178,21 +178,33 @@ def score(config: ModelConfig, model: Model, data: Split) -> Array:
 def train_steps(
     config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: int
 ) -> Model:
-    """`steps` gradient steps; every member draws its own minibatches from the training split."""
-    shape = (config.members, config.batch)
+    """`steps` gradient steps; every member draws its own minibatches from the training split.
 
-    def step(carry: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], None]:
-        params, optimiser = carry
+    With `average_steps` n > 1 the model gets the mean of the weights over these steps, which from
+    the n-th on forgets as an exponential one does (Polyak and Juditsky, 1992): a larger learning
+    rate goes farther in a step, and the mean takes its noise away.
+    """
+    shape = (config.members, config.batch)
+    averaging = config.average_steps > 1
+
+    def step(carry: tuple[Params, Any, Params | None], now: tuple[Array, Array]) -> Any:
+        params, optimiser, mean = carry
+        key, count = now
         slots = data.training[jax.random.randint(key, shape, 0, jnp.maximum(data.training_size, 1))]
         batch = jax.tree.map(lambda ring: ring[slots], replay.data)
         inputs = normalise(model, batch.obs, batch.action)
         z = targets.encode(model.code, batch.obs, batch.reward, batch.next_obs)
         gradient = jax.grad(loss, argnums=1)(config, params, inputs, z, model.code.exponent)
-        return networks.adam_step(params, gradient, optimiser, config.learning_rate), None
+        params, optimiser = networks.adam_step(params, gradient, optimiser, config.learning_rate)
+        if averaging:
+            share = 1 / jnp.minimum(count, config.average_steps)
+            mean = jax.tree.map(lambda m, p: m + share * (p - m), mean, params)
+        return (params, optimiser, mean), None
 
-    carry = (model.params, model.optimiser)
-    (params, optimiser), _ = jax.lax.scan(step, carry, jax.random.split(key, steps))
-    return model._replace(params=params, optimiser=optimiser)
+    carry = (model.params, model.optimiser, model.params if averaging else None)
+    now = (jax.random.split(key, steps), jnp.arange(1, steps + 1))
+    (params, optimiser, mean), _ = jax.lax.scan(step, carry, now)
+    return model._replace(params=mean if averaging else params, optimiser=optimiser)
 
 
 class _Search(NamedTuple):

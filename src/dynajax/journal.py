@@ -237,8 +237,8 @@ class Journal:
             + f"; {per_row / 2**20:.0f} MiB of device memory a row"
         )
         say(f"folder {self._path}")
-        if c.preset == "paper" and jax.local_devices()[0].platform == "cpu":
-            say("the paper preset takes days on a CPU; --preset=quick shows learning in minutes")
+        if c.preset != "quick" and jax.local_devices()[0].platform == "cpu":
+            say(f"preset {c.preset} takes days on a CPU; --preset=quick shows learning in minutes")
         if step:
             say(f"going on from step {step}")
         if step >= c.steps:

@@ -130,7 +130,7 @@ def make(
     Args:
       env: a task, see `envs`.
       algo: "mbpo" or "sac".
-      preset: "quick" or "paper".
+      preset: a name in `config.PRESETS`.
       fixes: for each variant a comma list of names in `targets.FIXES`; "" or "none" is MBPO as
         published.
       vary: values for traced fields; all combinations, times the fixes, are the variants.

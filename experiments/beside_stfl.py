@@ -1,0 +1,147 @@
+"""An environment step of ours beside one of the authors' earlier code, in turn, in one process.
+
+    git clone https://github.com/CLeARoboticsLab/STFL
+    pip install tensorflow-probability
+    python experiments/beside_stfl.py --stfl=STFL --out=beside
+
+Theirs is their learner and their replay, called as their training loop calls them: act, insert,
+400 synthetic transitions, 20 updates, and every 250 steps a fit of 25 x 200 steps. The step of the
+environment itself is in ours and not in theirs. Writes beside.csv: milliseconds, and their ratio.
+"""
+
+import csv
+import importlib
+import io
+import sys
+import types
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from dynajax import UsageError, benchmark, cli, envs, make_config
+from dynajax.folder import device_name, write_atomically
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("stfl", None, "A clone of github.com/CLeARoboticsLab/STFL.", required=True)
+flags.DEFINE_string("env", "cheetah-run", "Task whose sizes to take.")
+flags.DEFINE_integer("seeds", 1, "Rows on both sides.", lower_bound=1)
+flags.DEFINE_list("preset", ["paper", "fast"], "Ours.")
+flags.DEFINE_float("seconds", 90, "To spend on timing.", lower_bound=1)
+flags.DEFINE_string("out", "beside", "Folder for the table.")
+
+#: Of their training script and its defaults.
+BATCH, REAL, UPDATES, SYNTHETIC = 256, 13, 20, 400
+CHUNK, CHUNKS, FIT_EVERY = 200, 25, 250
+STORED = 20_000  # real transitions while it is timed
+
+
+def _their_modules(folder: str) -> tuple[Any, Any, Any]:
+    """Their learner, replay and batch, under a JAX and without the gym that they were made for."""
+    root = Path(folder).resolve()
+    if not (root / "jaxrl" / "agents" / "mbpo").is_dir():
+        raise UsageError(f"--stfl={folder}: there is no jaxrl/agents/mbpo in it; clone STFL there")
+    sys.path.insert(0, str(root))
+    # Their packages import every agent and environment of theirs; gym's spaces are annotations.
+    agents, data, gym = (types.ModuleType(n) for n in ("jaxrl.agents", "utils", "gym"))
+    agents.__path__ = [str(root / "jaxrl" / "agents")]
+    vars(data)["make_env_and_dataset"] = None
+    vars(gym)["spaces"] = types.SimpleNamespace(Box=object)
+    sys.modules |= {"jaxrl.agents": agents, "jaxrl.datasets.dataset_utils": data, "gym": gym}
+    if not hasattr(jax, "tree_map"):
+        vars(jax)["tree_map"] = jax.tree.map
+    try:
+        # tensorflow-probability's JAX backend looks for it where it once was.
+        old, core = (importlib.import_module(n) for n in ("jax.interpreters.xla", "jax._src.core"))
+        vars(old).setdefault("pytype_aval_mappings", core.pytype_aval_mappings)
+        learner = importlib.import_module("jaxrl.agents.mbpo.mbpo_learner").MBPOLearner
+    except ImportError as error:
+        raise UsageError(
+            f"--stfl={folder}: their code did not load ({error}); it needs tensorflow-probability"
+        ) from None
+    replay = importlib.import_module("jaxrl.datasets.parallel_replay_buffer")
+    return learner, replay.ParallelReplayBuffer, replay.Batch
+
+
+def theirs(folder: str, obs_dim: int, action_dim: int) -> dict[str, Callable[[], None]]:
+    """Their environment step, and one of the 25 parts of their fit."""
+    learner_class, replay_class, batch_class = _their_modules(folder)
+    rows, rng = FLAGS.seeds, np.random.default_rng(0)
+    space = types.SimpleNamespace(shape=(obs_dim,), dtype=np.float32)
+    obs, action = (np.zeros((rows, size), np.float32) for size in (obs_dim, action_dim))
+    learner = learner_class(0, obs[:1], action[:1], lambda *_: jnp.zeros(()), num_seeds=rows)
+    real, synthetic = (replay_class(space, action_dim, 500_000, rows) for _ in range(2))
+    ones = np.ones((rows, STORED), np.float32)
+    states = [rng.normal(size=(rows, STORED, obs_dim)).astype(np.float32) for _ in range(2)]
+    actions = rng.uniform(-1, 1, (rows, STORED, action_dim)).astype(np.float32)
+    real.batch_insert(states[0], actions, states[0][..., 0], ones, 0 * ones, states[1])
+    settings = types.SimpleNamespace(batch_size=BATCH)
+
+    def fit() -> None:
+        learner.train_mbpo(real, settings, num_epochs=CHUNK)
+        jax.block_until_ready(learner.ensemble.params)
+
+    def step() -> None:
+        zeros = np.zeros(rows, np.float32)
+        real.insert(obs, learner.sample_actions(obs), zeros, zeros + 1, zeros, obs)
+        learner.generate_transitions(real, synthetic, batch_size=SYNTHETIC)
+        parts = zip(
+            real.sample_parallel_multibatch(REAL, UPDATES),
+            synthetic.sample_parallel_multibatch(BATCH - REAL, UPDATES),
+            strict=True,
+        )
+        learner.update(batch_class(*(np.concatenate(p, 2) for p in parts)), num_updates=UPDATES)
+        jax.block_until_ready(learner.actor.params)
+
+    fit()
+    return {"theirs, step": step, "theirs, fit": fit}
+
+
+def main(argv: Sequence[str]) -> None:
+    cli.use_compilation_cache()
+    spec = envs.spec(FLAGS.env)
+    configs = {
+        p: make_config(FLAGS.env, preset=p, fixes=["scale,target"], seeds=FLAGS.seeds)
+        for p in FLAGS.preset
+    }
+    runs = theirs(FLAGS.stfl, spec.obs_dim, spec.action_dim)
+    weights = {"theirs": {"theirs, step": 1.0, "theirs, fit": CHUNKS / FIT_EVERY}}
+    with ExitStack() as stack:
+        for preset, config in configs.items():
+            stages = stack.enter_context(benchmark.Workload(config)).stages()
+            named = {f"{preset}, {n}": stages[n] for n in benchmark.WHOLE_STEP}
+            runs |= {name: stage.run for name, stage in named.items()}
+            weights[preset] = {n: (s.per_step or 1) / s.calls for n, s in named.items()}
+        seconds = benchmark.interleave(runs, FLAGS.seconds)
+    totals = {
+        side: sum(share * seconds[name] for name, share in parts.items())
+        for side, parts in weights.items()
+    }
+    lines = []
+    for side, total in totals.items():
+        low, ratio, high = np.quantile(totals["theirs"] / total, (0.25, 0.5, 0.75))
+        parts = {name.split(", ", 1)[1]: 1e3 * share * float(np.median(seconds[name]))
+                 for name, share in weights[side].items()}  # fmt: skip
+        fit = sum(ms for name, ms in parts.items() if name.startswith("fit"))
+        lines.append({
+            "device": device_name(), "jax": jax.__version__, "env": FLAGS.env, "rows": FLAGS.seeds,
+            "side": side, "ms": f"{1e3 * np.median(total):.1f}", "ms_of_fit": f"{fit:.1f}",
+            "theirs_over_it": f"{ratio:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}",
+        })  # fmt: skip
+        print(lines[-1], flush=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    out = Path(FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "beside.csv", text.getvalue().encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)
