@@ -102,7 +102,7 @@ def measure(work: Workload, budget: float) -> list[Line]:
         for name, facts in work.facts().items():
             values = facts._asdict()
             for size in ("state_bytes", "temporary_bytes"):
-                values[size] = round(values[size] / config.rows)
+                values[size] = round(values[size] / work.placement.each)
             lines.setdefault(name, {"stage": name}).update(values)
     return [{"env": config.env, "rows": config.rows, **line} for line in lines.values()]
 
@@ -262,6 +262,7 @@ def _rows() -> list[int]:
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+    compiler.use_cores(os.cpu_count() or 1)
     settings, counts = cli.assignments("--set", FLAGS.set), _rows()
     if FLAGS.compare and not Path(FLAGS.compare).is_file():
         raise UsageError(f"--compare={FLAGS.compare}: there is no such file")
@@ -283,7 +284,8 @@ def main(argv: Sequence[str]) -> int:
     for env in FLAGS.env:
         for rows in counts:
             work = Workload(config(env, rows))
-            if compiler.size(work.shapes) > 0.9 * compiler.available():
+            memory = compiler.available() * work.placement.mesh.size
+            if compiler.size(work.shapes) > 0.9 * memory:
                 print(f"\n{env}, {rows} rows: left out, for they do not fit into memory")
                 continue
             new = measure(work, FLAGS.seconds)

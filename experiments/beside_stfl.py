@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dynajax import UsageError, benchmark, cli, envs, make_config
+from dynajax import UsageError, benchmark, cli, compiler, envs, make_config
 from dynajax.folder import device_name, write_atomically
 
 FLAGS = flags.FLAGS
@@ -104,6 +104,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int) -> dict[str, Callable[[],
 
 def main(argv: Sequence[str]) -> None:
     cli.use_compilation_cache()
+    compiler.use_cores(FLAGS.seeds)
     spec = envs.spec(FLAGS.env)
     configs = {
         p: make_config(FLAGS.env, preset=p, fixes=["scale,target"], seeds=FLAGS.seeds)

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dynajax import UsageError, cli, envs, make_config, processes, train, video, write_report
+from dynajax import (
+    UsageError,
+    cli,
+    compiler,
+    envs,
+    make_config,
+    processes,
+    train,
+    video,
+    write_report,
+)
 from dynajax.config import PRESETS
 
 FLAGS = flags.FLAGS
@@ -62,6 +72,8 @@ def main(argv: Sequence[str]) -> int:
         oracle=FLAGS.oracle,
     )
     cli.use_compilation_cache()
+    if FLAGS.process is None:
+        compiler.use_cores(run.rows)
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     result = train(run, FLAGS.out, command=command, wandb=FLAGS.wandb)
     first = processes.first()

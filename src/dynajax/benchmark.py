@@ -18,7 +18,7 @@ from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config, assign
 from dynajax.envs.host import HostEnvs
 from dynajax.envs.pool import EnvPool, default_workers
-from dynajax.placement import place
+from dynajax.placement import BY_ROWS, STATE, place
 from dynajax.program import build
 from dynajax.types import Array, EnvSpec, Replay, Row, TrainState, Transition
 
@@ -157,14 +157,18 @@ class Workload:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.spec: EnvSpec = envs.spec(config.env, time_limit=config.host.time_limit)
-        # What is timed is one device.
-        self.program = build(config, self.spec, place(config, jax.local_devices()[:1]))
+        # What is timed is one device, or a CPU's cores.
+        devices = jax.local_devices() if compiler.small_caches() else jax.local_devices()[:1]
+        self.program = build(config, self.spec, place(config, devices))
+        self.placement = self.program.placement
         self.shapes = jax.eval_shape(self.program.init)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Workload":
         config, rows = self.config, self.config.rows
-        fill = compiler.jit(functools.partial(_filled, config=config), donate_argnums=0)
+        fill = self.placement.spread(
+            functools.partial(_filled, config=config), (STATE,), STATE, donate_argnums=0
+        )
         self._state = fill(self.program.init())
         self._env = self._stack.enter_context(
             contextlib.closing(HostEnvs(config, self.spec, list(range(rows))))
@@ -225,7 +229,8 @@ class Workload:
         self._pending = self._env.step(self._actions)
 
     def _act(self) -> None:
-        self._actions = np.asarray(self.program.act(self._state, self._env.obs, 2**30))
+        chosen = self.program.act(self._state, self._env.obs, 2**30)
+        self._actions = np.asarray(self.placement.real(chosen))
 
     def _go_on(self, function: Callable[..., Any]) -> None:
         result = function(self._state, *self._pending)
@@ -237,17 +242,18 @@ class Workload:
         for t in range(_ENV_STEPS):
             chosen = self.program.act(self._state, self._env.obs, 2**30 + t)
             self._state, _ = self.program.learn(self._state, *self._pending)
-            self._pending = self._env.step(np.asarray(chosen))
+            self._pending = self._env.step(np.asarray(self.placement.real(chosen)))
         jax.block_until_ready(self._state)
 
     def _updates(self) -> Callable[[], None]:
-        c, rows = self.config, self.config.rows
-        batch = jax.tree.map(
-            lambda ring: ring[:, : c.sac.utd * c.sac.batch].reshape(
-                rows, c.sac.utd, c.sac.batch, *ring.shape[2:]
-            ),
-            self._state.rows.real.data,
-        )
+        c = self.config
+
+        def first(ring: Array) -> Array:
+            batches = ring[:, : c.sac.utd * c.sac.batch]
+            return batches.reshape(-1, c.sac.utd, c.sac.batch, *ring.shape[2:])
+
+        take = self.placement.spread(functools.partial(jax.tree.map, first), (BY_ROWS,), BY_ROWS)
+        batch = take(self._state.rows.real.data)
 
         def one(row_config: Config, agent: Any, batches: Transition, key: Array) -> Any:
             def update(agent: Any, inputs: Any) -> Any:
@@ -256,7 +262,7 @@ class Workload:
             noise = jax.random.normal(key, (c.sac.utd, 2, *batches.action.shape[1:]))
             return jax.lax.scan(update, agent, (batches, noise))[0]
 
-        mapped = compiler.jit(jax.vmap(one), donate_argnums=1)
+        mapped = self.placement.spread(jax.vmap(one), (BY_ROWS,) * 4, BY_ROWS, donate_argnums=1)
 
         def run() -> None:
             rows = self._state.rows
@@ -266,24 +272,22 @@ class Workload:
         return run
 
     def _rollout(self, horizon: int) -> Callable[[], None]:
-        @functools.partial(compiler.jit, donate_argnums=0)
         def imagine(state: TrainState) -> TrainState:
             ring = jax.vmap(
                 lambda row: mbpo.imagine(row, state.shared, self.spec, horizon, row.key)
             )(state.rows)
             return state._replace(rows=state.rows._replace(synthetic=ring))
 
+        mapped = self.placement.spread(imagine, (STATE,), STATE, donate_argnums=0)
+
         def run() -> None:
-            self._state = jax.block_until_ready(imagine(self._state))
+            self._state = jax.block_until_ready(mapped(self._state))
 
         return run
 
     def _fit_steps(self) -> Callable[[], None]:
-        @compiler.jit
-        def split(rows: Row) -> dynamics.Split:
-            return jax.vmap(lambda row: dynamics.split(row.config.model, row.real, row.seed_key))(
-                rows
-            )
+        def split(row: Row) -> dynamics.Split:
+            return dynamics.split(row.config.model, row.real, row.seed_key)
 
         def one(row: Row, data: dynamics.Split) -> Any:
             assert row.model is not None
@@ -291,8 +295,9 @@ class Workload:
                 row.config.model, row.model, row.real, data, row.key, _FIT_STEPS
             )
 
-        data = split(self._state.rows)
-        mapped = compiler.jit(jax.vmap(one))
+        spread = self.placement.spread
+        data = spread(jax.vmap(split), (BY_ROWS,), BY_ROWS)(self._state.rows)
+        mapped = spread(jax.vmap(one), (BY_ROWS, BY_ROWS), BY_ROWS)
         return lambda: jax.block_until_ready(mapped(self._state.rows, data))
 
     def _fit_of_one_step(self) -> Callable[[], None]:
@@ -321,9 +326,8 @@ class Workload:
         def run() -> None:
             nonlocal obs
             for _ in range(_EVAL_STEPS):
-                actions = np.asarray(
-                    self.program.greedy(self._state, obs.reshape(rows, episodes, -1))
-                )
+                chosen = self.program.greedy(self._state, obs.reshape(rows, episodes, -1))
+                actions = np.asarray(self.placement.real(chosen))
                 obs = pool.step(np.arange(n), actions.reshape(n, -1))[0]
 
         return run

@@ -12,10 +12,25 @@ import jax
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
+def small_caches() -> bool:
+    """Whether the local devices are cores of a CPU, where what stays in the cache costs least."""
+    return jax.local_devices()[0].platform == "cpu"
+
+
+def use_cores(rows: int) -> None:
+    """Lets a CPU be as many devices as it has cores for `rows`; before JAX is used.
+
+    A row on a core of its own waits for no other core, and its data stay in that core's cache.
+    Where there is another kind of device this changes nothing.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", min(rows, len(os.sched_getaffinity(0))))
+
+
 @functools.cache
 def options() -> dict[str, str]:
     """Compiler options for the local devices; none where this XLA does not know them."""
-    wanted = _CPU if jax.local_devices()[0].platform == "cpu" else {}
+    wanted = _CPU if small_caches() else {}
     try:
         jax.jit(lambda x: x, compiler_options=wanted).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:

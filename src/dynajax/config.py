@@ -180,12 +180,12 @@ QUICK = Config(
     replay=ReplayConfig(real=100_000, synthetic=100_000),
     eval=EvalConfig(every=1000, episodes=5),
 )  # fmt: skip
-#: `paper`, but for an ensemble that learns as much in a quarter of the gradient steps; chosen by
+#: `paper`, but for an ensemble that learns as much in a third of the gradient steps; chosen by
 #: measurement (BUILD_NOTES.md, "Less arithmetic for the same learning").
 FAST = dataclasses.replace(
     PAPER,
     preset="fast",
-    model=dataclasses.replace(PAPER.model, learning_rate=3e-3, fit_steps=1250, average_steps=100),
+    model=dataclasses.replace(PAPER.model, learning_rate=2e-3, fit_steps=1650, average_steps=100),
 )
 PRESETS: dict[str, Config] = {"quick": QUICK, "paper": PAPER, "fast": FAST}
 

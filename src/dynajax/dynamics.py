@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynajax import networks, targets
+from dynajax import compiler, networks, targets
 from dynajax.config import ModelConfig
 from dynajax.types import Array, Code, EnvSpec, Metrics, Model, Params, Replay, Transition
 
@@ -175,23 +175,25 @@ def score(config: ModelConfig, model: Model, data: Split) -> Array:
     return _weighted_mean(jnp.square(mean - z).mean(-1), data.scored_weights, 1)
 
 
-def train_steps(
-    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: int
-) -> Model:
-    """`steps` gradient steps; every member draws its own minibatches from the training split.
+def _descend(
+    config: ModelConfig, model: Model, replay: Replay, data: Split, keys: Array, steps: int
+) -> tuple[Params, Any]:
+    """The parameters and Adam's state of the model's K members after `steps` steps.
 
-    With `average_steps` n > 1 the model gets the mean of the weights over these steps, which from
-    the n-th on forgets as an exponential one does (Polyak and Juditsky, 1992): a larger learning
-    rate goes farther in a step, and the mean takes its noise away.
+    Args:
+      keys: (K,), every member draws its own minibatches from the training split.
     """
-    shape = (config.members, config.batch)
     averaging = config.average_steps > 1
 
-    def step(carry: tuple[Params, Any, Params | None], now: tuple[Array, Array]) -> Any:
+    def slots(key: Array, count: Array) -> Array:
+        key = jax.random.fold_in(key, count)
+        drawn = jax.random.randint(key, (config.batch,), 0, jnp.maximum(data.training_size, 1))
+        return data.training[drawn]
+
+    def step(carry: tuple[Params, Any, Params | None], count: Array) -> Any:
         params, optimiser, mean = carry
-        key, count = now
-        slots = data.training[jax.random.randint(key, shape, 0, jnp.maximum(data.training_size, 1))]
-        batch = jax.tree.map(lambda ring: ring[slots], replay.data)
+        chosen = jax.vmap(slots, (0, None))(keys, count)
+        batch = jax.tree.map(lambda ring: ring[chosen], replay.data)
         inputs = normalise(model, batch.obs, batch.action)
         z = targets.encode(model.code, batch.obs, batch.reward, batch.next_obs)
         gradient = jax.grad(loss, argnums=1)(config, params, inputs, z, model.code.exponent)
@@ -202,9 +204,52 @@ def train_steps(
         return (params, optimiser, mean), None
 
     carry = (model.params, model.optimiser, model.params if averaging else None)
-    now = (jax.random.split(key, steps), jnp.arange(1, steps + 1))
-    (params, optimiser, mean), _ = jax.lax.scan(step, carry, now)
-    return model._replace(params=mean if averaging else params, optimiser=optimiser)
+    (params, optimiser, mean), _ = jax.lax.scan(step, carry, jnp.arange(1, steps + 1))
+    return (mean if averaging else params), optimiser
+
+
+def _of_members(path: Any) -> bool:
+    """Whether a leaf of parameters, or of Adam's state, is the members' own: (E, ...)."""
+    return any(getattr(entry, "key", None) == "members" for entry in path)
+
+
+def train_steps(
+    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: int
+) -> Model:
+    """`steps` gradient steps of every member.
+
+    On a CPU one member takes all of its steps before the next one begins, for then its weights and
+    moments stay in a core's cache (BUILD_NOTES.md, "Speed"); elsewhere all take each step together,
+    as they have to where they learn common bounds.
+
+    With `average_steps` n > 1 the model gets the mean of the weights over these steps, which from
+    the n-th on forgets as an exponential one does (Polyak and Juditsky, 1992): a larger learning
+    rate goes farther in a step, and the mean takes its noise away.
+    """
+    keys = jax.random.split(key, config.members)
+    state = (model.params, model.optimiser)
+    if config.learned_bounds or not compiler.small_caches():
+        params, optimiser = _descend(config, model, replay, data, keys, steps)
+        return model._replace(params=params, optimiser=optimiser)
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(state)
+    own = [_of_members(path) for path, _ in leaves]
+
+    def one(given: tuple[list[Array], Array]) -> list[Array]:
+        mine, key = given
+        parts = iter(mine)
+        whole = [next(parts)[None] if is_own else leaf
+                 for is_own, (_, leaf) in zip(own, leaves, strict=True)]  # fmt: skip
+        params, optimiser = jax.tree.unflatten(structure, whole)
+        alone = model._replace(params=params, optimiser=optimiser)
+        return jax.tree.leaves(_descend(config, alone, replay, data, key[None], steps))
+
+    mine = [leaf for is_own, (_, leaf) in zip(own, leaves, strict=True) if is_own]
+    after = jax.lax.map(one, (mine, keys))
+    # What the members share has come out of each of them alike.
+    whole = [leaf[:, 0] if is_own else leaf[0] for is_own, leaf in zip(own, after, strict=True)]
+    params, optimiser = jax.tree.unflatten(structure, whole)
+    return model._replace(params=params, optimiser=optimiser)
 
 
 class _Search(NamedTuple):

@@ -238,7 +238,7 @@ class Journal:
         )
         say(f"folder {self._path}")
         if c.preset != "quick" and jax.local_devices()[0].platform == "cpu":
-            say(f"preset {c.preset} takes a day or more on a CPU; --preset=quick shows learning in minutes")
+            say(f"on a CPU preset {c.preset} takes a day or more, --preset=quick minutes")
         if step:
             say(f"going on from step {step}")
         if step >= c.steps:
