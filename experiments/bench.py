@@ -262,7 +262,7 @@ def _rows() -> list[int]:
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    compiler.use_cores(os.cpu_count() or 1)
+    compiler.use_cores()
     settings, counts = cli.assignments("--set", FLAGS.set), _rows()
     if FLAGS.compare and not Path(FLAGS.compare).is_file():
         raise UsageError(f"--compare={FLAGS.compare}: there is no such file")
@@ -284,7 +284,8 @@ def main(argv: Sequence[str]) -> int:
     for env in FLAGS.env:
         for rows in counts:
             work = Workload(config(env, rows))
-            memory = compiler.available() * work.placement.mesh.size
+            used = work.placement.mesh.size
+            memory = compiler.available(used) * used
             if compiler.size(work.shapes) > 0.9 * memory:
                 print(f"\n{env}, {rows} rows: left out, for they do not fit into memory")
                 continue

@@ -104,7 +104,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int) -> dict[str, Callable[[],
 
 def main(argv: Sequence[str]) -> None:
     cli.use_compilation_cache()
-    compiler.use_cores(FLAGS.seeds)
+    compiler.use_cores()
     spec = envs.spec(FLAGS.env)
     configs = {
         p: make_config(FLAGS.env, preset=p, fixes=["scale,target"], seeds=FLAGS.seeds)

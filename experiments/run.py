@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.use_compilation_cache()
     if FLAGS.process is None:
-        compiler.use_cores(run.rows)
+        compiler.use_cores()
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     result = train(run, FLAGS.out, command=command, wandb=FLAGS.wandb)
     first = processes.first()

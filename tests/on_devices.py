@@ -139,6 +139,29 @@ def test_seven_rows_on_four_devices(tmp_path):
     Parts(tmp_path, config, 4).check(7)
 
 
+def test_a_lone_row_and_two_cores(tmp_path):
+    def config(steps):
+        settings = {"model.schedule": "early_stop", "eval.every": 30}
+        return walk_config("host", steps=steps, settings=settings)
+
+    Parts(tmp_path, config, 2).check(1)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_cores_share_the_members_of_a_lone_row(make, spec, devices):
+    config = make(fixes=["scale,target"])
+    alone, helped = (build(config, spec, place(config, DEVICES[:n])) for n in (1, devices))
+    assert alone.placement.helpers is None
+    # three members: on two devices a copy of the last makes four, and a fourth device is not asked
+    assert helped.placement.helpers.size == min(devices, 3)
+    (one, metrics), (other, same) = (test_train.run(config, p, p.init()) for p in (alone, helped))
+    assert_close(one, other)
+    assert_close(metrics, same)
+    assert all(leaf.devices() == {DEVICES[0]} for leaf in jax.tree.leaves(other))
+    program = helped.fit.lower(helped.shapes()).compile().as_text()
+    assert "all-gather" in program
+
+
 def test_six_rows_on_four_devices(tmp_path):
     def config(steps):
         return walk_config(
@@ -201,4 +224,4 @@ def test_sizes_are_those_of_a_device(make, spec):
     sizes = [compiler.memory([p.insert.lower(p.shapes(), *test_train.data_at(config, 0))])
              for p in (one, four)]  # fmt: skip
     assert 3.5 < sizes[0] / sizes[1] < 4.1
-    assert compiler.available() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3.9
+    assert compiler.available(4) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3.9

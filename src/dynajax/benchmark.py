@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -292,11 +292,17 @@ class Workload:
         def one(row: Row, data: dynamics.Split) -> Any:
             assert row.model is not None
             return dynamics.train_steps(
-                row.config.model, row.model, row.real, data, row.key, _FIT_STEPS
-            )
+                row.config.model, row.model, row.real, data, row.key, _FIT_STEPS,
+                self.placement.over_members if helped else jax.lax.map,
+            )  # fmt: skip
 
-        spread = self.placement.spread
+        spread, helped = self.placement.spread, self.placement.helpers is not None
         data = spread(jax.vmap(split), (BY_ROWS,), BY_ROWS)(self._state.rows)
+        if helped:
+            rows = self._state.rows._replace(agent=cast(Any, None), synthetic=None)
+            alone = self.placement.with_helpers(jax.vmap(one))
+            sent = self.placement.send((rows, data))
+            return lambda: jax.block_until_ready(alone(*sent))
         mapped = spread(jax.vmap(one), (BY_ROWS, BY_ROWS), BY_ROWS)
         return lambda: jax.block_until_ready(mapped(self._state.rows, data))
 

@@ -17,14 +17,14 @@ def small_caches() -> bool:
     return jax.local_devices()[0].platform == "cpu"
 
 
-def use_cores(rows: int) -> None:
-    """Lets a CPU be as many devices as it has cores for `rows`; before JAX is used.
+def use_cores() -> None:
+    """Lets a CPU be as many devices as it has cores; before JAX is used.
 
-    A row on a core of its own waits for no other core, and its data stay in that core's cache.
-    Where there is another kind of device this changes nothing.
+    A row, or a member, on a core of its own waits for no other core, and its data stay in that
+    core's cache. Where there is another kind of device this changes nothing.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", min(rows, len(os.sched_getaffinity(0))))
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 @functools.cache
@@ -61,9 +61,8 @@ def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def available() -> int:
-    """Bytes of a local device's memory; devices that are parts of the host share its memory."""
-    devices = jax.local_devices()
-    stats = devices[0].memory_stats() or {}
+def available(devices: int) -> int:
+    """Bytes of a local device's memory, where `devices` are in use; a CPU's share the host's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return stats.get("bytes_limit") or host // len(devices)
+    return stats.get("bytes_limit") or host // devices

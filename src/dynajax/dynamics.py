@@ -5,7 +5,7 @@ Everything is learned and scored on the code's z (`targets`).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -175,6 +175,10 @@ def score(config: ModelConfig, model: Model, data: Split) -> Array:
     return _weighted_mean(jnp.square(mean - z).mean(-1), data.scored_weights, 1)
 
 
+#: Maps a function over the leading axis of a tree, as `jax.lax.map` does.
+Map = Callable[[Callable[[Any], Any], Any], Any]
+
+
 def _descend(
     config: ModelConfig, model: Model, replay: Replay, data: Split, keys: Array, steps: int
 ) -> tuple[Params, Any]:
@@ -214,7 +218,13 @@ def _of_members(path: Any) -> bool:
 
 
 def train_steps(
-    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: int
+    config: ModelConfig,
+    model: Model,
+    replay: Replay,
+    data: Split,
+    key: Array,
+    steps: int,
+    over_members: Map = jax.lax.map,
 ) -> Model:
     """`steps` gradient steps of every member.
 
@@ -245,7 +255,7 @@ def train_steps(
         return jax.tree.leaves(_descend(config, alone, replay, data, key[None], steps))
 
     mine = [leaf for is_own, (_, leaf) in zip(own, leaves, strict=True) if is_own]
-    after = jax.lax.map(one, (mine, keys))
+    after = over_members(one, (mine, keys))
     # What the members share has come out of each of them alike.
     whole = [leaf[:, 0] if is_own else leaf[0] for is_own, leaf in zip(own, after, strict=True)]
     params, optimiser = jax.tree.unflatten(structure, whole)
@@ -265,7 +275,12 @@ class _Search(NamedTuple):
 
 
 def _train_until_stale(
-    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array
+    config: ModelConfig,
+    model: Model,
+    replay: Replay,
+    data: Split,
+    key: Array,
+    over_members: Map,
 ) -> tuple[Model, Array]:
     """Rounds of steps until `patience` of them pass in which no member's holdout score gained
     `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
@@ -282,7 +297,7 @@ def _train_until_stale(
         key, now = jax.random.split(search.key)
         trained = train_steps(
             config, model._replace(params=search.params, optimiser=search.optimiser),
-            replay, data, now, config.round_steps,
+            replay, data, now, config.round_steps, over_members,
         )  # fmt: skip
         scores = score(config, trained, data)
         gained = scores < (1 - config.min_gain) * search.best_score
@@ -325,6 +340,7 @@ def fit(
     replay: Replay,
     holdout_key: Array,
     key: Array,
+    over_members: Map = jax.lax.map,
 ) -> tuple[Model, Metrics]:
     """Refits code, input normalisation and members, warm-started, and chooses the elites.
 
@@ -332,6 +348,7 @@ def fit(
       variants: the fixes of every variant of the run (static); `variant` () is this row's.
       replay: the real transitions.
       holdout_key: the same at every fit.
+      over_members: maps a function over the members, where one is fitted after the other.
 
     Returns:
       The model, and scalars by name (README, "What is logged").
@@ -349,10 +366,10 @@ def fit(
     model = recode(model._replace(code=written), code)
     model = model._replace(input_mean=mean, input_std=std, fits=model.fits + 1)
     if config.schedule == "fixed":
-        model = train_steps(config, model, replay, data, key, config.fit_steps)
+        model = train_steps(config, model, replay, data, key, config.fit_steps, over_members)
         steps = jnp.asarray(config.fit_steps)
     else:
-        model, steps = _train_until_stale(config, model, replay, data, key)
+        model, steps = _train_until_stale(config, model, replay, data, key, over_members)
     scores = score(config, model, data)
     model = model._replace(elites=jnp.argsort(scores)[: config.elites])
     return model, {

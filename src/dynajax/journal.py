@@ -19,7 +19,7 @@ from dynajax.config import Config, as_dict
 from dynajax.evaluate import Evaluation
 from dynajax.folder import RunFolder, device_name
 from dynajax.loggers import Loggers, NoLoggers, Progress, duration
-from dynajax.program import Program
+from dynajax.program import HelpedFit, Program
 from dynajax.types import Metrics, TrainState, UsageError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Journal:
         self._stack.close()
 
     def _check_memory(self) -> None:
-        if self._needed > 0.9 * (there := compiler.available()):
+        if self._needed > 0.9 * (there := compiler.available(self._placement.mesh.size)):
             raise UsageError(
                 f"--seeds: {self._placement.each} rows on a device take "
                 f"{self._needed / 2**30:.1f} GiB, and it has {there / 2**30:.1f}; take "
@@ -244,7 +244,12 @@ class Journal:
         if step >= c.steps:
             say("the run is complete; a larger --steps goes on with it")
 
-    def fit(self, step: int, fit: jax.stages.Wrapped, state: TrainState) -> TrainState:
+    def fit(
+        self,
+        step: int,
+        fit: jax.stages.Wrapped | HelpedFit,
+        state: TrainState,
+    ) -> TrainState:
         """Runs and times the jitted fit; its figures are logged at the next evaluation."""
         with self.clock("update"):
             jax.block_until_ready(state)

@@ -50,8 +50,8 @@ def insert(row: Row, shared: Shared, transition: Transition, valid: Array) -> Ro
     return row._replace(real=replay.add(row.real, block, valid[None], shared.step))
 
 
-def fit(row: Row) -> tuple[Row, Metrics]:
-    """Refits the row's model to its real transitions."""
+def fit(row: Row, over_members: dynamics.Map = jax.lax.map) -> tuple[Row, Metrics]:
+    """Refits the row's model to its real transitions (`dynamics.fit`)."""
     assert row.model is not None
     key, now = jax.random.split(row.key)
     model, metrics = dynamics.fit(
@@ -62,6 +62,7 @@ def fit(row: Row) -> tuple[Row, Metrics]:
         row.real,
         jax.random.fold_in(row.seed_key, _HOLDOUT),
         now,
+        over_members,
     )
     return row._replace(key=key, model=model), metrics
 

@@ -19,7 +19,7 @@ from dynajax import compiler, processes
 from dynajax.config import Config
 from dynajax.types import TrainState
 
-_AXIS = "rows"
+_AXIS, _MEMBERS = "rows", "members"
 #: How arrays lie on the devices: every device has all of it, or its own rows of it.
 EVERYWHERE, BY_ROWS = P(), P(_AXIS)
 #: The same for a whole state.
@@ -33,6 +33,7 @@ class Placement(NamedTuple):
     pairs: tuple[tuple[int, int], ...]  # (index of the variant, seed) of each row
     mesh: Mesh  # the devices, in one dimension
     each: int  # rows on a device, copies included
+    helpers: Mesh | None = None  # cores that share a lone row's members, the row's own the first
 
     @property
     def rows(self) -> int:
@@ -79,6 +80,35 @@ class Placement(NamedTuple):
             out_shardings=self.shardings(outputs),
             **arguments,
         )
+
+    def with_helpers(self, function: Callable[..., Any]) -> jax.stages.Wrapped:
+        """Jits a function of what was sent, that all helpers compute alike but for the members."""
+        assert self.helpers is not None
+        mapped = jax.shard_map(
+            function, mesh=self.helpers, in_specs=EVERYWHERE, out_specs=EVERYWHERE, check_vma=False
+        )
+        everywhere = NamedSharding(self.helpers, EVERYWHERE)
+        return compiler.jit(mapped, in_shardings=everywhere, out_shardings=everywhere)
+
+    def send(self, tree: Any) -> Any:
+        """A copy on every helper."""
+        assert self.helpers is not None
+        return jax.device_put(tree, NamedSharding(self.helpers, EVERYWHERE))
+
+    def bring_back(self, tree: Any) -> Any:
+        """What `send` sent, or its like, where the row lives."""
+        home = NamedSharding(self.mesh, BY_ROWS)
+        return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), home), tree)
+
+    def over_members(self, function: Callable[[Any], Any], given: Any) -> Any:
+        """`jax.lax.map` whose parts the helpers share; for use inside `with_helpers`."""
+        assert self.helpers is not None
+        (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(given)}
+        each = -(-count // self.helpers.size)
+        index = jax.lax.axis_index(_MEMBERS) * each + jnp.arange(each)
+        mine = jax.tree.map(lambda x: x[jnp.minimum(index, count - 1)], given)
+        found = jax.lax.all_gather(jax.lax.map(function, mine), _MEMBERS, tiled=True)
+        return jax.tree.map(lambda x: x[:count], found)
 
     def shapes(self, function: Callable[..., Any], specs: Any) -> Any:
         """What `function()` returns, as shapes that know where they lie."""
@@ -137,4 +167,8 @@ def place(config: Config, devices: Sequence[jax.Device] | None = None) -> Placem
     pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
     each = -(-len(pairs) // len(devices))
     used = -(-len(pairs) // each)
-    return Placement(numbers, pairs, Mesh(np.array(devices[:used]), (_AXIS,)), each)
+    helpers = None
+    if len(pairs) == 1 and config.algo == "mbpo" and compiler.small_caches():
+        several = np.array(devices[: config.model.members])
+        helpers = Mesh(several, (_MEMBERS,)) if several.size > 1 else None
+    return Placement(numbers, pairs, Mesh(np.array(devices[:used]), (_AXIS,)), each, helpers)

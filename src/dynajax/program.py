@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import mbpo, rollouts, sac
+from dynajax import dynamics, mbpo, rollouts, sac
 from dynajax.config import Config, config_of
 from dynajax.placement import BY_ROWS, EVERYWHERE, STATE, Placement, place
 from dynajax.types import Array, EnvSpec, Metrics, Row, Shared, TrainState, Transition
@@ -27,8 +27,8 @@ class Functions(NamedTuple):
     reset_agent: Callable[[TrainState], TrainState]
 
 
-def over_rows(config: Config, spec: EnvSpec) -> Functions:
-    """Maps the functions of `mbpo` over the rows."""
+def over_rows(config: Config, spec: EnvSpec, over_members: dynamics.Map = jax.lax.map) -> Functions:
+    """Maps the functions of `mbpo` over the rows, and a fit over the members as it is told."""
 
     def act(state: TrainState, obs: Array, step: Array) -> Array:
         return jax.vmap(lambda row, o: mbpo.act(row, spec, o, step))(state.rows, obs)
@@ -54,7 +54,8 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
         return TrainState(shared._replace(step=shared.step + 1), rows)
 
     def fit(state: TrainState) -> tuple[TrainState, Metrics]:
-        rows, metrics = jax.vmap(mbpo.fit)(state.rows)
+        one = functools.partial(mbpo.fit, over_members=over_members)
+        rows, metrics = jax.vmap(one)(state.rows)
         return state._replace(rows=rows), metrics
 
     def propose(
@@ -84,6 +85,38 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
     return Functions(act, greedy, value, insert, fit, propose, learn, reset_agent)
 
 
+class HelpedFit(NamedTuple):
+    """The fit of a lone row on devices that would have nothing to do.
+
+    They get what a fit reads, share the members, and what it writes goes back.
+    """
+
+    placement: Placement
+    fit: jax.stages.Wrapped
+
+    @classmethod
+    def of(cls, placement: Placement, functions: Functions) -> "HelpedFit":
+        def fit(state: TrainState) -> tuple[Any, Any, Metrics]:
+            state, metrics = functions.fit(state)
+            return state.rows.model, state.rows.key, metrics
+
+        return cls(placement, placement.with_helpers(fit))
+
+    @staticmethod
+    def _read(state: TrainState) -> TrainState:
+        rows: Row = state.rows
+        return state._replace(rows=rows._replace(agent=cast(Any, None), synthetic=None))
+
+    def lower(self, state: TrainState) -> jax.stages.Lowered:
+        return self.fit.lower(self._read(state))
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        placement, rows = self.placement, state.rows
+        found = self.fit(placement.send(self._read(state)))
+        model, key, metrics = placement.bring_back(found)
+        return state._replace(rows=rows._replace(model=model, key=key)), metrics
+
+
 class Program(NamedTuple):
     """The same for all rows of this process, jitted: arguments have a row for each of its rows,
     and results a place for each (`Placement`). Those that return a state take theirs as a donation.
@@ -95,7 +128,7 @@ class Program(NamedTuple):
     greedy: jax.stages.Wrapped
     value: jax.stages.Wrapped
     insert: jax.stages.Wrapped
-    fit: jax.stages.Wrapped
+    fit: jax.stages.Wrapped | HelpedFit
     propose: jax.stages.Wrapped
     learn: jax.stages.Wrapped
     reset_agent: jax.stages.Wrapped
@@ -144,6 +177,9 @@ def build(config: Config, spec: EnvSpec, placement: Placement | None = None) -> 
     given = EVERYWHERE
     told = () if config.oracle == "none" else (given,)
     donated = functools.partial(placement.spread, donate_argnums=0)
+    fit: Any = donated(functions.fit, (STATE,), (STATE, BY_ROWS))
+    if placement.helpers is not None:
+        fit = HelpedFit.of(placement, over_rows(config, spec, placement.over_members))
     return Program(
         placement=placement,
         init=functools.partial(
@@ -165,7 +201,7 @@ def build(config: Config, spec: EnvSpec, placement: Placement | None = None) -> 
         insert=donated(
             lambda state, *data: functions.insert(state, *own(data)), (STATE, given, given), STATE
         ),
-        fit=donated(functions.fit, (STATE,), (STATE, BY_ROWS)),
+        fit=fit,
         propose=donated(
             lambda state, *data: functions.propose(state, *own(data)),
             (STATE, given, given), (STATE, BY_ROWS),
