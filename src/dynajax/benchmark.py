@@ -29,7 +29,7 @@ WHOLE_STEP = ("acting and learning", "fit step", "fit, fixed part")
 # Transitions that the replays are filled with, over and over.
 _FILLER = 10_000
 # Gradient steps, environment steps and evaluation steps in one timed run.
-_FIT_STEPS, _ENV_STEPS, _EVAL_STEPS = 10, 3, 5
+_FIT_STEPS, _ENV_STEPS, _EVAL_STEPS = 40, 3, 5
 # More environments than this are not made only to be timed.
 _MOST_ENVS = 64
 # Seconds for which a run is repeated before it is timed: NumPy's threads look for work for 30 ms
@@ -301,7 +301,8 @@ class Workload:
         if helped:
             rows = self._state.rows._replace(agent=cast(Any, None), synthetic=None)
             alone = self.placement.with_helpers(jax.vmap(one))
-            sent = self.placement.send((rows, data))
+            # Copies, because other stages give the state's own memory away.
+            sent = self.placement.send(jax.tree.map(jnp.copy, (rows, data)))
             return lambda: jax.block_until_ready(alone(*sent))
         mapped = spread(jax.vmap(one), (BY_ROWS, BY_ROWS), BY_ROWS)
         return lambda: jax.block_until_ready(mapped(self._state.rows, data))
