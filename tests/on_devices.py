@@ -141,10 +141,17 @@ def test_seven_rows_on_four_devices(tmp_path):
 
 def test_a_lone_row_and_two_cores(tmp_path):
     def config(steps):
-        settings = {"model.schedule": "early_stop", "eval.every": 30}
+        settings = {"model.schedule": "fixed", "eval.every": 30}
         return walk_config("host", steps=steps, settings=settings)
 
     Parts(tmp_path, config, 2).check(1)
+
+
+def test_members_that_wait_for_each_other_stay_together(make):
+    for settings in ({"model.schedule": "early_stop"}, {"model.learned_bounds": True}):
+        assert place(make(settings), DEVICES).helpers is None
+    assert place(make(algo="sac"), DEVICES).helpers is None
+    assert place(make(seeds=2), DEVICES).helpers is None
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -158,8 +165,8 @@ def test_cores_share_the_members_of_a_lone_row(make, spec, devices):
     assert_close(one, other)
     assert_close(metrics, same)
     assert all(leaf.devices() == {DEVICES[0]} for leaf in jax.tree.leaves(other))
-    program = helped.fit.lower(helped.shapes()).compile().as_text()
-    assert "all-gather" in program
+    text = helped.fit.lower(helped.shapes()).compile().as_text()
+    assert [name for name in COLLECTIVES if name in text] == []
 
 
 def test_six_rows_on_four_devices(tmp_path):

@@ -299,11 +299,11 @@ class Workload:
         spread, helped = self.placement.spread, self.placement.helpers is not None
         data = spread(jax.vmap(split), (BY_ROWS,), BY_ROWS)(self._state.rows)
         if helped:
-            rows = self._state.rows._replace(agent=cast(Any, None), synthetic=None)
-            alone = self.placement.with_helpers(jax.vmap(one))
             # Copies, because other stages give the state's own memory away.
-            sent = self.placement.send(jax.tree.map(jnp.copy, (rows, data)))
-            return lambda: jax.block_until_ready(alone(*sent))
+            rows = self._state.rows._replace(agent=cast(Any, None), synthetic=None)
+            sent = self.placement.send(jax.tree.map(lambda x: jnp.copy(x[0]), (rows, data)))
+            share = self.placement.with_helpers(lambda given: one(*given).params["members"])
+            return lambda: jax.block_until_ready(share(sent))
         mapped = spread(jax.vmap(one), (BY_ROWS, BY_ROWS), BY_ROWS)
         return lambda: jax.block_until_ready(mapped(self._state.rows, data))
 

@@ -212,7 +212,7 @@ def _descend(
     return (mean if averaging else params), optimiser
 
 
-def _of_members(path: Any) -> bool:
+def of_members(path: Any) -> bool:
     """Whether a leaf of parameters, or of Adam's state, is the members' own: (E, ...)."""
     return any(getattr(entry, "key", None) == "members" for entry in path)
 
@@ -232,6 +232,11 @@ def train_steps(
     moments stay in a core's cache (BUILD_NOTES.md, "Speed"); elsewhere all take each step together,
     as they have to where they learn common bounds.
 
+    Args:
+      over_members: maps a function over the members where one comes after the other. It may keep
+        some of them only, as a device does that shares them with others (`program.HelpedFit`); the
+        model then has these.
+
     With `average_steps` n > 1 the model gets the mean of the weights over these steps, which from
     the n-th on forgets as an exponential one does (Polyak and Juditsky, 1992): a larger learning
     rate goes farther in a step, and the mean takes its noise away.
@@ -243,7 +248,7 @@ def train_steps(
         return model._replace(params=params, optimiser=optimiser)
 
     leaves, structure = jax.tree_util.tree_flatten_with_path(state)
-    own = [_of_members(path) for path, _ in leaves]
+    own = [of_members(path) for path, _ in leaves]
 
     def one(given: tuple[list[Array], Array]) -> list[Array]:
         mine, key = given
@@ -280,7 +285,6 @@ def _train_until_stale(
     replay: Replay,
     data: Split,
     key: Array,
-    over_members: Map,
 ) -> tuple[Model, Array]:
     """Rounds of steps until `patience` of them pass in which no member's holdout score gained
     `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
@@ -297,7 +301,7 @@ def _train_until_stale(
         key, now = jax.random.split(search.key)
         trained = train_steps(
             config, model._replace(params=search.params, optimiser=search.optimiser),
-            replay, data, now, config.round_steps, over_members,
+            replay, data, now, config.round_steps,
         )  # fmt: skip
         scores = score(config, trained, data)
         gained = scores < (1 - config.min_gain) * search.best_score
@@ -332,27 +336,15 @@ def recode(model: Model, code: Code) -> Model:
     return model._replace(params={**model.params, "members": {**members, "head": head}}, code=code)
 
 
-def fit(
+def prepare(
     config: ModelConfig,
     variants: Sequence[tuple[str, ...]],
     variant: Array,
     model: Model,
     replay: Replay,
     holdout_key: Array,
-    key: Array,
-    over_members: Map = jax.lax.map,
-) -> tuple[Model, Metrics]:
-    """Refits code, input normalisation and members, warm-started, and chooses the elites.
-
-    Args:
-      variants: the fixes of every variant of the run (static); `variant` () is this row's.
-      replay: the real transitions.
-      holdout_key: the same at every fit.
-      over_members: maps a function over the members, where one is fitted after the other.
-
-    Returns:
-      The model, and scalars by name (README, "What is logged").
-    """
+) -> tuple[Model, Split]:
+    """The model with code and input normalisation of the data, and the data's division (`fit`)."""
     data = split(config, replay, holdout_key)
     real = replay.data
     first = model.fits == 0
@@ -364,12 +356,11 @@ def fit(
     # New weights predict nothing that should stay as it is; they are meant for z as they are.
     written = jax.tree.map(lambda new, old: jnp.where(first, new, old), code, model.code)
     model = recode(model._replace(code=written), code)
-    model = model._replace(input_mean=mean, input_std=std, fits=model.fits + 1)
-    if config.schedule == "fixed":
-        model = train_steps(config, model, replay, data, key, config.fit_steps, over_members)
-        steps = jnp.asarray(config.fit_steps)
-    else:
-        model, steps = _train_until_stale(config, model, replay, data, key, over_members)
+    return model._replace(input_mean=mean, input_std=std, fits=model.fits + 1), data
+
+
+def conclude(config: ModelConfig, model: Model, data: Split, steps: Array) -> tuple[Model, Metrics]:
+    """The trained model with its elites chosen, and the fit's scalars (`fit`)."""
     scores = score(config, model, data)
     model = model._replace(elites=jnp.argsort(scores)[: config.elites])
     return model, {
@@ -377,6 +368,34 @@ def fit(
         "score": scores[model.elites].mean(),
         **_report(config, model, data),
     }
+
+
+def fit(
+    config: ModelConfig,
+    variants: Sequence[tuple[str, ...]],
+    variant: Array,
+    model: Model,
+    replay: Replay,
+    holdout_key: Array,
+    key: Array,
+) -> tuple[Model, Metrics]:
+    """Refits code, input normalisation and members, warm-started, and chooses the elites.
+
+    Args:
+      variants: the fixes of every variant of the run (static); `variant` () is this row's.
+      replay: the real transitions.
+      holdout_key: the same at every fit.
+
+    Returns:
+      The model, and scalars by name (README, "What is logged").
+    """
+    model, data = prepare(config, variants, variant, model, replay, holdout_key)
+    if config.schedule == "fixed":
+        model = train_steps(config, model, replay, data, key, config.fit_steps)
+        steps = jnp.asarray(config.fit_steps)
+    else:
+        model, steps = _train_until_stale(config, model, replay, data, key)
+    return conclude(config, model, data, steps)
 
 
 def _report(config: ModelConfig, model: Model, data: Split) -> Metrics:

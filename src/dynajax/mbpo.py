@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dynajax import dynamics, replay, rollouts, sac
 from dynajax.config import Config
-from dynajax.types import Array, EnvSpec, Metrics, Replay, Row, Shared, Transition
+from dynajax.types import Array, EnvSpec, Metrics, Model, Replay, Row, Shared, Transition
 
 #: What is folded into a row's `seed_key`.
 _EXPLORE, _HOLDOUT = 0, 1
@@ -50,20 +50,43 @@ def insert(row: Row, shared: Shared, transition: Transition, valid: Array) -> Ro
     return row._replace(real=replay.add(row.real, block, valid[None], shared.step))
 
 
-def fit(row: Row, over_members: dynamics.Map = jax.lax.map) -> tuple[Row, Metrics]:
-    """Refits the row's model to its real transitions (`dynamics.fit`)."""
+def _fixes(row: Row) -> list[tuple[str, ...]]:
+    return [variant.fixes for variant in row.config.variants]
+
+
+def _holdout_key(row: Row) -> Array:
+    return jax.random.fold_in(row.seed_key, _HOLDOUT)
+
+
+def fit(row: Row) -> tuple[Row, Metrics]:
+    """Refits the row's model to its real transitions."""
     assert row.model is not None
     key, now = jax.random.split(row.key)
     model, metrics = dynamics.fit(
-        row.config.model,
-        [variant.fixes for variant in row.config.variants],
-        row.variant,
-        row.model,
-        row.real,
-        jax.random.fold_in(row.seed_key, _HOLDOUT),
-        now,
-        over_members,
+        row.config.model, _fixes(row), row.variant, row.model, row.real, _holdout_key(row), now
     )
+    return row._replace(key=key, model=model), metrics
+
+
+def fit_share(row: Row, over_members: dynamics.Map) -> Model:
+    """The first part of `fit` on the fixed schedule: the model with those members trained that
+    `over_members` keeps, and these alone.
+    """
+    assert row.model is not None
+    config = row.config.model
+    _, now = jax.random.split(row.key)
+    model, data = dynamics.prepare(
+        config, _fixes(row), row.variant, row.model, row.real, _holdout_key(row)
+    )
+    return dynamics.train_steps(config, model, row.real, data, now, config.fit_steps, over_members)
+
+
+def conclude_fit(row: Row, model: Model) -> tuple[Row, Metrics]:
+    """The rest of `fit`, from the model with all members trained."""
+    config = row.config.model
+    key, _ = jax.random.split(row.key)
+    data = dynamics.split(config, row.real, _holdout_key(row))
+    model, metrics = dynamics.conclude(config, model, data, jnp.asarray(config.fit_steps))
     return row._replace(key=key, model=model), metrics
 
 

@@ -81,14 +81,18 @@ class Placement(NamedTuple):
             **arguments,
         )
 
-    def with_helpers(self, function: Callable[..., Any]) -> jax.stages.Wrapped:
-        """Jits a function of what was sent, that all helpers compute alike but for the members."""
+    def with_helpers(self, function: Callable[[Any], Any]) -> jax.stages.Wrapped:
+        """Jits a function of what was sent; the helpers' results lie behind each other."""
         assert self.helpers is not None
         mapped = jax.shard_map(
-            function, mesh=self.helpers, in_specs=EVERYWHERE, out_specs=EVERYWHERE, check_vma=False
+            function, mesh=self.helpers, in_specs=EVERYWHERE, out_specs=P(_MEMBERS),
+            check_vma=False,
+        )  # fmt: skip
+        return compiler.jit(
+            mapped,
+            in_shardings=NamedSharding(self.helpers, EVERYWHERE),
+            out_shardings=NamedSharding(self.helpers, P(_MEMBERS)),
         )
-        everywhere = NamedSharding(self.helpers, EVERYWHERE)
-        return compiler.jit(mapped, in_shardings=everywhere, out_shardings=everywhere)
 
     def send(self, tree: Any) -> Any:
         """A copy on every helper."""
@@ -96,19 +100,19 @@ class Placement(NamedTuple):
         return jax.device_put(tree, NamedSharding(self.helpers, EVERYWHERE))
 
     def bring_back(self, tree: Any) -> Any:
-        """What `send` sent, or its like, where the row lives."""
-        home = NamedSharding(self.mesh, BY_ROWS)
-        return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), home), tree)
+        """The helpers' results on the row's own device."""
+        return jax.device_put(tree, self.mesh.devices[0])
 
     def over_members(self, function: Callable[[Any], Any], given: Any) -> Any:
-        """`jax.lax.map` whose parts the helpers share; for use inside `with_helpers`."""
+        """`jax.lax.map` of a helper's own share alone, all shares being equal: the last have copies
+        of the last member. For use inside what `with_helpers` maps.
+        """
         assert self.helpers is not None
         (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(given)}
         each = -(-count // self.helpers.size)
         index = jax.lax.axis_index(_MEMBERS) * each + jnp.arange(each)
         mine = jax.tree.map(lambda x: x[jnp.minimum(index, count - 1)], given)
-        found = jax.lax.all_gather(jax.lax.map(function, mine), _MEMBERS, tiled=True)
-        return jax.tree.map(lambda x: x[:count], found)
+        return jax.lax.map(function, mine)
 
     def shapes(self, function: Callable[..., Any], specs: Any) -> Any:
         """What `function()` returns, as shapes that know where they lie."""
@@ -168,7 +172,8 @@ def place(config: Config, devices: Sequence[jax.Device] | None = None) -> Placem
     each = -(-len(pairs) // len(devices))
     used = -(-len(pairs) // each)
     helpers = None
-    if len(pairs) == 1 and config.algo == "mbpo" and compiler.small_caches():
+    separate = config.model.schedule == "fixed" and not config.model.learned_bounds
+    if len(pairs) == 1 and config.algo == "mbpo" and separate and compiler.small_caches():
         several = np.array(devices[: config.model.members])
         helpers = Mesh(several, (_MEMBERS,)) if several.size > 1 else None
     return Placement(numbers, pairs, Mesh(np.array(devices[:used]), (_AXIS,)), each, helpers)

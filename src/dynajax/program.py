@@ -54,8 +54,7 @@ def over_rows(config: Config, spec: EnvSpec, over_members: dynamics.Map = jax.la
         return TrainState(shared._replace(step=shared.step + 1), rows)
 
     def fit(state: TrainState) -> tuple[TrainState, Metrics]:
-        one = functools.partial(mbpo.fit, over_members=over_members)
-        rows, metrics = jax.vmap(one)(state.rows)
+        rows, metrics = jax.vmap(mbpo.fit)(state.rows)
         return state._replace(rows=rows), metrics
 
     def propose(
@@ -86,35 +85,53 @@ def over_rows(config: Config, spec: EnvSpec, over_members: dynamics.Map = jax.la
 
 
 class HelpedFit(NamedTuple):
-    """The fit of a lone row on devices that would have nothing to do.
+    """The fit of a lone row that shares its members with cores that would have nothing to do.
 
-    They get what a fit reads, share the members, and what it writes goes back.
+    They get what a fit reads, each trains its share, and the shares come back. None waits for
+    another on the way, because XLA ends a process in which one waits for 40 seconds.
     """
 
     placement: Placement
-    fit: jax.stages.Wrapped
+    share: jax.stages.Wrapped
+    conclude: jax.stages.Wrapped
 
     @classmethod
-    def of(cls, placement: Placement, functions: Functions) -> "HelpedFit":
-        def fit(state: TrainState) -> tuple[Any, Any, Metrics]:
-            state, metrics = functions.fit(state)
-            return state.rows.model, state.rows.key, metrics
+    def of(cls, placement: Placement) -> "HelpedFit":
+        def share(rows: Row) -> Any:
+            row = jax.tree.map(lambda x: x[0], rows)
+            model = mbpo.fit_share(row, placement.over_members)
+            return jax.tree_util.tree_map_with_path(
+                lambda path, x: x if dynamics.of_members(path) else x[None], model
+            )
 
-        return cls(placement, placement.with_helpers(fit))
+        def conclude(state: TrainState, model: Any) -> tuple[TrainState, Metrics]:
+            rows, metrics = jax.vmap(mbpo.conclude_fit)(state.rows, model)
+            return state._replace(rows=rows), metrics
+
+        return cls(
+            placement,
+            placement.with_helpers(share),
+            placement.spread(conclude, (STATE, BY_ROWS), (STATE, BY_ROWS), donate_argnums=0),
+        )
 
     @staticmethod
-    def _read(state: TrainState) -> TrainState:
+    def _read(state: TrainState) -> Row:
         rows: Row = state.rows
-        return state._replace(rows=rows._replace(agent=cast(Any, None), synthetic=None))
+        return rows._replace(agent=cast(Any, None), synthetic=None)
 
     def lower(self, state: TrainState) -> jax.stages.Lowered:
-        return self.fit.lower(self._read(state))
+        """The program that all of them run."""
+        return self.share.lower(self._read(state))
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        placement, rows = self.placement, state.rows
-        found = self.fit(placement.send(self._read(state)))
-        model, key, metrics = placement.bring_back(found)
-        return state._replace(rows=rows._replace(model=model, key=key)), metrics
+        placement = self.placement
+        found = placement.bring_back(self.share(placement.send(self._read(state))))
+        members = state.rows.config.model.members
+        # Behind the last member are copies of it; what members share came from everyone.
+        model = jax.tree_util.tree_map_with_path(
+            lambda path, x: x[None, :members] if dynamics.of_members(path) else x[:1], found
+        )
+        return self.conclude(state, model)
 
 
 class Program(NamedTuple):
@@ -179,7 +196,7 @@ def build(config: Config, spec: EnvSpec, placement: Placement | None = None) -> 
     donated = functools.partial(placement.spread, donate_argnums=0)
     fit: Any = donated(functions.fit, (STATE,), (STATE, BY_ROWS))
     if placement.helpers is not None:
-        fit = HelpedFit.of(placement, over_rows(config, spec, placement.over_members))
+        fit = HelpedFit.of(placement)
     return Program(
         placement=placement,
         init=functools.partial(
