@@ -118,7 +118,9 @@ def test_bench_measures_every_stage(table):
             rate = 1e3 * float(line["gflop"]) / float(line["ms"])
             assert float(line["gflops"]) == pytest.approx(rate, rel=1e-3)
             assert float(line["of_peak"]) * float(line["x_ideal"]) == pytest.approx(1, rel=1e-3)
-        for name in ("learn", "fit"):
+        # A lone row on several cores keeps its memory while they fit its model.
+        shared = rows == "1" and len(os.sched_getaffinity(0)) > 1
+        for name in ("learn",) if shared else ("learn", "fit"):
             assert float(here[name]["donated"]) > 0.95
         assert here["learn"]["ring_copies"] == "0"
     assert float(here["SAC update"]["gflop"]) == pytest.approx(
