@@ -6,8 +6,6 @@ For every task: C MuJoCo's bare `mj_step` and dm_control's own step (one environ
 engine and the device engine by number of rows. All are timed in turn. Writes envs.csv.
 """
 
-import csv
-import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from absl import flags
 from dynajax import benchmark, cli, compiler, envs
 from dynajax.envs import device, dmc
 from dynajax.envs.pool import EnvPool
-from dynajax.folder import device_name, write_atomically
+from dynajax.folder import device_name, write_csv
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -143,14 +141,10 @@ def main(argv: Sequence[str]) -> None:
     lines = []
     for name in FLAGS.env:
         lines += measure(name, rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
     out = Path(FLAGS.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "envs.csv", text.getvalue().encode())
+        write_csv(out / "envs.csv", lines)
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
 

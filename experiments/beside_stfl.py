@@ -9,9 +9,7 @@ Theirs is their learner and their replay, called as their training loop calls th
 environment itself is in ours and not in theirs. Writes beside.csv: milliseconds, and their ratio.
 """
 
-import csv
 import importlib
-import io
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -25,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from dynajax import UsageError, benchmark, cli, compiler, envs, make_config
-from dynajax.folder import device_name, write_atomically
+from dynajax.folder import device_name, write_csv
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("stfl", None, "A clone of github.com/CLeARoboticsLab/STFL.", required=True)
@@ -135,13 +133,9 @@ def main(argv: Sequence[str]) -> None:
             "theirs_over_it": f"{ratio:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}",
         })  # fmt: skip
         print(lines[-1], flush=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
     out = Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "beside.csv", text.getvalue().encode())
+    write_csv(out / "beside.csv", lines)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ gradient steps, and the elites' holdout score (mean squared error in the coded t
 state skill and reward R^2.
 """
 
-import csv
 import functools
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from absl import flags
 
 from dynajax import cli, compiler, dynamics, envs, make_config
 from dynajax.diagnose.data import collect, shuffled
-from dynajax.folder import write_atomically
+from dynajax.folder import write_csv
 from dynajax.types import Replay
 
 FLAGS = flags.FLAGS
@@ -70,13 +68,9 @@ def main(argv: Sequence[str]) -> None:
                     line |= {name: f"{float(found[name]):.5g}" for name in MEASURES}
                     lines.append(line)
                     print(line, flush=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
     out = Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "schedules.csv", text.getvalue().encode())
+    write_csv(out / "schedules.csv", lines)
 
 
 if __name__ == "__main__":

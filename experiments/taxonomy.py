@@ -19,9 +19,8 @@ from absl import flags
 from scipy import stats
 
 from dynajax import cli, figures
-from dynajax.diagnose.page import write_csv
 from dynajax.diagnose.verdict import figure
-from dynajax.folder import write_atomically
+from dynajax.folder import write_atomically, write_csv
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS

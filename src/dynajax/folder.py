@@ -1,16 +1,20 @@
 """A run's folder: who holds it, and which configuration it belongs to."""
 
+import csv
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 
 from dynajax.config import Config, as_dict, difference
 from dynajax.types import UsageError
@@ -29,6 +33,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
+
+
+def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table whose columns are the first line's; floats get six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow(
+            {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in line.items()}
+        )
+    write_atomically(path, text.getvalue().encode())
 
 
 def device_name() -> str:

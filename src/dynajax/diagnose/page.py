@@ -1,8 +1,6 @@
 """The diagnosis before training as a page, and its numbers as CSV."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,13 @@ from dynajax import figures, statistics, targets
 from dynajax.diagnose import measures, verdict
 from dynajax.diagnose.offline import Offline
 from dynajax.figures import Panel
-from dynajax.folder import write_atomically
+from dynajax.folder import write_atomically, write_csv
 
 #: What lies lower is cut off in pictures.
 _FLOOR = -1.0
 #: The line on which a model knows its errors.
 _CLAIM = "as claimed"
 _GREY: figures.Style = {"color": "#8a8a8a", "linestyle": "-."}
-
-
-def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table whose columns are the first line's; floats get six digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow(
-            {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in line.items()}
-        )
-    write_atomically(path, text.getvalue().encode())
 
 
 def summary(found: Offline) -> list[dict[str, Any]]:

@@ -13,9 +13,9 @@ from dynajax import envs, figures
 from dynajax.config import Config
 from dynajax.diagnose import measures, skeleton, verdict
 from dynajax.diagnose.online import Findings, Strip
-from dynajax.diagnose.page import by_channel, write_csv
+from dynajax.diagnose.page import by_channel
 from dynajax.figures import Panel, Series
-from dynajax.folder import write_atomically
+from dynajax.folder import write_atomically, write_csv
 from dynajax.types import EnvSpec
 
 #: A critic that is this far from what comes, as a share of it, is worth a word.
