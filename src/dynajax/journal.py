@@ -237,19 +237,14 @@ class Journal:
             + f"; {per_row / 2**20:.0f} MiB of device memory a row"
         )
         say(f"folder {self._path}")
-        if c.preset != "quick" and jax.local_devices()[0].platform == "cpu":
+        if c.preset != "quick" and compiler.small_caches():
             say(f"on a CPU preset {c.preset} takes a day or more, --preset=quick minutes")
         if step:
             say(f"going on from step {step}")
         if step >= c.steps:
             say("the run is complete; a larger --steps goes on with it")
 
-    def fit(
-        self,
-        step: int,
-        fit: jax.stages.Wrapped | HelpedFit,
-        state: TrainState,
-    ) -> TrainState:
+    def fit(self, step: int, fit: jax.stages.Wrapped | HelpedFit, state: TrainState) -> TrainState:
         """Runs and times the jitted fit; its figures are logged at the next evaluation."""
         with self.clock("update"):
             jax.block_until_ready(state)

@@ -27,8 +27,8 @@ class Functions(NamedTuple):
     reset_agent: Callable[[TrainState], TrainState]
 
 
-def over_rows(config: Config, spec: EnvSpec, over_members: dynamics.Map = jax.lax.map) -> Functions:
-    """Maps the functions of `mbpo` over the rows, and a fit over the members as it is told."""
+def over_rows(config: Config, spec: EnvSpec) -> Functions:
+    """Maps the functions of `mbpo` over the rows."""
 
     def act(state: TrainState, obs: Array, step: Array) -> Array:
         return jax.vmap(lambda row, o: mbpo.act(row, spec, o, step))(state.rows, obs)
