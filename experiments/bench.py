@@ -26,11 +26,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from dynajax import benchmark, cli, compiler, envs, figures, flops, make_config
-from dynajax.benchmark import Stage, Workload
+from dynajax import cli, compiler, envs, make_config
 from dynajax.config import PRESETS, Config
-from dynajax.figures import Panel
-from dynajax.folder import device_name, write_atomically
+from dynajax.measure import benchmark, flops
+from dynajax.measure.benchmark import Stage, Workload
+from dynajax.record.folder import device_name, write_atomically
+from dynajax.report import figures
+from dynajax.report.figures import Panel
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -47,10 +49,28 @@ flags.DEFINE_string("probe", None, "For the benchmark's own use.")
 
 #: One line of bench.csv. Times in ms of one call, over all rows; bytes of one row.
 COLUMNS = (
-    "device", "jax", "precision", "algo", "preset", "env", "rows", "stage", "ms", "low", "high",
-    "gflop", "gflops", "of_peak", "x_ideal", "ms_per_step", "state_bytes", "temporary_bytes",
-    "donated", "kernels", "ring_copies",
-)  # fmt: skip
+    "device",
+    "jax",
+    "precision",
+    "algo",
+    "preset",
+    "env",
+    "rows",
+    "stage",
+    "ms",
+    "low",
+    "high",
+    "gflop",
+    "gflops",
+    "of_peak",
+    "x_ideal",
+    "ms_per_step",
+    "state_bytes",
+    "temporary_bytes",
+    "donated",
+    "kernels",
+    "ring_copies",
+)
 Line = dict[str, Any]
 _PEAK = ("matmul numpy", "matmul jax")
 
@@ -69,9 +89,11 @@ def _lines(runs: dict[str, Stage], seconds: dict[str, np.ndarray]) -> dict[str, 
         if stage.flops:
             ratio = float(np.median(each[name] * peak / stage.flops))
             line |= {
-                "gflop": stage.flops / 1e9, "gflops": stage.flops / ms / 1e6,
-                "of_peak": 1 / ratio, "x_ideal": ratio,
-            }  # fmt: skip
+                "gflop": stage.flops / 1e9,
+                "gflops": stage.flops / ms / 1e6,
+                "of_peak": 1 / ratio,
+                "x_ideal": ratio,
+            }
         found[name] = line
     return found
 
@@ -109,8 +131,8 @@ def measure(work: Workload, budget: float) -> list[Line]:
 
 def probe(config: Config) -> None:
     """Starts as `train` does, and prints the seconds of each part as JSON."""
-    from dynajax.placement import place
-    from dynajax.program import build
+    from dynajax.runtime.placement import place
+    from dynajax.runtime.program import build
 
     begin, found = time.perf_counter(), {}
 
@@ -155,10 +177,14 @@ def start(config: Config) -> list[Line]:
             parts = json.loads(done.stdout.strip().splitlines()[-1])
             parts = {"import": total - sum(parts.values()), **parts, "all": total}
             lines += [
-                {"env": config.env, "rows": config.rows, "stage": f"{name} start: {part}",
-                 "ms": 1e3 * seconds}
+                {
+                    "env": config.env,
+                    "rows": config.rows,
+                    "stage": f"{name} start: {part}",
+                    "ms": 1e3 * seconds,
+                }
                 for part, seconds in parts.items()
-            ]  # fmt: skip
+            ]
     return lines
 
 
@@ -203,8 +229,15 @@ def figure(lines: Sequence[Line]) -> bytes:
                 x, y = np.array(sorted(points)).T
                 shown[stage] = (x, y[None])
         title = f"{env}, preset {FLAGS.preset}"
-        panels.append(Panel(shown, "ms of an environment step, a row", title, scale="log",
-                            xlabel="rows of one program"))  # fmt: skip
+        panels.append(
+            Panel(
+                shown,
+                "ms of an environment step, a row",
+                title,
+                scale="log",
+                xlabel="rows of one program",
+            )
+        )
     return figures.png(figures.curves(panels, title=f"Cost against rows, {device_name()}"))
 
 
@@ -220,8 +253,10 @@ def compare(lines: Sequence[Line], path: Path) -> str:
             if before["x_ideal"] and line.get("x_ideal"):
                 ideal = f"{float(before['x_ideal']) / line['x_ideal']:.2f}x"
             name = f"{line['env']} {line['rows']}: {line['stage']}"
-            rows.append(f"{name:<60}{float(before['ms']):>10.3f}{line['ms']:>10.3f}"
-                        f"{float(before['ms']) / line['ms']:>8.2f}x{ideal:>9}")  # fmt: skip
+            rows.append(
+                f"{name:<60}{float(before['ms']):>10.3f}{line['ms']:>10.3f}"
+                f"{float(before['ms']) / line['ms']:>8.2f}x{ideal:>9}"
+            )
     return "\n".join(rows)
 
 
@@ -233,9 +268,12 @@ def write(lines: Sequence[Line], out: Path) -> None:
     options: Any = jax.config
     precision = options.jax_default_matmul_precision or "default"
     common = {
-        "device": device_name(), "jax": jax.__version__, "precision": precision,
-        "algo": FLAGS.algo, "preset": FLAGS.preset,
-    }  # fmt: skip
+        "device": device_name(),
+        "jax": jax.__version__,
+        "precision": precision,
+        "algo": FLAGS.algo,
+        "preset": FLAGS.preset,
+    }
     for line in lines:
         short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()}
         writer.writerow(common | short)
@@ -269,8 +307,9 @@ def main(argv: Sequence[str]) -> int:
 
     def config(env: str, rows: int) -> Config:
         fixes = ["scale,target"] if FLAGS.algo == "mbpo" else []
-        return make_config(env, algo=FLAGS.algo, preset=FLAGS.preset, fixes=fixes, seeds=rows,
-                           settings=settings)  # fmt: skip
+        return make_config(
+            env, algo=FLAGS.algo, preset=FLAGS.preset, fixes=fixes, seeds=rows, settings=settings
+        )
 
     cli.use_compilation_cache()
     if FLAGS.probe:

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from dynajax import benchmark, cli, compiler, envs
-from dynajax.envs import device, dmc
+from dynajax import cli, compiler, envs
+from dynajax.envs import dmc, mjx
 from dynajax.envs.pool import EnvPool
-from dynajax.folder import device_name, write_csv
+from dynajax.measure import benchmark
+from dynajax.record.folder import device_name, write_csv
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -81,12 +82,12 @@ def host(name: str, rows: int, workers: int) -> tuple[Callable[[], Any], int, Ca
     return run, HOST_STEPS * rows, pool.close
 
 
-def on_device(task: device.Task, rows: int) -> tuple[Callable[[], Any], int, float]:
+def on_device(task: mjx.Task, rows: int) -> tuple[Callable[[], Any], int, float]:
     """The device engine's environments, their control steps in one run, and seconds to compile."""
     keys = jax.random.split(jax.random.PRNGKey(0), rows)
 
-    def steps(state: device.EnvState, key: Any) -> device.EnvState:
-        def one(state: device.EnvState, key: Any) -> tuple[device.EnvState, Any]:
+    def steps(state: mjx.EnvState, key: Any) -> mjx.EnvState:
+        def one(state: mjx.EnvState, key: Any) -> tuple[mjx.EnvState, Any]:
             action = jax.random.uniform(key, (task.spec.action_dim,), minval=-1)
             state, reward, _ = task.step(state, action)
             return state, reward
@@ -108,7 +109,7 @@ def on_device(task: device.Task, rows: int) -> tuple[Callable[[], Any], int, flo
 
 def measure(name: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     """Lines of envs.csv for one task."""
-    task, lines = device.make(name), []
+    task, lines = mjx.make(name), []
     for count in rows:
         runs = alone(name) if count == rows[0] else {}
         step, calls, close = host(name, count, FLAGS.workers)
@@ -119,12 +120,16 @@ def measure(name: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         close()
         for engine, (_, calls) in runs.items():
             rate = calls / np.median(seconds[engine])
-            lines.append({
-                "device": device_name(), "env": name, "engine": engine,
-                "rows": 1 if engine in ("mj_step", "dm_control") else count,
-                "steps_per_second": f"{rate:.4g}",
-                "compile_seconds": f"{compiling:.3g}" if engine == "mjx" else "",
-            })  # fmt: skip
+            lines.append(
+                {
+                    "device": device_name(),
+                    "env": name,
+                    "engine": engine,
+                    "rows": 1 if engine in ("mj_step", "dm_control") else count,
+                    "steps_per_second": f"{rate:.4g}",
+                    "compile_seconds": f"{compiling:.3g}" if engine == "mjx" else "",
+                }
+            )
             extra = f"   compiling {compiling:.1f} s" if engine == "mjx" else ""
             count_text = f"{lines[-1]['rows']:>6} rows {rate:>12,.0f} steps/s"
             print(f"{name:<20}{engine:<12}{count_text}{extra}", flush=True)

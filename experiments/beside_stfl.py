@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dynajax import UsageError, benchmark, cli, compiler, envs, make_config
-from dynajax.folder import device_name, write_csv
+from dynajax import UsageError, cli, compiler, envs, make_config
+from dynajax.measure import benchmark
+from dynajax.record.folder import device_name, write_csv
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("stfl", None, "A clone of github.com/CLeARoboticsLab/STFL.", required=True)
@@ -124,14 +125,25 @@ def main(argv: Sequence[str]) -> None:
     lines = []
     for side, total in totals.items():
         low, ratio, high = np.quantile(totals["theirs"] / total, (0.25, 0.5, 0.75))
-        parts = {name.split(", ", 1)[1]: 1e3 * share * float(np.median(seconds[name]))
-                 for name, share in weights[side].items()}  # fmt: skip
+        parts = {
+            name.split(", ", 1)[1]: 1e3 * share * float(np.median(seconds[name]))
+            for name, share in weights[side].items()
+        }
         fit = sum(ms for name, ms in parts.items() if name.startswith("fit"))
-        lines.append({
-            "device": device_name(), "jax": jax.__version__, "env": FLAGS.env, "rows": FLAGS.seeds,
-            "side": side, "ms": f"{1e3 * np.median(total):.1f}", "ms_of_fit": f"{fit:.1f}",
-            "theirs_over_it": f"{ratio:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}",
-        })  # fmt: skip
+        lines.append(
+            {
+                "device": device_name(),
+                "jax": jax.__version__,
+                "env": FLAGS.env,
+                "rows": FLAGS.seeds,
+                "side": side,
+                "ms": f"{1e3 * np.median(total):.1f}",
+                "ms_of_fit": f"{fit:.1f}",
+                "theirs_over_it": f"{ratio:.3f}",
+                "low": f"{low:.3f}",
+                "high": f"{high:.3f}",
+            }
+        )
         print(lines[-1], flush=True)
     out = Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from absl import flags
 
-from dynajax import cli, envs, report, targets
+from dynajax import cli, envs, report
 from dynajax.diagnose import data, fits, offline, online, page, runpage, runs
-from dynajax.loggers import duration
+from dynajax.models import targets
+from dynajax.record.loggers import duration
 from dynajax.types import EnvSpec, UsageError
 
 FLAGS = flags.FLAGS
@@ -45,8 +46,11 @@ def before(command: str) -> None:
     spec, recordings, source = _recordings()
     out = Path(FLAGS.out or Path("diagnosis") / re.sub(r"[:/]", ".", spec.name))
     size = min(len(r.episode) for r in recordings)
-    print(f"{spec.name}: {len(codes)} codes x {len(recordings)} seeds, {size:,} transitions each, "
-          f"after {duration(time.perf_counter() - begin)}", flush=True)  # fmt: skip
+    print(
+        f"{spec.name}: {len(codes)} codes x {len(recordings)} seeds, {size:,} transitions each, "
+        f"after {duration(time.perf_counter() - begin)}",
+        flush=True,
+    )
     fitting = time.perf_counter()
 
     def said(done: int) -> None:
@@ -103,8 +107,11 @@ def after(command: str) -> None:
         loaded = reader.load(step)
         for row in range(reader.config.rows):
             found.append(online.inspect(loaded, row))
-            print(f"step {step:,}, {found[-1].variant}, seed {found[-1].seed}: "
-                  f"{duration(time.perf_counter() - begin)}", flush=True)  # fmt: skip
+            print(
+                f"step {step:,}, {found[-1].variant}, seed {found[-1].seed}: "
+                f"{duration(time.perf_counter() - begin)}",
+                flush=True,
+            )
     with _written(out):
         lines = runpage.write(found, reader.config, reader.spec, out, command)
         if runpage.add_to_logs(found, Path(FLAGS.run)):

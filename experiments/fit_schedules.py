@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from dynajax import cli, compiler, dynamics, envs, make_config
+from dynajax import cli, compiler, envs, make_config
 from dynajax.diagnose.data import collect, shuffled
-from dynajax.folder import write_csv
+from dynajax.models import ensemble
+from dynajax.record.folder import write_csv
 from dynajax.types import Replay
 
 FLAGS = flags.FLAGS
@@ -47,24 +48,32 @@ def main(argv: Sequence[str]) -> None:
         data = jax.device_put(shuffled(collect(spec, capacity, FLAGS.seed), FLAGS.seed))
         for preset, schedule in itertools.product(FLAGS.preset, FLAGS.schedule):
             config = make_config(
-                env, preset=preset, fixes=[FLAGS.fix], seed=FLAGS.seed,
+                env,
+                preset=preset,
+                fixes=[FLAGS.fix],
+                seed=FLAGS.seed,
                 settings=cli.assignments("--set", FLAGS.set) | {"model.schedule": schedule},
-            )  # fmt: skip
+            )
             fixes = config.variants[0].fixes
             fit = compiler.jit(
-                functools.partial(dynamics.fit, config.model, [fixes], jnp.zeros((), int))
+                functools.partial(ensemble.fit, config.model, [fixes], jnp.zeros((), int))
             )
             for size in sizes:
                 key = jax.random.PRNGKey(FLAGS.seed)
-                model = dynamics.init(config.model, spec, key)
+                model = ensemble.init(config.model, spec, key)
                 for again in range(FLAGS.refits + 1):
                     filled = jnp.arange(capacity) < size + 250 * again
                     model, found = fit(
                         model, Replay(data, filled), key, jax.random.fold_in(key, again)
                     )
-                    line = {"env": env, "preset": preset, "schedule": schedule,
-                            "transitions": size + 250 * again, "fit": again,
-                            "steps": int(found["fit_steps"])}  # fmt: skip
+                    line = {
+                        "env": env,
+                        "preset": preset,
+                        "schedule": schedule,
+                        "transitions": size + 250 * again,
+                        "fit": again,
+                        "steps": int(found["fit_steps"]),
+                    }
                     line |= {name: f"{float(found[name]):.5g}" for name in MEASURES}
                     lines.append(line)
                     print(line, flush=True)

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from dynajax import cli, config, figures, report, statistics
-from dynajax.figures import Bars, Panel
-from dynajax.folder import write_atomically
+from dynajax import cli, config, report
+from dynajax.record.folder import write_atomically
+from dynajax.report import figures, statistics
+from dynajax.report.figures import Bars, Panel
 from dynajax.types import UsageError
 
 _OUT = flags.DEFINE_string("out", "comparison", "Folder for the pictures and the table.")
@@ -148,33 +149,52 @@ def compare(tasks: dict[str, dict[str, Curve]]) -> tuple[list[dict[str, Any]], l
         if sac is not None:
             relative[task] = {name: values / unit for name, values in final.items()}
         shown = {n: statistics.stratified_bootstrap([v / unit]) for n, v in final.items()}
-        panels.append(Bars(
-            f"{task}\n{_protocol(curves, step)}",
-            "final return" if sac is None else "final return, SAC = 100",
-            shown, None if sac is None else 100.0,
-        ))  # fmt: skip
+        panels.append(
+            Bars(
+                f"{task}\n{_protocol(curves, step)}",
+                "final return" if sac is None else "final return, SAC = 100",
+                shown,
+                None if sac is None else 100.0,
+            )
+        )
         for name, values in final.items():
             raw = statistics.stratified_bootstrap([values])
-            rows.append({
-                "task": task, "variant": name, "preset": curves[name].run.config["preset"],
-                "steps": step, "seeds": len(values), "final_iqm": f"{raw.point:.2f}",
-                "low": _number(raw.low), "high": _number(raw.high),
-                "sac_100": "" if sac is None else f"{raw.point / unit:.1f}",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "task": task,
+                    "variant": name,
+                    "preset": curves[name].run.config["preset"],
+                    "steps": step,
+                    "seeds": len(values),
+                    "final_iqm": f"{raw.point:.2f}",
+                    "low": _number(raw.low),
+                    "high": _number(raw.high),
+                    "sac_100": "" if sac is None else f"{raw.point / unit:.1f}",
+                }
+            )
     if any(row["seeds"] == 1 for row in rows):
         notes.append("One seed has no interval.")
     if any(1 < row["seeds"] < 5 for row in rows):
         notes.append("With fewer than 5 seeds bootstrap intervals come out too narrow.")
     if len(relative) > 1:
-        everywhere = [n for n in next(iter(relative.values()))
-                      if all(n in scores for scores in relative.values())]  # fmt: skip
+        everywhere = [
+            n
+            for n in next(iter(relative.values()))
+            if all(n in scores for scores in relative.values())
+        ]
         overall = {
             n: statistics.stratified_bootstrap([scores[n] for scores in relative.values()])
             for n in everywhere
         }
         if len(overall) > 1:
-            panels.append(Bars(f"all {len(relative)} tasks with SAC\nIQM over tasks and seeds",
-                               "final return, SAC = 100", overall, 100.0))  # fmt: skip
+            panels.append(
+                Bars(
+                    f"all {len(relative)} tasks with SAC\nIQM over tasks and seeds",
+                    "final return, SAC = 100",
+                    overall,
+                    100.0,
+                )
+            )
     return rows, panels, "\n".join(notes)
 
 
@@ -190,26 +210,45 @@ def _number(value: float) -> str:
 
 def markdown(rows: Sequence[dict[str, Any]], notes: str) -> str:
     """The table as people read it, in columns that line up in a terminal too."""
-    header = ["task", "variant", "preset", "steps", "seeds", "final IQM", "95 % interval",
-              "SAC = 100"]  # fmt: skip
+    header = [
+        "task",
+        "variant",
+        "preset",
+        "steps",
+        "seeds",
+        "final IQM",
+        "95 % interval",
+        "SAC = 100",
+    ]
     cells = [
-        [r["task"], r["variant"], r["preset"], f"{r['steps']:,}", str(r["seeds"]),
-         f"{float(r['final_iqm']):,.1f}",
-         f"{float(r['low']):,.1f} to {float(r['high']):,.1f}" if r["low"] else "-",
-         r["sac_100"] or "-"]
+        [
+            r["task"],
+            r["variant"],
+            r["preset"],
+            f"{r['steps']:,}",
+            str(r["seeds"]),
+            f"{float(r['final_iqm']):,.1f}",
+            f"{float(r['low']):,.1f} to {float(r['high']):,.1f}" if r["low"] else "-",
+            r["sac_100"] or "-",
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     right = [False] * 3 + [True] * 5
     lines = [
-        "| " + " | ".join(
+        "| "
+        + " | ".join(
             text.rjust(w) if r else text.ljust(w)
             for text, w, r in zip(row, widths, right, strict=True)
-        ) + " |"
+        )
+        + " |"
         for row in [header, *cells]
-    ]  # fmt: skip
-    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in
-                          zip(widths, right, strict=True)) + "|"  # fmt: skip
+    ]
+    rule = (
+        "|"
+        + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
+        + "|"
+    )
     table = "\n".join([lines[0], rule, *lines[1:]])
     return f"{table}\n" + (f"\n{notes}\n" if notes else "")
 
@@ -237,12 +276,19 @@ def plot(folders: Sequence[str], out: Path) -> str:
         for name, data in {
             "table.csv": text.getvalue().encode(),
             "table.md": table.encode(),
-            "comparison.png": figures.png(figures.curves(
-                panels, title="Evaluation return: mean over seeds and 95 % t interval")),
-            "headline.png": figures.png(figures.bars(
-                bars, title="Final return: IQM over seeds, 95 % stratified bootstrap interval",
-                note=notes)),
-        }.items():  # fmt: skip
+            "comparison.png": figures.png(
+                figures.curves(
+                    panels, title="Evaluation return: mean over seeds and 95 % t interval"
+                )
+            ),
+            "headline.png": figures.png(
+                figures.bars(
+                    bars,
+                    title="Final return: IQM over seeds, 95 % stratified bootstrap interval",
+                    note=notes,
+                )
+            ),
+        }.items():
             write_atomically(out / name, data)
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None

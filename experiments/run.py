@@ -11,18 +11,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dynajax import (
-    UsageError,
-    cli,
-    compiler,
-    envs,
-    make_config,
-    processes,
-    train,
-    video,
-    write_report,
-)
+from dynajax import UsageError, cli, compiler, envs, make_config, train, write_report
 from dynajax.config import PRESETS
+from dynajax.record import video
+from dynajax.runtime import processes
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
@@ -33,11 +25,16 @@ flags.DEFINE_multi_string(
 flags.DEFINE_integer("seeds", 1, "Seeds of each variant, as rows of one program.")
 flags.DEFINE_integer("seed", 0, "The first seed.")
 flags.DEFINE_integer("steps", None, "Environment steps of each row; the preset's by default.")
-flags.DEFINE_enum("preset", "quick", list(PRESETS),
-                  "A laptop's sizes; the paper's; the paper's with faster fits.")  # fmt: skip
+flags.DEFINE_enum(
+    "preset", "quick", list(PRESETS), "A laptop's sizes; the paper's; the paper's with faster fits."
+)
 flags.DEFINE_enum("engine", "host", ["host", "mjx"], "Environments beside the device, or on it.")
-flags.DEFINE_enum("oracle", "none", ["none", "reward", "state", "both"],
-                  "Which half of a synthetic transition the simulator gives.")  # fmt: skip
+flags.DEFINE_enum(
+    "oracle",
+    "none",
+    ["none", "reward", "state", "both"],
+    "Which half of a synthetic transition the simulator gives.",
+)
 flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as sac.utd=10.")
 flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")

@@ -18,9 +18,10 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
-from dynajax import cli, figures
+from dynajax import cli
 from dynajax.diagnose.verdict import figure
-from dynajax.folder import write_atomically, write_csv
+from dynajax.record.folder import write_atomically, write_csv
+from dynajax.report import figures
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -57,11 +58,13 @@ PROPERTIES: dict[str, tuple[Callable[[Lines], np.ndarray], str]] = {
     "Σ Var(s') / Var(r)": (_of("none", "ratio_next"), "higher"),
     "reward noise, published targets": (_of("none", "reward_noise"), "higher"),
     "|reward bias|, published targets": (
-        lambda lines: np.abs(_of("none", "reward_bias")(lines)), "higher"),
+        lambda lines: np.abs(_of("none", "reward_bias")(lines)),
+        "higher",
+    ),
     "skill after 20 steps, published targets": (_of("none", "open_skill_20"), "lower"),
     "inside 80 %, new episodes, published": (_of("none", "new_inside_80"), "lower"),
     "reward's share in 1 % of the steps": (_of("none", "reward_top_share"), "higher"),
-}  # fmt: skip
+}
 
 
 def separation(failing: np.ndarray, working: np.ndarray, direction: str) -> float:
@@ -130,15 +133,19 @@ def main(argv: Sequence[str]) -> None:
         direction = PROPERTIES[name][1] if name in PROPERTIES else "higher"
         known = np.isfinite(values) & np.isfinite(mbpo)
         a, b = values[fails], values[~fails]
-        judged.append({
-            "property": name, "fails if": direction,
-            "separation": separation(a, b, direction),
-            "failing": f"{np.nanmin(a):.3g} to {np.nanmax(a):.3g}",
-            "working": f"{np.nanmin(b):.3g} to {np.nanmax(b):.3g}",
-            "rank correlation with return": float(
-                stats.spearmanr(values[known], mbpo[known]).statistic),
-            "tasks": int(known.sum()),
-        })  # fmt: skip
+        judged.append(
+            {
+                "property": name,
+                "fails if": direction,
+                "separation": separation(a, b, direction),
+                "failing": f"{np.nanmin(a):.3g} to {np.nanmax(a):.3g}",
+                "working": f"{np.nanmin(b):.3g} to {np.nanmax(b):.3g}",
+                "rank correlation with return": float(
+                    stats.spearmanr(values[known], mbpo[known]).statistic
+                ),
+                "tasks": int(known.sum()),
+            }
+        )
     judged.sort(key=lambda x: -x["separation"])
     write_csv(path.parent / "taxonomy.csv", judged)
     rows = [list(judged[0])] + [
@@ -167,8 +174,13 @@ def _picture(table: Sequence[dict[str, Any]], fails: np.ndarray, names: Sequence
             if "Σ" in name:
                 axes.set_xscale("log")
             axes.set_title(name)
-        figure.suptitle("Published MBPO fails (red) or works (blue)", fontsize=11.5,
-                        fontweight="bold", x=0.02, ha="left")  # fmt: skip
+        figure.suptitle(
+            "Published MBPO fails (red) or works (blue)",
+            fontsize=11.5,
+            fontweight="bold",
+            x=0.02,
+            ha="left",
+        )
     return figure
 
 

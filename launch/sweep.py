@@ -24,9 +24,11 @@ from dynajax.launch.worker import Job
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
-    "on", "here", ["here", "ray", "slurm", "submitit"],
+    "on",
+    "here",
+    ["here", "ray", "slurm", "submitit"],
     "Where the runs go; submitit is slurm's way, tried on this machine.",
-)  # fmt: skip
+)
 flags.DEFINE_integer("parallel", 1, "Runs at once, with --on=here and --on=submitit.", 1)
 flags.DEFINE_string("out", None, "The study's folder; runs/NAME-OF-THE-STUDY by default.")
 flags.DEFINE_integer("attempts", 3, "Starts in a row without progress until a run failed.", 1)

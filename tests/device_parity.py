@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 
 from dynajax.envs import dmc
-from dynajax.envs.device import physics, suite
-from dynajax.envs.device.physics import Physics
+from dynajax.envs.mjx import physics, suite
+from dynajax.envs.mjx.physics import Physics
 
 
 class Fields(NamedTuple):

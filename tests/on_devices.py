@@ -14,8 +14,8 @@ import pytest
 import test_train
 from dynajax import compiler, train
 from dynajax.config import assign
-from dynajax.placement import BY_ROWS, place
-from dynajax.program import build
+from dynajax.runtime.placement import BY_ROWS, place
+from dynajax.runtime.program import build
 from test_device import config as walk_config
 from test_device import walk
 
@@ -172,9 +172,13 @@ def test_cores_share_the_members_of_a_lone_row(make, spec, devices):
 def test_six_rows_on_four_devices(tmp_path):
     def config(steps):
         return walk_config(
-            "host", algo="sac", seeds=3, vary={"sac.discount": [0.9, 0.99]}, steps=steps,
+            "host",
+            algo="sac",
+            seeds=3,
+            vary={"sac.discount": [0.9, 0.99]},
+            steps=steps,
             settings={"random_steps": 20, "sac.reset_every": 40, "eval.every": 30},
-        )  # fmt: skip
+        )
 
     Parts(tmp_path, config, 4).check(6, resume=False)
 
@@ -228,7 +232,9 @@ def test_a_partitioner_would_ask(make, spec):
 def test_sizes_are_those_of_a_device(make, spec):
     config = make(seeds=8)
     one, four = (build(config, spec, place(config, DEVICES[:n])) for n in (1, 4))
-    sizes = [compiler.memory([p.insert.lower(p.shapes(), *test_train.data_at(config, 0))])
-             for p in (one, four)]  # fmt: skip
+    sizes = [
+        compiler.memory([p.insert.lower(p.shapes(), *test_train.data_at(config, 0))])
+        for p in (one, four)
+    ]
     assert 3.5 < sizes[0] / sizes[1] < 4.1
     assert compiler.available(4) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3.9

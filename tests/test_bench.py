@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import benchmark, config, dynamics, flops, replay, rollouts, sac
+from dynajax import config, replay
+from dynajax.agents import sac
+from dynajax.measure import benchmark, flops
+from dynajax.models import ensemble, rollouts
 from dynajax.types import EnvSpec
 
 ROOT = Path(__file__).parents[1]
@@ -29,14 +32,14 @@ def test_counts_are_those_of_xla():
     """The elementwise work, which only XLA counts, is a few per cent."""
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     agent = jax.eval_shape(lambda k: sac.init(PAPER.sac, SPEC, k), key)
-    model = jax.eval_shape(lambda k: dynamics.init(PAPER.model, SPEC, k), key)
+    model = jax.eval_shape(lambda k: ensemble.init(PAPER.model, SPEC, k), key)
     ring = jax.eval_shape(lambda: replay.init(256, 17, 6).data)
     noise = jax.ShapeDtypeStruct((2, 256, 6), jnp.float32)
     found = counted(lambda *a: sac.update(PAPER.sac, *a), agent, ring, noise)
     assert 1 < found / flops.sac_update(PAPER, SPEC) < 1.04
 
     inputs, z = (jax.ShapeDtypeStruct((7, 256, n), jnp.float32) for n in (23, 18))
-    gradient = jax.grad(dynamics.loss, argnums=1)
+    gradient = jax.grad(ensemble.loss, argnums=1)
     found = counted(lambda p, x, z: gradient(PAPER.model, p, x, z, 0.0), model.params, inputs, z)
     assert 1 < found / flops.fit_step(PAPER, SPEC) < 1.04
 
@@ -81,9 +84,12 @@ def test_interleaving_takes_turns_and_times_what_comes_after_itself(monkeypatch)
 def bench(*arguments):
     return subprocess.run(
         [sys.executable, "experiments/bench.py", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
         env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +113,19 @@ def test_bench_measures_every_stage(table):
     out, text, lines, _ = table
     for rows in ("1", "2"):
         here = {line["stage"]: line for line in lines if line["rows"] == rows}
-        for stage in ("host step", "act", "insert", "rollout", "fit step", "fit, fixed part",
-                      "SAC update", "learn", "evaluation step", "checkpoint",
-                      "environment step"):  # fmt: skip
+        for stage in (
+            "host step",
+            "act",
+            "insert",
+            "rollout",
+            "fit step",
+            "fit, fixed part",
+            "SAC update",
+            "learn",
+            "evaluation step",
+            "checkpoint",
+            "environment step",
+        ):
             assert float(here[stage]["ms"]) > 0, stage
         whole, loop = (here[n] for n in ("environment step", "acting and learning"))
         assert float(whole["ms"]) > float(loop["ms"])
@@ -144,8 +160,16 @@ def test_bench_compares(table, tmp_path):
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows({**line, "ms": 100 * float(line["ms"] or 0)} for line in lines)
-    done = bench("--env=pendulum-swingup", "--rows=1", "--seconds=0.01", "--nostart", "--algo=sac",
-                 f"--out={tmp_path}", f"--compare={slower}", *settings)  # fmt: skip
+    done = bench(
+        "--env=pendulum-swingup",
+        "--rows=1",
+        "--seconds=0.01",
+        "--nostart",
+        "--algo=sac",
+        f"--out={tmp_path}",
+        f"--compare={slower}",
+        *settings,
+    )
     assert done.returncode == 0, done.stderr
     (line,) = (x for x in done.stdout.splitlines() if x.startswith("pendulum-swingup 1: SAC up"))
     old, new, faster = (float(x.rstrip("x")) for x in line.split()[-4:-1])

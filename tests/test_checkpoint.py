@@ -18,9 +18,10 @@ import numpy as np
 import optax
 import pytest
 
-from dynajax import checkpoint, placement
-from dynajax.checkpoint import Checkpoints
 from dynajax.config import Config
+from dynajax.record import checkpoint
+from dynajax.record.checkpoint import Checkpoints
+from dynajax.runtime import placement
 from dynajax.types import (
     Agent,
     Code,
@@ -322,7 +323,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_checkpoint as t
-from dynajax import checkpoint
+from dynajax.record import checkpoint
 
 write, calls = checkpoint._write_bytes, 0
 

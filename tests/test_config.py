@@ -214,7 +214,7 @@ def test_variants_are_fixes_times_values():
         ({"steps": 1400}, "--steps=1400: ", "eval.every=1000; the nearest is 1000"),
         ({"steps": 300}, "--steps=300: ", "the nearest is 1000"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(arguments, begins, says):
     text = refusal(make, "cheetah-run", **arguments)
     assert text.startswith(begins) and says in text
@@ -237,7 +237,7 @@ def test_wrong_arguments_are_refused(arguments, begins, says):
         ({"model.log_variance_min": 0.5}, "model.log_variance_min=0.5: ", "log_variance_max=0.5"),
         ({"model.fit_steps": 250}, "model.fit_steps=250: ", "model.round_steps=100"),
     ],
-)  # fmt: skip
+)
 def test_sizes_that_cannot_work_together_are_refused(settings, begins, says):
     text = refusal(make, "cheetah-run", settings=settings)
     assert text.startswith("--set " + begins) and says in text
@@ -267,10 +267,13 @@ def test_difference_names_paths_and_leaves_out_the_length():
     old = config.as_dict(make("cheetah-run", preset="paper"))
     new = config.as_dict(
         make(
-            "cheetah-run", preset="paper", steps=5000, fixes=["scale"],
+            "cheetah-run",
+            preset="paper",
+            steps=5000,
+            fixes=["scale"],
             settings={"sac.utd": 5, "rollout.horizon": 3},
         )
-    )  # fmt: skip
+    )
     assert config.difference(old, old) == []
     assert config.difference(old, new) == [
         "rollout.horizon: [1] -> [3]",

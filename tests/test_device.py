@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from conftest import SMALL
-from dynajax import device, make_config, register_termination, train
-from dynajax.envs.device import EnvState, Task
+from dynajax import make_config, register_termination, train
+from dynajax.engines import mjx
+from dynajax.envs import mjx as envs_mjx
+from dynajax.envs.mjx import EnvState, Task
 from dynajax.types import EnvSpec
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -60,14 +62,20 @@ def walk(monkeypatch):
     gymnasium.register("DeviceWalk-v0", Walk, max_episode_steps=LIMIT, disable_env_checker=True)
     register_termination("DeviceWalk-v0", ends)
     spec = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
-    monkeypatch.setattr(device.device, "make", lambda name: task(spec))
+    monkeypatch.setattr(envs_mjx, "make", lambda name: task(spec))
     yield
     del gymnasium.registry["DeviceWalk-v0"]
 
 
 def config(engine, *, steps=100, settings=(), **arguments):
-    return make_config("DeviceWalk-v0", engine=engine, preset="paper", steps=steps,
-                       settings=SIZES | dict(settings), **arguments)  # fmt: skip
+    return make_config(
+        "DeviceWalk-v0",
+        engine=engine,
+        preset="paper",
+        steps=steps,
+        settings=SIZES | dict(settings),
+        **arguments,
+    )
 
 
 def log(folder, kind):
@@ -139,18 +147,30 @@ def spread_task() -> Task:
 def empty(task, size):
     env = EnvState(jnp.zeros(1), jnp.zeros(()))
     ready = jax.tree.map(lambda x: jnp.zeros((size, *x.shape)), env)
-    transition = device.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
+    transition = mjx.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
     whole = jnp.zeros((), jnp.int32)
-    return device.World(env, whole, jnp.zeros(()), ready, whole, whole, transition,
-                        jnp.zeros((), bool), whole, jnp.zeros(()), whole, whole)  # fmt: skip
+    return mjx.World(
+        env,
+        whole,
+        jnp.zeros(()),
+        ready,
+        whole,
+        whole,
+        transition,
+        jnp.zeros((), bool),
+        whole,
+        jnp.zeros(()),
+        whole,
+        whole,
+    )
 
 
 def test_every_episode_has_a_start_of_its_own():
     task, key = spread_task(), jax.random.PRNGKey(0)
-    world, starts = device.stock(task, empty(task, 3), key), []
+    world, starts = mjx.stock(task, empty(task, 3), key), []
     assert int(world.made) == 3 and int(world.used) == 1
-    advance = jax.jit(lambda w, a: device.advance(task, w, a))
-    stock = jax.jit(lambda w: device.stock(task, w, key))
+    advance = jax.jit(lambda w, a: mjx.advance(task, w, a))
+    stock = jax.jit(lambda w: mjx.stock(task, w, key))
     for t in range(40):
         if t % 8 == 0:
             world = stock(world)
@@ -166,9 +186,9 @@ def test_every_episode_has_a_start_of_its_own():
 
 def test_a_step_that_is_not_finite_ends_the_episode():
     task = spread_task()
-    world = device.stock(task, empty(task, 3), jax.random.PRNGKey(0))
-    world = device.advance(task, world, jnp.zeros(1))
-    world = device.advance(task, world, jnp.ones(1))
+    world = mjx.stock(task, empty(task, 3), jax.random.PRNGKey(0))
+    world = mjx.advance(task, world, jnp.zeros(1))
+    world = mjx.advance(task, world, jnp.ones(1))
     assert not world.valid and int(world.dropped) == 1
     assert all(not np.asarray(x).any() for x in world.pending)
     assert int(world.age) == 0 and int(world.ended) == 1
@@ -180,21 +200,27 @@ def test_a_step_that_is_not_finite_ends_the_episode():
 
 def test_no_ring_is_copied(spec):
     """The branches of the program pass the replays through in place."""
-    from dynajax.benchmark import ring_copies
-    from dynajax.program import build
+    from dynajax.measure.benchmark import ring_copies
+    from dynajax.runtime.program import build
 
     run = config("mjx", settings={"replay.real": 1003, "replay.synthetic": 1200})
     at = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
     jax.config.update("jax_disable_most_optimizations", False)
-    (lowered,) = device.DeviceEngine(run, at, build(run, at), task(at)).lower()
+    (lowered,) = mjx.DeviceEngine(run, at, build(run, at), task(at)).lower()
     compiled = lowered.compile()
     assert ring_copies(compiled, {1003, 1200}) == 0
 
 
 def test_a_task_of_dm_control_trains(tmp_path, monkeypatch):
     monkeypatch.undo()
-    run = make_config("pendulum-swingup", engine="mjx", preset="paper", steps=60,
-                      fixes=["scale,target"], settings=SIZES | {"eval.every": 30})  # fmt: skip
+    run = make_config(
+        "pendulum-swingup",
+        engine="mjx",
+        preset="paper",
+        steps=60,
+        fixes=["scale,target"],
+        settings=SIZES | {"eval.every": 30},
+    )
     result = train(run, tmp_path / "run", quiet=True)
     assert result.finished
     table = list(csv.DictReader((tmp_path / "run" / "eval.csv").open()))

@@ -7,21 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax.envs import device
+from dynajax.envs import mjx
 
 pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
 ROWS, STEPS = 32, 60
 DEFAULT = ("inverted_pendulum",)
 TASKS = [
-    pytest.param(name, marks=() if name in DEFAULT else pytest.mark.all_tasks)
-    for name in device.BRAX
+    pytest.param(name, marks=() if name in DEFAULT else pytest.mark.all_tasks) for name in mjx.BRAX
 ]
 
 
 @functools.cache
 def _episodes(name):
     """(task, first state, actions, obs before, obs after, reward, terminated), axes (T, ROWS)."""
-    task = device.make(f"brax:{name}")
+    task = mjx.make(f"brax:{name}")
     keys = jax.random.split(jax.random.key(0), ROWS)
     first = jax.jit(jax.vmap(task.reset))(keys)
     shape = (STEPS, ROWS, task.spec.action_dim)

@@ -17,11 +17,11 @@ from dm_control.utils import rewards as dm_rewards
 from mujoco import mjx
 
 import device_parity as parity
-from dynajax.envs import device
-from dynajax.envs.device import contacts, physics, rewards
+from dynajax.envs import mjx as tasks
+from dynajax.envs.mjx import contacts, physics, rewards
 from dynajax.types import UsageError
 
-TASKS = [name for name in device.names() if not name.startswith("brax:")]
+TASKS = [name for name in tasks.names() if not name.startswith("brax:")]
 #: Tested by default: the paper's, and some that compile in seconds.
 DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
 #: Tested by default in float64 too, where each domain has to be compiled once more.
@@ -69,7 +69,7 @@ def test_one_control_step_in_float32(name, seed):
 
 def test_no_batch_of_factors_is_asked_of_lapack():
     """Such a batch waits for XLA's workers on one of them, and so for ever (`device.linalg`)."""
-    task = device.make("cartpole-balance")
+    task = tasks.make("cartpole-balance")
     keys = jax.random.split(jax.random.PRNGKey(0), 6).reshape(3, 2, 2)
     reset = jax.jit(jax.vmap(jax.vmap(task.reset)))
     step = jax.jit(jax.vmap(jax.vmap(task.step)))
@@ -141,13 +141,13 @@ def test_tolerance_is_dm_controls(sigmoid):
 @pytest.mark.parametrize("name", ["dog-run", "quadruped-escape", "stacker-stack_2", "Hopper-v5"])
 def test_a_task_that_is_not_here_is_refused_in_one_line(name):
     with pytest.raises(UsageError, match=f"^--env={name}: .*--engine=host$"):
-        device.make(name)
+        tasks.make(name)
 
 
 def test_importing_the_tasks_imports_neither_mjx_nor_brax():
     import subprocess
 
-    code = "import sys, dynajax, dynajax.envs.device; print(*sys.modules)"
+    code = "import sys, dynajax, dynajax.envs.mjx; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert "dynajax.envs.device" in loaded.split()
+    assert "dynajax.envs.mjx" in loaded.split()
     assert not {"mujoco.mjx", "brax"} & set(loaded.split())

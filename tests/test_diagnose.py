@@ -17,9 +17,15 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 D, A = 3, 2
 SPEC = EnvSpec("planted", D, A, 50, ("pos[0]", "pos[1]", "speed"), None)
 SMALL = ModelConfig(
-    members=3, elites=3, width=32, depth=2, batch=64, learning_rate=3e-3, fit_steps=150,
+    members=3,
+    elites=3,
+    width=32,
+    depth=2,
+    batch=64,
+    learning_rate=3e-3,
+    fit_steps=150,
     score_size=1,
-)  # fmt: skip
+)
 F = np.array([[0.9, 0.1, 0.0], [0.0, 0.8, 0.2], [0.1, 0.0, 0.7]])
 G = np.array([[0.3, 0.0], [0.0, 0.3], [0.2, -0.2]])
 W = np.array([1.0, -0.5, 0.5])
@@ -90,9 +96,11 @@ def test_members_that_disagree_make_a_mixture():
     inside = measures.coverage(mean, np.ones_like(mean), true)
     np.testing.assert_allclose(inside[:, 0], measures.COVERAGES, atol=0.012)
     found = measures.scores(
-        np.concatenate([mean, mean], 2), np.ones((2, 20_000, 2)), 0 * true,
+        np.concatenate([mean, mean], 2),
+        np.ones((2, 20_000, 2)),
+        0 * true,
         np.concatenate([true, true], 1),
-    )  # fmt: skip
+    )
     assert found["spread"][0] == pytest.approx(2.0) and found["noise"][0] == pytest.approx(1.0)
 
 
@@ -269,8 +277,10 @@ def test_a_reward_that_is_never_seen_or_a_rare_spike_is_named():
     silent = [linear(s, reward_unit=0.0) for s in (0, 1)]
     said = verdict.judge(diagnose(*silent, rounds=1))
     assert said.causes[0].name == "reward unseen" and "--data=" in said.headline
-    constant = [r._replace(transitions=r.transitions._replace(reward=0 * r.transitions.reward + 1))
-                for r in (linear(0), linear(1))]  # fmt: skip
+    constant = [
+        r._replace(transitions=r.transitions._replace(reward=0 * r.transitions.reward + 1))
+        for r in (linear(0), linear(1))
+    ]
     said = verdict.judge(diagnose(*constant, rounds=2))
     assert not said.causes and "predicts the reward and" in said.headline
     assert said.remarks[0].startswith("The reward is 1.00 at every step")

@@ -17,10 +17,11 @@ from gymnasium import spaces
 
 import dynajax
 from conftest import SMALL
-from dynajax import config, envs, report, sac, settings
+from dynajax import config, envs, report, settings
+from dynajax.agents import sac
 from dynajax.config import SACConfig
 from dynajax.diagnose import online, paths, runpage, runs, skeleton
-from dynajax.oracle import Oracle
+from dynajax.engines.oracle import Oracle
 from dynajax.types import EnvSpec, Transition, UsageError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -128,15 +129,26 @@ def test_an_end_is_worth_nothing_and_randomness_has_its_reward():
 
 # --- a run, read back ---------------------------------------------------------------------------
 
-SIZES = SMALL | {"eval.every": 100, "eval.episodes": 1, "eval.checkpoints": 3, "replay.real": 500,
-                 "random_steps": 100, "model.fit_every": 100, "host.time_limit": 60}  # fmt: skip
+SIZES = SMALL | {
+    "eval.every": 100,
+    "eval.episodes": 1,
+    "eval.checkpoints": 3,
+    "replay.real": 500,
+    "random_steps": 100,
+    "model.fit_every": 100,
+    "host.time_limit": 60,
+}
 
 
 def trained(folder, env, **arguments):
     run = settings.make(
-        env, preset="quick", settings=SIZES, steps=300, fixes=["none", "scale,auto,beta"],
+        env,
+        preset="quick",
+        settings=SIZES,
+        steps=300,
+        fixes=["none", "scale,auto,beta"],
         **arguments,
-    )  # fmt: skip
+    )
     assert dynajax.train(run, folder, quiet=True).finished
     return folder
 
@@ -148,9 +160,12 @@ def hopper(tmp_path_factory):
 
 def test_a_configuration_comes_back_from_json():
     made = settings.make(
-        "cheetah-run", fixes=["scale,beta", "none"], vary={"model.learning_rate": [1e-3, 3e-4]},
-        settings={"rollout.horizon": (20, 90, 1, 5), "sac.critic_layer_norm": True}, seeds=3,
-    )  # fmt: skip
+        "cheetah-run",
+        fixes=["scale,beta", "none"],
+        vary={"model.learning_rate": [1e-3, 3e-4]},
+        settings={"rollout.horizon": (20, 90, 1, 5), "sac.critic_layer_norm": True},
+        seeds=3,
+    )
     assert settings.from_dict(config.as_dict(made)) == made
 
 
@@ -209,8 +224,12 @@ def test_a_ring_that_has_turned_keeps_its_numbers():
     obs[15], new[15] = 0, 0
     data = Transition(obs, np.zeros((20, 1)), np.zeros(20), np.ones(20), new)
     last = Transition(*(x[9:19] for x in data))
-    host = {"episode": np.array([5]), "length": np.array([0]),
-            "pending.obs": obs[19:], "pending.valid": np.array([True])}  # fmt: skip
+    host = {
+        "episode": np.array([5]),
+        "length": np.array([0]),
+        "pending.obs": obs[19:],
+        "pending.valid": np.array([True]),
+    }
     found = runs.episodes(last, valid[9:19], 4, host, 0)
     assert found == [(2, 0, 3), (3, 3, 7), (4, 7, 10)]
 
@@ -222,8 +241,13 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
     for f in found:
         assert f.numbers["not_repeated"] == 0 and f.numbers["repeated"] > 0
         assert f.numbers["synthetic_checked"] > 30
-        for name in ("critic_bias", "policy_reward_r2", "counterfactual_state_skill",
-                     "synthetic_reward_r2", "replay_reward_bias"):  # fmt: skip
+        for name in (
+            "critic_bias",
+            "policy_reward_r2",
+            "counterfactual_state_skill",
+            "synthetic_reward_r2",
+            "replay_reward_bias",
+        ):
             assert np.isfinite(f.numbers[name]), name
         assert f.chain["open_skill"].shape == (5, 11)
     folder = tmp_path / "run"
@@ -269,16 +293,20 @@ def test_the_command_refuses_what_is_not_one_thing(tmp_path):
     script = Path(__file__).parents[1] / "experiments" / "diagnose.py"
     done = subprocess.run(
         [sys.executable, str(script), "--env=cheetah-run", "--run=x"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--env and --run are two things" in done.stderr
 
 
 def test_a_critic_is_called_what_its_seeds_say():
     def said(*bias):
-        findings = [online.Findings("none", i, 5, {"critic_bias": b}, {}, None, None)
-                    for i, b in enumerate(bias)]  # fmt: skip
+        findings = [
+            online.Findings("none", i, 5, {"critic_bias": b}, {}, None, None)
+            for i, b in enumerate(bias)
+        ]
         return runpage.judge(findings)[0]
 
     assert "underestimates (" in said(-0.5, -0.3) and "overestimates (" in said(0.5, 0.3)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import dynamics, networks, replay, rollouts, sac
+from dynajax import nets, replay
+from dynajax.agents import sac
 from dynajax.config import ModelConfig
+from dynajax.models import ensemble, rollouts
 from dynajax.types import EnvSpec, Replay, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -15,9 +17,17 @@ D, A, E, N = 2, 1, 3, 400
 SPEC = EnvSpec("line", D, A, 50, ("x", "v"), None)
 VARIANTS = [(), ("scale",), ("scale", "target")]
 SIZES = {
-    "members": E, "elites": 2, "width": 16, "depth": 2, "batch": 32, "fit_steps": 60,
-    "round_steps": 20, "patience": 3, "score_size": 60, "learning_rate": 3e-3,
-}  # fmt: skip
+    "members": E,
+    "elites": 2,
+    "width": 16,
+    "depth": 2,
+    "batch": 32,
+    "fit_steps": 60,
+    "round_steps": 20,
+    "patience": 3,
+    "score_size": 60,
+    "learning_rate": 3e-3,
+}
 FIXED, EARLY = ModelConfig(**SIZES), ModelConfig(**SIZES, schedule="early_stop")
 HOLDOUT = jax.random.PRNGKey(5)
 
@@ -25,10 +35,10 @@ HOLDOUT = jax.random.PRNGKey(5)
 # Traced: every field of a configuration that scales arithmetic, the variant, the data, the keys.
 @jax.jit
 def fit(config, model, data, key, variant):
-    return dynamics.fit(config, VARIANTS, variant, model, data, HOLDOUT, key)
+    return ensemble.fit(config, VARIANTS, variant, model, data, HOLDOUT, key)
 
 
-init = jax.jit(dynamics.init, static_argnums=1)
+init = jax.jit(ensemble.init, static_argnums=1)
 KEY = jax.random.PRNGKey(1)
 NONE, SCALE = jnp.array(0), jnp.array(1)
 
@@ -47,7 +57,7 @@ def linear_data(seed=0, size=N, filled=N):
 
 def held_out(data, config=FIXED):
     """Which slots a fit may not learn from, from what it does learn from."""
-    return np.asarray(data.valid) & (np.asarray(dynamics.split(config, data, HOLDOUT).weights) == 0)
+    return np.asarray(data.valid) & (np.asarray(ensemble.split(config, data, HOLDOUT).weights) == 0)
 
 
 def forward(members, inputs):
@@ -83,7 +93,7 @@ def equal(a, b):
 
 def test_soft_clamp_by_hand():
     low, high = -10.0, 0.5
-    clamped = dynamics.soft_clamp(jnp.array([-1000.0, -10.0, -4.0, 0.5, 1000.0]), low, high)
+    clamped = ensemble.soft_clamp(jnp.array([-1000.0, -10.0, -4.0, 0.5, 1000.0]), low, high)
 
     def softplus(x):
         return np.log1p(np.exp(x))
@@ -106,7 +116,7 @@ def test_likelihood_by_hand():
     log_variance = jnp.log(jnp.array([[[4.0, 0.5]]]))
     # ((1-3)^2 / 4 + log 4 + 1 / 0.5 + log 0.5) / 2, no half before it
     expected = (1 + np.log(4) + 2 + np.log(0.5)) / 2
-    np.testing.assert_allclose(dynamics.nll(mean, log_variance, z, 0.0), [expected], rtol=1e-6)
+    np.testing.assert_allclose(ensemble.nll(mean, log_variance, z, 0.0), [expected], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +135,7 @@ def test_decay_by_layer(depth, rates):
         for i, name in enumerate(names)
     }
     expected = sum(0.5 * rate * 12 * (i + 1) ** 2 for i, rate in enumerate(rates))
-    np.testing.assert_allclose(dynamics.decay(members), expected, rtol=1e-6)
+    np.testing.assert_allclose(ensemble.decay(members), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -142,7 +152,7 @@ def test_whole_loss_by_numpy(learned):
         }
     rng = np.random.default_rng(0)
     inputs, z = rng.normal(size=(E, 6, D + A)), rng.normal(size=(E, 6, D + 1))
-    value = jax.jit(dynamics.loss)(config, params, jnp.float32(inputs), jnp.float32(z), 0.5)
+    value = jax.jit(ensemble.loss)(config, params, jnp.float32(inputs), jnp.float32(z), 0.5)
     out = forward(params["members"], inputs)
     mean, raw = out[..., : D + 1], out[..., D + 1 :]
     low, high = (
@@ -162,8 +172,8 @@ def test_whole_loss_by_numpy(learned):
 
 
 def test_initial_weights_differ_and_scale_by_the_fan_in_of_one_member():
-    network = networks.member(100, 2, 4)
-    params = networks.stacked_init(network, jax.random.PRNGKey(0), 5, 16)
+    network = nets.member(100, 2, 4)
+    params = nets.stacked_init(network, jax.random.PRNGKey(0), 5, 16)
     for name, fan_in in (("hidden_0", 16), ("hidden_1", 100), ("head", 100)):
         kernel = np.asarray(params[name]["kernel"])
         unit = 1 / (2 * np.sqrt(fan_in))
@@ -182,7 +192,7 @@ def test_a_transition_keeps_its_side_of_the_split():
     sides = []
     for filled in (1000, 2500, 4000):
         data = linear_data(size=size, filled=filled)
-        split = dynamics.split(FIXED, data, HOLDOUT)
+        split = ensemble.split(FIXED, data, HOLDOUT)
         weights = np.asarray(split.weights)
         assert not weights[filled:].any()
         # The index list of a fit is the training split, each slot once, and then filler.
@@ -197,7 +207,7 @@ def test_a_transition_keeps_its_side_of_the_split():
 def test_holes_are_on_neither_side():
     data = linear_data()
     data = data._replace(valid=jnp.arange(N) % 3 > 0)
-    split = dynamics.split(ModelConfig(score_size=N), data, HOLDOUT)
+    split = ensemble.split(ModelConfig(score_size=N), data, HOLDOUT)
     training = set(np.asarray(split.training)[: int(split.training_size)].tolist())
     chosen = np.asarray(split.scored_weights) == 1
     scored = np.asarray(split.scored.reward)[chosen]
@@ -211,7 +221,7 @@ def test_a_long_holdout_is_scored_at_even_spaces():
     data = data._replace(data=data.data._replace(reward=jnp.arange(N, dtype=jnp.float32)))
     slots = np.flatnonzero(held_out(data))
     assert len(slots) > 60
-    split = dynamics.split(FIXED, data, HOLDOUT)
+    split = ensemble.split(FIXED, data, HOLDOUT)
     expected = slots[np.arange(60) * len(slots) // 60]
     np.testing.assert_array_equal(split.scored.reward, expected)
     assert split.scored_weights.all()
@@ -275,13 +285,13 @@ def test_fixed_schedule_runs_its_steps_and_goes_on_from_the_last_fit():
 def test_averaged_weights_by_hand(over, means, monkeypatch):
     # a step that adds one to every weight
     monkeypatch.setattr(
-        networks, "adam_step", lambda p, g, o, rate: (jax.tree.map(lambda x: x + 1, p), o)
+        nets, "adam_step", lambda p, g, o, rate: (jax.tree.map(lambda x: x + 1, p), o)
     )
     config, data = ModelConfig(**SIZES, average_steps=over), linear_data()
     model = init(config, SPEC, KEY)
     for steps, mean in enumerate(means, 1):
-        split = dynamics.split(config, data, HOLDOUT)
-        after = dynamics.train_steps(config, model, data, split, KEY, steps)
+        split = ensemble.split(config, data, HOLDOUT)
+        after = ensemble.train_steps(config, model, data, split, KEY, steps)
         for old, new in zip(
             jax.tree.leaves(model.params), jax.tree.leaves(after.params), strict=True
         ):
@@ -300,10 +310,10 @@ def test_averaging_takes_the_noise_of_the_steps_away():
 def test_members_one_after_the_other_learn_what_they_learn_together(monkeypatch):
     data, found = linear_data(), []
     model = init(FIXED, SPEC, KEY)
-    split = dynamics.split(FIXED, data, HOLDOUT)
+    split = ensemble.split(FIXED, data, HOLDOUT)
     for alone in (True, False):
-        monkeypatch.setattr(dynamics.compiler, "small_caches", lambda alone=alone: alone)
-        found.append(dynamics.train_steps(FIXED, model, data, split, KEY, 100))
+        monkeypatch.setattr(ensemble.compiler, "small_caches", lambda alone=alone: alone)
+        found.append(ensemble.train_steps(FIXED, model, data, split, KEY, 100))
     for one, other in zip(*(jax.tree.leaves(m) for m in found), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
     assert not equal(found[0].params["members"], model.params["members"])
@@ -345,20 +355,20 @@ def early(**changes):
 
 def test_early_stop_restores_each_members_best_weights(monkeypatch):
     seen = []
-    score = dynamics.score
+    score = ensemble.score
 
     def watched(config, model, data):
         scores = score(config, model, data)
         jax.debug.callback(lambda x: seen.append(np.array(x)), scores, ordered=True)
         return scores
 
-    monkeypatch.setattr(dynamics, "score", watched)
+    monkeypatch.setattr(ensemble, "score", watched)
     # Steps so large that a round can make a member worse; of all gains even the smallest counts.
     config = ModelConfig(
         **SIZES | {"fit_steps": 200, "learning_rate": 0.1}, min_gain=0.0, schedule="early_stop"
     )
     # A function of its own, for `fit` may have been traced before.
-    train = jax.jit(lambda *inputs: dynamics.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY))
+    train = jax.jit(lambda *inputs: ensemble.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY))
     data = linear_data(filled=240)
     _, metrics = train(init(config, SPEC, KEY), data)
     jax.effects_barrier()

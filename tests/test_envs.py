@@ -12,9 +12,9 @@ from gymnasium import spaces
 
 from dynajax import envs
 from dynajax.config import EvalConfig, HostConfig
+from dynajax.engines.evaluate import Evaluator
 from dynajax.envs.host import HostEnvs
 from dynajax.envs.pool import EnvPool, default_workers, episode_seed
-from dynajax.evaluate import Evaluator
 from dynajax.settings import make
 from dynajax.types import UsageError
 

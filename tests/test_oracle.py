@@ -8,13 +8,20 @@ import dynajax
 from conftest import SMALL
 from dynajax import envs, settings
 from dynajax.diagnose import runs
-from dynajax.program import build
+from dynajax.runtime.program import build
 from dynajax.types import Transition, UsageError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SIZES = SMALL | {"eval.every": 60, "eval.episodes": 1, "random_steps": 60, "model.fit_every": 60,
-                 "host.time_limit": 40, "replay.synthetic": 1600, "replay.real": 500}  # fmt: skip
+SIZES = SMALL | {
+    "eval.every": 60,
+    "eval.episodes": 1,
+    "random_steps": 60,
+    "model.fit_every": 60,
+    "host.time_limit": 40,
+    "replay.synthetic": 1600,
+    "replay.real": 500,
+}
 
 
 def configured(oracle="none", steps=120, **arguments):

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from dynajax import UsageError, cli, processes, settings, train
+from dynajax import UsageError, cli, settings, train
+from dynajax.runtime import processes
 from test_run import FLAGS as RUN_FLAGS
 from test_run import _text, finish, start, wait_for
 

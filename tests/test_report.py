@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynajax import figures, report
+from dynajax import report
+from dynajax.report import figures
 from dynajax.types import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -38,17 +39,34 @@ def fake_run(
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     config = {
-        "env": env, "algo": algo, "preset": preset, "engine": "host", "variants": list(variants),
-        "seed": seed, "seeds": seeds, "steps": steps, "random_steps": 1000,
+        "env": env,
+        "algo": algo,
+        "preset": preset,
+        "engine": "host",
+        "variants": list(variants),
+        "seed": seed,
+        "seeds": seeds,
+        "steps": steps,
+        "random_steps": 1000,
         "sac": {"hidden": [128, 128], "utd": 10, **(settings or {})},
-        "model": {"members": 5}, "rollout": {"batch": 200}, "replay": {"real": 100_000},
-        "eval": {"every": every, "episodes": 2}, "host": {"workers": 0},
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps({
-        "config": config, "versions": {"jax": "0.10.2", "numpy": "2.4.6"}, "device": "cpu: x1",
-        "git_commit": "abc1234", "command": f"python experiments/run.py --env={env}",
-        "parameters": {"actor": 12_345, "critic": 23_456, "model": 345_678},
-    }))  # fmt: skip
+        "model": {"members": 5},
+        "rollout": {"batch": 200},
+        "replay": {"real": 100_000},
+        "eval": {"every": every, "episodes": 2},
+        "host": {"workers": 0},
+    }
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "config": config,
+                "versions": {"jax": "0.10.2", "numpy": "2.4.6"},
+                "device": "cpu: x1",
+                "git_commit": "abc1234",
+                "command": f"python experiments/run.py --env={env}",
+                "parameters": {"actor": 12_345, "critic": 23_456, "model": 345_678},
+            }
+        )
+    )
     lines: list[dict] = []
     with open(folder / "eval.csv", "w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
@@ -64,33 +82,61 @@ def fake_run(
                     who = {"variant": v, "seed": s, "step": step}
                     noise = np.exp(0.1 * rng.normal())
                     synthetic = algo == "mbpo"
-                    lines.append({
-                        "kind": "learn", **who, "critic_loss": (0.1 + share) * noise,
-                        "actor_loss": -top * share / 10, "temperature_loss": 0.1,
-                        "q_mean": top * share / 10 * noise, "target_mean": top * share / 10,
-                        "temperature": 0.5 * np.exp(-3 * share) * noise, "entropy": -3 * noise,
-                        "real_reward_mean": mean / 1000, "train_return": None,
-                        **({"synthetic_reward_mean": mean / 1100, "synthetic_valid": 1.0}
-                           if synthetic else {}),
-                    })  # fmt: skip
+                    lines.append(
+                        {
+                            "kind": "learn",
+                            **who,
+                            "critic_loss": (0.1 + share) * noise,
+                            "actor_loss": -top * share / 10,
+                            "temperature_loss": 0.1,
+                            "q_mean": top * share / 10 * noise,
+                            "target_mean": top * share / 10,
+                            "temperature": 0.5 * np.exp(-3 * share) * noise,
+                            "entropy": -3 * noise,
+                            "real_reward_mean": mean / 1000,
+                            "train_return": None,
+                            **(
+                                {"synthetic_reward_mean": mean / 1100, "synthetic_valid": 1.0}
+                                if synthetic
+                                else {}
+                            ),
+                        }
+                    )
                     if synthetic:
                         scaled = "scale" in v
                         r2 = (0.9 if scaled else 0.05) - 0.5 * np.exp(-6 * share) + 0.02 * noise
-                        lines.append({
-                            "kind": "fit", **who, "fit_steps": 500 + 100 * int(rng.integers(5)),
-                            "nll": -20 * share + noise, "score": 0.5 * np.exp(-share) * noise,
-                            "r2_state": 0.8 * share, "r2_reward": r2,
-                            "scale_ratio": (17.0 if scaled else 4e5) * noise,
-                            "spread": 0.1 * np.exp(-share) * noise,
-                            "model_reward_mean": mean / 1000 * (1 if scaled else 0.4),
-                            "real_reward_mean": mean / 1000,
-                        })  # fmt: skip
-            lines.append({
-                "kind": "time", "step": step, "wall_seconds": 0.2 * step, "steps_per_second": 5.0,
-                "seconds": {"environment": 0.02 * step, "update": 0.1 * step, "fit": 0.05 * step,
-                            "evaluate": 0.02 * step, "checkpoint": 1.0, "other": 1.0},
-                "dropped": 0,
-            })  # fmt: skip
+                        lines.append(
+                            {
+                                "kind": "fit",
+                                **who,
+                                "fit_steps": 500 + 100 * int(rng.integers(5)),
+                                "nll": -20 * share + noise,
+                                "score": 0.5 * np.exp(-share) * noise,
+                                "r2_state": 0.8 * share,
+                                "r2_reward": r2,
+                                "scale_ratio": (17.0 if scaled else 4e5) * noise,
+                                "spread": 0.1 * np.exp(-share) * noise,
+                                "model_reward_mean": mean / 1000 * (1 if scaled else 0.4),
+                                "real_reward_mean": mean / 1000,
+                            }
+                        )
+            lines.append(
+                {
+                    "kind": "time",
+                    "step": step,
+                    "wall_seconds": 0.2 * step,
+                    "steps_per_second": 5.0,
+                    "seconds": {
+                        "environment": 0.02 * step,
+                        "update": 0.1 * step,
+                        "fit": 0.05 * step,
+                        "evaluate": 0.02 * step,
+                        "checkpoint": 1.0,
+                        "other": 1.0,
+                    },
+                    "dropped": 0,
+                }
+            )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -99,9 +145,11 @@ def plot(*arguments: object) -> subprocess.CompletedProcess[str]:
     """experiments/plot.py in a process of its own."""
     return subprocess.run(
         [sys.executable, str(ROOT / "experiments/plot.py"), *map(str, arguments)],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-    )  # fmt: skip
+    )
 
 
 def test_reader_gives_variants_by_seeds_and_steps(tmp_path):
@@ -109,8 +157,11 @@ def test_reader_gives_variants_by_seeds_and_steps(tmp_path):
     assert list(run.evals) == list(VARIANTS)
     assert run.steps.tolist() == [1000, 2000, 3000] and run.seeds == (0, 1, 2)
     with open(tmp_path / "run/eval.csv") as file:
-        wanted = [float(row["return_mean"]) for row in csv.DictReader(file)
-                  if row["variant"] == "scale,target" and row["seed"] == "1"]  # fmt: skip
+        wanted = [
+            float(row["return_mean"])
+            for row in csv.DictReader(file)
+            if row["variant"] == "scale,target" and row["seed"] == "1"
+        ]
     assert run.evals["scale,target"][1].tolist() == wanted
     steps, values = report.series(run, "fit", "r2_reward")["none"]
     assert steps.tolist() == [1000, 2000, 3000] and values.shape == (3, 3)
@@ -163,8 +214,16 @@ def test_report_is_whole_and_needs_nothing_else(tmp_path):
     variants = (*VARIANTS, "none;model.learning_rate=0.001")
     folder = fake_run(tmp_path / "run", variants=variants)
     page = report.write_report(folder).read_text()
-    for text in (*variants, "preset quick", "cheetah-run", "10,000 environment steps", "3 seeds",
-                 "The model's story".replace("'", "&#x27;"), "abc1234", "sac.utd"):  # fmt: skip
+    for text in (
+        *variants,
+        "preset quick",
+        "cheetah-run",
+        "10,000 environment steps",
+        "3 seeds",
+        "The model's story".replace("'", "&#x27;"),
+        "abc1234",
+        "sac.utd",
+    ):
         assert text in page, text
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:|//|file:)""", page)
     assert not re.search(r"<(link|script|iframe)\b|@import|https?://", page)
@@ -209,8 +268,9 @@ def test_styles_are_the_same_everywhere_and_differ():
     looks = figures.styles(names)
     assert len({tuple(look.values()) for look in looks.values()}) == len(names)
     assert figures.styles(["MBPO scale,target", "MBPO"]) == {
-        "MBPO scale,target": looks["scale,target"], "MBPO": looks["none"],
-    }  # fmt: skip
+        "MBPO scale,target": looks["scale,target"],
+        "MBPO": looks["none"],
+    }
 
 
 def test_plot_compares_runs_with_sac(tmp_path):
@@ -245,8 +305,11 @@ def test_plot_joins_seeds_tells_settings_apart_and_says_what_is_missing(tmp_path
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out/table.csv") as file:
         seeds = {row["variant"]: row["seeds"] for row in csv.DictReader(file)}
-    assert seeds == {"MBPO scale": "4", "MBPO scale (sac.utd=1)": "3",
-                     "MBPO scale (preset=paper)": "3"}  # fmt: skip
+    assert seeds == {
+        "MBPO scale": "4",
+        "MBPO scale (sac.utd=1)": "3",
+        "MBPO scale (preset=paper)": "3",
+    }
     assert "presets paper and quick" in done.stdout and "no SAC run" in done.stdout
 
 
@@ -280,9 +343,11 @@ def test_plot_refuses_bad_input_with_one_line(tmp_path):
     tried = json.dumps([[str(a) for a in arguments] for arguments, _ in cases])
     done = subprocess.run(
         [sys.executable, "-c", _TRY_ALL, str(ROOT / "experiments"), tried],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-    )  # fmt: skip
+    )
     lines = done.stderr.splitlines()
     assert done.stdout == "" and len(lines) == 2 * len(cases), done.stderr
     for (_, text), message, status in zip(cases, lines[::2], lines[1::2], strict=True):

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import dynamics, mbpo, replay, rollouts, sac
-from dynajax.program import build
+from dynajax import algorithm, replay
+from dynajax.agents import sac
+from dynajax.models import ensemble, rollouts
+from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -29,7 +31,7 @@ def counter(x, *others):
 def row(make, spec):
     """A row whose real ring is full: x counts 0, 1, 2, ... and y names the transition."""
     config = make({"rollout.horizon": 3})
-    row = jax.jit(mbpo.init, static_argnums=1)(config, spec, jnp.array(0), jnp.array(0))
+    row = jax.jit(algorithm.init, static_argnums=1)(config, spec, jnp.array(0), jnp.array(0))
     names = jnp.arange(120.0)
     obs = counter(jnp.zeros(120), names, jnp.zeros(120))
     data = row.real.data._replace(obs=obs)
@@ -64,7 +66,7 @@ def test_thirteen_of_256_are_real_on_paper(make):
 def constant_model(make, spec):
     """A model whose member e says "s + e + 1, reward 10 (e + 1)", almost for certain."""
     config = make({"model.log_variance_min": -60.0})
-    init = jax.jit(dynamics.init, static_argnums=1)
+    init = jax.jit(ensemble.init, static_argnums=1)
     model = init(config.model, spec, jax.random.PRNGKey(0))
     head = jax.tree.map(jnp.zeros_like, model.params["members"]["head"])
     for e in range(3):
@@ -148,7 +150,7 @@ def counting(config, spec, agent, model, obs, key):
 
 def test_rows_keep_apart_and_stop(row, spec, monkeypatch):
     monkeypatch.setattr(rollouts, "imagine", counting)
-    ring = mbpo.imagine(row, shared(step=119), spec, 3, jax.random.PRNGKey(0))
+    ring = algorithm.imagine(row, shared(step=119), spec, 3, jax.random.PRNGKey(0))
     obs, new = (np.asarray(x).reshape(8, B, 3) for x in (ring.data.obs, ring.data.next_obs))
     valid = np.asarray(ring.valid).reshape(8, B)
     assert not valid[3:].any()  # three blocks of the ring's eight are written
@@ -202,10 +204,10 @@ def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypat
         data=ring.data._replace(reward=jnp.arange(56.0) - 1000), valid=jnp.ones(56, bool)
     )
     row = row._replace(config=dataclasses.replace(row.config, replay=sizes), synthetic=ring)
-    ring = mbpo.imagine(row, now, spec, 2, jax.random.PRNGKey(0))
+    ring = algorithm.imagine(row, now, spec, 2, jax.random.PRNGKey(0))
     written = np.asarray(ring.data.reward).reshape(7, B)[:, 0] >= 0
     np.testing.assert_array_equal(np.flatnonzero(written), [0, 1])
     one = Transition(*(jnp.zeros(s) for s in (3, 2, (), (), 3)))
-    _, metrics = jax.jit(mbpo.learn, static_argnums=2)(row, now, spec, one, jnp.array(True))
+    _, metrics = jax.jit(algorithm.learn, static_argnums=2)(row, now, spec, one, jnp.array(True))
     # Drawn from all seven blocks, of which three are new: not from the first slot only.
     assert -960 < metrics["synthetic_reward_mean"] < -100

@@ -11,26 +11,44 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynajax import UsageError, cli, folder, report, settings, train
+from dynajax import UsageError, cli, report, settings, train
+from dynajax.record import folder
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
 #: A run of seconds, with everything in it: fits, evaluations, two variants.
 FLAGS = [
-    "--env=Pendulum-v1", "--fix=none", "--fix=scale,target", "--steps=400",
-    "--set=random_steps=100", "--set=eval.every=100", "--set=eval.episodes=2",
-    "--set=sac.hidden=16,16", "--set=sac.utd=2", "--set=sac.batch=20",
-    "--set=model.members=3", "--set=model.elites=2", "--set=model.width=16",
-    "--set=model.depth=2", "--set=model.batch=16", "--set=model.fit_every=50",
-    "--set=model.fit_steps=20", "--set=model.round_steps=10",
-    "--set=rollout.batch=10", "--set=replay.real=1000", "--set=replay.synthetic=1000",
-]  # fmt: skip
+    "--env=Pendulum-v1",
+    "--fix=none",
+    "--fix=scale,target",
+    "--steps=400",
+    "--set=random_steps=100",
+    "--set=eval.every=100",
+    "--set=eval.episodes=2",
+    "--set=sac.hidden=16,16",
+    "--set=sac.utd=2",
+    "--set=sac.batch=20",
+    "--set=model.members=3",
+    "--set=model.elites=2",
+    "--set=model.width=16",
+    "--set=model.depth=2",
+    "--set=model.batch=16",
+    "--set=model.fit_every=50",
+    "--set=model.fit_steps=20",
+    "--set=model.round_steps=10",
+    "--set=rollout.batch=10",
+    "--set=replay.real=1000",
+    "--set=replay.synthetic=1000",
+]
 
 
 def start(out: Path, *flags: str, command: list[str] = FLAGS) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(RUN), *command, f"--out={out}", *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=out.parent,
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -188,8 +206,11 @@ def test_a_wrong_command_gets_one_line_and_status_2(tmp_path, flags, words):
     out_flag = [] if any("--out" in f for f in flags) else [f"--out={out}"]
     done = subprocess.run(
         [sys.executable, str(RUN), *out_flag, *flags],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
     assert done.returncode == cli.USAGE, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for word in words:
@@ -224,7 +245,7 @@ def test_help_fits_a_screen(tmp_path):
 
 def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, monkeypatch):
     """Logs cannot be written any more after step 200; then there is room again."""
-    from dynajax import loggers
+    from dynajax.record import loggers
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
     run = settings.make("Pendulum-v1", fixes=["none", "scale,target"], steps=400, settings=values)
@@ -248,13 +269,23 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, m
 def test_mbpo_learns_pendulum(tmp_path):
     """From about -1200 at random to a return that only a swing-up reaches."""
     run = settings.make(
-        "Pendulum-v1", fixes=["scale,target"], steps=2400,
+        "Pendulum-v1",
+        fixes=["scale,target"],
+        steps=2400,
         settings={
-            "random_steps": 400, "eval.every": 600, "eval.episodes": 5, "sac.hidden": "64,64",
-            "sac.batch": 64, "sac.learning_rate": 1e-3, "model.width": 64, "model.depth": 2,
-            "model.batch": 64, "model.fit_every": 200, "model.fit_steps": 400,
+            "random_steps": 400,
+            "eval.every": 600,
+            "eval.episodes": 5,
+            "sac.hidden": "64,64",
+            "sac.batch": 64,
+            "sac.learning_rate": 1e-3,
+            "model.width": 64,
+            "model.depth": 2,
+            "model.batch": 64,
+            "model.fit_every": 200,
+            "model.fit_steps": 400,
         },
-    )  # fmt: skip
+    )
     result = train(run, tmp_path / "run", quiet=True)
     (curve,) = report.read_run(result.folder).evals["scale,target"]
     assert curve[-1] > -400, curve

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax import networks, sac
+from dynajax import nets
+from dynajax.agents import sac
 from dynajax.config import SACConfig
 from dynajax.types import EnvSpec, Transition
 
@@ -106,7 +107,7 @@ def test_density_of_actions_integrates_to_one():
 
 
 def test_log_std_has_bounds_and_begins_at_minus_four():
-    _, log_std = networks.policy_parameters(jnp.array([0.0, 0.0, 0.0, -99.0, 0.0, 99.0]))
+    _, log_std = nets.policy_parameters(jnp.array([0.0, 0.0, 0.0, -99.0, 0.0, 99.0]))
     np.testing.assert_allclose(log_std, [-10, -4, 2])
     agent = init(CONFIG, SPEC, jax.random.PRNGKey(0))
     _, log_std = sac.policy(CONFIG, agent.actor, jnp.zeros(D), A)
@@ -225,8 +226,10 @@ class Adam:
         first, second = 1 - 0.9**self.count, 1 - 0.999**self.count
         return jax.tree.map(
             lambda p, m, v: p - rate * (m / first) / (np.sqrt(v / second) + 1e-8),
-            params, self.mean, self.square,
-        )  # fmt: skip
+            params,
+            self.mean,
+            self.square,
+        )
 
 
 class Reference:
@@ -338,7 +341,7 @@ def test_another_order_would_be_seen(wrong, shows_in):
 
 @pytest.mark.parametrize("shape", [(17, 256), (256, 256), (256, 1), (3, 3)])
 def test_new_weights_are_orthogonal(shape):
-    kernel = np.asarray(networks.orthogonal(jax.random.PRNGKey(3), shape)) / np.sqrt(2)
+    kernel = np.asarray(nets.orthogonal(jax.random.PRNGKey(3), shape)) / np.sqrt(2)
     gram = kernel @ kernel.T if shape[0] <= shape[1] else kernel.T @ kernel
     np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-5)
 
@@ -346,7 +349,7 @@ def test_new_weights_are_orthogonal(shape):
 def test_new_weights_are_evenly_distributed():
     """An entry of an orthonormal column of 3 lies evenly in [-1, 1] (Archimedes)."""
     keys = jax.random.split(jax.random.PRNGKey(0), 2000)
-    kernels = jax.vmap(lambda key: networks.orthogonal(key, (3, 3)))(keys) / np.sqrt(2)
+    kernels = jax.vmap(lambda key: nets.orthogonal(key, (3, 3)))(keys) / np.sqrt(2)
     for i, j in [(0, 0), (1, 2)]:
         assert stats.kstest(kernels[:, i, j], stats.uniform(-1, 2).cdf).pvalue > 0.01
     signs = np.sign(np.linalg.det(kernels))

@@ -11,10 +11,20 @@ from dynajax.envs import states
 #: One task of each kind: sensors, contacts, targets drawn into the model, Gymnasium's stale
 #: positions, Runge-Kutta, classic control.
 TASKS = [
-    "cheetah-run", "hopper-hop", "humanoid-stand", "quadruped-run", "finger-turn_hard",
-    "reacher-easy", "point_mass-hard", "acrobot-swingup", "Hopper-v4", "Humanoid-v4", "Ant-v4",
-    "Pendulum-v1", "MountainCarContinuous-v0",
-]  # fmt: skip
+    "cheetah-run",
+    "hopper-hop",
+    "humanoid-stand",
+    "quadruped-run",
+    "finger-turn_hard",
+    "reacher-easy",
+    "point_mass-hard",
+    "acrobot-swingup",
+    "Hopper-v4",
+    "Humanoid-v4",
+    "Ant-v4",
+    "Pendulum-v1",
+    "MountainCarContinuous-v0",
+]
 
 
 class Counter(gymnasium.Env):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax import statistics
+from dynajax.report import statistics
 
 
 @pytest.mark.parametrize(

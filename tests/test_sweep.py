@@ -55,8 +55,11 @@ def write(folder: Path, text: str = STUDY) -> Path:
 def sweep(path: Path, *flags: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(SWEEP), str(path), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=path.parent,
+    )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -251,7 +254,7 @@ def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
         ("[settings]", "[resources]\nram = 1\n[settings]", 7, ["resources.ram", "memory_gb"]),
         ("steps = 400\n", 'engine = "mjx"\n', 1, ["Pendulum-v1", "--engine=host"]),
     ],
-)  # fmt: skip
+)
 def test_a_faulty_study_is_refused_with_the_line(tmp_path, old, new, line, words):
     assert old in STUDY
     path = write(tmp_path, STUDY.replace(old, new))
@@ -331,8 +334,15 @@ def test_the_script_for_slurm(slurm):
     place = places.executor("slurm", plan, out)
     handle = place.submit(places.Resumable(tuple(job)))
     script = (slurm / "script.sh").read_text()
-    for option in ("time=720", "cpus-per-task=8", "gpus-per-node=1", "partition=gpu",
-                   "signal=USR2@120", "job-name=study", "open-mode=append"):  # fmt: skip
+    for option in (
+        "time=720",
+        "cpus-per-task=8",
+        "gpus-per-node=1",
+        "partition=gpu",
+        "signal=USR2@120",
+        "job-name=study",
+        "open-mode=append",
+    ):
         assert f"#SBATCH --{option}\n" in script
     assert "#SBATCH --requeue\n" in script
     assert sys.executable in script

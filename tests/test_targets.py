@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynajax import dynamics, targets
 from dynajax.config import ModelConfig
-from dynajax.targets import Fix, parse_fixes
+from dynajax.models import ensemble, targets
+from dynajax.models.targets import Fix, parse_fixes
 from dynajax.types import Code, EnvSpec, UsageError
 
 D, N = 3, 40
@@ -55,10 +55,17 @@ def vectors(entries, size):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.builds(Code, vectors(numbers, D), vectors(numbers, D + 1), vectors(scales, D + 1)
-              , st.just(np.float32(0))),
-    vectors(numbers, D), numbers, vectors(numbers, D),
-)  # fmt: skip
+    st.builds(
+        Code,
+        vectors(numbers, D),
+        vectors(numbers, D + 1),
+        vectors(scales, D + 1),
+        st.just(np.float32(0)),
+    ),
+    vectors(numbers, D),
+    numbers,
+    vectors(numbers, D),
+)
 def test_decode_undoes_encode(code, obs, reward, next_obs):
     z = targets.encode(code, obs, jnp.float32(reward), next_obs)
     back_obs, back_reward = targets.decode(code, obs, z)
@@ -217,7 +224,7 @@ def test_recoding_keeps_decoded_predictions():
     config = ModelConfig(
         members=2, elites=1, width=8, depth=1, log_variance_min=-60, log_variance_max=60
     )
-    model = jax.jit(dynamics.init, static_argnums=1)(config, SPEC, jax.random.PRNGKey(0))
+    model = jax.jit(ensemble.init, static_argnums=1)(config, SPEC, jax.random.PRNGKey(0))
     rng = np.random.default_rng(0)
     old, new = (
         Code(
@@ -229,12 +236,12 @@ def test_recoding_keeps_decoded_predictions():
         for _ in range(2)
     )
     before = model._replace(code=old)
-    after = dynamics.recode(before, new)
+    after = ensemble.recode(before, new)
     obs, action = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
     members = jnp.arange(2)
 
     def decoded(model):
-        mean, log_variance = dynamics.predict(config, model, members, obs, action[..., :2])
+        mean, log_variance = ensemble.predict(config, model, members, obs, action[..., :2])
         skip, shift, scale, _ = (np.asarray(x, np.float64) for x in model.code)
         raw = np.asarray(mean, np.float64) * scale + shift
         raw[..., :D] += skip * obs
@@ -259,7 +266,7 @@ def test_exponent_zero_is_the_plain_likelihood_to_the_bit():
         return (jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance).mean((1, 2))
 
     def weighted(mean, log_variance):
-        return dynamics.nll(mean, log_variance, z, jnp.zeros(()))
+        return ensemble.nll(mean, log_variance, z, jnp.zeros(()))
 
     def slopes(function):
         return jax.grad(lambda *inputs: function(*inputs).sum(), (0, 1))(mean, log_variance)
@@ -272,10 +279,10 @@ def test_weighted_likelihood_and_its_gradient_by_numpy():
     mean, log_variance, z = likelihood_inputs()
     m, v, y = (np.asarray(x, np.float64) for x in (mean, log_variance, z))
     weight = np.exp(0.5 * v)
-    value = dynamics.nll(mean, log_variance, z, 0.5)
+    value = ensemble.nll(mean, log_variance, z, 0.5)
     expected = (weight * (np.exp(-v) * (m - y) ** 2 + v)).mean((1, 2))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    slope = jax.grad(lambda given: dynamics.nll(mean, given, z, 0.5).sum())(log_variance)
+    slope = jax.grad(lambda given: ensemble.nll(mean, given, z, 0.5).sum())(log_variance)
     # No gradient flows through the weight.
     expected = weight * (1 - np.exp(-v) * (m - y) ** 2) / (5 * (D + 1))
     np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dynajax import compiler
-from dynajax.program import build
+from dynajax.runtime.program import build
 from dynajax.types import Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -166,9 +166,14 @@ def test_nothing_waits_for_lapack(study):
 def test_compiler_options_change_no_more_than_rounding(make, spec, monkeypatch):
     """Two hundred updates and two fits of networks that are wide enough to be treated apart."""
     settings = {
-        "sac.hidden": (64, 64), "sac.utd": 10, "sac.batch": 64, "model.width": 64,
-        "model.batch": 64, "sac.learning_rate": 1e-5, "model.learning_rate": 1e-5,
-    }  # fmt: skip
+        "sac.hidden": (64, 64),
+        "sac.utd": 10,
+        "sac.batch": 64,
+        "model.width": 64,
+        "model.batch": 64,
+        "sac.learning_rate": 1e-5,
+        "model.learning_rate": 1e-5,
+    }
     config = make(settings)
     found = []
     jax.config.update("jax_disable_most_optimizations", False)

@@ -11,14 +11,23 @@ Own tasks: `register_termination`; own fixes: an entry in `FIXES`.
 
 from dynajax.config import Config
 from dynajax.envs import register_termination
-from dynajax.report import Run, read_run, write_report
+from dynajax.models.targets import FIXES, Fix
+from dynajax.report.page import Run, read_run, write_report
 from dynajax.settings import make as make_config
-from dynajax.targets import FIXES, Fix
 from dynajax.train import Result, train
 from dynajax.types import UsageError
 
 __version__ = "0.1.0"
 __all__ = [
-    "FIXES", "Config", "Fix", "Result", "Run", "UsageError",
-    "make_config", "read_run", "register_termination", "train", "write_report",
-]  # fmt: skip
+    "FIXES",
+    "Config",
+    "Fix",
+    "Result",
+    "Run",
+    "UsageError",
+    "make_config",
+    "read_run",
+    "register_termination",
+    "train",
+    "write_report",
+]

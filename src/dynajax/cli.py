@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from dynajax import processes
+from dynajax.runtime import processes
 from dynajax.types import UsageError
 
 #: Exit statuses: a fault that the user can put right; a run that saved itself when interrupted.

@@ -173,13 +173,22 @@ QUICK = Config(
     random_steps=1_000,
     sac=SACConfig(hidden=(64, 64), utd=10, batch=128),
     model=ModelConfig(
-        members=5, elites=4, width=128, depth=3, batch=128, learning_rate=3e-3,
-        schedule="early_stop", fit_steps=500, round_steps=100, patience=3, score_size=1000,
+        members=5,
+        elites=4,
+        width=128,
+        depth=3,
+        batch=128,
+        learning_rate=3e-3,
+        schedule="early_stop",
+        fit_steps=500,
+        round_steps=100,
+        patience=3,
+        score_size=1000,
     ),
     rollout=RolloutConfig(batch=200),
     replay=ReplayConfig(real=100_000, synthetic=100_000),
     eval=EvalConfig(every=1000, episodes=5),
-)  # fmt: skip
+)
 #: `paper`, but for an ensemble that learns as much in a third of the gradient steps; chosen by
 #: measurement (BUILD_NOTES.md, "Less arithmetic for the same learning").
 FAST = dataclasses.replace(

@@ -9,8 +9,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-from dynajax import targets
 from dynajax.config import PAPER, PRESETS, Config, Variant, assign, config_of
+from dynajax.models import targets
 from dynajax.types import UsageError
 
 _GROUPS = ("sac", "model", "rollout", "replay", "eval", "host")
@@ -183,10 +183,16 @@ def make(
             raise UsageError(f"--fix={fixes_text}: the variant is given twice")
     base = PRESETS[preset]
     config = dataclasses.replace(
-        base, env=env, algo=cast(Any, algo), engine=cast(Any, engine), variants=variants,
-        oracle=cast(Any, oracle), seeds=seeds, seed=seed,
+        base,
+        env=env,
+        algo=cast(Any, algo),
+        engine=cast(Any, engine),
+        variants=variants,
+        oracle=cast(Any, oracle),
+        seeds=seeds,
+        seed=seed,
         steps=base.steps if steps is None else steps,
-    )  # fmt: skip
+    )
     for path, value in settings.items():
         config = assign(config, path, parse("--set", path, value))
     for variant in variants:

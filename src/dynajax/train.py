@@ -10,13 +10,13 @@ import numpy as np
 
 from dynajax import envs
 from dynajax.config import Config, config_of, run_name
-from dynajax.device import DeviceEngine
+from dynajax.engines.evaluate import Evaluation, Evaluator
+from dynajax.engines.mjx import DeviceEngine
+from dynajax.engines.oracle import Oracle
 from dynajax.envs.host import HostEnvs
-from dynajax.evaluate import Evaluation, Evaluator
-from dynajax.journal import Journal, interruptions
-from dynajax.oracle import Oracle
-from dynajax.placement import place
-from dynajax.program import Program, build
+from dynajax.record.journal import Journal, interruptions
+from dynajax.runtime.placement import place
+from dynajax.runtime.program import Program, build
 from dynajax.types import EnvSpec, TrainState, Transition
 
 
@@ -55,8 +55,9 @@ class HostEngine(HostEnvs):
     def __init__(self, config: Config, spec: EnvSpec, program: Program):
         seeds = [seed for _, seed in program.placement.pairs]
         super().__init__(config, spec, seeds)
-        discounts = [config_of(config, config.variants[i]).sac.discount
-                     for i, _ in program.placement.pairs]  # fmt: skip
+        discounts = [
+            config_of(config, config.variants[i]).sac.discount for i, _ in program.placement.pairs
+        ]
         self._evaluate = Evaluator(config, spec, seeds, discounts)
         self._config, self._program = config, program
         self._pending: tuple[Transition, np.ndarray] | None = None

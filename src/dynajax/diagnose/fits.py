@@ -8,23 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler, dynamics, targets
+from dynajax import compiler
 from dynajax.config import ModelConfig
+from dynajax.models import ensemble, targets
 from dynajax.types import Array, EnvSpec, Model, Replay, Transition
 
 #: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
 #: larger ensembles do.
 MODEL = ModelConfig(
-    members=3, elites=3, width=128, depth=4, batch=64, learning_rate=1e-3, fit_steps=150,
+    members=3,
+    elites=3,
+    width=128,
+    depth=4,
+    batch=64,
+    learning_rate=1e-3,
+    fit_steps=150,
     score_size=1,
-)  # fmt: skip
+)
 #: Warm-started fits of `fit_steps` each, in all 1,500 gradient steps.
 ROUNDS = 10
 #: Every fix alone, and the combinations in which none stands in another's way.
 CODES = (
-    "none", "scale", "target", "auto", "beta", "scale,target", "scale,auto", "scale,beta",
-    "scale,target,beta", "scale,auto,beta",
-)  # fmt: skip
+    "none",
+    "scale",
+    "target",
+    "auto",
+    "beta",
+    "scale,target",
+    "scale,auto",
+    "scale,beta",
+    "scale,target,beta",
+    "scale,auto,beta",
+)
 
 
 class Fitted(NamedTuple):
@@ -73,7 +88,7 @@ def fit(
     )
 
     def one(model: Model, variant: Array, real: Replay, keys: Array, key: Array) -> Model:
-        return dynamics.fit(config, variants, variant, model, real, keys[1], key)[0]
+        return ensemble.fit(config, variants, variant, model, real, keys[1], key)[0]
 
     over_codes = jax.vmap(one, in_axes=(0, 0, None, None, None))
     over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
@@ -85,12 +100,12 @@ def fit(
 
     @jax.jit
     def init(keys: Array) -> Model:
-        models = jax.vmap(lambda k: dynamics.init(config, spec, k[0]))(keys)
+        models = jax.vmap(lambda k: ensemble.init(config, spec, k[0]))(keys)
         return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(codes), 1), models)
 
     @jax.jit
     def held_out(real: Replay, keys: Array) -> Array:
-        return jax.vmap(lambda r, k: dynamics.split(config, r, k[1]).weights == 0)(real, keys)
+        return jax.vmap(lambda r, k: ensemble.split(config, r, k[1]).weights == 0)(real, keys)
 
     models = init(keys)
     for index in range(rounds):
@@ -101,9 +116,9 @@ def fit(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decoded(config: ModelConfig, model: Model, obs: Array, action: Array) -> tuple[Array, Array]:
-    inputs = dynamics.normalise(model, obs, action)
+    inputs = ensemble.normalise(model, obs, action)
     inputs = jnp.broadcast_to(inputs, (config.members, *inputs.shape))
-    mean, log_variance = dynamics.distribution(config, model.params, inputs)
+    mean, log_variance = ensemble.distribution(config, model.params, inputs)
     next_obs, reward = targets.decode(model.code, obs, mean)
     variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
     return jnp.concatenate([next_obs, reward[..., None]], -1), variance
@@ -120,8 +135,8 @@ def _open_loop(config: ModelConfig, model: Model, obs: Array, actions: Array) ->
 
     def step(obs: Array, action: Array) -> tuple[Array, Array]:
         action = jnp.broadcast_to(action, (config.members, *action.shape))
-        inputs = dynamics.normalise(model, obs, action)
-        mean, _ = dynamics.distribution(config, model.params, inputs)
+        inputs = ensemble.normalise(model, obs, action)
+        mean, _ = ensemble.distribution(config, model.params, inputs)
         next_obs, reward = targets.decode(model.code, obs, mean)
         return next_obs, jnp.concatenate([next_obs, reward[..., None]], -1)
 

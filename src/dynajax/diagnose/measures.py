@@ -7,7 +7,7 @@ ensemble is the even mixture of its members' Gaussians, which is what rollouts s
 import numpy as np
 from scipy.special import ndtr
 
-from dynajax.targets import CONSTANT
+from dynajax.models.targets import CONSTANT
 
 Named = dict[str, np.ndarray]
 #: Of the truths, this share should lie inside the predicted central interval of the same share.

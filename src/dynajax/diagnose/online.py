@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import envs, sac
+from dynajax import envs
+from dynajax.agents import sac
 from dynajax.config import ModelConfig, SACConfig, config_of
 from dynajax.diagnose import fits, measures, runs
 from dynajax.diagnose.offline import step_ahead
@@ -82,9 +83,11 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     real_env = make()
     settable = config.engine == "host" and can_restore(real_env)
     act = functools.partial(_policy, own.sac, row.agent, spec.action_dim)
-    length = math.ceil(math.log(_REST) / math.log(own.sac.discount)) if own.sac.discount < 1 else (
-        spec.time_limit
-    )  # fmt: skip
+    length = (
+        math.ceil(math.log(_REST) / math.log(own.sac.discount))
+        if own.sac.discount < 1
+        else (spec.time_limit)
+    )
 
     places, states, synthetic = np.zeros(0, int), np.zeros((0, 1)), None
     if settable:
@@ -185,9 +188,12 @@ def transitions(
         return x[part].reshape(-1, *x.shape[2:])[where]
 
     return Transition(
-        flat(paths.obs[:-1]), flat(paths.action[:-1]), reward.ravel()[where],
-        1.0 - paths.terminated[part].ravel()[where], flat(paths.obs[1:]),
-    )  # fmt: skip
+        flat(paths.obs[:-1]),
+        flat(paths.action[:-1]),
+        reward.ravel()[where],
+        1.0 - paths.terminated[part].ravel()[where],
+        flat(paths.obs[1:]),
+    )
 
 
 def _note(numbers: dict[str, float], where: str, found: measures.Named) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from dynajax import figures, statistics, targets
 from dynajax.diagnose import measures, verdict
 from dynajax.diagnose.offline import Offline
-from dynajax.figures import Panel
-from dynajax.folder import write_atomically, write_csv
+from dynajax.models import targets
+from dynajax.record.folder import write_atomically, write_csv
+from dynajax.report import figures, statistics
+from dynajax.report.figures import Panel
 
 #: What lies lower is cut off in pictures.
 _FLOOR = -1.0
@@ -29,14 +30,17 @@ def summary(found: Offline) -> list[dict[str, Any]]:
             new = {k: v[r, c] for k, v in found.new.items()}
             chain = {k: v[r, c] for k, v in found.chains.items()}
             line: dict[str, Any] = {
-                "env": found.env, "seed": r, "code": code, "reward_r2": float(here["reward_r2"]),
+                "env": found.env,
+                "seed": r,
+                "code": code,
+                "reward_r2": float(here["reward_r2"]),
                 "state_skill": float(measures.median(here["skill"])),
                 "state_skill_worst5": float(measures.worst(here["skill"])),
                 "reward_bias": float(here["reward_bias"]),
                 "reward_noise": float(here["reward_noise"]),
                 "new_reward_r2": float(new["reward_r2"]),
                 "new_state_skill": float(measures.median(new["skill"])),
-            }  # fmt: skip
+            }
             for i, share in enumerate(measures.COVERAGES):
                 line[f"inside_{100 * share:.0f}"] = float(here["inside"][i])
                 line[f"reward_inside_{100 * share:.0f}"] = float(here["reward_inside"][i])
@@ -78,14 +82,20 @@ def write(found: Offline, folder: Path, command: str) -> verdict.Verdict:
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "codes.csv", summary(found))
     write_csv(folder / "channels.csv", channel_table(found))
-    write_csv(folder / "chains.csv", [
-        {"code": code, "steps": h + 1,
-         "skill": float(measures.median(found.chains["open_skill"][:, c, h]).mean()),
-         "reward_r2": float(found.chains["open_reward_r2"][:, c, h].mean()),
-         "spread": float(found.chains["open_spread"][:, c, h].mean())}
-        for c, code in enumerate(found.codes)
-        for h in range(found.chains["open_skill"].shape[2])
-    ])  # fmt: skip
+    write_csv(
+        folder / "chains.csv",
+        [
+            {
+                "code": code,
+                "steps": h + 1,
+                "skill": float(measures.median(found.chains["open_skill"][:, c, h]).mean()),
+                "reward_r2": float(found.chains["open_reward_r2"][:, c, h].mean()),
+                "spread": float(found.chains["open_spread"][:, c, h].mean()),
+            }
+            for c, code in enumerate(found.codes)
+            for h in range(found.chains["open_skill"].shape[2])
+        ],
+    )
     write_atomically(folder / "diagnosis.html", _html(found, said, command).encode())
     return said
 
@@ -100,40 +110,56 @@ def _html(found: Offline, said: verdict.Verdict, command: str) -> str:
         f"<li>{escape(found.source)}; {found.transitions:,} transitions for each of {seeds} "
         f"seed{'s' if seeds > 1 else ''}. The models are small and briefly trained, the same for "
         "every code: compare codes, and expect more of a long training. "
-        + ("Ranges are 95 % t intervals over seeds." if seeds > 1 else
-           "<b>One seed has no interval.</b>") + "</li>",
+        + (
+            "Ranges are 95 % t intervals over seeds."
+            if seeds > 1
+            else "<b>One seed has no interval.</b>"
+        )
+        + "</li>",
         "</ul>",
-    ]  # fmt: skip
+    ]
     shown = shown_codes(found, said.advice)
     style = figures.styles(shown)
     parts += [
-        figures.picture("", figures.png(_bars(found, said.advice)),
+        figures.picture(
+            "",
+            figures.png(_bars(found, said.advice)),
             "How much of what happens next is predicted, on transitions that no fit was shown: 1 "
             "is everything, 0 no more than always saying the average (below -1 is cut off). Left: "
             "the reward. Middle: how the state changes, in the median channel. Right: the mean of "
             "the five channels that are predicted worst. Each bar is one way of writing down what "
             "the model has to predict: red as published, green what is suggested. Lines: 95 % t "
-            "interval over seeds."),
-        figures.html_table(["fix", "what it does"], [
-            ["none", "as published: predict s' - s and the reward, in the task's units"],
-            *([name, escape(fix.summary)] for name, fix in targets.FIXES.items()),
-        ]),
+            "interval over seeds.",
+        ),
+        figures.html_table(
+            ["fix", "what it does"],
+            [
+                ["none", "as published: predict s' - s and the reward, in the task's units"],
+                *([name, escape(fix.summary)] for name, fix in targets.FIXES.items()),
+            ],
+        ),
         "<h2>What the model is asked to predict</h2>",
-        figures.picture("", figures.png(scale_picture(found)),
+        figures.picture(
+            "",
+            figures.png(scale_picture(found)),
             "Each channel of the observation: how much it varies (s', squares) and how much it "
             "changes in one step (s' - s, circles), against the reward (dashed). Published MBPO "
             "trains on the circles and the reward with equal weight: what lies far below drowns. "
-            "Where the square is lower, s' itself is the easier target."),
-        figures.picture("", figures.png(skill_picture(found, shown)),
+            "Where the square is lower, s' itself is the easier target.",
+        ),
+        figures.picture(
+            "",
+            figures.png(skill_picture(found, shown)),
             "How much of each channel's change is predicted: 1 is everything, 0 no more than its "
-            "mean change (below -1 is cut off)."),
+            "mean change (below -1 is cut off).",
+        ),
         "<h2>Can it be trusted?</h2>",
         figures.story(_panels(found, shown), style | {_CLAIM: _GREY}),
         "<h2>Numbers</h2>",
         figures.html_table(*_numbers(found)),
         f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
         "<p>All numbers: codes.csv, channels.csv and chains.csv beside this page.</p>",
-    ]  # fmt: skip
+    ]
     return figures.document(f"{found.env}: what can a model learn of it?", "".join(parts))
 
 
@@ -208,8 +234,12 @@ def by_channel(axes: Any, channels: Sequence[str]) -> None:
     least = len(channels) / 40
     named = [p for p in parts if p[2] - p[1] + 1 >= least] if len(parts) > 6 else parts
     turned = len(named) > 5
-    axes.set_xticks([(a + b) / 2 for _, a, b in named], [n for n, _, _ in named],
-                    rotation=30 if turned else 0, ha="right" if turned else "center")  # fmt: skip
+    axes.set_xticks(
+        [(a + b) / 2 for _, a, b in named],
+        [n for n, _, _ in named],
+        rotation=30 if turned else 0,
+        ha="right" if turned else "center",
+    )
 
 
 def scale_picture(found: Offline) -> Any:
@@ -226,8 +256,9 @@ def scale_picture(found: Offline) -> Any:
         size = 16 if len(x) < 120 else 7
         axes.scatter(x, b, size, color=figures.SKY, marker="s", label="s' itself")
         axes.scatter(x, a, size, color=figures.BLUE, label="change in a step, s' - s", zorder=3)
-        axes.axhline(max(reward, floor), color=figures.BLACK, linestyle=(0, (4, 3)),
-                     label="the reward")  # fmt: skip
+        axes.axhline(
+            max(reward, floor), color=figures.BLACK, linestyle=(0, (4, 3)), label="the reward"
+        )
         axes.set_yscale("log")
         axes.set_ylabel("variance")
         axes.set_title("How large the targets are")
@@ -244,8 +275,14 @@ def skill_picture(found: Offline, shown: Sequence[str]) -> Any:
         for i, code in enumerate(shown):
             values = found.scores["skill"][:, found.codes.index(code)].mean(0)
             shift = (i - (len(shown) - 1) / 2) * 0.16
-            axes.scatter(x + shift, np.maximum(values, _FLOOR), 11 if len(x) < 120 else 5,
-                         color=style[code]["color"], label=code, alpha=0.9)  # fmt: skip
+            axes.scatter(
+                x + shift,
+                np.maximum(values, _FLOOR),
+                11 if len(x) < 120 else 5,
+                color=style[code]["color"],
+                label=code,
+                alpha=0.9,
+            )
         axes.axhline(0, color="#8a8a8a", linewidth=1)
         axes.set_ylim(_FLOOR - 0.05, 1.05)
         axes.set_ylabel("share predicted")
@@ -270,34 +307,68 @@ def _panels(found: Offline, shown: Sequence[str]) -> list[tuple[Panel, str]]:
     )
     ahead, claimed = "steps ahead", "share that the model claims"
     return [
-        (Panel(skill, "share predicted", "Many steps ahead: the state", floor=-1.0, xlabel=ahead),
-         "The model fed with its own predictions and the real actions, in episodes that no fit was "
-         "shown: how much of the state's change since the start it predicts, in the median "
-         "channel. Where it falls to 0, longer rollouts are fiction."),
-        (Panel(reward, "share predicted", "Many steps ahead: the reward", floor=-1.0, xlabel=ahead),
-         "The same for the sum of the rewards up to there (below -1 is cut off)."),
-        (Panel(inside, "share found inside", "Does it know what it does not know?", xlabel=claimed,
-               include=1.0),
-         "Share of the true next states inside the intervals that the model says hold 50, 80 and "
-         "95 % of them, in new episodes. On the grey line it is right; below it is overconfident."),
-        (Panel(reward_inside, "share found inside", "The same for the reward", xlabel=claimed,
-               include=1.0),
-         "As to the left, for the reward."),
-    ]  # fmt: skip
+        (
+            Panel(
+                skill, "share predicted", "Many steps ahead: the state", floor=-1.0, xlabel=ahead
+            ),
+            "The model fed with its own predictions and the real actions, in episodes that no fit was "
+            "shown: how much of the state's change since the start it predicts, in the median "
+            "channel. Where it falls to 0, longer rollouts are fiction.",
+        ),
+        (
+            Panel(
+                reward, "share predicted", "Many steps ahead: the reward", floor=-1.0, xlabel=ahead
+            ),
+            "The same for the sum of the rewards up to there (below -1 is cut off).",
+        ),
+        (
+            Panel(
+                inside,
+                "share found inside",
+                "Does it know what it does not know?",
+                xlabel=claimed,
+                include=1.0,
+            ),
+            "Share of the true next states inside the intervals that the model says hold 50, 80 and "
+            "95 % of them, in new episodes. On the grey line it is right; below it is overconfident.",
+        ),
+        (
+            Panel(
+                reward_inside,
+                "share found inside",
+                "The same for the reward",
+                xlabel=claimed,
+                include=1.0,
+            ),
+            "As to the left, for the reward.",
+        ),
+    ]
 
 
 def _numbers(found: Offline) -> tuple[list[str], list[Any]]:
-    header = ["code", "reward R²", "reward bias", "reward noise", "state skill", "worst five",
-              "inside 80 %", "reward R², new episodes", f"skill after "
-              f"{found.chains['open_skill'].shape[2]} steps"]  # fmt: skip
+    header = [
+        "code",
+        "reward R²",
+        "reward bias",
+        "reward noise",
+        "state skill",
+        "worst five",
+        "inside 80 %",
+        "reward R², new episodes",
+        f"skill after {found.chains['open_skill'].shape[2]} steps",
+    ]
     rows = []
     for c, code in enumerate(found.codes):
         s, new, chain = found.scores, found.new, found.chains
         columns = [
-            s["reward_r2"][:, c], s["reward_bias"][:, c], s["reward_noise"][:, c],
-            measures.median(s["skill"][:, c]), measures.worst(s["skill"][:, c]),
-            s["inside"][:, c, 1], new["reward_r2"][:, c],
+            s["reward_r2"][:, c],
+            s["reward_bias"][:, c],
+            s["reward_noise"][:, c],
+            measures.median(s["skill"][:, c]),
+            measures.worst(s["skill"][:, c]),
+            s["inside"][:, c, 1],
+            new["reward_r2"][:, c],
             measures.median(chain["open_skill"][:, c, -1]),
-        ]  # fmt: skip
+        ]
         rows.append([escape(code), *(escape(verdict.figure(column)) for column in columns)])
     return header, rows

@@ -75,8 +75,9 @@ def follow(
         waves.append(_wave(simulators[: len(index)], list(index), begin, act, steps, seed))
     for simulator in simulators:
         simulator.close()
-    return Paths(*(np.concatenate(x, axis=-1 if x[0].ndim < 3 else 1)
-                   for x in zip(*waves, strict=True)))  # fmt: skip
+    return Paths(
+        *(np.concatenate(x, axis=-1 if x[0].ndim < 3 else 1) for x in zip(*waves, strict=True))
+    )
 
 
 def _wave(

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from dynajax import envs, figures
+from dynajax import envs
 from dynajax.config import Config
 from dynajax.diagnose import measures, skeleton, verdict
 from dynajax.diagnose.online import Findings, Strip
 from dynajax.diagnose.page import by_channel
-from dynajax.figures import Panel, Series
-from dynajax.folder import write_atomically, write_csv
+from dynajax.record.folder import write_atomically, write_csv
+from dynajax.report import figures
+from dynajax.report.figures import Panel, Series
 from dynajax.types import EnvSpec
 
 #: A critic that is this far from what comes, as a share of it, is worth a word.
@@ -64,11 +65,14 @@ def judge(found: Sequence[Findings]) -> list[str]:
             head += (
                 f". In states that the policy visits the model's reward has R² "
                 f"{text('policy_reward_r2')} and is "
-                + (f"{'too high' if np.nanmean(shift) > 0 else 'too low'} by "
-                   f"{verdict.figure(np.abs(shift))} standard deviations" if biased else
-                   f"right on average ({text('policy_reward_bias')} standard deviations off)")
+                + (
+                    f"{'too high' if np.nanmean(shift) > 0 else 'too low'} by "
+                    f"{verdict.figure(np.abs(shift))} standard deviations"
+                    if biased
+                    else f"right on average ({text('policy_reward_bias')} standard deviations off)"
+                )
                 + f"; the state's change is predicted with skill {text('policy_state_skill')}"
-            )  # fmt: skip
+            )
         if np.isfinite(last("synthetic_reward_r2")).any():
             head += (
                 f". Of the synthetic transitions that the critic trains on, the same states and "
@@ -107,18 +111,34 @@ def write(
     said = judge(found)
     folder.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(n for f in found for n in f.numbers))
-    write_csv(folder / "run.csv", [
-        {"variant": f.variant, "seed": f.seed, "step": f.step,
-         **{n: f.numbers.get(n, float("nan")) for n in names}}
-        for f in found
-    ])  # fmt: skip
+    write_csv(
+        folder / "run.csv",
+        [
+            {
+                "variant": f.variant,
+                "seed": f.seed,
+                "step": f.step,
+                **{n: f.numbers.get(n, float("nan")) for n in names},
+            }
+            for f in found
+        ],
+    )
     modelled = [f for f in found if f.channels]
     if modelled:
-        write_csv(folder / "run-channels.csv", [
-            {"variant": f.variant, "seed": f.seed, "step": f.step, "channel": channel,
-             **{n: float(v[d]) for n, v in f.channels.items()}}
-            for f in modelled for d, channel in enumerate(spec.obs_names)
-        ])  # fmt: skip
+        write_csv(
+            folder / "run-channels.csv",
+            [
+                {
+                    "variant": f.variant,
+                    "seed": f.seed,
+                    "step": f.step,
+                    "channel": channel,
+                    **{n: float(v[d]) for n, v in f.channels.items()},
+                }
+                for f in modelled
+                for d, channel in enumerate(spec.obs_names)
+            ],
+        )
     html = _html(found, said, config, spec, command)
     write_atomically(folder / "diagnosis.html", html.encode())
     return said
@@ -162,28 +182,37 @@ def _html(
             "This task's simulator cannot be set to a stored state, so what needs that is left "
             "out: the critic is judged from first states, and there is no counterfactual error "
             "and no check of the synthetic buffer."
-            if config.engine == "host" else
-            "The run's physics were on the device, so its states cannot be rebuilt on the host: "
+            if config.engine == "host"
+            else "The run's physics were on the device, so its states cannot be rebuilt on the host: "
             "the critic is judged from first states, in C MuJoCo."
-        )  # fmt: skip
+        )
     parts = [
         f'<p class="lead">{said[0]}</p>',
         f"<ul>{''.join(f'<li>{s}</li>' for s in said[1:])}<li>{escape(note)}</li></ul>",
-        "<h2>The critic</h2>", figures.story(_critic(found), style),
-    ]  # fmt: skip
+        "<h2>The critic</h2>",
+        figures.story(_critic(found), style),
+    ]
     if any(f.channels for f in found):
-        parts += ["<h2>The model</h2>", figures.story(_model(found), style),
-                  figures.picture("", figures.png(_noise_picture(last, spec)),
-                  "What the model says that it cannot know, by channel of the observation and in "
-                  "the channel's change: noise it sees in the world (circles), and how far its "
-                  "members disagree (crosses). In states that the policy visits, at the last "
-                  "checkpoint, mean over seeds.")]  # fmt: skip
+        parts += [
+            "<h2>The model</h2>",
+            figures.story(_model(found), style),
+            figures.picture(
+                "",
+                figures.png(_noise_picture(last, spec)),
+                "What the model says that it cannot know, by channel of the observation and in "
+                "the channel's change: noise it sees in the world (circles), and how far its "
+                "members disagree (crosses). In states that the policy visits, at the last "
+                "checkpoint, mean over seeds.",
+            ),
+        ]
         chains = _chain_panels(last)
         parts += ["<h2>Many steps ahead</h2>", figures.story(chains, style)]
         parts += _strips(last, config, spec)
-    parts += ["<h2>Numbers</h2><p>At the last checkpoint, means over seeds; run.csv has all.</p>",
-              figures.html_table(*_numbers(last)),
-              f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>"]  # fmt: skip
+    parts += [
+        "<h2>Numbers</h2><p>At the last checkpoint, means over seeds; run.csv has all.</p>",
+        figures.html_table(*_numbers(last)),
+        f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
+    ]
     return figures.document(
         f"{config.env}: where this run's critic and model are wrong", "".join(parts)
     )
@@ -191,15 +220,27 @@ def _html(
 
 def _critic(found: Sequence[Findings]) -> list[tuple[Panel, str]]:
     return [
-        (Panel(series(found, "critic_bias"), "share of the mean return", "Is the critic right?",
-               include=0.0),
-         "What the critic expects less what comes, over the mean return, from states of the "
-         "replay: below 0 it underestimates. What comes is the discounted return of the current "
-         "policy in the real simulator, with SAC's reward for randomness."),
-        (Panel(series(found, "critic_value"), "value", "Expected, and real",
-               series(found, "critic_return")),
-         "Solid: the critic's value, mean over states. Dotted: what came."),
-    ]  # fmt: skip
+        (
+            Panel(
+                series(found, "critic_bias"),
+                "share of the mean return",
+                "Is the critic right?",
+                include=0.0,
+            ),
+            "What the critic expects less what comes, over the mean return, from states of the "
+            "replay: below 0 it underestimates. What comes is the discounted return of the current "
+            "policy in the real simulator, with SAC's reward for randomness.",
+        ),
+        (
+            Panel(
+                series(found, "critic_value"),
+                "value",
+                "Expected, and real",
+                series(found, "critic_return"),
+            ),
+            "Solid: the critic's value, mean over states. Dotted: what came.",
+        ),
+    ]
 
 
 def _model(found: Sequence[Findings]) -> list[tuple[Panel, str]]:
@@ -207,26 +248,57 @@ def _model(found: Sequence[Findings]) -> list[tuple[Panel, str]]:
         return {n: (t, np.clip(v, -1, 1)) for n, (t, v) in series(found, name).items()}
 
     return [
-        (Panel(series(found, "policy_reward_bias"), "standard deviations", "Is its reward biased?",
-               series(found, "replay_reward_bias"), include=0.0),
-         "Mean reward by the model less the real one, in standard deviations of the real: solid "
-         "in states that the current policy visits, dotted on the replay."),
-        (Panel(clipped("policy_reward_r2"), "share predicted", "Is the reward predicted?",
-               clipped("replay_reward_r2")),
-         "R² of the reward (below -1 is cut off): solid where the policy goes, dotted on the "
-         "replay, which includes what the model was trained on."),
-        (Panel(clipped("policy_state_skill"), "share predicted", "Is the state's change predicted?",
-               clipped("replay_state_skill")),
-         "The same for the change of the state, in the median channel."),
-        (Panel(clipped("counterfactual_reward_r2"), "share predicted",
-               "Other actions in the same states: reward", clipped("synthetic_reward_r2")),
-         "The simulator is set to states of the replay and takes the current policy's action. "
-         "Solid: R² of the model's mean. Dotted: of the synthetic transitions that the critic "
-         "trains on, which are sampled and may be of older models."),
-        (Panel(clipped("counterfactual_state_skill"), "share predicted",
-               "Other actions in the same states: state", clipped("synthetic_state_skill")),
-         "The same for the change of the state, in the median channel."),
-    ]  # fmt: skip
+        (
+            Panel(
+                series(found, "policy_reward_bias"),
+                "standard deviations",
+                "Is its reward biased?",
+                series(found, "replay_reward_bias"),
+                include=0.0,
+            ),
+            "Mean reward by the model less the real one, in standard deviations of the real: solid "
+            "in states that the current policy visits, dotted on the replay.",
+        ),
+        (
+            Panel(
+                clipped("policy_reward_r2"),
+                "share predicted",
+                "Is the reward predicted?",
+                clipped("replay_reward_r2"),
+            ),
+            "R² of the reward (below -1 is cut off): solid where the policy goes, dotted on the "
+            "replay, which includes what the model was trained on.",
+        ),
+        (
+            Panel(
+                clipped("policy_state_skill"),
+                "share predicted",
+                "Is the state's change predicted?",
+                clipped("replay_state_skill"),
+            ),
+            "The same for the change of the state, in the median channel.",
+        ),
+        (
+            Panel(
+                clipped("counterfactual_reward_r2"),
+                "share predicted",
+                "Other actions in the same states: reward",
+                clipped("synthetic_reward_r2"),
+            ),
+            "The simulator is set to states of the replay and takes the current policy's action. "
+            "Solid: R² of the model's mean. Dotted: of the synthetic transitions that the critic "
+            "trains on, which are sampled and may be of older models.",
+        ),
+        (
+            Panel(
+                clipped("counterfactual_state_skill"),
+                "share predicted",
+                "Other actions in the same states: state",
+                clipped("synthetic_state_skill"),
+            ),
+            "The same for the change of the state, in the median channel.",
+        ),
+    ]
 
 
 def _chain_panels(last: Sequence[Findings]) -> list[tuple[Panel, str]]:
@@ -240,13 +312,17 @@ def _chain_panels(last: Sequence[Findings]) -> list[tuple[Panel, str]]:
         return found
 
     return [
-        (Panel(curves("open_skill"), "share predicted", "The state", xlabel="steps ahead"),
-         "The model fed with its own predictions and the policy's real actions, against the "
-         "simulator: how much of the state's change since the start it predicts (median channel). "
-         "Below 0 a rollout of that length says less than nothing."),
-        (Panel(curves("open_reward_r2"), "share predicted", "The reward", xlabel="steps ahead"),
-         "The same for the sum of the rewards up to there."),
-    ]  # fmt: skip
+        (
+            Panel(curves("open_skill"), "share predicted", "The state", xlabel="steps ahead"),
+            "The model fed with its own predictions and the policy's real actions, against the "
+            "simulator: how much of the state's change since the start it predicts (median channel). "
+            "Below 0 a rollout of that length says less than nothing.",
+        ),
+        (
+            Panel(curves("open_reward_r2"), "share predicted", "The reward", xlabel="steps ahead"),
+            "The same for the sum of the rewards up to there.",
+        ),
+    ]
 
 
 def _noise_picture(last: Sequence[Findings], spec: EnvSpec) -> Any:
@@ -337,9 +413,10 @@ def _numbers(last: Sequence[Findings]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name in names:
         cells = [
-            verdict.figure(np.array([f.numbers.get(name, np.nan) for f in last
-                                     if f.variant == variant]))
+            verdict.figure(
+                np.array([f.numbers.get(name, np.nan) for f in last if f.variant == variant])
+            )
             for variant in variants
-        ]  # fmt: skip
+        ]
         rows.append([escape(name.replace("_", " ")), *map(escape, cells)])
     return ["", *variants], rows

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynajax import envs, placement
-from dynajax.checkpoint import Checkpoints
+from dynajax import envs
 from dynajax.config import Config
 from dynajax.diagnose.data import Recording
 from dynajax.envs.pool import episode_seed
-from dynajax.program import build
+from dynajax.record.checkpoint import Checkpoints
+from dynajax.runtime import placement
+from dynajax.runtime.program import build
 from dynajax.settings import from_dict
 from dynajax.types import EnvSpec, Replay, Row, Transition, UsageError
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynajax import statistics
 from dynajax.diagnose import measures
 from dynajax.diagnose.offline import Offline
+from dynajax.report import statistics
 
 #: From this share of its variation on, something counts as learned: half of what there is to
 #: know.
@@ -146,9 +146,11 @@ def judge(found: Offline) -> Verdict:
     kind = kinds(found)
     causes = [*_reward(found, base, best), *_state(found, base, best)]
     remarks = [
-        *_scale(found), *_channels(found, kind, base, best), *_calibration(found, best),
+        *_scale(found),
+        *_channels(found, kind, base, best),
+        *_calibration(found, best),
         *_chain(found, best),
-    ]  # fmt: skip
+    ]
     gains = _beats(merit(found)[:, best], merit(found)[:, base], 0.0) and best != base
     suggestion = f" Try <b>--fix={advice}</b>." if gains else ""
     if causes:
@@ -186,11 +188,13 @@ def _reward(found: Offline, base: int, best: int) -> list[Cause]:
         if silent.all() and (np.abs(scales["mean_reward"]) > measures.CONSTANT).all():
             return []  # see `_scale`
         sets = "the data" if silent.all() else f"{silent.sum()} of {len(silent)} sets of data"
-        return [Cause(
-            "reward unseen",
-            f"in {sets} the reward never changes, so no model can learn it from them, and nothing "
-            "can be said about it. Diagnose a run's replay instead (--data=RUN_FOLDER).",
-        )]  # fmt: skip
+        return [
+            Cause(
+                "reward unseen",
+                f"in {sets} the reward never changes, so no model can learn it from them, and nothing "
+                "can be said about it. Diagnose a run's replay instead (--data=RUN_FOLDER).",
+            )
+        ]
     now, top = r2[:, base], r2[:, r2.mean(0).argmax()]
     code = found.codes[int(r2.mean(0).argmax())]
     ratio = scales["ratio_next" if "target" in found.codes[base] else "ratio_delta"]
@@ -200,18 +204,22 @@ def _reward(found: Offline, base: int, best: int) -> list[Cause]:
         return []
     raw = f"R² {figure(now)}"
     if top.mean() < LEARNED and spike:
-        return [Cause(
-            "reward is a spike",
-            f"the reward is a rare spike (a hundredth of the steps makes "
-            f"{100 * scales['reward_top_share'].mean():.0f} % of its variation), and no code "
-            f"learns it from these data (published targets: {raw}; best, {code}: {figure(top)}).",
-        )]  # fmt: skip
+        return [
+            Cause(
+                "reward is a spike",
+                f"the reward is a rare spike (a hundredth of the steps makes "
+                f"{100 * scales['reward_top_share'].mean():.0f} % of its variation), and no code "
+                f"learns it from these data (published targets: {raw}; best, {code}: {figure(top)}).",
+            )
+        ]
     if top.mean() < LEARNED:
-        return [Cause(
-            "reward hard",
-            f"the reward is not learned by any code (published targets: {raw}; best, {code}: "
-            f"{figure(top)}).",
-        )]  # fmt: skip
+        return [
+            Cause(
+                "reward hard",
+                f"the reward is not learned by any code (published targets: {raw}; best, {code}: "
+                f"{figure(top)}).",
+            )
+        ]
     degree = "not" if now.mean() < LEARNED else "only partly"
     said = f"the reward is {degree} learned from {_targets(found.codes[base])}: {raw}"
     if ratio.mean() > 1:

@@ -3,7 +3,7 @@
 A name is a task of dm_control.suite, `DOMAIN-TASK` (cheetah-run, finger-turn_hard), or a
 Gymnasium id (Hopper-v5), with `module:` before it where a module of the user's registers it. So a
 new task is a `gymnasium.register` and, if its episodes can end, a `register_termination`. The
-device engine (`envs.device`) has some of dm_control's tasks, and Brax's, as `brax:NAME`.
+device engine (`envs.mjx`) has some of dm_control's tasks, and Brax's, as `brax:NAME`.
 """
 
 import difflib
@@ -11,7 +11,7 @@ import re
 
 import gymnasium
 
-from dynajax.envs import device, dmc, gym, terminations
+from dynajax.envs import dmc, gym, mjx, terminations
 from dynajax.envs.terminations import TERMINATIONS, register_termination
 from dynajax.types import EnvSpec, UsageError
 
@@ -70,7 +70,7 @@ def spec(name: str, *, time_limit: int = 1000) -> EnvSpec:
     and dm_control's lqr.
     """
     if name.startswith("brax:"):
-        return device.make(name).spec
+        return mjx.make(name).spec
     env = make(name, time_limit=time_limit)
     unknown = _is_gymnasium(name) or name.startswith("lqr-")
     assert env.observation_space.shape and env.action_space.shape

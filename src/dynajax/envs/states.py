@@ -14,9 +14,18 @@ import numpy as np
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 #: Parts of a model that some tasks draw anew at every reset.
 _DRAWABLE = (
-    "body_pos", "body_quat", "body_mass", "geom_pos", "geom_size", "geom_friction", "site_pos",
-    "site_size", "dof_damping", "hfield_data", "wrap_prm",
-)  # fmt: skip
+    "body_pos",
+    "body_quat",
+    "body_mass",
+    "geom_pos",
+    "geom_size",
+    "geom_friction",
+    "site_pos",
+    "site_size",
+    "dof_damping",
+    "hfield_data",
+    "wrap_prm",
+)
 #: Positions that Gymnasium's tasks read before a step: MuJoCo leaves them one substep behind the
 #: state, so they are no function of it.
 _STALE = ("xpos", "xipos")

@@ -17,16 +17,24 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from dynajax.journal import interruptions
 from dynajax.launch import state
 from dynajax.launch.study import Study
 from dynajax.launch.worker import Job, Worker
+from dynajax.record.journal import interruptions
 from dynajax.types import UsageError
 
 #: Seconds between two questions to SLURM about a job, and the states in which one is over.
 _ASKING = 30.0
-_ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY",
-         "DEADLINE")  # fmt: skip
+_ENDS = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "BOOT_FAIL",
+    "OUT_OF_MEMORY",
+    "DEADLINE",
+)
 
 
 def here(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
@@ -98,9 +106,11 @@ def ray_cluster(jobs: Sequence[Job], study: Study, address: str) -> Iterator[Non
     if not any(all(node.get(k, 0) >= v for k, v in asked.items()) for node in nodes):
         print(f"no node of the cluster has {asked} yet, as the study asks; the runs wait for one")
     task = ray.remote(_complete).options(
-        num_cpus=study.resources.cpus, num_gpus=study.resources.gpus,
-        memory=study.resources.memory_gb * 2**30 or None, max_retries=10,
-    )  # fmt: skip
+        num_cpus=study.resources.cpus,
+        num_gpus=study.resources.gpus,
+        memory=study.resources.memory_gb * 2**30 or None,
+        max_retries=10,
+    )
     running = {task.remote(tuple(job)): job for job in jobs}
     cancelled = False
     try:
@@ -158,8 +168,11 @@ def executor(kind: str, study: Study, out: Path) -> Any:
 
     asked = study.resources
     folder = out / "launch" / "jobs"
-    common = {"timeout_min": max(1, round(asked.hours * 60)), "cpus_per_task": asked.cpus,
-              "gpus_per_node": int(asked.gpus)}  # fmt: skip
+    common = {
+        "timeout_min": max(1, round(asked.hours * 60)),
+        "cpus_per_task": asked.cpus,
+        "gpus_per_node": int(asked.gpus),
+    }
     if asked.gpus != int(asked.gpus):
         raise UsageError(f"--on={kind}: resources.gpus = {asked.gpus}: SLURM gives whole GPUs")
     if kind == "submitit":
@@ -174,9 +187,10 @@ def executor(kind: str, study: Study, out: Path) -> Any:
     slurm.update_parameters(
         **{names.get(name, name): value for name, value in common.items() if value},
         **({"mem": f"{asked.memory_gb * 1024:.0f}MB"} if asked.memory_gb else {}),
-        job_name=study.name, signal_delay_s=120,
+        job_name=study.name,
+        signal_delay_s=120,
         additional_parameters={"requeue": True, **study.slurm},
-    )  # fmt: skip
+    )
     return slurm
 
 
@@ -218,8 +232,10 @@ def scheduler(
             while not all(handle.done() for _, handle in live.values()):
                 time.sleep(0.2)
         elif live:
-            print(f"{len(live)} jobs stay in SLURM's queue; the same command finds them again, and "
-                  f"scancel --name={study.name} ends them")  # fmt: skip
+            print(
+                f"{len(live)} jobs stay in SLURM's queue; the same command finds them again, and "
+                f"scancel --name={study.name} ends them"
+            )
 
 
 def _queued(kind: str, place: Any, job: Job) -> Any:

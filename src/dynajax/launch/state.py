@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynajax import report
-from dynajax.checkpoint import Checkpoints
 from dynajax.config import as_dict, difference
-from dynajax.folder import write_atomically
 from dynajax.launch.study import Run
-from dynajax.loggers import duration
+from dynajax.record.checkpoint import Checkpoints
+from dynajax.record.folder import write_atomically
+from dynajax.record.loggers import duration
 from dynajax.types import UsageError
 
 #: Seconds between two signs of life, and without one until a run counts as stopped.
@@ -142,8 +142,9 @@ def table(rows: Iterable[Row]) -> str:
         scores = (f"{v} {x:.4g}" if several else f"{x:.4g}" for v, x in row.returns.items())
         state = f"{row.state} ({row.attempts} starts)" if row.attempts > 1 else row.state
         left = "-" if row.left is None else duration(row.left)
-        cells.append((row.name, state, f"{row.step:,} of {row.steps:,}", " | ".join(scores) or "-",
-                      left))  # fmt: skip
+        cells.append(
+            (row.name, state, f"{row.step:,} of {row.steps:,}", " | ".join(scores) or "-", left)
+        )
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from dynajax import envs, settings
 from dynajax.config import Config
-from dynajax.envs import device
+from dynajax.envs import mjx
 from dynajax.types import UsageError
 
 
@@ -75,9 +75,17 @@ _KEYS: dict[str, tuple[str, Any]] = {
 }
 #: The key that a flag of `experiments/run.py` is made from.
 _FLAGS = {
-    "env": "tasks", "algo": "algorithms", "fix": "fixes", "seeds": "seeds", "seed": "first_seed",
-    "steps": "steps", "preset": "preset", "engine": "engine", "set": "settings", "vary": "vary",
-}  # fmt: skip
+    "env": "tasks",
+    "algo": "algorithms",
+    "fix": "fixes",
+    "seeds": "seeds",
+    "seed": "first_seed",
+    "steps": "steps",
+    "preset": "preset",
+    "engine": "engine",
+    "set": "settings",
+    "vary": "vary",
+}
 
 
 class _Source:
@@ -196,9 +204,12 @@ def _resources(raw: Mapping[str, Any], source: _Source) -> Resources:
             )
         kind = int if key == "cpus" else (int, float)
         least = "above 0" if key in ("cpus", "hours") else "at least 0"
-        if isinstance(value, bool) or not isinstance(value, kind) or value < 0 or (
-            value == 0 and least == "above 0"
-        ):  # fmt: skip
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, kind)
+            or value < 0
+            or (value == 0 and least == "above 0")
+        ):
             name = "a whole number" if key == "cpus" else "a number"
             raise source.fault(
                 f"resources.{key} = {value!r}: it takes {name} {least}", f"resources.{key}"
@@ -226,8 +237,8 @@ def _runs(given: dict[str, Any], source: _Source) -> Iterator[Run]:
     for task in given["tasks"]:
         try:
             # A user's module may register fixes, so it is imported before they are read.
-            if given["engine"] == "mjx" and task not in device.names():
-                device.make(task)
+            if given["engine"] == "mjx" and task not in mjx.names():
+                mjx.make(task)
             elif not task.startswith("brax:"):
                 envs.spec(task)
         except UsageError as error:
@@ -255,13 +266,27 @@ def _run(name: str, task: str, algo: str, given: dict[str, Any], first: int, see
     }
     fixes = given["fixes"] if mbpo else []
     config = settings.make(
-        task, algo=algo, preset=given["preset"], engine=given["engine"], fixes=fixes, vary=vary,
-        settings=sets, seeds=seeds, seed=given["first_seed"] + first, steps=given["steps"] or None,
-    )  # fmt: skip
+        task,
+        algo=algo,
+        preset=given["preset"],
+        engine=given["engine"],
+        fixes=fixes,
+        vary=vary,
+        settings=sets,
+        seeds=seeds,
+        seed=given["first_seed"] + first,
+        steps=given["steps"] or None,
+    )
     flags = [
-        f"--env={task}", f"--algo={algo}", f"--preset={config.preset}", f"--engine={config.engine}",
-        *(f"--fix={fix}" for fix in fixes), f"--seeds={seeds}", f"--seed={config.seed}",
-        f"--steps={config.steps}", *(f"--set={path}={value}" for path, value in sets.items()),
+        f"--env={task}",
+        f"--algo={algo}",
+        f"--preset={config.preset}",
+        f"--engine={config.engine}",
+        *(f"--fix={fix}" for fix in fixes),
+        f"--seeds={seeds}",
+        f"--seed={config.seed}",
+        f"--steps={config.steps}",
+        *(f"--set={path}={value}" for path, value in sets.items()),
         *(f"--vary={path}={','.join(values)}" for path, values in vary.items()),
-    ]  # fmt: skip
+    ]
     return Run(name, config, tuple(flags))

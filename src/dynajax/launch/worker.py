@@ -103,9 +103,14 @@ class Worker:
         with open(self._log, "ab") as log:
             # A session of its own: Ctrl-C reaches the launcher, which tells the run.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.job.cwd,
-                env={**os.environ, **env}, start_new_session=True,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.job.cwd,
+                env={**os.environ, **env},
+                start_new_session=True,
+            )
         told, beat = False, time.monotonic()
         while self._process.poll() is None:
             if self._stopping and not told:

@@ -1,0 +1,1 @@
+"""Where environments run: beside the device, or on it."""

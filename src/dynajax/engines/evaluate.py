@@ -1,0 +1,98 @@
+"""Evaluation episodes with the deterministic policy."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynajax.config import Config
+from dynajax.envs.host import finite
+from dynajax.envs.pool import EnvPool, default_workers, episode_seed
+from dynajax.types import EnvSpec
+
+
+class Evaluation(NamedTuple):
+    """K episodes of each of S rows."""
+
+    returns: Any  # (S, K) float64, undiscounted
+    lengths: Any  # (S, K) int, environment steps
+    starts: Any = None  # (S, K, D), first observations
+    discounted: Any = None  # (S, K), the returns discounted
+    values: Any = None  # (S, K), what the critic says of the starts
+
+
+class Evaluator:
+    """Runs K = config.eval.episodes episodes for each row, all in lockstep.
+
+    Args:
+      config: a run's configuration.
+      spec: what `envs.spec` says of its task.
+      row_seeds: S seeds, those of the training environments.
+      discounts: S discounts of the rows; the configuration's if not given.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvSpec,
+        row_seeds: Sequence[int],
+        discounts: Sequence[float] | None = None,
+    ):
+        self._spec = spec
+        self._seeds = [int(s) for s in row_seeds]
+        self._episodes = config.eval.episodes
+        self._discounts = discounts or [config.sac.discount] * len(self._seeds)
+        n = len(self._seeds) * self._episodes
+        self._pool = EnvPool(
+            spec.name,
+            n,
+            workers=default_workers(config, n),
+            time_limit=config.host.time_limit,
+            seeds=np.repeat(self._seeds, self._episodes).tolist(),
+        )
+
+    def __call__(self, act: Callable[[np.ndarray], Any], step: int) -> Evaluation:
+        """Episodes that depend on the policy, the row's seed and `step` alone.
+
+        Args:
+          act: (S, K, D) float32 -> (S, K, A), the deterministic policy of every row. An episode
+            that is over keeps its last observation.
+          step: environment steps of training so far.
+
+        Returns:
+          Returns and lengths; an episode ends at a transition that is not finite, which does not
+          count.
+        """
+        rows, k = len(self._seeds), self._episodes
+        seeds = [
+            episode_seed(seed, "evaluate", step * k + i) for seed in self._seeds for i in range(k)
+        ]
+        returns, lengths = np.zeros(rows * k), np.zeros(rows * k, np.int64)
+        discounted, discount = np.zeros(rows * k), np.repeat(self._discounts, k)
+        obs = self._pool.reset(np.arange(rows * k), seeds)
+        starts = obs.copy()
+        active = np.flatnonzero(finite(obs))
+        while active.size:
+            actions = np.asarray(act(obs.reshape(rows, k, -1)), np.float32)
+            actions = actions.reshape(rows * k, -1)[active]
+            next_obs, reward, terminated, truncated = self._pool.step(active, actions)
+            good = finite(next_obs, reward)
+            stepped = active[good]
+            # JAX may still read the old array, for it takes numpy arrays without a copy.
+            obs = obs.copy()
+            obs[stepped] = next_obs[good]
+            returns[stepped] += reward[good]
+            discounted[stepped] += discount[stepped] ** lengths[stepped] * reward[good]
+            lengths[stepped] += 1
+            active = active[good & ~terminated & ~truncated]
+        shape = rows, k
+        return Evaluation(
+            returns.reshape(shape),
+            lengths.reshape(shape),
+            starts.reshape(*shape, -1),
+            discounted.reshape(shape),
+        )
+
+    def close(self) -> None:
+        """Ends the environments and their processes."""
+        self._pool.close()

@@ -1,0 +1,175 @@
+"""The fixes: what the ensemble is trained to predict, as an affine code that is data.
+
+A transition's raw target is ``y = [s' - k s, r]``, and the network learns ``z = (y - m) / c``.
+MBPO as published has k = 1, m = 0, c = 1. A fix is a rule for k, or for m and c, or the exponent
+that weighs the loss; `FIXES` is the one place where they are listed.
+
+Barkley and Fridovich-Keil (2025) for `scale` and `target`; Seitzer et al. (2022) for `beta`.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from dynajax.types import Array, Code, Params, UsageError
+
+#: A standard deviation under this is a constant channel's, and becomes 1.
+CONSTANT = 1e-6
+
+#: (observations (N, D), next observations (N, D), weights (N,)) -> k (D,)
+SkipRule = Callable[[Array, Array, Array], Array]
+#: (raw targets (N, D+1), weights (N,)) -> m (D+1,), c (D+1,)
+AffineRule = Callable[[Array, Array], tuple[Array, Array]]
+
+
+class Fix(NamedTuple):
+    """What one name in `--fix` changes; at least one of the three rules."""
+
+    summary: str
+    skip: SkipRule | None = None
+    affine: AffineRule | None = None
+    exponent: float | None = None
+
+
+def moments(values: Array, weights: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation (N, X) -> (X,), (X,), each of the N with its weight (N,).
+
+    A standard deviation under `CONSTANT` is given as 1. Sums are taken from the first value on,
+    so that a channel far from zero keeps its digits and a constant one has no spread at all.
+    """
+    total = jnp.maximum(weights.sum(), 1.0)
+    origin = values[weights.argmax()]
+    mean = origin + weights @ (values - origin) / total
+    std = jnp.sqrt(weights @ jnp.square(values - mean) / total)
+    return mean, jnp.where(std < CONSTANT, 1.0, std)
+
+
+def _variance(values: Array, weights: Array) -> Array:
+    total = jnp.maximum(weights.sum(), 1.0)
+    return weights @ jnp.square(values - weights @ values / total) / total
+
+
+def _published(obs: Array, next_obs: Array, weights: Array) -> Array:
+    return jnp.ones(obs.shape[-1])
+
+
+def _direct(obs: Array, next_obs: Array, weights: Array) -> Array:
+    return jnp.zeros(obs.shape[-1])
+
+
+def _smaller_variance(obs: Array, next_obs: Array, weights: Array) -> Array:
+    residual = _variance(next_obs - obs, weights)
+    return jnp.where(residual < _variance(next_obs, weights), 1.0, 0.0)
+
+
+def _identity(raw: Array, weights: Array) -> tuple[Array, Array]:
+    return jnp.zeros(raw.shape[-1]), jnp.ones(raw.shape[-1])
+
+
+FIXES: dict[str, Fix] = {
+    "scale": Fix("every target, the reward too, in unit variance", affine=moments),
+    "target": Fix("predict s' itself, not s' - s", skip=_direct),
+    "auto": Fix("per channel, s' - s where that varies less than s'", skip=_smaller_variance),
+    "beta": Fix("weigh the NLL by the predicted variance^0.5", exponent=0.5),
+}
+
+
+def parse_fixes(text: str) -> tuple[str, ...]:
+    """The names in a comma list, in the order of `FIXES`; "" and "none" are no fix.
+
+    Raises:
+      UsageError: an unknown name, a name twice, or two that set the same rule.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["none"]:
+        names = []
+    for name in names:
+        if name not in FIXES:
+            near = difflib.get_close_matches(name, FIXES, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"--fix={text}: choose none, or from {', '.join(FIXES)}{hint}")
+        if names.count(name) > 1:
+            raise UsageError(f"--fix={text}: {name} is given twice")
+    for rule in ("skip", "affine", "exponent"):
+        setters = [name for name in names if getattr(FIXES[name], rule) is not None]
+        if len(setters) > 1:
+            raise UsageError(f"--fix={text}: {' and '.join(setters)} contradict each other")
+    return tuple(name for name in FIXES if name in names)
+
+
+def identity_code(obs_dim: int) -> Code:
+    """The code of MBPO as published, with D = `obs_dim`."""
+    return Code(jnp.ones(obs_dim), jnp.zeros(obs_dim + 1), jnp.ones(obs_dim + 1), jnp.zeros(()))
+
+
+def raw_target(skip: Array, obs: Array, reward: Array, next_obs: Array) -> Array:
+    """y = [s' - k s, r]: (..., D), (...), (..., D) -> (..., D+1)."""
+    return jnp.concatenate([next_obs - skip * obs, reward[..., None]], -1)
+
+
+def encode(code: Code, obs: Array, reward: Array, next_obs: Array) -> Array:
+    """z = (y - m) / c: (..., D), (...), (..., D) -> (..., D+1)."""
+    return (raw_target(code.skip, obs, reward, next_obs) - code.shift) / code.scale
+
+
+def decode(code: Code, obs: Array, z: Array) -> tuple[Array, Array]:
+    """The inverse of `encode`: (..., D), (..., D+1) -> next observation (..., D), reward (...)."""
+    raw = z * code.scale + code.shift
+    return code.skip * obs + raw[..., :-1], raw[..., -1]
+
+
+def fit_code(
+    variants: Sequence[tuple[str, ...]],
+    variant: Array,
+    old: Code,
+    first: Array,
+    obs: Array,
+    reward: Array,
+    next_obs: Array,
+    weights: Array,
+) -> Code:
+    """The code of one row from its training split.
+
+    Every variant's rules are evaluated and one result is taken, so that rows of different
+    variants share a program.
+
+    Args:
+      variants: the fixes of every variant of the run (static).
+      variant: () which of them this row is.
+      old: the code so far; its k is kept unless this is the `first` fit.
+      obs, reward, next_obs: (N, D), (N,), (N, D).
+      weights: (N,) 1 for a transition of the training split, else 0.
+    """
+    codes = []
+    for names in variants:
+        fixes = [FIXES[name] for name in names]
+        skip_rule = next((f.skip for f in fixes if f.skip), _published)
+        affine_rule = next((f.affine for f in fixes if f.affine), _identity)
+        exponent = next((f.exponent for f in fixes if f.exponent is not None), 0.0)
+        skip = jnp.where(first, skip_rule(obs, next_obs, weights), old.skip)
+        shift, scale = affine_rule(raw_target(skip, obs, reward, next_obs), weights)
+        codes.append(Code(skip, shift, scale, jnp.asarray(exponent, jnp.float32)))
+    return Code(*(jnp.stack(leaves)[variant] for leaves in zip(*codes, strict=True)))
+
+
+def recode_head(head: Params, old: Code, new: Code) -> Params:
+    """The output layer after a change of (m, c), such that decoded predictions stay the same.
+
+    `head` has "kernel" (..., X, 2(D+1)) and "bias" (..., 2(D+1)): means, then log-variances. As
+    PopArt does for values (van Hasselt et al., 2016).
+    """
+    ratio = old.scale / new.scale
+    means, log_variances = jnp.split(head["bias"], 2, -1)
+    kernel_means, kernel_log_variances = jnp.split(head["kernel"], 2, -1)
+    return {
+        "kernel": jnp.concatenate([kernel_means * ratio, kernel_log_variances], -1),
+        "bias": jnp.concatenate(
+            [
+                means * ratio + (old.shift - new.shift) / new.scale,
+                log_variances + 2 * jnp.log(ratio),
+            ],
+            -1,
+        ),
+    }

@@ -1,0 +1,171 @@
+"""A run's folder: who holds it, and which configuration it belongs to."""
+
+import csv
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynajax.config import Config, as_dict, difference
+from dynajax.types import UsageError
+
+_PACKAGES = (
+    "dynajax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "mujoco",
+    "dm_control",
+    "gymnasium",
+    "numpy",
+)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file such that a reader sees the old one or the new one, never a part."""
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table whose columns are the first line's; floats get six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow(
+            {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in line.items()}
+        )
+    write_atomically(path, text.getvalue().encode())
+
+
+def device_name() -> str:
+    """Platform, kind and number of the local devices."""
+    devices = jax.local_devices()
+    return f"{devices[0].platform}: {devices[0].device_kind} x{len(devices)}"
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class RunFolder:
+    """Holds a run's folder for this process; use it in a `with` statement.
+
+    Raises:
+      UsageError: the folder cannot be written, another process holds it, or it holds a run of
+        another configuration.
+    """
+
+    def __init__(self, path: Path, config: Config, info: dict[str, Any]) -> None:
+        self.path = path
+        self._config = as_dict(config)
+        self._info = info
+
+    def __enter__(self) -> "RunFolder":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "lock", "a")
+        except OSError as error:
+            raise UsageError(
+                f"--out={self.path}: the folder cannot be written ({error.strerror})"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UsageError(
+                f"--out={self.path}: another process is running in this folder"
+            ) from None
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def _claim(self) -> None:
+        path = self.path / "config.json"
+        if path.exists():
+            try:
+                previous = json.loads(path.read_text())
+                old = previous["config"]
+            except (ValueError, KeyError, OSError):
+                raise UsageError(
+                    f"--out={self.path}: its config.json cannot be read; choose another folder"
+                ) from None
+            lines = difference(old, self._config)
+            if lines:
+                raise UsageError(
+                    f"--out={self.path}: the folder holds a run of another configuration "
+                    f"({'; '.join(lines)}); choose another --out"
+                )
+            parts = previous.get("processes", 1)
+            if parts != jax.process_count():
+                raise UsageError(
+                    f"--out={self.path}: the folder holds a run of {parts} "
+                    f"process{'es' * (parts > 1)}, and this is one of {jax.process_count()}; "
+                    "start as many, or choose another --out"
+                )
+            # Every part of a run says where it ran.
+            self._info["commands"] = [*previous.get("commands", []), self._info["command"]]
+        else:
+            self._info["commands"] = [self._info["command"]]
+        content = {
+            "config": self._config,
+            **self._info,
+            "versions": {name: _version(name) for name in _PACKAGES},
+            "device": device_name(),
+            "processes": jax.process_count(),
+            "git_commit": _git_commit(),
+        }
+        try:
+            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+        except OSError as error:
+            raise UsageError(
+                f"--out={self.path}: the folder cannot be written ({error.strerror})"
+            ) from None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.close()

@@ -1,0 +1,204 @@
+"""What a run writes while it runs: `eval.csv`, `metrics.jsonl`, TensorBoard, and a progress bar."""
+
+import csv
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynajax.config import Config
+from dynajax.engines.evaluate import Evaluation
+from dynajax.types import UsageError
+
+
+def row_names(config: Config) -> list[tuple[str, int]]:
+    """(variant, seed) of each of the S rows."""
+    return [(config.variants[index].name, seed) for index, seed in config.row_pairs]
+
+
+class Loggers:
+    """The files of one run.
+
+    `offsets` belong into a checkpoint; `Loggers` made with them cuts the files back to it, so a
+    resumed run's files are those of an uninterrupted one.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, step: int, offsets: dict[str, int], wandb: bool = False
+    ) -> None:
+        # TensorBoard's writer is slow to import.
+        from tensorboardX import SummaryWriter
+
+        self._rows = row_names(config)
+        self._files = {}
+        for name in ("eval.csv", "metrics.jsonl"):
+            file = open(folder / name, "ab")  # noqa: SIM115 (held until close)
+            if file.seek(0, os.SEEK_END) < offsets.get(name, 0):
+                raise UsageError(
+                    f"--out={folder}: {name} is shorter than the checkpoint says; "
+                    "choose another folder"
+                )
+            file.truncate(offsets.get(name, 0))
+            self._files[name] = file
+        if not offsets.get("eval.csv"):
+            episodes = [f"return_{k}" for k in range(config.eval.episodes)]
+            self._csv_line(
+                ["variant", "seed", "step", "return_mean", "return_std", "length_mean", *episodes]
+            )
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._wandb = _start_wandb(folder, config) if wandb else None
+
+    def _write(self, name: str, text: str) -> None:
+        file = self._files[name]
+        try:
+            file.write(text.encode())
+            file.flush()
+        except OSError as error:
+            raise UsageError(f"--out: {name} cannot be written ({error.strerror})") from None
+
+    def _csv_line(self, values: Sequence[Any]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        self._write("eval.csv", text.getvalue())
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        """Logs one evaluation of all rows."""
+        for (variant, seed), returns, lengths in zip(
+            self._rows, result.returns, result.lengths, strict=True
+        ):
+            mean = float(returns.mean())
+            values = [mean, float(returns.std()), float(lengths.mean()), *map(float, returns)]
+            self._csv_line([variant, seed, step, *values])
+            self._scalar(f"{variant}/{seed}/evaluation/return", mean, step)
+
+    def metrics(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Logs one line a row; `values` are arrays (S,), by name."""
+        columns = {name: np.asarray(value) for name, value in values.items()}
+        for s, (variant, seed) in enumerate(self._rows):
+            line = {name: _plain(column[s]) for name, column in columns.items()}
+            self._line({"kind": kind, "variant": variant, "seed": seed, "step": step, **line})
+            for name, value in line.items():
+                self._scalar(f"{variant}/{seed}/{kind}/{name}", value, step)
+
+    def time(self, step: int, values: dict[str, Any]) -> None:
+        """Logs one line of times for the whole run."""
+        self._line({"kind": "time", "step": step, **values})
+
+    def _line(self, values: dict[str, Any]) -> None:
+        self._write("metrics.jsonl", json.dumps(values, allow_nan=False) + "\n")
+
+    def _scalar(self, name: str, value: float | None, step: int) -> None:
+        if value is None:
+            return
+        self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({name: value}, step=step)
+
+    def offsets(self) -> dict[str, int]:
+        """The files' lengths in bytes, all of it on disk."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        self._board.flush()
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class NoLoggers:
+    """`Loggers` of a process that writes none of the files."""
+
+    def evaluation(self, step: int, result: Evaluation) -> None: ...
+    def metrics(self, kind: str, step: int, values: dict[str, Any]) -> None: ...
+    def time(self, step: int, values: dict[str, Any]) -> None: ...
+    def offsets(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+def _start_wandb(folder: Path, config: Config) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError("--wandb: install the extra first: pip install 'dynajax[wandb]'") from None
+    from dynajax.config import as_dict
+
+    return wandb.init(project="dynajax", dir=str(folder), name=folder.name, config=as_dict(config))
+
+
+def _plain(value: Any) -> float | int | None:
+    if np.issubdtype(np.asarray(value).dtype, np.integer):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+class Progress:
+    """A progress bar on a terminal; a line an evaluation elsewhere."""
+
+    def __init__(self, config: Config, step: int, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._config = config
+        self._bar = tqdm(
+            total=config.steps,
+            initial=step,
+            disable=not self._live,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            desc=config.env,
+        )
+
+    def advance(self, steps: int) -> None:
+        self._bar.update(steps)
+
+    def say(self, text: str) -> None:
+        if self._live:
+            self._bar.write(text)
+        elif not self._quiet:
+            print(text, flush=True)
+
+    def evaluation(self, step: int, result: Evaluation, seconds_left: float | None) -> None:
+        """Shows each variant's latest return, mean and standard deviation over seeds."""
+        scores = result.returns.mean(1).reshape(len(self._config.variants), -1)
+        several = len(self._config.variants) > 1
+        parts = [
+            (f"{variant.name} " if several else "")
+            + f"{row.mean():.1f}"
+            + (f" ± {row.std():.1f}" if len(row) > 1 else "")
+            for variant, row in zip(self._config.variants, scores, strict=True)
+        ]
+        text = "return " + ", ".join(parts)
+        self._bar.set_postfix_str(text)
+        if not self._live:
+            left = "" if seconds_left is None else f"  {duration(seconds_left)} left"
+            self.say(f"step {step}/{self._config.steps}  {text}{left}")
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units, such as "3 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if minutes < 60:
+        return f"{minutes:.0f} min"
+    if minutes < 48 * 60:
+        return f"{int(minutes // 60)} h {int(minutes % 60):02d} min"
+    return f"{minutes / 60 / 24:.1f} days"

@@ -1,0 +1,82 @@
+"""A film of what a policy does."""
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dynajax import envs
+from dynajax.agents import sac
+from dynajax.config import Config
+from dynajax.envs.pool import episode_seed
+from dynajax.types import TrainState, UsageError
+
+
+def record(
+    config: Config, folder: Path, state: TrainState, rows: range | None = None
+) -> list[Path]:
+    """Films an episode of each variant's first seed, with the deterministic policy.
+
+    Args:
+      rows: which of the run's rows the state holds, by default all; others are not filmed.
+
+    Returns:
+      The files, `video-VARIANT.mp4` in `folder`.
+
+    Raises:
+      UsageError: there is no renderer on this machine, or the task draws no pictures.
+    """
+    env = envs.make(config.env, time_limit=config.host.time_limit, seed=config.seed, render=True)
+    action_dim = envs.spec(config.env, time_limit=config.host.time_limit).action_dim
+    paths = []
+
+    @jax.jit
+    def act(actor, obs):  # type: ignore[no-untyped-def]
+        return sac.greedy(config.sac, actor, obs, action_dim)
+
+    try:
+        for index, variant in enumerate(config.variants):
+            number = index * config.seeds
+            if rows is not None and number not in rows:
+                continue
+            row = number if rows is None else rows.index(number)
+            actor = jax.tree.map(lambda x, row=row: x[row], state.rows.agent.actor)
+            name = variant.name.replace(";", "_").replace(",", "+")
+            paths.append(folder / f"video-{name}.mp4")
+            _film(env, functools.partial(act, actor), config, paths[-1])
+    finally:
+        env.close()
+    return paths
+
+
+def _film(env: envs.Env, act: Callable[[np.ndarray], Any], config: Config, path: Path) -> None:
+    import imageio
+
+    writer: Any = imageio.get_writer
+
+    obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
+    try:
+        frame = env.render()
+    except Exception as error:  # each of the renderers raises errors of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--video: no renderer was found ({reason}); install EGL or OSMesa (Debian: libegl1 or "
+            "libosmesa6) and set MUJOCO_GL to egl or osmesa; the run itself is complete"
+        ) from None
+    fps = min(60, max(1, int(env.metadata.get("render_fps") or 30)))
+    partial = path.with_name(f".{path.name}")
+    # The encoder is another program; it is executed at once, so JAX's threads are not in danger.
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+    with writer(partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8) as film:
+        over = False
+        while not over:
+            film.append_data(frame)
+            obs, _, terminated, truncated, _ = env.step(np.asarray(act(obs)))
+            over = terminated or truncated
+            frame = env.render()
+    os.replace(partial, path)

@@ -1,0 +1,183 @@
+"""Which rows this process trains, and on which of its devices each of them lives.
+
+Rows never need each other, so a device runs the program of its own rows, its own loops included:
+`shard_map`, and not a partitioner, which would let every row-dependent loop ask all devices whether
+it is over. Where the devices cannot share the rows equally, copies of the last row fill the last
+device. No copy leaves: the logs, checkpoints and results are those of the rows alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dynajax import compiler
+from dynajax.config import Config
+from dynajax.runtime import processes
+from dynajax.types import TrainState
+
+_AXIS, _MEMBERS = "rows", "members"
+#: How arrays lie on the devices: every device has all of it, or its own rows of it.
+EVERYWHERE, BY_ROWS = P(), P(_AXIS)
+#: The same for a whole state.
+STATE = TrainState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
+
+
+class Placement(NamedTuple):
+    """The rows of this process on its devices."""
+
+    numbers: range  # which of the run's rows they are
+    pairs: tuple[tuple[int, int], ...]  # (index of the variant, seed) of each row
+    mesh: Mesh  # the devices, in one dimension
+    each: int  # rows on a device, copies included
+    helpers: Mesh | None = None  # cores that share a lone row's members, the row's own the first
+
+    @property
+    def rows(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def places(self) -> int:
+        """Rows with the copies."""
+        return self.mesh.size * self.each
+
+    def own(self, tree: Any) -> Any:
+        """A device's rows of leaves (rows, ...); for use inside what `spread` maps."""
+        if self.mesh.size == 1:
+            return tree
+        index = jax.lax.axis_index(_AXIS) * self.each + jnp.arange(self.each)
+        return jax.tree.map(lambda x: x[jnp.minimum(index, self.rows - 1)], tree)
+
+    def shardings(self, specs: Any) -> Any:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
+
+    def spread(
+        self,
+        function: Callable[..., Any],
+        inputs: Any,
+        outputs: Any,
+        jit: Callable[..., jax.stages.Wrapped] = compiler.jit,
+        **arguments: Any,
+    ) -> jax.stages.Wrapped:
+        """Jits a function of one device's rows, as one program for all devices.
+
+        Args:
+          inputs, outputs: prefixes of the arguments' and the results' trees, whose leaves say how
+            they lie on the devices.
+          jit: `jax.jit` for what is only asked for its shapes too, where options are refused.
+          arguments: for `jit`.
+        """
+        # What is the same on all devices is so because every device computes the same.
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False
+        )
+        return jit(
+            mapped,
+            in_shardings=self.shardings(inputs),
+            out_shardings=self.shardings(outputs),
+            **arguments,
+        )
+
+    def with_helpers(self, function: Callable[[Any], Any]) -> jax.stages.Wrapped:
+        """Jits a function of what was sent; the helpers' results lie behind each other."""
+        assert self.helpers is not None
+        mapped = jax.shard_map(
+            function,
+            mesh=self.helpers,
+            in_specs=EVERYWHERE,
+            out_specs=P(_MEMBERS),
+            check_vma=False,
+        )
+        return compiler.jit(
+            mapped,
+            in_shardings=NamedSharding(self.helpers, EVERYWHERE),
+            out_shardings=NamedSharding(self.helpers, P(_MEMBERS)),
+        )
+
+    def send(self, tree: Any) -> Any:
+        """A copy on every helper."""
+        assert self.helpers is not None
+        return jax.device_put(tree, NamedSharding(self.helpers, EVERYWHERE))
+
+    def bring_back(self, tree: Any) -> Any:
+        """The helpers' results on the row's own device."""
+        return jax.device_put(tree, self.mesh.devices[0])
+
+    def over_members(self, function: Callable[[Any], Any], given: Any) -> Any:
+        """`jax.lax.map` of a helper's own share alone, all shares being equal: the last have copies
+        of the last member. For use inside what `with_helpers` maps.
+        """
+        assert self.helpers is not None
+        (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(given)}
+        each = -(-count // self.helpers.size)
+        index = jax.lax.axis_index(_MEMBERS) * each + jnp.arange(each)
+        mine = jax.tree.map(lambda x: x[jnp.minimum(index, count - 1)], given)
+        return jax.lax.map(function, mine)
+
+    def shapes(self, function: Callable[..., Any], specs: Any) -> Any:
+        """What `function()` returns, as shapes that know where they lie."""
+
+        def with_sharding(spec: P, part: Any) -> Any:
+            sharding = NamedSharding(self.mesh, spec)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+            )
+
+        return jax.tree.map(with_sharding, specs, jax.eval_shape(function))
+
+    def real(self, tree: Any) -> Any:
+        """Leaves (places, ...) without the copies."""
+        if self.places == self.rows:
+            return tree
+        return jax.tree.map(lambda x: np.asarray(x)[: self.rows], tree)
+
+
+def put(tree: Any, like: Any) -> Any:
+    """Numpy arrays as JAX's own, which may be donated.
+
+    Args:
+      like: arrays or shapes: the sharding of each, and how many places its rows fill; those that
+        are missing become copies of the last.
+    """
+
+    def one(value: np.ndarray, like: Any) -> Any:
+        if like.ndim and (missing := like.shape[0] - value.shape[0]):
+            value = np.concatenate([value, np.repeat(value[-1:], missing, 0)])
+        # An uncommitted array must stay one, or the first jitted call would compile again.
+        known = like.sharding is not None and getattr(like, "committed", True)
+        return jax.device_put(value, like.sharding) if known else value
+
+    # On CPU JAX shares the memory of an aligned numpy array, even with may_alias=False, and such
+    # memory must not be donated. What a program returns is JAX's own.
+    return _copy(jax.tree.map(one, tree, like))
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def place(config: Config, devices: Sequence[jax.Device] | None = None) -> Placement:
+    """Spreads this process's rows evenly over devices, by default over all local ones.
+
+    No more devices are taken than the fullest one leaves work for: six rows on four devices are two
+    on each of three.
+
+    Raises:
+      UsageError: there are more processes than rows.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    numbers = processes.share(config.rows)
+    pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
+    each = -(-len(pairs) // len(devices))
+    used = -(-len(pairs) // each)
+    helpers = None
+    separate = config.model.schedule == "fixed" and not config.model.learned_bounds
+    if len(pairs) == 1 and config.algo == "mbpo" and separate and compiler.small_caches():
+        several = np.array(devices[: config.model.members])
+        helpers = Mesh(several, (_MEMBERS,)) if several.size > 1 else None
+    return Placement(numbers, pairs, Mesh(np.array(devices[:used]), (_AXIS,)), each, helpers)
