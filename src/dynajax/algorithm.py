@@ -5,6 +5,7 @@ model-free agent alone. `schedule` says when each happens, and `runtime.program`
 the rows.
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,11 +49,13 @@ class _Minibatches(NamedTuple):
     weight: Array | None  # (U, B) in the critic's loss; None: 1
 
 
-def _beside(real: _Minibatches, synthetic: _Minibatches) -> _Minibatches:
-    """Minibatches of both."""
+def _beside(real: _Minibatches, synthetic: _Minibatches | None) -> _Minibatches:
+    """A minibatch of both, leaves (B, ...)."""
+    if synthetic is None:
+        return real
     if synthetic.weight is not None:
         real = real._replace(weight=jnp.ones(real.valid.shape))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), real, synthetic)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), real, synthetic)
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,11 @@ class Algorithm:
         if not self.config.has_model:
             return row
         rule = self._rule(row)
-        return row._replace(
-            model=ensemble.init(config.model, spec, model_key),
-            synthetic=replay.init(
-                sizes.synthetic, spec.obs_dim, spec.action_dim, weighs=rule.weighs
-            ),
-            trust=rule.init(),
-        )
+        row = row._replace(model=ensemble.init(config.model, spec, model_key), trust=rule.init())
+        if self.config.rollout.fresh:
+            return row
+        ring = replay.init(sizes.synthetic, spec.obs_dim, spec.action_dim, weighs=rule.weighs)
+        return row._replace(synthetic=ring)
 
     def act(self, row: Row, obs: Array, step: Array) -> Array:
         """The exploring action at an environment step: (D,) -> (A,); uniform at first."""
@@ -300,28 +301,72 @@ class Algorithm:
             row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
         slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, config.real_batch))
-        batch = _Minibatches(replay.take(row.real, slots), row.real.valid[slots], None)
-        figures = {"real_reward_mean": batch.transition.reward.mean()}
-        if config.has_model:
-            row, synthetic, of_rollouts = self._synthetic(row, shared, keys, corrected)
-            figures["synthetic_reward_mean"] = synthetic.transition.reward.mean()
+        real = _Minibatches(replay.take(row.real, slots), row.real.valid[slots], None)
+        figures = {"real_reward_mean": real.transition.reward.mean()} if config.real_batch else {}
+        synthetic: Any = None
+        if config.rollout.fresh and config.has_model:
+            # One slot of the real ring for each rollout of each update, and a key.
+            shape = updates, config.rollouts_beside
+            starts = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
+            begin = replay.take(row.real, starts).obs
+            synthetic = begin, jax.random.split(keys.rollout, updates)
+        elif config.has_model:
+            row, synthetic, of_rollouts = self._stored(row, shared, keys, corrected)
+            if config.synthetic_batch:
+                figures["synthetic_reward_mean"] = synthetic.transition.reward.mean()
             figures |= of_rollouts
-            batch = _beside(batch, synthetic)
+
         agent = self.agent(row)
+        parts = 2 if config.rollout.on_top and config.has_model else 1
 
-        def update(state: Any, inputs: tuple[_Minibatches, Any]) -> tuple[Any, Metrics]:
-            batch, noise = inputs
-            # A hole counts for nothing: it is drawn only where there is hardly anything else.
-            counts = batch.valid.astype(jnp.float32)
-            weight = counts if batch.weight is None else counts * batch.weight
-            return agent.update(state, batch.transition, weight, counts, noise)
+        def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Metrics]:
+            state, trusted = carry
+            real, synthetic, noises = inputs
+            metrics: Metrics = {}
+            if config.rollout.fresh and config.has_model:
+                trusted, synthetic, metrics = self._fresh(row, state, trusted, *synthetic)
+            batches = (real, synthetic) if parts == 2 else (_beside(real, synthetic),)
+            for batch, noise in zip(batches, noises, strict=True):
+                # A hole counts for nothing: it is drawn only where there is hardly anything else.
+                counts = batch.valid.astype(jnp.float32)
+                weight = counts if batch.weight is None else counts * batch.weight
+                state, learned = agent.update(state, batch.transition, weight, counts, noise)
+            return (state, trusted), {**learned, **metrics}
 
-        noise = agent.noise(keys.update, updates)
-        state, metrics = jax.lax.scan(update, row.agent, (batch, noise))
+        noise = agent.noise(keys.update, updates * parts)
+        noises = tuple(
+            jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
+        )
+        carry = row.agent, row.trust
+        (state, trusted), metrics = jax.lax.scan(update, carry, (real, synthetic, noises))
         metrics = {name: values.mean() for name, values in metrics.items()}
-        return row._replace(key=keys.after, agent=state), {**metrics, **figures}
+        row = row._replace(key=keys.after, agent=state, trust=trusted)
+        return row, {**metrics, **figures}
 
-    def _synthetic(
+    def _fresh(
+        self, row: Row, state: Any, trusted: Any, obs: Array, key: Array
+    ) -> tuple[Any, _Minibatches, Metrics]:
+        """Rollouts of the agent in `state` from obs (B, D), as the synthetic part of a minibatch.
+
+        All steps of a rollout are learned from, of its later ones only those that go on so far.
+        """
+        length, size = self.config.rollout.horizon[0], self.config.synthetic_batch
+        alive, steps = jnp.ones(obs.shape[0], bool), []
+        row = row._replace(agent=state)
+        for h in range(length):
+            trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
+            steps.append(_Minibatches(imagined.transition, alive & imagined.store, imagined.weight))
+            alive = alive & imagined.alive & (imagined.transition.discount > 0)
+            obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
+        # Rollout by rollout, so that what is cut off is whole rollouts.
+        batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
+        metrics = {
+            "synthetic_reward_mean": batch.transition.reward.mean(),
+            "synthetic_valid": batch.valid.mean(),
+        }
+        return trusted, batch, metrics
+
+    def _stored(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
     ) -> tuple[Row, _Minibatches, Metrics]:
         """The row with this step's rollouts, the synthetic part of U minibatches, and figures."""
@@ -339,7 +384,7 @@ class Algorithm:
         ring = row.synthetic
         assert ring is not None
         filled = jnp.minimum(shared.blocks + length, blocks) * size
-        shape = (config.learn.utd, config.learn.batch - config.real_batch)
+        shape = (config.learn.utd, config.synthetic_batch)
         slots = replay.draw(keys.synthetic, ring, filled, shape)
         weight = None if ring.weight is None else ring.weight[slots]
         return row, _Minibatches(replay.take(ring, slots), ring.valid[slots], weight), figures
@@ -347,7 +392,8 @@ class Algorithm:
     def count(self, shared: Shared) -> Shared:
         """The counters after an environment step that learned."""
         config = self.config
-        blocks = rollouts.horizon(config, shared.step) if config.has_model else 0
+        stored = config.has_model and not config.rollout.fresh
+        blocks = rollouts.horizon(config, shared.step) if stored else 0
         return Shared(shared.step + 1, shared.blocks + blocks)
 
     def reset(self, row: Row) -> Row:
