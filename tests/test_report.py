@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynajax import report
-from dynajax.report import figures
+from dynajax import config, report
+from dynajax.report import figures, statistics
 from dynajax.types import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +33,17 @@ def fake_run(
     every: int = 1_000,
     level: float = 1.0,
     settings: dict[str, float] | None = None,
+    agent: str = "sac",
+    trust: str = "none",
+    repeat: int = 1,
+    old: bool = False,
 ) -> Path:
-    """A run's folder as training would leave it, with plausible curves."""
+    """A run's folder as training would leave it, with plausible curves; `old`, as it would have
+    before there were agents, rules of trust and action repeat."""
     variants = ("none",) if algo == "sac" else variants
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    config = {
+    plain = {
         "env": env,
         "algo": algo,
         "preset": preset,
@@ -48,7 +53,20 @@ def fake_run(
         "seeds": seeds,
         "steps": steps,
         "random_steps": 1000,
-        "sac": {"hidden": [128, 128], "utd": 10, **(settings or {})},
+        **(
+            {"sac": {"hidden": [128, 128], "utd": 10, "batch": 256, "discount": 0.99}}
+            if old
+            else {
+                "agent_name": agent,
+                "agent": {"hidden": [128, 128]},
+                "learn": {"utd": 10, "batch": 256, "discount": 0.99, "reset_every": 0}
+                | {"reset_at": []}
+                | (settings or {}),
+                "trust_name": trust,
+                "trust": None,
+                "task": {"repeat": repeat},
+            }
+        ),
         "model": {"members": 5},
         "rollout": {"batch": 200},
         "replay": {"real": 100_000},
@@ -58,7 +76,7 @@ def fake_run(
     (folder / "config.json").write_text(
         json.dumps(
             {
-                "config": config,
+                "config": plain,
                 "versions": {"jax": "0.10.2", "numpy": "2.4.6"},
                 "device": "cpu: x1",
                 "git_commit": "abc1234",
@@ -71,14 +89,15 @@ def fake_run(
     with open(folder / "eval.csv", "w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         numbers = ("return_mean", "return_std", "length_mean", "return_0", "return_1")
-        out.writerow(["variant", "seed", "step", *numbers])
+        out.writerow(["variant", "seed", "step", *([] if old else ["frames"]), *numbers])
         for step in range(every, steps + 1, every):
             share = step / steps
             for v in variants:
                 top = level * _LEVEL.get("SAC" if algo == "sac" else v, 400.0)
                 for s in range(seed, seed + seeds):
                     mean = top * (1 - np.exp(-4 * share)) + 0.06 * top * rng.normal()
-                    out.writerow([v, s, step, mean, 5.0, 1000.0, mean - 5, mean + 5])
+                    count = [step] if old else [step, repeat * step]
+                    out.writerow([v, s, *count, mean, 5.0, 1000.0, mean - 5, mean + 5])
                     who = {"variant": v, "seed": s, "step": step}
                     noise = np.exp(0.1 * rng.normal())
                     synthetic = algo == "mbpo"
@@ -191,7 +210,7 @@ def test_every_cut_of_the_files_can_be_read(tmp_path):
 def test_a_step_logged_twice_counts_once_and_null_is_nan(tmp_path):
     folder = fake_run(tmp_path / "run", algo="sac", seeds=1, steps=2000)
     with open(folder / "eval.csv", "a") as file:
-        file.write("none,0,2000,77.0,0,0,77,77\n")
+        file.write("none,0,2000,2000,77.0,0,0,77,77\n")
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"kind":"learn","variant":"none","seed":0,"step":3000,"q_mean":null}\n')
     run = report.read_run(folder)
@@ -222,12 +241,12 @@ def test_report_is_whole_and_needs_nothing_else(tmp_path):
         "3 seeds",
         "The model's story".replace("'", "&#x27;"),
         "abc1234",
-        "sac.utd",
+        "learn.utd",
     ):
         assert text in page, text
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?\s*(https?:|//|file:)""", page)
     assert not re.search(r"<(link|script|iframe)\b|@import|https?://", page)
-    assert "the paper&#x27;s explanation" in page or "the paper's explanation" in page
+    assert "<th>frames</th>" in page and "(10,000 frames)" in page
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.glob(".*")), "a temporary file was left"
 
@@ -247,19 +266,30 @@ def test_a_run_just_begun_has_a_report(tmp_path, keep):
     assert "No evaluation has been written yet" in report.write_report(folder).read_text()
 
 
-def test_headline_weighs_return_and_reward_model(tmp_path):
-    told = " ".join(report.headline(report.read_run(fake_run(tmp_path / "run"))))
-    assert told.startswith("<b>scale,target</b> is the best of 4 variants")
-    assert "<b>scale</b> ends" in told and "above none" in told
-    assert "a reward that the model could not see, fits" in told
+def test_headline_says_what_was_measured_and_no_cause(tmp_path):
+    run = report.read_run(fake_run(tmp_path / "run"))
+    sentences = report.headline(run)
+    final = {v: x[:, -1] for v, x in run.evals.items()}
+    assert sentences[0].startswith("<b>scale,target</b> has the highest of 4 mean final returns")
+    lead = statistics.difference(final["scale"], final["scale,target"])
+    assert f"The difference to scale is {statistics.text(lead)}." in sentences[0]
+    [scale] = [x for x in sentences if x.startswith("<b>scale</b>")]
+    gap = statistics.difference(final["none"], final["scale"])
+    fits = report.reward_fit(run, "scale"), report.reward_fit(run, "none")
+    assert statistics.text(gap) in scale and "{:.2f} against {:.2f}.".format(*fits) in scale
+    for word in ("explanation", "because", "must have", "does not explain", "too small"):
+        assert word not in " ".join(sentences)
 
 
 def test_headline_of_a_run_with_values_that_are_not_finite(tmp_path):
     folder = fake_run(tmp_path / "run", variants=("none", "scale"), steps=1000)
     text = (folder / "eval.csv").read_text()
-    (folder / "eval.csv").write_text(re.sub(r"^(none,.,1000),[^,]*", r"\1,nan", text, flags=re.M))
-    told = " ".join(report.headline(report.read_run(folder)))
-    assert "<b>scale</b> is the best" in told
+    (folder / "eval.csv").write_text(
+        re.sub(r"^(none,.,1000,1000),[^,]*", r"\1,nan", text, flags=re.M)
+    )
+    sentences = report.headline(report.read_run(folder))
+    assert sentences[0].startswith("<b>scale</b> has the highest of 2")
+    assert "to none is not defined" in sentences[0]
     report.write_report(folder)
 
 
@@ -271,6 +301,9 @@ def test_styles_are_the_same_everywhere_and_differ():
         "MBPO scale,target": looks["scale,target"],
         "MBPO": looks["none"],
     }
+    agent = figures.styles(["simba", "MBPO simba", "MBPO simba scale", "MBPO scale"])
+    assert agent["MBPO simba scale"] == looks["scale"]
+    assert len({tuple(look.values()) for look in agent.values()}) == 4
 
 
 def test_plot_compares_runs_with_sac(tmp_path):
@@ -287,8 +320,9 @@ def test_plot_compares_runs_with_sac(tmp_path):
     sac = report.read_run(tmp_path / "humanoid-walk-sac").evals["none"][:, 4].mean()
     wanted = run.evals["scale"][:, 4].mean()  # of three seeds the IQM cuts none
     assert float(row["final_iqm"]) == pytest.approx(wanted, abs=0.01)
-    assert float(row["sac_100"]) == pytest.approx(100 * wanted / sac, abs=0.1)
-    assert (row["steps"], row["preset"], row["seeds"]) == ("5000", "quick", "3")
+    assert float(row["model_free_100"]) == pytest.approx(100 * wanted / sac, abs=0.1)
+    assert (row["steps"], row["frames"]) == ("5000", "5000")
+    assert (row["preset"], row["seeds"]) == ("quick", "3")
     assert float(row["low"]) <= wanted <= float(row["high"])
     assert "compared at 5,000 steps" in done.stdout and "| MBPO scale,target |" in done.stdout
     for name in ("comparison.png", "headline.png"):
@@ -307,10 +341,120 @@ def test_plot_joins_seeds_tells_settings_apart_and_says_what_is_missing(tmp_path
         seeds = {row["variant"]: row["seeds"] for row in csv.DictReader(file)}
     assert seeds == {
         "MBPO scale": "4",
-        "MBPO scale (sac.utd=1)": "3",
+        "MBPO scale (learn.utd=1)": "3",
         "MBPO scale (preset=paper)": "3",
     }
-    assert "presets paper and quick" in done.stdout and "no SAC run" in done.stdout
+    assert (
+        "presets paper and quick" in done.stdout and "no run of SAC without a model" in done.stdout
+    )
+
+
+def test_labels_name_the_agent_and_the_rule_of_trust(tmp_path):
+    def labels(name, **arguments):
+        run = report.read_run(fake_run(tmp_path / name, steps=1000, seeds=1, **arguments))
+        return [report.label(run, v) for v in run.config["variants"]]
+
+    variants = ("none", "scale", "none;model.learning_rate=0.001")
+    assert labels("a", algo="sac") == ["SAC"]
+    assert labels("b", algo="sac", agent="simba") == ["simba"]
+    assert labels("c", algo="sac", agent="module:toy", trust="m2ac") == ["module:toy"]
+    rate = "model.learning_rate=0.001"
+    assert labels("d", variants=variants) == ["MBPO", "MBPO scale", f"MBPO {rate}"]
+    assert labels("e", variants=variants, agent="simba", trust="m2ac") == [
+        "MBPO simba trust=m2ac",
+        "MBPO simba scale trust=m2ac",
+        f"MBPO simba {rate} trust=m2ac",
+    ]
+    page = report.write_report(tmp_path / "e").read_text()
+    assert "cheetah-run: MBPO simba trust=m2ac, preset quick" in page
+    assert ">simba</span>" in report.write_report(tmp_path / "b").read_text()
+
+
+def test_an_old_folder_is_read_as_one_of_today(tmp_path):
+    old = report.read_run(fake_run(tmp_path / "old", algo="sac", old=True, steps=1000))
+    new = report.read_run(fake_run(tmp_path / "new", algo="sac", steps=1000))
+    assert not config.difference(old.config, new.config)
+    assert report.label(old, "none") == "SAC" and old.repeat == 1
+    assert old.frames.tolist() == old.steps.tolist() == [1000]
+    page = report.write_report(old.folder).read_text()
+    assert "sac.utd" in page, "its configuration is shown as it was written"
+    fake_run(tmp_path / "more", algo="sac", seed=3)
+    done = plot(old.folder, tmp_path / "more", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    [line] = csv.DictReader((tmp_path / "out/table.csv").open())
+    assert (line["variant"], line["seeds"]) == ("SAC", "6")
+
+
+def test_frames_are_drawn_where_a_step_has_several(tmp_path, monkeypatch):
+    drawn = []
+    curves = figures.curves
+    monkeypatch.setattr(
+        figures, "curves", lambda panels, **kw: drawn.extend(panels) or curves(panels, **kw)
+    )
+    monkeypatch.setattr(
+        figures, "small", lambda panel, style: drawn.append(panel) or curves([panel])
+    )
+    folder = fake_run(tmp_path / "twice", repeat=2, steps=3000)
+    page = report.write_report(folder).read_text()
+    assert "3,000 environment steps (6,000 frames)" in page and "2 frames a step" in page
+    assert "5.0 environment steps (10.0 frames) a second" in page
+    main = drawn[0]
+    assert main.xlabel == "frames" and main.lines["none"][0].tolist() == [2000, 4000, 6000]
+    dotted = figures.Panel({}, "y", dotted=main.lines, mark=500.0).framed(2)
+    assert dotted.dotted["none"][0].tolist() == [4000, 8000, 12000] and dotted.mark == 1000
+    assert main.framed(1) is main
+    drawn.clear()
+    report.write_report(fake_run(tmp_path / "once", steps=3000))
+    assert {panel.xlabel for panel in drawn} == {"environment steps"}
+
+
+def test_plot_compares_agents_each_with_itself_by_frames(tmp_path):
+    fake_run(tmp_path / "a", algo="sac", steps=4000)
+    fake_run(tmp_path / "b", variants=("scale",), steps=4000)
+    fake_run(tmp_path / "c", algo="sac", agent="simba", repeat=2, level=2.0, steps=3000)
+    fake_run(tmp_path / "d", variants=("scale",), agent="simba", repeat=2, level=3.0, steps=3000)
+    done = plot(*(tmp_path / name for name in "abcd"), f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out/table.csv") as file:
+        table = {row["variant"]: row for row in csv.DictReader(file)}
+    assert list(table) == ["SAC", "simba", "MBPO scale", "MBPO simba scale"]
+    assert {row["frames"] for row in table.values()} == {"4000"}
+    assert [row["steps"] for row in table.values()] == ["4000", "2000", "4000", "2000"]
+    for name, base in (("MBPO scale", "SAC"), ("MBPO simba scale", "simba"), ("simba", "simba")):
+        share = 100 * float(table[name]["final_iqm"]) / float(table[base]["final_iqm"])
+        assert float(table[name]["model_free_100"]) == pytest.approx(share, abs=0.1)
+    assert "compared at 4,000 frames" in done.stdout and "model-free = 100" in done.stdout
+    done = plot(*(tmp_path / name for name in "abd"), f"--out={tmp_path / 'out'}")
+    assert "no run of simba without a model" in done.stdout
+
+
+# What a shell, a notebook or a cluster may leave in the variable.
+_DRAW = """
+import os, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("matplotlib_inline"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+from dynajax import report
+report.write_report(sys.argv[1])
+print(os.environ["MPLBACKEND"], "matplotlib.pyplot" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such one"])
+def test_figures_are_drawn_whatever_backend_is_set(tmp_path, backend):
+    folder = fake_run(tmp_path / "run", variants=("none",), seeds=1, steps=1000)
+    done = subprocess.run(
+        [sys.executable, "-c", _DRAW, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": backend},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{backend} False\n", "the variable is as it was"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 # Starting Python takes most of the time, so one process tries many command lines.
