@@ -18,7 +18,9 @@ from dynajax.runtime import processes
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
-flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "Algorithm.")
+flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
+flags.DEFINE_string("agent", "sac", "What acts and learns: sac, or module:NAME.")
+flags.DEFINE_string("trust", "none", "Rule of trust in synthetic data: none, penalty, module:NAME.")
 flags.DEFINE_multi_string(
     "fix", [], "Comma list of scale, target, auto, beta; none: as published. Repeat for variants."
 )
@@ -36,7 +38,7 @@ flags.DEFINE_enum(
     "Which half of a synthetic transition the simulator gives.",
 )
 flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
-flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as sac.utd=10.")
+flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as learn.utd=10.")
 flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")
 flags.DEFINE_string("process", None, "I/N@HOST:PORT, this one of the run's N processes; or auto.")
 flags.DEFINE_bool("video", False, "Record an episode of the final policy.")
@@ -55,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
     run = make_config(
         FLAGS.env,
         algo=FLAGS.algo,
+        agent=FLAGS.agent,
+        trust=FLAGS.trust,
         preset=FLAGS.preset,
         fixes=FLAGS.fix,
         vary={

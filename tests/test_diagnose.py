@@ -177,7 +177,7 @@ def test_nothing_held_out_reaches_a_fit_and_codes_share_their_start():
     )
     again = fits.fit(SPEC, codes, [spoiled, recording.transitions], 3, SMALL, 1)
     for c in range(2):
-        ours, theirs = (fits.row(f.models, 0, c).params["members"] for f in (fitted, again))
+        ours, theirs = (fits.row(f.models, 0, c).params["layers"] for f in (fitted, again))
         np.testing.assert_array_equal(ours["head"]["kernel"], theirs["head"]["kernel"])
 
 

@@ -79,7 +79,7 @@ def fail(text: str) -> NoReturn:
 
 
 def assignments(flag: str, items: Sequence[str]) -> dict[str, str]:
-    """{"sac.utd": "10"} from ["sac.utd=10"].
+    """{"learn.utd": "10"} from ["learn.utd=10"].
 
     Raises:
       UsageError: an item without "=", or a field given twice.
@@ -88,7 +88,7 @@ def assignments(flag: str, items: Sequence[str]) -> dict[str, str]:
     for item in items:
         name, equals, value = item.partition("=")
         if not equals:
-            raise UsageError(f"{flag} {item}: write it as FIELD=VALUE, for example sac.utd=10")
+            raise UsageError(f"{flag} {item}: write it as FIELD=VALUE, for example learn.utd=10")
         if name.strip() in found:
             raise UsageError(f"{flag} {item}: {name} is given twice")
         found[name.strip()] = value.strip()

@@ -1,6 +1,7 @@
 """How XLA is asked to compile the training programs, and the memory that they take."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,6 +55,11 @@ def memory(programs: Sequence[jax.stages.Lowered]) -> int:
         results = size.output_size_in_bytes - size.alias_size_in_bytes
         found.append(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
     return max(found)
+
+
+def count(tree: Any) -> int:
+    """Numbers in a tree's arrays, or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def size(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""Networks in flax.linen, and the one optimiser step that all of them share."""
+"""Networks in flax.linen."""
 
 import functools
 import math
@@ -8,13 +8,10 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from dynajax.types import Array, Params
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
-
-_ADAM = optax.scale_by_adam(eps=1e-8)
 
 
 @jax.custom_vjp
@@ -127,16 +124,3 @@ def stacked_init(network: nn.Module, key: Array, copies: int, inputs: int) -> Pa
     """Independent parameters for `copies` of a network: leaves (copies, ...)."""
     keys = jax.random.split(key, copies)
     return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs))["params"])(keys)
-
-
-def adam_init(params: Params) -> Any:
-    """Adam's state for `params`."""
-    return _ADAM.init(params)
-
-
-def adam_step(
-    params: Params, gradient: Params, optimiser: Any, learning_rate: Array | float
-) -> tuple[Params, Any]:
-    """One step of Adam (Kingma and Ba, 2015; epsilon 1e-8), with a rate that may be traced."""
-    updates, optimiser = _ADAM.update(gradient, optimiser)
-    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), optimiser

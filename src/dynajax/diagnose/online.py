@@ -12,17 +12,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dynajax import envs
-from dynajax.agents import sac
-from dynajax.config import ModelConfig, SACConfig, config_of
+from dynajax.agents import Agent, agent_of
+from dynajax.config import ModelConfig, config_of
 from dynajax.diagnose import fits, measures, runs
 from dynajax.diagnose.offline import step_ahead
 from dynajax.diagnose.paths import Paths, can_restore, follow, soft_returns
 from dynajax.envs.host import finite
-from dynajax.types import Agent, Array, Model, Row, Transition
+from dynajax.types import Array, Model, Row, Transition
 
 #: States that the policy starts from, and synthetic transitions that are checked.
 STARTS, SYNTHETIC = 64, 400
@@ -32,16 +31,14 @@ REPEATED = 6000
 _REST = 0.01
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _act(
-    config: SACConfig, agent: Agent, obs: Array, action_dim: int, key: Array
-) -> tuple[Array, Array]:
-    return sac.sample(config, agent.actor, obs, key, action_dim)
+@functools.partial(jax.jit, static_argnums=0)
+def _act(agent: Agent, state: Any, obs: Array, key: Array) -> tuple[Array, Array]:
+    return agent.act(state, obs, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _q(config: SACConfig, agent: Agent, obs: Array, action: Array) -> Array:
-    return sac.q_values(config, agent.critic, obs, action)
+def _value(agent: Agent, state: Any, obs: Array, action: Array) -> Array:
+    return agent.value(state, obs, action)
 
 
 class Findings(NamedTuple):
@@ -67,9 +64,9 @@ class Strip(NamedTuple):
 
 def elites(config: ModelConfig, model: Model) -> tuple[ModelConfig, Model]:
     """The model's elites as an ensemble."""
-    members = jax.tree.map(lambda p: p[np.asarray(model.elites)], model.params["members"])
+    members = jax.tree.map(lambda p: p[np.asarray(model.elites)], model.params)
     smaller = dataclasses.replace(config, members=config.elites)
-    return smaller, model._replace(params={**model.params, "members": members})
+    return smaller, model._replace(params=members)
 
 
 def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = STARTS) -> Findings:
@@ -81,27 +78,17 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     data, valid = runs.in_order(row.real, loaded.stored)
     make = functools.partial(envs.make, config.env, time_limit=config.host.time_limit, seed=seed)
     real_env = make()
-    act = functools.partial(_policy, row_config.sac, row.agent, spec.action_dim)
+    agent = agent_of(row_config, spec)
+    act = functools.partial(_act, agent, row.agent)
     length = (
-        math.ceil(math.log(_REST) / math.log(row_config.sac.discount))
-        if row_config.sac.discount < 1
+        math.ceil(math.log(_REST) / math.log(agent.learn.discount))
+        if agent.learn.discount < 1
         else spec.time_limit
     )
 
-    places, states, synthetic, refused = np.zeros(0, int), {}, None, None
-    numbers: dict[str, float] = {}
-    if config.engine == "host" and can_restore(real_env):
-        chosen = _some_episodes(loaded, index, data, valid, rng)
-        inside = np.concatenate([np.zeros(0, int), *(np.arange(e.start, e.stop) for e in chosen)])
-        inside = inside[valid[inside]]
-        places = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
-        synthetic = _matches(row, data, inside, rng) if row.synthetic is not None else None
-        both = np.union1d(places, synthetic[0] if synthetic else places)
-        rebuilt = runs.rebuild(loaded, index, chosen, both, data)
-        states = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
-        places = np.array([p for p in places if p in states], int)
-        numbers |= {"repeated": rebuilt.steps, "not_repeated": rebuilt.differ}
-        refused = runs.restore_differs(real_env, places, states, data)
+    restored = _restored(loaded, index, real_env, data, valid, starts, rng)
+    places, states, refused = restored.places, restored.states, restored.refused
+    numbers = {**restored.numbers}
     settable = len(places) > 0 and refused is None
 
     def begin(env: Any, i: int) -> np.ndarray:
@@ -113,7 +100,7 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
 
     count = len(places) if settable else min(starts, 16)
     paths = follow(make, begin, count, act, min(length, spec.time_limit * 10), seed)
-    numbers |= critic_bias(row_config.sac, row.agent, paths)
+    numbers |= critic_bias(agent, row.agent, paths)
     name = config.variants[variant].name
     findings = Findings(name, seed, loaded.step, numbers, {}, None, None, refused)
     if row.model is None:
@@ -129,8 +116,8 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     if settable:
         counter = step_ahead(smaller, model, transitions(paths, slice(0, 1), rng))
         _note(numbers, "counterfactual", counter)
-        if synthetic:
-            numbers |= _synthetic(make, states, row, synthetic)
+        if restored.synthetic:
+            numbers |= _synthetic(make, states, row, restored.synthetic)
     chain, strip = _chain(smaller, model, paths, min(steps, len(paths.reward)))
     if settable:
         strip = strip._replace(states=_states_along(real_env, begin, paths, strip))
@@ -139,13 +126,44 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     return findings._replace(channels=channels, chain=chain, strip=strip)
 
 
-def _policy(
-    config: SACConfig, agent: Agent, action_dim: int, obs: np.ndarray, key: Array
-) -> tuple[Array, Array]:
-    return _act(config, agent, jnp.asarray(obs), action_dim, key)
+class _Restored(NamedTuple):
+    """Physics states of a row's replay, by their place in its order."""
+
+    places: np.ndarray = np.zeros(0, int)  # (M,) where the policy is to start
+    states: dict[int, np.ndarray] = {}
+    synthetic: tuple[np.ndarray, np.ndarray] | None = None  # see `_matches`
+    refused: str | None = None  # why the states are not to be used
+    numbers: dict[str, float] = {}
 
 
-def critic_bias(config: SACConfig, agent: Agent, paths: Paths) -> dict[str, float]:
+def _restored(
+    loaded: runs.Loaded,
+    index: int,
+    env: Any,
+    data: Transition,
+    valid: np.ndarray,
+    starts: int,
+    rng: np.random.Generator,
+) -> _Restored:
+    """States of random places of the replay, verified; none where there is no way to them."""
+    if loaded.config.engine != "host" or not can_restore(env):
+        return _Restored()
+    row = loaded.row(index)
+    chosen = _some_episodes(loaded, index, data, valid, rng)
+    inside = np.concatenate([np.zeros(0, int), *(np.arange(e.start, e.stop) for e in chosen)])
+    inside = inside[valid[inside]]
+    places = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
+    synthetic = _matches(row, data, inside, rng) if row.synthetic is not None else None
+    both = np.union1d(places, synthetic[0] if synthetic else places)
+    rebuilt = runs.rebuild(loaded, index, chosen, both, data)
+    states = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
+    places = np.array([p for p in places if p in states], int)
+    refused = runs.restore_differs(env, places, states, data)
+    numbers = {"repeated": rebuilt.steps, "not_repeated": rebuilt.differ}
+    return _Restored(places, states, synthetic, refused, numbers)
+
+
+def critic_bias(agent: Agent, state: Any, paths: Paths) -> dict[str, float]:
     """What the critic expects less what came, from the paths' first states and actions.
 
     Returns:
@@ -154,10 +172,15 @@ def critic_bias(config: SACConfig, agent: Agent, paths: Paths) -> dict[str, floa
       of the smaller twin; "critic_bias_error", the standard error; "critic_correlation".
     """
     valid = paths.valid
-    first, last = (np.asarray(_q(config, agent, paths.obs[k], paths.action[k])) for k in (0, -1))
-    temperature = float(np.exp(agent.log_temperature))
+    first, last = (np.asarray(_value(agent, state, paths.obs[k], paths.action[k])) for k in (0, -1))
+    temperature = float(agent.temperature(state))
     returns = soft_returns(
-        paths.reward, paths.terminated, paths.log_prob, last.min(0), config.discount, temperature
+        paths.reward,
+        paths.terminated,
+        paths.log_prob,
+        last.min(0),
+        agent.learn.discount,
+        temperature,
     )
     returns, value, low = returns[valid], first.mean(0)[valid], first.min(0)[valid]
     if not len(returns):

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from dynajax.config import Config
-from dynajax.engines.evaluate import Evaluation
-from dynajax.types import UsageError
+from dynajax.types import Evaluation, UsageError
 
 
 def row_names(config: Config) -> list[tuple[str, int]]:
@@ -100,6 +98,16 @@ class Loggers:
         if self._wandb is not None:
             self._wandb.log({name: value}, step=step)
 
+    def write(self, step, fits=(), learn=None, evaluation=None, time=None):  # type: ignore[no-untyped-def]
+        if evaluation is not None:
+            self.evaluation(step, evaluation)
+        for at, metrics in fits:
+            self.metrics("fit", at, metrics)
+        if learn:
+            self.metrics("learn", step, learn)
+        if time:
+            self.time(step, time)
+
     def offsets(self) -> dict[str, int]:
         """The files' lengths in bytes, all of it on disk."""
         for file in self._files.values():
@@ -121,6 +129,7 @@ class NoLoggers:
     def evaluation(self, step: int, result: Evaluation) -> None: ...
     def metrics(self, kind: str, step: int, values: dict[str, Any]) -> None: ...
     def time(self, step: int, values: dict[str, Any]) -> None: ...
+    def write(self, step, **kw): ...  # type: ignore[no-untyped-def]
     def offsets(self) -> dict[str, int]:
         return {}
 
@@ -142,63 +151,3 @@ def _plain(value: Any) -> float | int | None:
         return int(value)
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-class Progress:
-    """A progress bar on a terminal; a line an evaluation elsewhere."""
-
-    def __init__(self, config: Config, step: int, quiet: bool) -> None:
-        from tqdm import tqdm
-
-        self._quiet = quiet
-        self._live = not quiet and sys.stderr.isatty()
-        self._config = config
-        self._bar = tqdm(
-            total=config.steps,
-            initial=step,
-            disable=not self._live,
-            unit="step",
-            dynamic_ncols=True,
-            smoothing=0.05,
-            desc=config.env,
-        )
-
-    def advance(self, steps: int) -> None:
-        self._bar.update(steps)
-
-    def say(self, text: str) -> None:
-        if self._live:
-            self._bar.write(text)
-        elif not self._quiet:
-            print(text, flush=True)
-
-    def evaluation(self, step: int, result: Evaluation, seconds_left: float | None) -> None:
-        """Shows each variant's latest return, mean and standard deviation over seeds."""
-        scores = result.returns.mean(1).reshape(len(self._config.variants), -1)
-        several = len(self._config.variants) > 1
-        parts = [
-            (f"{variant.name} " if several else "")
-            + f"{row.mean():.1f}"
-            + (f" ± {row.std():.1f}" if len(row) > 1 else "")
-            for variant, row in zip(self._config.variants, scores, strict=True)
-        ]
-        text = "return " + ", ".join(parts)
-        self._bar.set_postfix_str(text)
-        if not self._live:
-            left = "" if seconds_left is None else f"  {duration(seconds_left)} left"
-            self.say(f"step {step}/{self._config.steps}  {text}{left}")
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units, such as "3 h 05 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if minutes < 60:
-        return f"{minutes:.0f} min"
-    if minutes < 48 * 60:
-        return f"{int(minutes // 60)} h {int(minutes % 60):02d} min"
-    return f"{minutes / 60 / 24:.1f} days"

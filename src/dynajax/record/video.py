@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dynajax import envs
-from dynajax.agents import sac
+from dynajax.agents import agent_of
 from dynajax.config import Config
 from dynajax.envs.pool import episode_seed
 from dynajax.types import TrainState, UsageError
@@ -32,12 +32,8 @@ def record(
       UsageError: there is no renderer on this machine, or the task draws no pictures.
     """
     env = envs.make(config.env, time_limit=config.host.time_limit, seed=config.seed, render=True)
-    action_dim = envs.spec(config.env, time_limit=config.host.time_limit).action_dim
+    agent = agent_of(config, envs.spec(config.env, time_limit=config.host.time_limit))
     paths = []
-
-    @jax.jit
-    def act(actor, obs):  # type: ignore[no-untyped-def]
-        return sac.greedy(config.sac, actor, obs, action_dim)
 
     try:
         for index, variant in enumerate(config.variants):
@@ -45,10 +41,10 @@ def record(
             if rows is not None and number not in rows:
                 continue
             row = number if rows is None else rows.index(number)
-            actor = jax.tree.map(lambda x, row=row: x[row], state.rows.agent.actor)
+            policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.rows.agent))
             name = variant.name.replace(";", "_").replace(",", "+")
             paths.append(folder / f"video-{name}.mp4")
-            _film(env, functools.partial(act, actor), config, paths[-1])
+            _film(env, functools.partial(jax.jit(agent.greedy), policy), config, paths[-1])
     finally:
         env.close()
     return paths
