@@ -129,11 +129,11 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
 class _Restored(NamedTuple):
     """Physics states of a row's replay, by their place in its order."""
 
-    places: np.ndarray = np.zeros(0, int)  # (M,) where the policy is to start
-    states: dict[int, np.ndarray] = {}
-    synthetic: tuple[np.ndarray, np.ndarray] | None = None  # see `_matches`
-    refused: str | None = None  # why the states are not to be used
-    numbers: dict[str, float] = {}
+    places: np.ndarray  # (M,) where the policy is to start
+    states: dict[int, np.ndarray]  # (L,) each, of more places than these
+    synthetic: tuple[np.ndarray, np.ndarray] | None  # see `_matches`
+    refused: str | None  # why the states are not to be used
+    numbers: dict[str, float]
 
 
 def _restored(
@@ -147,7 +147,7 @@ def _restored(
 ) -> _Restored:
     """States of random places of the replay, verified; none where there is no way to them."""
     if loaded.config.engine != "host" or not can_restore(env):
-        return _Restored()
+        return _Restored(np.zeros(0, int), {}, None, None, {})
     row = loaded.row(index)
     chosen = _some_episodes(loaded, index, data, valid, rng)
     inside = np.concatenate([np.zeros(0, int), *(np.arange(e.start, e.stop) for e in chosen)])
@@ -159,7 +159,7 @@ def _restored(
     states = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
     places = np.array([p for p in places if p in states], int)
     refused = runs.restore_differs(env, places, states, data)
-    numbers = {"repeated": rebuilt.steps, "not_repeated": rebuilt.differ}
+    numbers = {"repeated": float(rebuilt.steps), "not_repeated": float(rebuilt.differ)}
     return _Restored(places, states, synthetic, refused, numbers)
 
 
