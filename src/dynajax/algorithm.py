@@ -271,26 +271,31 @@ class Algorithm:
         slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, real_size))
         batches = replay.take(row.real, slots)
         rewards = {"real_reward_mean": batches.reward.mean()}
+        weights = None
         if config.has_model:
-            row, imagined = self._synthetic(row, shared, keys, corrected)
+            row, imagined, weights = self._synthetic(row, shared, keys, corrected)
             rewards["synthetic_reward_mean"] = imagined.reward.mean()
             batches = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, imagined)
+            if weights is not None:
+                weights = jnp.concatenate([jnp.ones((updates, real_size)), weights], 1)
 
         agent = self.agent(row)
 
-        def update(state: Any, inputs: tuple[Transition, Any]) -> tuple[Any, Metrics]:
-            batch, noise = inputs
-            return agent.update(state, batch, None, None, noise)
+        def update(state: Any, inputs: tuple[Transition, Any, Any]) -> tuple[Any, Metrics]:
+            batch, weight, noise = inputs
+            return agent.update(state, batch, weight, None, noise)
 
         noise = agent.noise(keys.update, updates)
-        state, metrics = jax.lax.scan(update, row.agent, (batches, noise))
+        state, metrics = jax.lax.scan(update, row.agent, (batches, weights, noise))
         metrics = {name: values.mean() for name, values in metrics.items()}
         return row._replace(key=keys.after, agent=state), {**metrics, **rewards}
 
     def _synthetic(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
-    ) -> tuple[Row, Transition]:
-        """The row with this step's rollouts, and the synthetic part of U minibatches."""
+    ) -> tuple[Row, Transition, Array | None]:
+        """The row with this step's rollouts, the synthetic part of U minibatches, and what its
+        transitions weigh in the critics' loss; None where no rule of trust weighs them.
+        """
         config = self.config
         size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
         blocks = config.replay.synthetic // size
@@ -305,7 +310,8 @@ class Algorithm:
         filled = jnp.minimum(shared.blocks + length, blocks) * size
         shape = (config.learn.utd, config.learn.batch - config.real_batch)
         slots = replay.draw(keys.synthetic, row.synthetic, filled, shape)
-        return row, replay.take(row.synthetic, slots)
+        weight = row.synthetic.weight
+        return row, replay.take(row.synthetic, slots), None if weight is None else weight[slots]
 
     def count(self, shared: Shared) -> Shared:
         """The counters after an environment step that learned."""
