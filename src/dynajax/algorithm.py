@@ -16,7 +16,7 @@ from dynajax import replay, schedule
 from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
 from dynajax.models import ensemble, fitting, rollouts, trust
-from dynajax.types import Array, EnvSpec, Metrics, Params, Replay, Row, Shared, Transition
+from dynajax.types import Array, EnvSpec, Metrics, Params, Row, Shared, Transition
 
 #: What is folded into a row's `seed_key`, here and where environments run.
 EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
@@ -38,6 +38,21 @@ class _Keys(NamedTuple):
     real: Array
     synthetic: Array
     update: Array
+
+
+class _Minibatches(NamedTuple):
+    """What U updates learn from."""
+
+    transition: Transition  # leaves (U, B, ...)
+    valid: Array  # (U, B) bool
+    weight: Array | None  # (U, B) in the critic's loss; None: 1
+
+
+def _beside(real: _Minibatches, synthetic: _Minibatches) -> _Minibatches:
+    """Minibatches of both."""
+    if synthetic.weight is not None:
+        real = real._replace(weight=jnp.ones(real.valid.shape))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), real, synthetic)
 
 
 @dataclass(frozen=True)
@@ -207,32 +222,49 @@ class Algorithm:
             jax.random.fold_in(key, h),
         )
 
-    def roll_out(self, row: Row, shared: Shared, length: Array | int, key: Array) -> Row:
-        """The row once this step's rollouts of `length` are in its synthetic ring.
+    def roll_out(
+        self, row: Row, shared: Shared, length: Array | int, key: Array
+    ) -> tuple[Row, Metrics]:
+        """The row once this step's rollouts of `length` are in its synthetic ring, and their figures.
 
         A rollout stops at a termination, where the model leaves the finite numbers, or where the
         rule of trust ends it; its later slots are holes.
         """
         assert row.synthetic is not None
-        size = self.config.rollout.batch
+        size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
         blocks = self.config.replay.synthetic // size
         slots, key = self._starts(row, shared, key)
         starts = replay.take(row.real, slots)
 
-        def extend(i: Array, carry: tuple[Replay, Any, Array, Array]) -> Any:
-            ring, trusted, obs, alive = carry
-            trusted, imagined = self._imagine(row, trusted, obs, i, length, key)
+        def extend(h: Array, carry: Any) -> Any:
+            ring, trusted, obs, alive, figures = carry
+            trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
             # The remainder first: in all there can be more transitions than an int32 holds.
-            at = (shared.blocks + i) % blocks * size
+            at = (shared.blocks + h) % blocks * size
             store = alive & imagined.store
             ring = replay.add(ring, imagined.transition, store, at, imagined.weight)
+            kept = store.mean()
+            figures = {"synthetic_valid": figures["synthetic_valid"].at[h].set(kept)} | {
+                name: total + jnp.where(store, values, 0.0).sum()
+                for name, total in figures.items()
+                if (values := getattr(imagined, name, None)) is not None
+            }
             alive = alive & imagined.alive & (imagined.transition.discount > 0)
             obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
-            return ring, trusted, obs, alive
+            return ring, trusted, obs, alive, figures
 
-        carry = (row.synthetic, row.trust, starts.obs, jnp.ones(size, bool))
-        ring, trusted, _, _ = jax.lax.fori_loop(0, length, extend, carry)
-        return row._replace(synthetic=ring, trust=trusted)
+        figures = {"synthetic_valid": jnp.zeros(longest)}
+        rule = self._rule(row)
+        figures |= {name: jnp.zeros(()) for name in rule.figures}
+        carry = (row.synthetic, row.trust, starts.obs, jnp.ones(size, bool), figures)
+        ring, trusted, _, _, figures = jax.lax.fori_loop(0, length, extend, carry)
+        kept = figures.pop("synthetic_valid")
+        count = jnp.maximum(kept.sum() * size, 1.0)
+        metrics = {name: total / count for name, total in figures.items()}
+        metrics["synthetic_valid"] = kept.sum() / length
+        if rule.asks:
+            metrics |= {f"kept_{h + 1}": kept[h] for h in range(longest)}
+        return row._replace(synthetic=ring, trust=trusted), metrics
 
     def propose(
         self, row: Row, shared: Shared, transition: Transition, valid: Array
@@ -263,55 +295,54 @@ class Algorithm:
           corrected: an oracle's word on what `propose` made of the same step, in place of the
             rollouts.
         """
-        config = self.config
+        config, updates = self.config, self.config.learn.utd
         if corrected is None:
             row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
-        updates, real_size = config.learn.utd, config.real_batch
-        slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, real_size))
-        batches = replay.take(row.real, slots)
-        rewards = {"real_reward_mean": batches.reward.mean()}
-        weights = None
+        slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, config.real_batch))
+        batch = _Minibatches(replay.take(row.real, slots), row.real.valid[slots], None)
+        figures = {"real_reward_mean": batch.transition.reward.mean()}
         if config.has_model:
-            row, imagined, weights = self._synthetic(row, shared, keys, corrected)
-            rewards["synthetic_reward_mean"] = imagined.reward.mean()
-            batches = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, imagined)
-            if weights is not None:
-                weights = jnp.concatenate([jnp.ones((updates, real_size)), weights], 1)
-
+            row, synthetic, of_rollouts = self._synthetic(row, shared, keys, corrected)
+            figures["synthetic_reward_mean"] = synthetic.transition.reward.mean()
+            figures |= of_rollouts
+            batch = _beside(batch, synthetic)
         agent = self.agent(row)
 
-        def update(state: Any, inputs: tuple[Transition, Any, Any]) -> tuple[Any, Metrics]:
-            batch, weight, noise = inputs
-            return agent.update(state, batch, weight, None, noise)
+        def update(state: Any, inputs: tuple[_Minibatches, Any]) -> tuple[Any, Metrics]:
+            batch, noise = inputs
+            # A hole counts for nothing: it is drawn only where there is hardly anything else.
+            counts = batch.valid.astype(jnp.float32)
+            weight = counts if batch.weight is None else counts * batch.weight
+            return agent.update(state, batch.transition, weight, counts, noise)
 
         noise = agent.noise(keys.update, updates)
-        state, metrics = jax.lax.scan(update, row.agent, (batches, weights, noise))
+        state, metrics = jax.lax.scan(update, row.agent, (batch, noise))
         metrics = {name: values.mean() for name, values in metrics.items()}
-        return row._replace(key=keys.after, agent=state), {**metrics, **rewards}
+        return row._replace(key=keys.after, agent=state), {**metrics, **figures}
 
     def _synthetic(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
-    ) -> tuple[Row, Transition, Array | None]:
-        """The row with this step's rollouts, the synthetic part of U minibatches, and what its
-        transitions weigh in the critics' loss; None where no rule of trust weighs them.
-        """
+    ) -> tuple[Row, _Minibatches, Metrics]:
+        """The row with this step's rollouts, the synthetic part of U minibatches, and figures."""
         config = self.config
         size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
         blocks = config.replay.synthetic // size
         if corrected is None:
-            row = self.roll_out(row, shared, length, keys.rollout)
+            row, figures = self.roll_out(row, shared, length, keys.rollout)
         else:
             assert row.synthetic is not None
             at = shared.blocks % blocks * size
-            ring = replay.add(row.synthetic, corrected.transition, corrected.store, at)
-            row = row._replace(synthetic=ring)
-        assert row.synthetic is not None
+            added = replay.add(row.synthetic, corrected.transition, corrected.store, at)
+            row = row._replace(synthetic=added)
+            figures = {"synthetic_valid": corrected.store.mean()}
+        ring = row.synthetic
+        assert ring is not None
         filled = jnp.minimum(shared.blocks + length, blocks) * size
         shape = (config.learn.utd, config.learn.batch - config.real_batch)
-        slots = replay.draw(keys.synthetic, row.synthetic, filled, shape)
-        weight = row.synthetic.weight
-        return row, replay.take(row.synthetic, slots), None if weight is None else weight[slots]
+        slots = replay.draw(keys.synthetic, ring, filled, shape)
+        weight = None if ring.weight is None else ring.weight[slots]
+        return row, _Minibatches(replay.take(ring, slots), ring.valid[slots], weight), figures
 
     def count(self, shared: Shared) -> Shared:
         """The counters after an environment step that learned."""

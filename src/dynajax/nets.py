@@ -102,17 +102,17 @@ def critic(hidden: tuple[int, ...], layer_norm: bool) -> MLP:
     return MLP(hidden, 1, nn.relu, orthogonal, layer_norm)
 
 
-def _fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """A truncated normal of std 1/(2 sqrt(fan-in)) for a kernel (X, Y) (Chua et al., 2018)."""
     return jax.random.truncated_normal(key, -2, 2, shape, dtype) / (2 * math.sqrt(shape[0]))
 
 
 def member(width: int, depth: int, obs_dim: int) -> MLP:
     """One member of the ensemble: (..., D+A) -> (..., 2(D+1)), means, then log-variances.
 
-    Weights from a truncated normal of std 1/(2 sqrt(fan-in)) (Chua et al., 2018), the fan-in
-    being that of one member.
+    The fan-in of its weights is that of one member.
     """
-    return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, _fan_in)
+    return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, fan_in)
 
 
 def apply(network: nn.Module, params: Params, inputs: Array) -> Array:

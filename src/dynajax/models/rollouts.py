@@ -34,6 +34,7 @@ class Imagined(NamedTuple):
     alive: Array  # (B,) bool: finite, and trusted so far, so the rollout may go on
     store: Array  # (B,) bool: may be learned from
     weight: Array | None  # (B,) in the critic's loss; None where the rule of trust gives none
+    penalty: Array | None  # (B,) what the rule took off the reward
 
 
 def imagine(
@@ -90,8 +91,10 @@ def imagine(
     if verdict.sample is not None:
         z = trust.in_code(model, verdict.sample)
     next_obs, reward = targets.decode(model.code, obs, z)
+    penalty = None
     if verdict.penalty is not None:
-        reward = reward - verdict.penalty * model.unit[-1]
+        penalty = verdict.penalty * model.unit[-1]
+        reward = reward - penalty
     finite = jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
     next_obs = jnp.where(finite[:, None], next_obs, obs)
     reward = jnp.where(finite, reward, 0.0)
@@ -103,4 +106,4 @@ def imagine(
     alive = finite if verdict.alive is None else finite & verdict.alive
     store = alive if verdict.store is None else finite & verdict.store
     transition = Transition(obs, action, reward, discount, next_obs)
-    return trusted, Imagined(transition, alive, store, verdict.weight)
+    return trusted, Imagined(transition, alive, store, verdict.weight, penalty)

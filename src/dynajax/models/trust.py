@@ -74,6 +74,8 @@ class Rule:
     asks: ClassVar[bool] = False
     #: Whether its verdicts have weights, for which the synthetic ring then has a column.
     weighs: ClassVar[bool] = False
+    #: Which of its verdicts' means are logged, of penalty and weight.
+    figures: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -121,6 +123,7 @@ class Penalty(Rule):
 
     Fields = PenaltyFields
     asks = True
+    figures = ("penalty",)
 
     @classmethod
     def check(cls, config: Config) -> None:

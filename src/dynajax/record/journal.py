@@ -25,6 +25,10 @@ from dynajax.runtime.placement import Placement
 from dynajax.types import Interval, TrainState, UsageError
 
 
+#: Steps of which not one was finite, from which on the user is told.
+LOST_STEPS = 1000
+
+
 class Journal:
     """A run's folder, logs and checkpoints; use it in a `with` statement.
 
@@ -57,6 +61,8 @@ class Journal:
         self._first = processes.first()
         self._quiet = quiet or not self._first
         self._offsets: Mapping[str, int] = {}
+        self._good = 0  # transitions that were finite, and when there last were some
+        self._good_step = 0
 
     def __enter__(self) -> "Journal":
         self._stack = contextlib.ExitStack()
@@ -119,6 +125,7 @@ class Journal:
           device_bytes: memory that the rows of a device take.
           remarks: what went wrong while the run was restored.
         """
+        self._good_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
         self._logs = (
             Loggers(self._folder, self._config, step, self._offsets, self._wandb)
@@ -182,6 +189,7 @@ class Journal:
                 learn["start_value"] = np.mean(evaluation.values, 1)
                 learn["start_return"] = np.mean(evaluation.discounted, 1)
         self._progress.evaluation(step, evaluation)
+        self._warn_of_losses(interval)
         elapsed = time.perf_counter() - self._begin_time
         self._logs.write(
             step,
@@ -195,6 +203,17 @@ class Journal:
                 "dropped": int(np.sum(interval.dropped)),
             },
         )
+
+    def _warn_of_losses(self, interval: Interval) -> None:
+        """Says so where nothing of the evaluation, or of the last steps, was a number."""
+        good = int(np.sum(interval.step - np.asarray(interval.dropped)))
+        if good > self._good:
+            self._good, self._good_step = good, interval.step
+        lost, say = interval.step - self._good_step, self._progress.say
+        if lost >= LOST_STEPS:
+            say(f"warning: every transition of the last {lost} steps was dropped, no number in it")
+        if interval.evaluation is not None and np.max(interval.evaluation.lengths) == 0:
+            say("warning: every episode of the evaluation ended at a step without a number")
 
     def save(
         self,
