@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynajax import compiler
+from dynajax import compiler, schedule
 from dynajax.config import Config, as_dict
 from dynajax.record.checkpoint import Checkpoints, Restored
 from dynajax.record.folder import RunFolder, device_name
@@ -102,7 +102,7 @@ class Journal:
             if len(set(steps)) == 1:
                 break
             oldest = min(steps)
-            if oldest < 0 and max(steps) > self._config.eval.every:
+            if oldest < 0 and self._evaluated_before(max(steps)):
                 raise UsageError(
                     f"--out={self._folder}: process {steps.index(-1)} has no checkpoint of step "
                     f"{max(steps)}, or of one before it, which others have; give every process "
@@ -112,6 +112,10 @@ class Journal:
         if restored is not None:
             self._offsets = restored.meta["offsets"]
         return restored
+
+    def _evaluated_before(self, step: int) -> bool:
+        """Whether there was an evaluation, and so a checkpoint, before `step` steps were done."""
+        return any(schedule.due(self._config, t).evaluate for t in range(step - 1))
 
     def begin(self, step: int, device_bytes: int, remarks: Sequence[str]) -> None:
         """Opens the logs at an environment step, and tells the user what begins.
