@@ -23,8 +23,8 @@ Orbax 0.12.8 leaves four things to do here:
 - Of 25 bits flipped in the file of a tree's data it reads 24 as other numbers, in OCDBT with zarr 2
   or 3, compressed or not. So every leaf has a checksum.
 - At the first failed request it closes its event loop, and each one still under way then prints a
-  traceback (218 lines when 80 MB went to a disk of 60). So files are checked before it reads them,
-  and room on the disk is reserved before it writes.
+  traceback (218 lines when 80 MB went to a disk of 60). So files have checksums too, compared
+  before it reads them, and room on the disk is reserved before it writes.
 - It refuses arrays without entries; those are in meta.json alone.
 - With several processes each has its own checkpoints. `MultiprocessingOptions(active_processes)`
   makes Orbax wait for nobody, but still only process 0 writes numpy arrays, without an error in
