@@ -22,7 +22,7 @@ from absl import flags
 from dynajax import cli, envs, report
 from dynajax.diagnose import data, fits, offline, online, page, runpage, runs
 from dynajax.models import targets
-from dynajax.record.loggers import duration
+from dynajax.record.progress import duration
 from dynajax.types import EnvSpec, UsageError
 
 FLAGS = flags.FLAGS

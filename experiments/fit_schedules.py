@@ -19,7 +19,7 @@ from absl import flags
 
 from dynajax import cli, compiler, envs, make_config
 from dynajax.diagnose.data import collect, shuffled
-from dynajax.models import ensemble
+from dynajax.models import ensemble, fitting
 from dynajax.record.folder import write_csv
 from dynajax.types import Replay
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             )
             fixes = config.variants[0].fixes
             fit = compiler.jit(
-                functools.partial(ensemble.fit, config.model, [fixes], jnp.zeros((), int))
+                functools.partial(fitting.fit, config.model, [fixes], jnp.zeros((), int))
             )
             for size in sizes:
                 key = jax.random.PRNGKey(FLAGS.seed)

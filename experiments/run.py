@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dynajax import UsageError, cli, compiler, envs, make_config, train, write_report
+from dynajax import UsageError, cli, envs, make_config, train, write_report
 from dynajax.config import PRESETS
 from dynajax.record import video
 from dynajax.runtime import processes
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
-flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "Algorithm.")
+flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
+flags.DEFINE_string("agent", "sac", "What acts and learns: sac, or module:NAME.")
+flags.DEFINE_string("trust", "none", "Rule of trust in synthetic data: none, penalty, module:NAME.")
 flags.DEFINE_multi_string(
     "fix", [], "Comma list of scale, target, auto, beta; none: as published. Repeat for variants."
 )
@@ -36,7 +38,7 @@ flags.DEFINE_enum(
     "Which half of a synthetic transition the simulator gives.",
 )
 flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
-flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as sac.utd=10.")
+flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as learn.utd=10.")
 flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")
 flags.DEFINE_string("process", None, "I/N@HOST:PORT, this one of the run's N processes; or auto.")
 flags.DEFINE_bool("video", False, "Record an episode of the final policy.")
@@ -46,15 +48,14 @@ flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra 
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    if FLAGS.video and FLAGS.env.startswith("brax:"):
-        raise UsageError(f"--video: the pictures come from the host, which has no {FLAGS.env}")
-    if FLAGS.process is not None:
-        processes.connect(FLAGS.process)
+    cli.start(FLAGS.process)
     # A user's module may register fixes and terminations, so it is imported before they are read.
     envs.spec(FLAGS.env)
     run = make_config(
         FLAGS.env,
         algo=FLAGS.algo,
+        agent=FLAGS.agent,
+        trust=FLAGS.trust,
         preset=FLAGS.preset,
         fixes=FLAGS.fix,
         vary={
@@ -68,9 +69,8 @@ def main(argv: Sequence[str]) -> int:
         engine=FLAGS.engine,
         oracle=FLAGS.oracle,
     )
-    cli.use_compilation_cache()
-    if FLAGS.process is None:
-        compiler.use_cores()
+    if FLAGS.video:
+        video.check(run)
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     result = train(run, FLAGS.out, command=command, wandb=FLAGS.wandb)
     first = processes.first()

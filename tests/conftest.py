@@ -14,9 +14,9 @@ cli.use_compilation_cache()
 #: Sizes at which a program compiles and runs in seconds.
 SMALL = {
     "random_steps": 50,
-    "sac.hidden": (8, 8),
-    "sac.utd": 2,
-    "sac.batch": 20,
+    "agent.hidden": (8, 8),
+    "learn.utd": 2,
+    "learn.batch": 20,
     "model.members": 3,
     "model.elites": 2,
     "model.width": 8,
@@ -62,7 +62,7 @@ def spec() -> EnvSpec:
 
 @pytest.fixture(scope="session")
 def make() -> Callable[..., config.Config]:
-    """`make_config` with small sizes: make({"sac.utd": 3}, fixes=["scale"], seeds=2)."""
+    """`make_config` with small sizes: make({"learn.utd": 3}, fixes=["scale"], seeds=2)."""
 
     def small(settings=(), *, steps=100, **arguments):
         return make_config(

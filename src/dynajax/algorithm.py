@@ -1,95 +1,33 @@
 """Model-based policy optimisation (Janner et al., 2019): what happens to one row.
 
-`learn` is one environment step's learning; `fit` refits the model. Plain SAC is the same `learn`
-without a model. `train` maps these over rows and says when each happens.
+`learn` is one environment step's learning, `fit` refits the model; without a model `learn` is the
+model-free agent alone. `schedule` says when each happens, and `runtime.program` maps them over
+the rows.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from dynajax import replay
-from dynajax.agents import sac
+from dynajax import replay, schedule
+from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
-from dynajax.models import ensemble, rollouts
-from dynajax.types import Array, EnvSpec, Metrics, Model, Replay, Row, Shared, Transition
+from dynajax.models import ensemble, fitting, rollouts, trust
+from dynajax.types import Array, EnvSpec, Metrics, Params, Row, Shared, Transition
 
-#: What is folded into a row's `seed_key`.
-_EXPLORE, _HOLDOUT = 0, 1
-
-
-def init(config: Config, spec: EnvSpec, variant: Array, seed: Array) -> Row:
-    """A new row. Its keys come from its seed alone, so rows do not depend on their neighbours."""
-    seed_key, agent_key, model_key, key = jax.random.split(jax.random.PRNGKey(seed), 4)
-    with_model = config.algo == "mbpo"
-    return Row(
-        config=config,
-        variant=variant,
-        key=key,
-        seed_key=seed_key,
-        agent=sac.init(config.sac, spec, agent_key),
-        real=replay.init(config.replay.real, spec.obs_dim, spec.action_dim),
-        model=ensemble.init(config.model, spec, model_key) if with_model else None,
-        synthetic=replay.init(config.replay.synthetic, spec.obs_dim, spec.action_dim)
-        if with_model
-        else None,
-    )
+#: What is folded into a row's `seed_key`, here and where environments run.
+EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
 
 
-def act(row: Row, spec: EnvSpec, obs: Array, step: Array) -> Array:
-    """The exploring action at an environment step: (D,) -> (A,); uniform at first."""
-    key = jax.random.fold_in(jax.random.fold_in(row.seed_key, _EXPLORE), step)
-    uniform_key, policy_key = jax.random.split(key)
-    uniform = jax.random.uniform(uniform_key, (spec.action_dim,), minval=-1, maxval=1)
-    policy, _ = sac.sample(row.config.sac, row.agent.actor, obs, policy_key, spec.action_dim)
-    return jnp.where(step < row.config.random_steps, uniform, policy)
+class Proposal(NamedTuple):
+    """The synthetic transitions of one environment step, from B states of the real ring."""
 
-
-def insert(row: Row, shared: Shared, transition: Transition, valid: Array) -> Row:
-    """Stores one real transition; leaves (...) of one step."""
-    block = jax.tree.map(lambda x: x[None], transition)
-    return row._replace(real=replay.add(row.real, block, valid[None], shared.step))
-
-
-def _fixes(row: Row) -> list[tuple[str, ...]]:
-    return [variant.fixes for variant in row.config.variants]
-
-
-def _holdout_key(row: Row) -> Array:
-    return jax.random.fold_in(row.seed_key, _HOLDOUT)
-
-
-def fit(row: Row) -> tuple[Row, Metrics]:
-    """Refits the row's model to its real transitions."""
-    assert row.model is not None
-    key, now = jax.random.split(row.key)
-    model, metrics = ensemble.fit(
-        row.config.model, _fixes(row), row.variant, row.model, row.real, _holdout_key(row), now
-    )
-    return row._replace(key=key, model=model), metrics
-
-
-def fit_share(row: Row, over_members: ensemble.Map) -> Model:
-    """The first part of `fit` on the fixed schedule: the model with those members trained that
-    `over_members` keeps, and these alone.
-    """
-    assert row.model is not None
-    config = row.config.model
-    _, now = jax.random.split(row.key)
-    model, data = ensemble.prepare(
-        config, _fixes(row), row.variant, row.model, row.real, _holdout_key(row)
-    )
-    return ensemble.train_steps(config, model, row.real, data, now, config.fit_steps, over_members)
-
-
-def conclude_fit(row: Row, model: Model) -> tuple[Row, Metrics]:
-    """The rest of `fit`, from the model with all members trained."""
-    config = row.config.model
-    key, _ = jax.random.split(row.key)
-    data = ensemble.split(config, row.real, _holdout_key(row))
-    model, metrics = ensemble.conclude(config, model, data, jnp.asarray(config.fit_steps))
-    return row._replace(key=key, model=model), metrics
+    slots: Any  # (B,) of the real ring, where the rollouts begin
+    transition: Transition  # leaves (B, ...)
+    store: Any  # (B,) bool: may be learned from
 
 
 class _Keys(NamedTuple):
@@ -102,115 +40,317 @@ class _Keys(NamedTuple):
     update: Array
 
 
-def _keys(row: Row) -> _Keys:
-    return _Keys(*jax.random.split(row.key, len(_Keys._fields)))
+class _Minibatches(NamedTuple):
+    """What U updates learn from."""
+
+    transition: Transition  # leaves (U, B, ...)
+    valid: Array  # (U, B) bool
+    weight: Array | None  # (U, B) in the critic's loss; None: 1
 
 
-def _starts(row: Row, shared: Shared, key: Array) -> tuple[Array, Array]:
-    """Slots (B,) of the real ring where rollouts begin, and the key for the rollouts."""
-    start_key, key = jax.random.split(key)
-    size = (row.config.rollout.batch,)
-    return replay.draw(start_key, row.real, shared.step + 1, size), key
+def _beside(real: _Minibatches, synthetic: _Minibatches) -> _Minibatches:
+    """Minibatches of both."""
+    if synthetic.weight is not None:
+        real = real._replace(weight=jnp.ones(real.valid.shape))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), real, synthetic)
 
 
-def imagine(row: Row, shared: Shared, spec: EnvSpec, length: Array | int, key: Array) -> Replay:
-    """The synthetic ring after this step's rollouts of `length` from states of the real ring.
+@dataclass(frozen=True)
+class Algorithm:
+    """The algorithm, bound to a run's static configuration and its task.
 
-    A rollout stops at a termination, or where the model leaves the finite numbers; its later
-    slots are holes.
+    A row carries a configuration of its own, whose traced fields are arrays.
     """
-    assert row.model is not None and row.synthetic is not None
-    config, agent, model = row.config, row.agent, row.model
-    size = config.rollout.batch
-    blocks = config.replay.synthetic // size
-    slots, key = _starts(row, shared, key)
-    starts = replay.take(row.real, slots)
 
-    def extend(i: Array, carry: tuple[Replay, Array, Array]) -> tuple[Replay, Array, Array]:
-        ring, obs, alive = carry
-        transition, finite = rollouts.imagine(
-            config, spec, agent, model, obs, jax.random.fold_in(key, i)
+    config: Config
+    spec: EnvSpec
+
+    def agent(self, row: Row) -> Agent:
+        """The row's agent."""
+        return agent_of(row.config, self.spec)
+
+    def _rule(self, row: Row) -> trust.Rule:
+        return trust.rule_of(row.config, self.spec)
+
+    def _fixes(self) -> list[tuple[str, ...]]:
+        return [variant.fixes for variant in self.config.variants]
+
+    def init(self, config: Config, variant: Array, seed: Array) -> Row:
+        """A new row. Its keys come from its seed alone, so rows do not depend on their neighbours.
+
+        Args:
+          config: the row's own.
+          variant, seed: () int.
+        """
+        seed_key, agent_key, model_key, key = jax.random.split(jax.random.PRNGKey(seed), 4)
+        sizes, spec = self.config.replay, self.spec
+        row = Row(
+            config=config,
+            variant=variant,
+            key=key,
+            seed_key=seed_key,
+            agent=agent_of(config, spec).new(agent_key),
+            real=replay.init(sizes.real, spec.obs_dim, spec.action_dim),
+            model=None,
+            synthetic=None,
+            trust=None,
         )
-        alive = alive & finite
-        # The remainder first: in all there can be more transitions than an int32 holds.
-        ring = replay.add(ring, transition, alive, (shared.blocks + i) % blocks * size)
-        alive = alive & (transition.discount > 0)
-        return ring, jnp.where(alive[:, None], transition.next_obs, obs), alive
+        if not self.config.has_model:
+            return row
+        rule = self._rule(row)
+        return row._replace(
+            model=ensemble.init(config.model, spec, model_key),
+            synthetic=replay.init(
+                sizes.synthetic, spec.obs_dim, spec.action_dim, weighs=rule.weighs
+            ),
+            trust=rule.init(),
+        )
 
-    carry = (row.synthetic, starts.obs, jnp.ones(size, bool))
-    return jax.lax.fori_loop(0, length, extend, carry)[0]
+    def act(self, row: Row, obs: Array, step: Array) -> Array:
+        """The exploring action at an environment step: (D,) -> (A,); uniform at first."""
+        chex.assert_shape(obs, (self.spec.obs_dim,))
+        key = jax.random.fold_in(jax.random.fold_in(row.seed_key, EXPLORE), step)
+        uniform_key, policy_key = jax.random.split(key)
+        uniform = jax.random.uniform(uniform_key, (self.spec.action_dim,), minval=-1, maxval=1)
+        policy, _ = self.agent(row).act(row.agent, obs, policy_key)
+        return jnp.where(schedule.due(self.config, step).random, uniform, policy)
 
+    def networks(self, row: Row) -> dict[str, Params]:
+        """Parameters by the network's name, the model's too."""
+        nets = self.agent(row).networks(row.agent)
+        return nets if row.model is None else {**nets, "model": row.model.params}
 
-def propose(
-    row: Row, shared: Shared, spec: EnvSpec, transition: Transition, valid: Array
-) -> tuple[Row, tuple[Array, Transition, Array]]:
-    """Inserts, and makes the synthetic transitions that `learn` would make, for an oracle.
+    def greedy(self, row: Row, obs: Array) -> Array:
+        """The deterministic action: (..., D) -> (..., A)."""
+        return self.agent(row).greedy(row.agent, obs)
 
-    Returns:
-      The row, and of rollouts of one step the starts' slots (B,), the transitions, leaves (B, ...),
-      and which are finite (B,).
-    """
-    config, model = row.config, row.model
-    assert model is not None
-    row = insert(row, shared, transition, valid)
-    slots, key = _starts(row, shared, _keys(row).rollout)
-    starts = replay.take(row.real, slots)
-    key = jax.random.fold_in(key, 0)
-    imagined = rollouts.imagine(config, spec, row.agent, model, starts.obs, key)
-    return row, (slots, *imagined)
+    def value(self, row: Row, obs: Array) -> Array:
+        """What the critics expect of the deterministic action, on average: (..., D) -> (...)."""
+        agent = self.agent(row)
+        return agent.value(row.agent, obs, agent.greedy(row.agent, obs)).mean(0)
 
+    def insert(self, row: Row, shared: Shared, transition: Transition, valid: Array) -> Row:
+        """Stores one real transition, leaves (...) of one step, if it is `valid` ()."""
+        block = jax.tree.map(lambda x: x[None], transition)
+        return row._replace(
+            real=replay.add(row.real, block, valid[None], shared.step),
+            agent=self.agent(row).observe(row.agent, transition.obs, valid),
+        )
 
-def learn(
-    row: Row,
-    shared: Shared,
-    spec: EnvSpec,
-    transition: Transition,
-    valid: Array,
-    told: tuple[Transition, Array] | None = None,
-) -> tuple[Row, Metrics]:
-    """One environment step's learning: insert, rollouts, and U updates on mixed minibatches.
+    def _holdout_key(self, row: Row) -> Array:
+        return jax.random.fold_in(row.seed_key, HOLDOUT)
 
-    Args:
-      shared: the counters before this step.
-      transition, valid: one real step, leaves (...).
-      told: an oracle's synthetic transitions, leaves (B, ...), and which count (B,), in place of
-        the rollouts.
-    """
-    config = row.config
-    row = insert(row, shared, transition, valid)
-    keys = _keys(row)
-    updates, real_size = config.sac.utd, config.real_batch
-    batches = replay.take(
-        row.real, replay.draw(keys.real, row.real, shared.step + 1, (updates, real_size))
-    )
-    rewards = {"real_reward_mean": batches.reward.mean()}
-    if config.algo == "mbpo":
-        length = rollouts.horizon(config, shared.step)
-        blocks = config.replay.synthetic // config.rollout.batch
-        if told is None:
-            ring = imagine(row, shared, spec, length, keys.rollout)
+    def fit(self, row: Row) -> tuple[Row, Metrics]:
+        """Refits the row's model to its real transitions."""
+        assert row.model is not None
+        key, fit_key = jax.random.split(row.key)
+        config, holdout_key = row.config.model, self._holdout_key(row)
+        model, metrics = fitting.fit(
+            config, self._fixes(), row.variant, row.model, row.real, holdout_key, fit_key
+        )
+        return self._calibrated(row._replace(key=key, model=model)), metrics
+
+    def begin_fit(self, row: Row) -> fitting.Job:
+        """The first part of a `fit` on the fixed schedule, whose members may be trained anywhere."""
+        assert row.model is not None
+        _, fit_key = jax.random.split(row.key)
+        config = row.config.model
+        model, data = fitting.begin(
+            config, self._fixes(), row.variant, row.model, row.real, self._holdout_key(row)
+        )
+        keys = jax.random.split(fit_key, config.members)
+        members = model.params, model.optimiser, keys
+        return fitting.Job(model._replace(params=None, optimiser=None), data, members)
+
+    def train_member(
+        self, row: Row, job: fitting.Job, params: Params, adam: Any, key: Array
+    ) -> tuple[Params, Any]:
+        """The second part, for one of `job.members`: its parameters and Adam's state.
+
+        Args:
+          row: only its configuration and its real ring are read.
+        """
+        config, steps = row.config.model, self.config.model.fit_steps
+        return fitting.train_member(config, job.model, params, adam, key, row.real, job.data, steps)
+
+    def end_fit(self, row: Row, job: fitting.Job, params: Any, adam: Any) -> tuple[Row, Metrics]:
+        """The last part, from what was made of all members: the row, and the fit's figures."""
+        config = row.config.model
+        key, _ = jax.random.split(row.key)
+        model = job.model._replace(params=params, optimiser=adam)
+        model, metrics = fitting.end(config, model, job.data, config.fit_steps)
+        return self._calibrated(row._replace(key=key, model=model)), metrics
+
+    def _calibrated(self, row: Row) -> Row:
+        """The row with its rule of trust adjusted to the model's errors on the holdout."""
+        rule, model = self._rule(row), row.model
+        if not rule.asks or model is None:
+            return row
+        data = fitting.split(row.config.model, row.real, self._holdout_key(row))
+        predictions = fitting.on_holdout(row.config.model, model, data)
+        return row._replace(trust=rule.calibrate(row.trust, predictions, data.scored_weights))
+
+    def _keys(self, row: Row) -> _Keys:
+        return _Keys(*jax.random.split(row.key, len(_Keys._fields)))
+
+    def _starts(self, row: Row, shared: Shared, key: Array) -> tuple[Array, Array]:
+        """Slots (B,) of the real ring where rollouts begin, and the key for the rollouts."""
+        start_key, key = jax.random.split(key)
+        size = (self.config.rollout.batch,)
+        return replay.draw(start_key, row.real, shared.step + 1, size), key
+
+    def _imagine(
+        self, row: Row, trusted: Any, obs: Array, h: Array | int, length: Array | int, key: Array
+    ) -> tuple[Any, rollouts.Imagined]:
+        """Step `h` of rollouts of `length` from obs (B, D), see `rollouts.imagine`."""
+        assert row.model is not None
+        agent = self.agent(row)
+
+        def policy(obs: Array, key: Array) -> Array:
+            return agent.act(row.agent, obs, key)[0]
+
+        return rollouts.imagine(
+            row.config,
+            self.spec,
+            self._rule(row),
+            policy,
+            row.model,
+            trusted,
+            obs,
+            h,
+            length,
+            jax.random.fold_in(key, h),
+        )
+
+    def roll_out(
+        self, row: Row, shared: Shared, length: Array | int, key: Array
+    ) -> tuple[Row, Metrics]:
+        """The row once this step's rollouts of `length` are in its synthetic ring, and their figures.
+
+        A rollout stops at a termination, where the model leaves the finite numbers, or where the
+        rule of trust ends it; its later slots are holes.
+        """
+        assert row.synthetic is not None
+        size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
+        blocks = self.config.replay.synthetic // size
+        slots, key = self._starts(row, shared, key)
+        starts = replay.take(row.real, slots)
+
+        def extend(h: Array, carry: Any) -> Any:
+            ring, trusted, obs, alive, figures = carry
+            trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
+            # The remainder first: in all there can be more transitions than an int32 holds.
+            at = (shared.blocks + h) % blocks * size
+            store = alive & imagined.store
+            ring = replay.add(ring, imagined.transition, store, at, imagined.weight)
+            kept = store.mean()
+            figures = {"synthetic_valid": figures["synthetic_valid"].at[h].set(kept)} | {
+                name: total + jnp.where(store, values, 0.0).sum()
+                for name, total in figures.items()
+                if (values := getattr(imagined, name, None)) is not None
+            }
+            alive = alive & imagined.alive & (imagined.transition.discount > 0)
+            obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
+            return ring, trusted, obs, alive, figures
+
+        figures = {"synthetic_valid": jnp.zeros(longest)}
+        rule = self._rule(row)
+        figures |= {name: jnp.zeros(()) for name in rule.figures}
+        carry = (row.synthetic, row.trust, starts.obs, jnp.ones(size, bool), figures)
+        ring, trusted, _, _, figures = jax.lax.fori_loop(0, length, extend, carry)
+        kept = figures.pop("synthetic_valid")
+        count = jnp.maximum(kept.sum() * size, 1.0)
+        metrics = {name: total / count for name, total in figures.items()}
+        metrics["synthetic_valid"] = kept.sum() / length
+        if rule.asks:
+            metrics |= {f"kept_{h + 1}": kept[h] for h in range(longest)}
+        return row._replace(synthetic=ring, trust=trusted), metrics
+
+    def propose(
+        self, row: Row, shared: Shared, transition: Transition, valid: Array
+    ) -> tuple[Row, Proposal]:
+        """Inserts, and makes the synthetic transitions that `learn` would make, for an oracle.
+
+        Rollouts have one step here. Arguments as for `learn`.
+        """
+        row = self.insert(row, shared, transition, valid)
+        slots, key = self._starts(row, shared, self._keys(row).rollout)
+        starts = replay.take(row.real, slots)
+        _, imagined = self._imagine(row, row.trust, starts.obs, 0, 1, key)
+        return row, Proposal(slots, imagined.transition, imagined.store)
+
+    def learn(
+        self,
+        row: Row,
+        shared: Shared,
+        transition: Transition,
+        valid: Array,
+        corrected: Proposal | None = None,
+    ) -> tuple[Row, Metrics]:
+        """One environment step's learning: insert, rollouts, and U updates on mixed minibatches.
+
+        Args:
+          shared: the counters before this step.
+          transition, valid: one real step, leaves (...).
+          corrected: an oracle's word on what `propose` made of the same step, in place of the
+            rollouts.
+        """
+        config, updates = self.config, self.config.learn.utd
+        if corrected is None:
+            row = self.insert(row, shared, transition, valid)
+        keys = self._keys(row)
+        slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, config.real_batch))
+        batch = _Minibatches(replay.take(row.real, slots), row.real.valid[slots], None)
+        figures = {"real_reward_mean": batch.transition.reward.mean()}
+        if config.has_model:
+            row, synthetic, of_rollouts = self._synthetic(row, shared, keys, corrected)
+            figures["synthetic_reward_mean"] = synthetic.transition.reward.mean()
+            figures |= of_rollouts
+            batch = _beside(batch, synthetic)
+        agent = self.agent(row)
+
+        def update(state: Any, inputs: tuple[_Minibatches, Any]) -> tuple[Any, Metrics]:
+            batch, noise = inputs
+            # A hole counts for nothing: it is drawn only where there is hardly anything else.
+            counts = batch.valid.astype(jnp.float32)
+            weight = counts if batch.weight is None else counts * batch.weight
+            return agent.update(state, batch.transition, weight, counts, noise)
+
+        noise = agent.noise(keys.update, updates)
+        state, metrics = jax.lax.scan(update, row.agent, (batch, noise))
+        metrics = {name: values.mean() for name, values in metrics.items()}
+        return row._replace(key=keys.after, agent=state), {**metrics, **figures}
+
+    def _synthetic(
+        self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
+    ) -> tuple[Row, _Minibatches, Metrics]:
+        """The row with this step's rollouts, the synthetic part of U minibatches, and figures."""
+        config = self.config
+        size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
+        blocks = config.replay.synthetic // size
+        if corrected is None:
+            row, figures = self.roll_out(row, shared, length, keys.rollout)
         else:
             assert row.synthetic is not None
-            start = shared.blocks % blocks * config.rollout.batch
-            ring = replay.add(row.synthetic, *told, start)
-        row = row._replace(synthetic=ring)
-        filled = jnp.minimum(shared.blocks + length, blocks) * config.rollout.batch
-        shape = (updates, config.sac.batch - real_size)
-        imagined = replay.take(ring, replay.draw(keys.synthetic, ring, filled, shape))
-        rewards["synthetic_reward_mean"] = imagined.reward.mean()
-        batches = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, imagined)
+            at = shared.blocks % blocks * size
+            added = replay.add(row.synthetic, corrected.transition, corrected.store, at)
+            row = row._replace(synthetic=added)
+            figures = {"synthetic_valid": corrected.store.mean()}
+        ring = row.synthetic
+        assert ring is not None
+        filled = jnp.minimum(shared.blocks + length, blocks) * size
+        shape = (config.learn.utd, config.learn.batch - config.real_batch)
+        slots = replay.draw(keys.synthetic, ring, filled, shape)
+        weight = None if ring.weight is None else ring.weight[slots]
+        return row, _Minibatches(replay.take(ring, slots), ring.valid[slots], weight), figures
 
-    def update(agent, inputs):  # type: ignore[no-untyped-def]
-        return sac.update(config.sac, agent, *inputs)
+    def count(self, shared: Shared) -> Shared:
+        """The counters after an environment step that learned."""
+        config = self.config
+        blocks = rollouts.horizon(config, shared.step) if config.has_model else 0
+        return Shared(shared.step + 1, shared.blocks + blocks)
 
-    # One draw for all updates, for many small ones take longer than the arithmetic around them.
-    noise = jax.random.normal(keys.update, (updates, 2, *batches.action.shape[1:]))
-    agent, metrics = jax.lax.scan(update, row.agent, (batches, noise))
-    metrics = {name: values.mean() for name, values in metrics.items()}
-    return row._replace(key=keys.after, agent=agent), {**metrics, **rewards}
-
-
-def reset_agent(row: Row, spec: EnvSpec) -> Row:
-    """A fresh agent from fresh keys; data and model stay (Nikishin et al., 2022)."""
-    key, now = jax.random.split(row.key)
-    return row._replace(key=key, agent=sac.init(row.config.sac, spec, now))
+    def reset(self, row: Row) -> Row:
+        """A fresh agent from fresh keys; data and model stay (Nikishin et al., 2022)."""
+        key, reset_key = jax.random.split(row.key)
+        return row._replace(key=key, agent=self.agent(row).reset(row.agent, reset_key))

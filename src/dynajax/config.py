@@ -1,7 +1,8 @@
 """What a run is: frozen dataclasses, presets, and the checks that refuse an impossible one.
 
 A `Config` is a pytree. Fields marked `traced` only scale arithmetic: they are its leaves, so rows
-of one program can differ in them. All others are static and shape the program.
+of one program can differ in them. All others are static and shape the program. An agent and a rule
+of trust bring dataclasses of their own fields, made like those here.
 """
 
 import dataclasses
@@ -11,106 +12,119 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 
+_T = TypeVar("_T")
 
-def _traced(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
+
+def traced(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field that only scales arithmetic, from `low` to `high`: rows may differ in it."""
     return field(default=default, metadata={"traced": True, "range": (low, high)})
 
 
-def _static(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+def static(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field that shapes the program, each of its numbers from `low` to `high`."""
     return field(default=default, metadata={"range": (low, high)})
 
 
-def _pytree(cls: type) -> type:
-    names = [f.name for f in dataclasses.fields(cls)]
-    data = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.metadata.get("traced") or f.name in ("sac", "model")
-    ]
-    return jax.tree_util.register_dataclass(cls, data, [n for n in names if n not in data])
+def fields(cls: type[_T]) -> type[_T]:
+    """Makes of a class of fields a frozen dataclass, and a pytree whose leaves are the traced ones."""
+    if not dataclasses.is_dataclass(cls):
+        cls = dataclass(frozen=True)(cls)
+    leaves = {f.name: bool(f.metadata.get("traced")) for f in dataclasses.fields(cast(Any, cls))}
+    return jax.tree_util.register_dataclass(
+        cls,
+        [name for name, leaf in leaves.items() if leaf],
+        [name for name, leaf in leaves.items() if not leaf],
+    )
 
 
-@_pytree
+@fields
 @dataclass(frozen=True)
-class SACConfig:
-    """Soft Actor-Critic (Haarnoja et al., 2018); BUILD_NOTES.md has the numbers' source."""
+class LearnConfig:
+    """What every agent is told: how often it learns, and from how much."""
 
-    hidden: tuple[int, ...] = _static((256, 256), 1)
-    utd: int = _static(20, 1)  # gradient updates per environment step
-    batch: int = _static(256, 1)
-    critic_layer_norm: bool = _static(False)
-    reset_every: int = _static(0, 0)  # environment steps between fresh agents; 0: never
-    learning_rate: float = _traced(3e-4, 0)
-    discount: float = _traced(0.99, 0, 1)
-    polyak: float = _traced(0.005, 0, 1)
-    initial_temperature: float = _traced(1.0, 1e-8)
-    target_entropy: float = _traced(-0.5)  # per action entry
+    utd: int = static(20, 1)  # gradient updates per environment step
+    batch: int = static(256, 1)  # transitions of an update
+    reset_every: int = static(0, 0)  # environment steps between fresh agents; 0: never
+    reset_at: tuple[int, ...] = static((), 1)  # environment steps of fresh agents
+    discount: float = traced(0.99, 0, 1)
 
 
-@_pytree
+@fields
 @dataclass(frozen=True)
 class ModelConfig:
     """The probabilistic ensemble (Chua et al., 2018; Janner et al., 2019)."""
 
-    members: int = _static(7, 1)
-    elites: int = _static(5, 1)
-    width: int = _static(200, 1)
-    depth: int = _static(4, 1)  # hidden layers
-    batch: int = _static(256, 1)
-    fit_every: int = _static(250, 1)  # environment steps
-    schedule: Literal["fixed", "early_stop"] = _static("fixed")
-    fit_steps: int = _static(5000, 1)  # gradient steps of a fit; early_stop: at most
-    round_steps: int = _static(250, 1)  # early_stop: steps between two holdout scores
-    patience: int = _static(5, 1)  # early_stop: rounds without a gain before it ends
-    average_steps: int = _static(1, 1)  # a fit's weights are a mean over about so many; 1: its last
-    score_size: int = _static(5000, 1)  # holdout transitions scored, at most
-    learned_bounds: bool = _static(False)  # log-variance bounds learned as in Chua et al.
-    holdout: float = _traced(0.2, 0.001, 0.9)
-    min_gain: float = _traced(0.01, 0, 0.99)  # early_stop: relative gain that counts
-    learning_rate: float = _traced(3e-4, 0)
-    weight_decay: float = _traced(1.0, 0)  # multiplies the decay of each layer
-    log_variance_min: float = _traced(-10.0)
-    log_variance_max: float = _traced(0.5)
-    bound_penalty: float = _traced(0.01, 0)
+    members: int = static(7, 1)
+    elites: int = static(5, 1)
+    width: int = static(200, 1)
+    depth: int = static(4, 1)  # hidden layers
+    batch: int = static(256, 1)
+    fit_every: int = static(250, 1)  # environment steps
+    schedule: Literal["fixed", "early_stop"] = static("fixed")
+    fit_steps: int = static(5000, 1)  # gradient steps of a fit; early_stop: at most
+    round_steps: int = static(250, 1)  # early_stop: steps between two holdout scores
+    patience: int = static(5, 1)  # early_stop: rounds without a gain before it ends
+    average_steps: int = static(1, 1)  # a fit's weights are a mean over about so many; 1: its last
+    score_size: int = static(5000, 1)  # holdout transitions scored, at most
+    learned_bounds: bool = static(False)  # log-variance bounds learned as in Chua et al.
+    holdout: float = traced(0.2, 0.001, 0.9)
+    min_gain: float = traced(0.01, 0, 0.99)  # early_stop: relative gain that counts
+    learning_rate: float = traced(3e-4, 0)
+    weight_decay: float = traced(1.0, 0)  # multiplies the decay of each layer
+    log_variance_min: float = traced(-10.0)
+    log_variance_max: float = traced(0.5)
+    bound_penalty: float = traced(0.01, 0)
 
 
+@fields
 @dataclass(frozen=True)
 class RolloutConfig:
     """Synthetic rollouts from real states."""
 
-    batch: int = _static(400, 1)  # starts per environment step
+    batch: int = static(400, 1)  # starts per environment step
     # One number, or Janner's schedule (first step, last step, first horizon, last horizon).
-    horizon: tuple[int, ...] = _static((1,), 0)
-    real_fraction: float = _static(0.05, 0, 1)  # of an agent's minibatch
+    horizon: tuple[int, ...] = static((1,), 0)
+    real_fraction: float = static(0.05, 0, 1)  # of an agent's minibatch
 
 
+@fields
 @dataclass(frozen=True)
 class ReplayConfig:
     """Capacities in transitions."""
 
-    real: int = _static(500_000, 1)
-    synthetic: int = _static(1_000_000, 1)
+    real: int = static(500_000, 1)
+    synthetic: int = static(1_000_000, 1)
 
 
+@fields
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation with the deterministic policy."""
 
-    every: int = _static(5000, 1)  # environment steps
-    episodes: int = _static(10, 1)
-    checkpoints: int = _static(2, 1)  # how many stay, the newest; a diagnosis reads all
+    every: int = static(5000, 1)  # environment steps
+    episodes: int = static(10, 1)
+    checkpoints: int = static(2, 1)  # how many stay, the newest; a diagnosis reads all
 
 
+@fields
 @dataclass(frozen=True)
 class HostConfig:
     """The host engine."""
 
-    workers: int = _static(-1, -1)  # processes that step environments; 0: none, -1: as measured
-    time_limit: int = _static(1000, 1)  # for a task that has none of its own
+    workers: int = static(-1, -1)  # processes that step environments; 0: none, -1: as measured
+    time_limit: int = static(1000, 1)  # for a task that has none of its own
+
+
+@fields
+@dataclass(frozen=True)
+class TaskConfig:
+    """How the task is stepped."""
+
+    repeat: int = static(1, 1)  # simulator steps of one environment step, their rewards summed
 
 
 class Variant(NamedTuple):
@@ -122,30 +136,47 @@ class Variant(NamedTuple):
     @property
     def name(self) -> str:
         fixes = ",".join(self.fixes) or "none"
-        return ";".join([fixes, *(f"{path}={value:g}" for path, value in self.values)])
+        return ";".join([fixes, *(f"{path}={shortest(value)}" for path, value in self.values)])
 
 
-@_pytree
+def shortest(value: float) -> str:
+    """A number in the fewest digits that give it back."""
+    return text if float(text := f"{value:g}") == value else repr(value)
+
+
+#: The fields of `Config` that hold others.
+GROUPS = ("learn", "agent", "model", "rollout", "trust", "replay", "eval", "host", "task")
+
+
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A whole run. `settings.make` makes one from what a user types, with every check."""
 
-    env: str = _static("cheetah-run")
-    algo: Literal["mbpo", "sac"] = _static("mbpo")
-    preset: str = _static("paper")
-    engine: Literal["host", "mjx"] = _static("host")
-    oracle: Literal["none", "reward", "state", "both"] = _static("none")  # what is the simulator's
+    env: str = static("cheetah-run")
+    algo: Literal["mbpo", "sac"] = static("mbpo")  # with a model, or without one
+    agent_name: str = static("sac")  # an entry of AGENTS, or module:name
+    trust_name: str = static("none")  # an entry of TRUST, or module:name
+    preset: str = static("paper")
+    engine: Literal["host", "mjx"] = static("host")
+    oracle: Literal["none", "reward", "state", "both"] = static("none")  # what is the simulator's
     variants: tuple[Variant, ...] = (Variant(),)
-    seed: int = _static(0, 0, 2**31 - 1)
-    seeds: int = _static(1, 1)
-    steps: int = _static(500_000, 1)
-    random_steps: int = _static(10_000, 2)
-    sac: SACConfig = SACConfig()
+    seed: int = static(0, 0, 2**31 - 1)
+    seeds: int = static(1, 1)
+    steps: int = static(500_000, 1)
+    random_steps: int = static(10_000, 2)
+    learn: LearnConfig = LearnConfig()
+    agent: Any = None  # the agent's own fields
     model: ModelConfig = ModelConfig()
     rollout: RolloutConfig = RolloutConfig()
+    trust: Any = None  # the rule's own fields
     replay: ReplayConfig = ReplayConfig()
     eval: EvalConfig = EvalConfig()
     host: HostConfig = HostConfig()
+    task: TaskConfig = TaskConfig()
+
+    @property
+    def has_model(self) -> bool:
+        return self.algo == "mbpo"
 
     @property
     def rows(self) -> int:
@@ -160,43 +191,62 @@ class Config:
     @property
     def real_batch(self) -> int:
         """Real transitions in an agent's minibatch."""
-        if self.algo == "sac":
-            return self.sac.batch
-        return round(self.rollout.real_fraction * self.sac.batch)
+        if not self.has_model:
+            return self.learn.batch
+        return round(self.rollout.real_fraction * self.learn.batch)
 
 
-PAPER = Config()
-#: The same algorithm at a size for two CPU cores; chosen by measurement (BUILD_NOTES.md).
-QUICK = Config(
-    preset="quick",
-    steps=15_000,
-    random_steps=1_000,
-    sac=SACConfig(hidden=(64, 64), utd=10, batch=128),
-    model=ModelConfig(
-        members=5,
-        elites=4,
-        width=128,
-        depth=3,
-        batch=128,
-        learning_rate=3e-3,
-        schedule="early_stop",
-        fit_steps=500,
-        round_steps=100,
-        patience=3,
-        score_size=1000,
+jax.tree_util.register_dataclass(
+    Config, GROUPS, [f.name for f in dataclasses.fields(Config) if f.name not in GROUPS]
+)
+
+
+class Preset(NamedTuple):
+    """Values of fields by path, and of some agents' own fields."""
+
+    summary: str
+    settings: Mapping[str, Any]
+    agents: Mapping[str, Mapping[str, Any]]
+
+
+#: What a field is where a preset does not name it is the paper's.
+PRESETS: dict[str, Preset] = {
+    # The same algorithm at a size for two CPU cores; chosen by measurement (BUILD_NOTES.md).
+    "quick": Preset(
+        "a laptop's sizes",
+        {
+            "steps": 15_000,
+            "random_steps": 1_000,
+            "learn.utd": 10,
+            "learn.batch": 128,
+            "model.members": 5,
+            "model.elites": 4,
+            "model.width": 128,
+            "model.depth": 3,
+            "model.batch": 128,
+            "model.learning_rate": 3e-3,
+            "model.schedule": "early_stop",
+            "model.fit_steps": 500,
+            "model.round_steps": 100,
+            "model.patience": 3,
+            "model.score_size": 1000,
+            "rollout.batch": 200,
+            "replay.real": 100_000,
+            "replay.synthetic": 100_000,
+            "eval.every": 1000,
+            "eval.episodes": 5,
+        },
+        {"sac": {"hidden": (64, 64)}},
     ),
-    rollout=RolloutConfig(batch=200),
-    replay=ReplayConfig(real=100_000, synthetic=100_000),
-    eval=EvalConfig(every=1000, episodes=5),
-)
-#: `paper`, but for an ensemble that learns as much in a third of the gradient steps; chosen by
-#: measurement (BUILD_NOTES.md, "Less arithmetic for the same learning").
-FAST = dataclasses.replace(
-    PAPER,
-    preset="fast",
-    model=dataclasses.replace(PAPER.model, learning_rate=2e-3, fit_steps=1650, average_steps=100),
-)
-PRESETS: dict[str, Config] = {"quick": QUICK, "paper": PAPER, "fast": FAST}
+    "paper": Preset("the paper's sizes", {}, {}),
+    # An ensemble that learns as much in a third of the gradient steps; chosen by measurement
+    # (BUILD_NOTES.md, "Less arithmetic for the same learning").
+    "fast": Preset(
+        "the paper's sizes, with faster fits",
+        {"model.learning_rate": 2e-3, "model.fit_steps": 1650, "model.average_steps": 100},
+        {},
+    ),
+}
 
 
 def assign(config: Config, path: str, value: Any) -> Config:
@@ -237,9 +287,13 @@ def run_name(config: Config) -> str:
     """A folder's name: readable, and different for every different configuration."""
     plain = {k: v for k, v in as_dict(config).items() if k != "steps"}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
-    env = config.env.replace(":", ".").replace("/", ".")
-    fixes = "_".join("+".join(v.fixes) or "none" for v in config.variants[:4])
-    parts = [env, config.algo, *([fixes] if config.algo == "mbpo" else []), config.preset, digest]
-    if config.oracle != "none":
-        parts.insert(-1, f"oracle-{config.oracle}")
-    return "-".join(parts)
+    parts = [config.env]
+    if config.has_model:
+        parts += ["mbpo", config.agent_name]
+        parts.append("_".join("+".join(v.fixes) or "none" for v in config.variants[:4]))
+        parts += [config.trust_name] if config.trust_name != "none" else []
+    else:
+        parts.append(config.agent_name)
+    parts.append(config.preset)
+    parts += [f"oracle-{config.oracle}"] if config.oracle != "none" else []
+    return "-".join([*parts, digest]).replace(":", ".").replace("/", ".")

@@ -1,4 +1,4 @@
-"""Networks in flax.linen, and the one optimiser step that all of them share."""
+"""Networks in flax.linen."""
 
 import functools
 import math
@@ -8,13 +8,10 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from dynajax.types import Array, Params
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
-
-_ADAM = optax.scale_by_adam(eps=1e-8)
 
 
 @jax.custom_vjp
@@ -105,17 +102,17 @@ def critic(hidden: tuple[int, ...], layer_norm: bool) -> MLP:
     return MLP(hidden, 1, nn.relu, orthogonal, layer_norm)
 
 
-def _fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """A truncated normal of std 1/(2 sqrt(fan-in)) for a kernel (X, Y) (Chua et al., 2018)."""
     return jax.random.truncated_normal(key, -2, 2, shape, dtype) / (2 * math.sqrt(shape[0]))
 
 
 def member(width: int, depth: int, obs_dim: int) -> MLP:
     """One member of the ensemble: (..., D+A) -> (..., 2(D+1)), means, then log-variances.
 
-    Weights from a truncated normal of std 1/(2 sqrt(fan-in)) (Chua et al., 2018), the fan-in
-    being that of one member.
+    The fan-in of its weights is that of one member.
     """
-    return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, _fan_in)
+    return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, fan_in)
 
 
 def apply(network: nn.Module, params: Params, inputs: Array) -> Array:
@@ -127,16 +124,3 @@ def stacked_init(network: nn.Module, key: Array, copies: int, inputs: int) -> Pa
     """Independent parameters for `copies` of a network: leaves (copies, ...)."""
     keys = jax.random.split(key, copies)
     return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs))["params"])(keys)
-
-
-def adam_init(params: Params) -> Any:
-    """Adam's state for `params`."""
-    return _ADAM.init(params)
-
-
-def adam_step(
-    params: Params, gradient: Params, optimiser: Any, learning_rate: Array | float
-) -> tuple[Params, Any]:
-    """One step of Adam (Kingma and Ba, 2015; epsilon 1e-8), with a rate that may be traced."""
-    updates, optimiser = _ADAM.update(gradient, optimiser)
-    return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates), optimiser

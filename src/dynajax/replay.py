@@ -5,6 +5,7 @@ Draws are even among the valid slots, by rejection: draw among the filled slots,
 that hit a hole. This is exact and costs nothing where there is no hole.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -14,8 +15,8 @@ from dynajax.types import Array, Replay, Transition
 MAX_REDRAWS = 1000
 
 
-def init(capacity: int, obs_dim: int, action_dim: int) -> Replay:
-    """An empty ring of N = `capacity` slots."""
+def init(capacity: int, obs_dim: int, action_dim: int, *, weighs: bool = False) -> Replay:
+    """An empty ring of N = `capacity` slots, with a column of weights if it `weighs`."""
     return Replay(
         data=Transition(
             obs=jnp.zeros((capacity, obs_dim)),
@@ -25,10 +26,17 @@ def init(capacity: int, obs_dim: int, action_dim: int) -> Replay:
             next_obs=jnp.zeros((capacity, obs_dim)),
         ),
         valid=jnp.zeros(capacity, bool),
+        weight=jnp.zeros(capacity) if weighs else None,
     )
 
 
-def add(replay: Replay, transitions: Transition, valid: Array, count: Array) -> Replay:
+def add(
+    replay: Replay,
+    transitions: Transition,
+    valid: Array,
+    count: Array,
+    weight: Array | None = None,
+) -> Replay:
     """Writes B transitions over the oldest.
 
     Args:
@@ -36,6 +44,7 @@ def add(replay: Replay, transitions: Transition, valid: Array, count: Array) -> 
       count: () transitions that were added so far, a multiple of B. It is an argument, not part
         of the ring, because all rows share it: under vmap an unbatched position keeps this a
         slice update in place.
+      weight: (B,) where the ring has a column of them.
     """
     (capacity,) = replay.valid.shape
     start = count % capacity
@@ -44,9 +53,9 @@ def add(replay: Replay, transitions: Transition, valid: Array, count: Array) -> 
         at = (start,) + (0,) * (ring.ndim - 1)
         return jax.lax.dynamic_update_slice(ring, block.astype(ring.dtype), at)
 
-    return Replay(
-        data=jax.tree.map(write, replay.data, transitions), valid=write(replay.valid, valid)
-    )
+    block = Replay(transitions, valid, weight)
+    chex.assert_equal_shape_prefix(jax.tree.leaves(block), 1)
+    return jax.tree.map(write, replay, block)
 
 
 def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Array:
@@ -67,8 +76,8 @@ def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Ar
 
     def redraw(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         slots, key, tries = carry
-        key, now = jax.random.split(key)
-        return jnp.where(replay.valid[slots], slots, fresh(now)), key, tries + 1
+        key, redraw_key = jax.random.split(key)
+        return jnp.where(replay.valid[slots], slots, fresh(redraw_key)), key, tries + 1
 
     return jax.lax.while_loop(holes, redraw, (fresh(first_key), key, jnp.zeros((), jnp.int32)))[0]
 

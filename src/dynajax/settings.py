@@ -9,13 +9,28 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-from dynajax.config import PAPER, PRESETS, Config, Variant, assign, config_of
+from dynajax.agents import agent_class
+from dynajax.config import GROUPS, PRESETS, Config, Variant, assign, config_of
 from dynajax.models import targets
+from dynajax.models.trust import rule_class
 from dynajax.types import UsageError
 
-_GROUPS = ("sac", "model", "rollout", "replay", "eval", "host")
 #: Set by a flag of their own, and so not by `--set`.
-_OWN_FLAG = ("env", "algo", "preset", "engine", "oracle", "variants", "seed", "seeds", "steps")
+_OWN_FLAG = (
+    "env",
+    "algo",
+    "agent_name",
+    "trust_name",
+    "preset",
+    "engine",
+    "oracle",
+    "variants",
+    "seed",
+    "seeds",
+    "steps",
+)
+#: What the group `sac` of older versions had for every agent.
+_MOVED = ("utd", "batch", "discount", "reset_every")
 
 
 class Setting(NamedTuple):
@@ -26,45 +41,72 @@ class Setting(NamedTuple):
     low: float
     high: float
     traced: bool
+    empty: bool  # whether it may be an empty tuple
 
 
 def _fields(cls: type, prefix: str) -> list[Setting]:
     kinds = typing.get_type_hints(cls)
-    found = []
+    settings = []
     for f in dataclasses.fields(cls):
         if "range" in f.metadata:
             low, high = f.metadata["range"]
             traced = bool(f.metadata.get("traced"))
-            found.append(Setting(prefix + f.name, kinds[f.name], low, high, traced))
-    return found
+            empty = f.default == ()
+            settings.append(Setting(prefix + f.name, kinds[f.name], low, high, traced, empty))
+    return settings
 
 
-def all_settings() -> dict[str, Setting]:
-    """Every field that `--set` can reach, by path."""
-    found = [s for s in _fields(Config, "") if s.path not in _OWN_FLAG]
-    for group in _GROUPS:
-        found += _fields(type(getattr(PAPER, group)), group + ".")
-    return {s.path: s for s in found}
+def base(agent: str = "sac", trust: str = "none") -> Config:
+    """The configuration of an agent and a rule of trust, all else as the preset `paper` has it.
+
+    Raises:
+      UsageError: there is no such agent or rule.
+    """
+    return Config(
+        agent_name=agent,
+        agent=agent_class(agent).Fields(),
+        trust_name=trust,
+        trust=rule_class(trust).Fields(),
+    )
 
 
-def _lookup(flag: str, path: str) -> Setting:
-    known = all_settings()
-    if path not in known:
-        near = difflib.get_close_matches(path, known, 1, 0.3) or difflib.get_close_matches(
-            path.rsplit(".", 1)[-1], [p.rsplit(".", 1)[-1] for p in known], 1, 0.0
+def all_settings(config: Config) -> dict[str, Setting]:
+    """Every field of a configuration that `--set` can reach, by path."""
+    settings = [s for s in _fields(Config, "") if s.path not in _OWN_FLAG]
+    for group in GROUPS:
+        settings += _fields(type(getattr(config, group)), group + ".")
+    return {s.path: s for s in settings}
+
+
+def _lookup(flag: str, path: str, config: Config) -> Setting:
+    known = all_settings(config)
+    if path in known:
+        return known[path]
+    group, _, name = path.rpartition(".")
+    if group == "sac":
+        raise UsageError(
+            f"{flag} {path}: it is {'learn' if name in _MOVED else 'agent'}.{name} now"
         )
-        full = next(p for p in known if near and (p == near[0] or p.rsplit(".", 1)[-1] == near[0]))
-        raise UsageError(f"{flag}={path}: there is no such field; the nearest is {full}")
-    return known[path]
+    near = difflib.get_close_matches(path, known, 1, 0.3) or difflib.get_close_matches(
+        name, [p.rsplit(".", 1)[-1] for p in known], 1, 0.0
+    )
+    full = next(p for p in known if near and (p == near[0] or p.rsplit(".", 1)[-1] == near[0]))
+    of = {
+        "agent": f" with --agent={config.agent_name}",
+        "trust": f" with --trust={config.trust_name}",
+    }
+    raise UsageError(
+        f"{flag}={path}: there is no such field{of.get(group, '')}; the nearest is {full}"
+    )
 
 
-def parse(flag: str, path: str, value: Any) -> Any:
-    """The value of a field from its text (or from Python), checked.
+def parse(flag: str, path: str, value: Any, config: Config) -> Any:
+    """The value of one of the configuration's fields from its text (or from Python), checked.
 
     Raises:
       UsageError: unknown field, wrong type, or outside the field's range.
     """
-    setting = _lookup(flag, path)
+    setting = _lookup(flag, path, config)
     kind, text = setting.kind, value if isinstance(value, str) else None
     wrong = f"{flag} {path}={value}: "
     try:
@@ -91,7 +133,7 @@ def parse(flag: str, path: str, value: Any) -> Any:
             kind, "whole numbers with commas between"
         )
         raise UsageError(wrong + f"it takes {name}") from None
-    if not numbers or not all(
+    if not (numbers or setting.empty) or not all(
         math.isfinite(n) and setting.low <= n <= setting.high for n in numbers
     ):
         low, high = (
@@ -115,6 +157,8 @@ def make(
     env: str,
     *,
     algo: str = "mbpo",
+    agent: str = "sac",
+    trust: str = "none",
     preset: str = "quick",
     fixes: Sequence[str] = ("",),
     vary: Mapping[str, Iterable[float | str]] = types.MappingProxyType({}),
@@ -129,12 +173,14 @@ def make(
 
     Args:
       env: a task, see `envs`.
-      algo: "mbpo" or "sac".
+      algo: "mbpo", or "sac" for the agent without a model.
+      agent: a name in `agents.AGENTS`, or "module:name".
+      trust: a name in `models.trust.TRUST`, or "module:name".
       preset: a name in `config.PRESETS`.
       fixes: for each variant a comma list of names in `targets.FIXES`; "" or "none" is MBPO as
         published.
       vary: values for traced fields; all combinations, times the fixes, are the variants.
-      settings: other values for fields, by path ("sac.utd").
+      settings: other values for fields, by path ("learn.utd").
       seeds: rows of each variant, numbered from `seed`.
       steps: environment steps of each row; the preset's if not given.
       engine: "host", or "mjx" for environments on the device.
@@ -143,31 +189,61 @@ def make(
     Raises:
       UsageError: with one line that names the argument, its value and what would be right.
     """
-    if preset not in PRESETS:
-        raise UsageError(f"--preset={preset}: choose one of {', '.join(PRESETS)}")
-    if algo not in ("mbpo", "sac"):
-        raise UsageError(f"--algo={algo}: choose one of mbpo, sac")
-    if engine not in ("host", "mjx"):
-        raise UsageError(f"--engine={engine}: choose one of host, mjx")
-    if oracle not in ("none", "reward", "state", "both"):
-        raise UsageError(f"--oracle={oracle}: choose one of none, reward, state, both")
+    for flag, value, choices in (
+        ("preset", preset, tuple(PRESETS)),
+        ("algo", algo, ("mbpo", "sac")),
+        ("engine", engine, ("host", "mjx")),
+        ("oracle", oracle, ("none", "reward", "state", "both")),
+    ):
+        if value not in choices:
+            raise UsageError(f"--{flag}={value}: choose one of {', '.join(choices)}")
+    config = base(agent, trust)
+    of_preset = PRESETS[preset]
+    for path, value in of_preset.settings.items():
+        config = assign(config, path, value)
+    for name, value in of_preset.agents.get(agent, {}).items():
+        config = assign(config, f"agent.{name}", value)
+    config = dataclasses.replace(
+        config,
+        env=env,
+        algo=cast(Any, algo),
+        preset=preset,
+        engine=cast(Any, engine),
+        oracle=cast(Any, oracle),
+        seeds=seeds,
+        seed=seed,
+        steps=config.steps if steps is None else steps,
+        variants=_variants(config, algo, fixes, vary),
+    )
+    for path, value in settings.items():
+        config = assign(config, path, parse("--set", path, value, config))
+    config = _following(config, set(settings))
+    for variant in config.variants:
+        _check(config_of(config, variant))
+    return config
+
+
+def _variants(
+    config: Config, algo: str, fixes: Sequence[str], vary: Mapping[str, Iterable[float | str]]
+) -> tuple[Variant, ...]:
+    """All combinations of fixes and varied values, checked."""
     parsed_fixes = [targets.parse_fixes(text) for text in fixes or ("",)]
     if algo == "sac" and any(parsed_fixes):
         raise UsageError(
-            f"--fix={','.join(next(filter(None, parsed_fixes)))}: plain SAC has no model to fix; "
-            "leave --fix out, or choose --algo=mbpo"
+            f"--fix={','.join(next(filter(None, parsed_fixes)))}: without a model there is "
+            "nothing to fix; leave --fix out, or choose --algo=mbpo"
         )
     columns = []
     for path, values in vary.items():
-        if not _lookup("--vary", path).traced:
-            traced = ", ".join(s.path for s in all_settings().values() if s.traced)
+        if not _lookup("--vary", path, config).traced:
+            traced = ", ".join(s.path for s in all_settings(config).values() if s.traced)
             raise UsageError(
                 f"--vary {path}: it shapes the program, so its values need a run each; "
                 f"these can be varied: {traced}"
             )
-        if algo == "sac" and path.startswith("model."):
-            raise UsageError(f"--vary {path}: plain SAC has no model; choose --algo=mbpo")
-        column = [(path, parse("--vary", path, value)) for value in values]
+        if algo == "sac" and path.split(".")[0] in ("model", "trust", "rollout"):
+            raise UsageError(f"--vary {path}: there is no model; choose --algo=mbpo")
+        column = [(path, parse("--vary", path, value, config)) for value in values]
         if not column:
             raise UsageError(f"--vary {path}: give it at least one value")
         for _, value in column:
@@ -181,22 +257,39 @@ def make(
         if variants.count(variant) > 1:
             fixes_text = ",".join(variant.fixes) or "none"
             raise UsageError(f"--fix={fixes_text}: the variant is given twice")
-    base = PRESETS[preset]
-    config = dataclasses.replace(
-        base,
-        env=env,
-        algo=cast(Any, algo),
-        engine=cast(Any, engine),
-        variants=variants,
-        oracle=cast(Any, oracle),
-        seeds=seeds,
-        seed=seed,
-        steps=base.steps if steps is None else steps,
-    )
-    for path, value in settings.items():
-        config = assign(config, path, parse("--set", path, value))
-    for variant in variants:
-        _check(config_of(config, variant))
+    return variants
+
+
+def _following(config: Config, explicit: set[str]) -> Config:
+    """The configuration with sizes that nobody asked for made to go with those that were."""
+
+    def follow(path: str, value: int) -> None:
+        nonlocal config
+        if path not in explicit:
+            config = assign(config, path, value)
+
+    def sizes() -> tuple[Any, Any, Any]:
+        return config.model, config.rollout, config.replay
+
+    model, rollout, replay = sizes()
+    if "random_steps" in explicit:
+        follow("replay.real", max(replay.real, config.random_steps + 1))
+    follow("random_steps", min(config.random_steps, config.replay.real - 1))
+    if not config.has_model:
+        return config
+    follow("model.elites", min(model.elites, model.members))
+    if "rollout.batch" in explicit:
+        divisors = [k for k in range(1, model.elites + 1) if rollout.batch % k == 0]
+        follow("model.elites", min(max(divisors), config.model.elites))
+    model, rollout, replay = sizes()
+    follow("rollout.batch", -(-rollout.batch // model.elites) * model.elites)
+    model, rollout, replay = sizes()
+    least = max(rollout.horizon[-2:]) * rollout.batch
+    follow("replay.synthetic", max(replay.synthetic // rollout.batch * rollout.batch, least))
+    if model.schedule == "early_stop":
+        divisors = [k for k in range(1, model.round_steps + 1) if model.fit_steps % k == 0]
+        follow("model.round_steps", max(divisors))
+        follow("model.fit_steps", -(-model.fit_steps // model.round_steps) * model.round_steps)
     return config
 
 
@@ -206,11 +299,22 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
     Raises:
       UsageError: it is another version's.
     """
+    if "agent_name" not in plain:
+        raise UsageError(
+            f"the run of {plain.get('env')} was made by an older version of dynajax: its report "
+            "and its curves can be drawn, and it cannot be gone on with"
+        )
     settings = {
-        f"{group}.{name}": value for group in _GROUPS for name, value in plain[group].items()
-    } | {"random_steps": plain["random_steps"]}
+        f"{group}.{name}": value for group in GROUPS for name, value in (plain[group] or {}).items()
+    }
+    settings["random_steps"] = plain["random_steps"]
     names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine", "oracle")
-    config = make(**{name: plain[name] for name in names if name in plain}, settings=settings)
+    config = make(
+        **{name: plain[name] for name in names},
+        agent=plain["agent_name"],
+        trust=plain["trust_name"],
+        settings=settings,
+    )
     variants = []
     for name in plain["variants"]:
         fixes, *values = name.split(";")
@@ -231,14 +335,9 @@ def _check(c: Config) -> None:
     need(c.seeds >= 1, f"--seeds={c.seeds}: it must be at least 1")
     need(0 <= c.seed < 2**31 - c.seeds, f"--seed={c.seed}: it must be from 0 to 2^31 - seeds")
     need(c.steps >= 1, f"--steps={c.steps}: it must be at least 1")
-    need(
-        c.steps % c.eval.every == 0,
-        f"--steps={c.steps}: it must be a multiple of eval.every={c.eval.every}; "
-        f"the nearest is {max(1, round(c.steps / c.eval.every)) * c.eval.every}",
-    )
     if c.oracle != "none":
         asked = f"--oracle={c.oracle}: "
-        need(c.algo == "mbpo", asked + "plain SAC has no synthetic data; choose --algo=mbpo")
+        need(c.has_model, asked + "without a model nothing is synthetic; choose --algo=mbpo")
         need(c.engine == "host", asked + "the simulator is on the host; choose --engine=host")
         need(
             c.rollout.horizon == (1,),
@@ -249,8 +348,19 @@ def _check(c: Config) -> None:
         c.random_steps < c.replay.real,
         f"--set random_steps={c.random_steps}: it must be under replay.real={c.replay.real}",
     )
-    if c.algo == "sac":
+    agent_class(c.agent_name).check(c)
+    if not c.has_model:
+        need(
+            c.trust_name == "none",
+            f"--trust={c.trust_name}: without a model nothing is synthetic; choose --algo=mbpo",
+        )
         return
+    rule = rule_class(c.trust_name)
+    rule.check(c)
+    if rule.asks:
+        asked = f"--trust={c.trust_name}: "
+        need(c.model.members > 1, asked + "it asks several members; choose model.members above 1")
+        need(c.oracle == "none", asked + "a rule judges the model, and an oracle replaces it")
     # Fewer might leave the holdout empty.
     need(
         c.random_steps >= 50,

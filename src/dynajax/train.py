@@ -1,148 +1,21 @@
-"""The order of things: dyna-style training of all rows, from one log to the next."""
+"""Training: the order of things, from one evaluation to the next."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
-from dynajax import envs
-from dynajax.config import Config, config_of, run_name
-from dynajax.engines.evaluate import Evaluation, Evaluator
-from dynajax.engines.mjx import DeviceEngine
-from dynajax.engines.oracle import Oracle
-from dynajax.envs.host import HostEnvs
-from dynajax.record.journal import Journal, interruptions
-from dynajax.runtime.placement import place
+from dynajax import compiler, envs, schedule
+from dynajax.config import Config, run_name
+from dynajax.engines import ENGINES, Engine
+from dynajax.record.journal import LOST_STEPS, Journal
+from dynajax.runtime import processes
+from dynajax.runtime.clock import Clock
 from dynajax.runtime.program import Program, build
-from dynajax.types import EnvSpec, TrainState, Transition
-
-
-class Engine(Protocol):
-    """Where environments run. Both engines do the same things in the same order."""
-
-    dropped: np.ndarray  # (S,) transitions that were not finite
-
-    def lower(self) -> list[jax.stages.Lowered]:
-        """The large programs, before they are compiled."""
-
-    def start(self) -> None:
-        """Begins episode 0 of every row."""
-
-    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to an earlier `progress`."""
-
-    def progress(self) -> dict[str, np.ndarray]:
-        """All that it takes to go on from here, beside the `TrainState`."""
-
-    def run(
-        self, state: TrainState, step: int, journal: Journal, interrupted: Callable[[], bool]
-    ) -> tuple[TrainState, int, Evaluation | None]:
-        """Trains until an evaluation is done, or an interruption."""
-
-    def pop_finished(self) -> list[tuple[int, float, int]]:
-        """(row, return, length) of the episodes that ended since the last call."""
-
-    def close(self) -> None:
-        """Ends what the engine started."""
-
-
-class HostEngine(HostEnvs):
-    """Environments in C MuJoCo or Gymnasium, beside the device."""
-
-    def __init__(self, config: Config, spec: EnvSpec, program: Program):
-        seeds = [seed for _, seed in program.placement.pairs]
-        super().__init__(config, spec, seeds)
-        discounts = [
-            config_of(config, config.variants[i]).sac.discount for i, _ in program.placement.pairs
-        ]
-        self._evaluate = Evaluator(config, spec, seeds, discounts)
-        self._config, self._program = config, program
-        self._pending: tuple[Transition, np.ndarray] | None = None
-        self._oracle = None if config.oracle == "none" else Oracle(config, seeds)
-
-    def run(
-        self, state: TrainState, step: int, journal: Journal, interrupted: Callable[[], bool]
-    ) -> tuple[TrainState, int, Evaluation | None]:
-        """Trains until an evaluation is done, or an interruption."""
-        config, program = self._config, self._program
-        for t in range(step, config.steps):
-            learning = t - config.random_steps
-            if learning > 0 and config.sac.reset_every and t % config.sac.reset_every == 0:
-                state = program.reset_agent(state)
-            if config.algo == "mbpo" and learning >= 0 and learning % config.model.fit_every == 0:
-                state = journal.fit(t, program.fit, state)
-            chosen = program.act(state, self.obs, t)
-
-            # The device learns from the last transition while the environment takes this action.
-            if self._pending is None:
-                pass
-            elif learning < 0:
-                state = program.insert(state, *self._pending)
-            elif self._oracle is None:
-                state, metrics = program.learn(state, *self._pending)
-                journal.learned(metrics)
-            else:
-                state, proposed = program.propose(state, *self._pending)
-                told = self._oracle.correct(*program.placement.real(jax.device_get(proposed)))
-                state, metrics = program.learn(state, *self._pending, told)
-                journal.learned(metrics)
-
-            with journal.clock("update"):
-                action = program.placement.real(np.asarray(chosen))
-            with journal.clock("environment"):
-                if self._oracle is not None:
-                    self._oracle.record(self.snapshot())
-                self._pending = self.step(action)
-            journal.stepped(t + 1)
-
-            if (t + 1) % config.eval.every == 0:
-                with journal.clock("evaluate"):
-                    found = self._evaluate(self._greedy(state), t + 1)
-                    values = np.asarray(program.value(state, found.starts))
-                    return state, t + 1, found._replace(values=program.placement.real(values))
-            if interrupted():
-                return state, t + 1, None
-        return state, config.steps, None
-
-    def _greedy(self, state: TrainState) -> Callable[[np.ndarray], np.ndarray]:
-        program = self._program
-        return lambda obs: program.placement.real(np.asarray(program.greedy(state, obs)))
-
-    def lower(self) -> list[jax.stages.Lowered]:
-        """The large programs, before they are compiled."""
-        return self._program.lower(self._config, self._spec)
-
-    def progress(self) -> dict[str, np.ndarray]:
-        """As in `HostEnvs`, with the transition that is not learned from yet."""
-        assert self._pending is not None
-        transition, valid = self._pending
-        pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
-        told = {} if self._oracle is None else self._oracle.progress()
-        return {**super().progress(), **pending, "pending.valid": valid, **told}
-
-    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to an earlier `progress`; see `HostEnvs`."""
-        pending = [progress[f"pending.{name}"] for name in Transition._fields]
-        self._pending = Transition(*pending), progress["pending.valid"]
-        super().restore(progress)
-        if self._oracle is not None:
-            self._oracle.restore(progress)
-
-    def close(self) -> None:
-        """Ends the environments and their processes."""
-        super().close()
-        self._evaluate.close()
-        if self._oracle is not None:
-            self._oracle.close()
-
-
-ENGINES: dict[str, Callable[[Config, EnvSpec, Program], Engine]] = {
-    "host": HostEngine,
-    "mjx": DeviceEngine,
-}
+from dynajax.types import Interval, Metrics, TrainState, UsageError
 
 
 class Result(NamedTuple):
@@ -153,6 +26,72 @@ class Result(NamedTuple):
     state: TrainState
     rows: range  # which of the run's rows it holds: all, unless there are several processes
     finished: bool  # False after an interruption
+
+
+def until_evaluated(
+    program: Program,
+    engine: Engine,
+    clock: Clock,
+    state: TrainState,
+    step: int,
+    interrupted: Callable[[int], bool],
+) -> tuple[TrainState, Interval]:
+    """Model-based policy optimisation (Janner et al., 2019, algorithm 2) until an evaluation.
+
+    Args:
+      step: environment steps done so far.
+      interrupted: is told the steps done, and says whether to end early.
+    """
+    config = program.config
+    fits: list[tuple[int, Metrics]] = []
+    figures: Metrics = {}
+    evaluation = None
+    while evaluation is None:
+        due = schedule.due(config, step)
+        if due.reset:
+            state = program.reset(state)
+        if due.fit:
+            with clock("update"):
+                jax.block_until_ready(state)
+            with clock("fit"):
+                state, metrics = jax.block_until_ready(program.fit(state))
+            fits.append((step, metrics))
+
+        # The environment takes the policy's action, and the agent learns from real and imagined
+        # transitions.
+        state, metrics, steps = engine.advance(state, step)
+        figures, step = metrics or figures, step + steps
+
+        stop = interrupted(step)
+        if schedule.due(config, step - 1).evaluate:
+            with clock("evaluate"):
+                evaluation = engine.evaluate(state, step)
+        elif stop:
+            break
+    real = program.placement.real
+    return state, Interval(
+        step,
+        real(figures),
+        [(at, real(metrics)) for at, metrics in fits],
+        engine.train_returns() if evaluation is not None else None,
+        engine.dropped,
+        clock.stages(),
+        evaluation,
+    )
+
+
+def _of_all(interval: Interval, rows: int) -> Interval:
+    """An interval with the rows of all processes, of which this one has its share."""
+    at, fits = [step for step, _ in interval.fits], [metrics for _, metrics in interval.fits]
+    share = (interval.learn, fits, interval.train_return, interval.dropped, interval.evaluation)
+    learn, fits, returns, dropped, evaluation = processes.gather(share, rows)
+    return interval._replace(
+        learn=learn,
+        fits=list(zip(at, fits, strict=True)),
+        train_return=returns,
+        dropped=dropped,
+        evaluation=evaluation,
+    )
 
 
 def train(
@@ -176,22 +115,79 @@ def train(
     Raises:
       UsageError: with one line that says what to change.
     """
-    folder = Path(out) if out is not None else Path("runs") / run_name(config)
+    folder = Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
+    clock = Clock()
     spec = envs.spec(config.env, time_limit=config.host.time_limit)
-    program = build(config, spec, place(config, devices))
+    program = build(config, spec, devices)
+    placement, shapes = program.placement, program.shapes()
     with (
-        interruptions() as interrupted,
+        processes.interruptions() as interrupted,
         # First of all, because not every task runs on every engine.
-        contextlib.closing(ENGINES[config.engine](config, spec, program)) as engine,
-        Journal(folder, config, program, command, quiet, wandb) as journal,
+        contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
+        Journal(folder, config, placement, command, program.parameters(), quiet, wandb) as journal,
     ):
-        journal.compile(engine.lower)
-        state, step = journal.restore(program.init, engine)
+        needed = placement.check_memory(compiler.size(shapes) // placement.mesh.size)
+        if journal.saved_step < config.steps:
+            with clock("compile"):
+                needed = placement.check_memory(compiler.memory(engine.lower()))
+
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always", UserWarning)
+            restored = journal.restore(shapes)
+            if restored is None:
+                engine.start()
+                state, step = program.init(), 0
+            else:
+                engine.restore(restored.host)
+                clock.restore(restored.meta["seconds"])
+                state, step = restored.state, restored.step
+        journal.begin(step, needed, [*_foreseen(program), *map(_text, filter(_for_user, remarks))])
+
+        def stop(step: int) -> bool:
+            journal.stepped(step)
+            return interrupted()
+
         while step < config.steps and not interrupted():
-            state, step, evaluation = engine.run(state, step, journal, interrupted)
-            if evaluation is not None:
-                journal.evaluated(step, evaluation, engine)
-            journal.save(step, state, engine)
-    state = state._replace(rows=program.placement.real(state.rows))
-    rows = program.placement.numbers
-    return Result(config, folder, state, rows, finished=step >= config.steps)
+            state, interval = until_evaluated(program, engine, clock, state, step, stop)
+            step = interval.step
+            journal.write(_of_all(interval, config.rows))
+            with clock("checkpoint"):
+                journal.save(step, state, engine.progress(), clock.stages())
+            _check_numbers(interval, config)
+    state = state._replace(rows=placement.real(state.rows))
+    return Result(config, folder, state, program.numbers, finished=step >= config.steps)
+
+
+def _check_numbers(interval: Interval, config: Config) -> None:
+    """Ends a run that never saw a finite transition.
+
+    Raises:
+      UsageError: it is one, and has gone on for long enough.
+    """
+    enough = interval.step >= min(LOST_STEPS, config.steps)
+    if enough and (interval.dropped >= interval.step).all():
+        raise UsageError(
+            f"--env={config.env}: not one of the transitions of {interval.step} steps was finite; "
+            "observations and rewards must be numbers"
+        )
+
+
+def _foreseen(program: Program) -> list[str]:
+    """What may stop the run later, and can be mended now."""
+    config, spec = program.config, program.spec
+    if not config.has_model or spec.termination is not None:
+        return []
+    name = config.env.rpartition(":")[2]
+    return [
+        f"it is not known when episodes of {config.env} terminate, and training stops at the first "
+        f"one that does; tell the model by dynajax.register_termination({name!r}, function), or "
+        "choose --algo=sac"
+    ]
+
+
+def _text(remark: warnings.WarningMessage) -> str:
+    return str(remark.message)
+
+
+def _for_user(remark: warnings.WarningMessage) -> bool:
+    return issubclass(remark.category, UserWarning)

@@ -11,12 +11,14 @@ K   elite members
 D   entries of an observation
 A   entries of an action
 U   gradient updates of one environment step
+C   critics of an agent
+H   steps of a rollout
 ==  =====================================================================
 
-Functions of the algorithm are written for one row; ``train.py`` maps them over S.
+Functions of the algorithm are written for one row; ``runtime/program.py`` maps them over S.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,18 +60,7 @@ class Replay(NamedTuple):
 
     data: Transition  # leaves (N, ...)
     valid: Array  # (N,) bool: the slot holds a transition that may be drawn
-
-
-class Agent(NamedTuple):
-    """All of Soft Actor-Critic that changes."""
-
-    actor: Params
-    critic: Params  # the twins, stacked on a leading axis of 2
-    target_critic: Params
-    log_temperature: Array  # ()
-    actor_optimiser: Any
-    critic_optimiser: Any
-    temperature_optimiser: Any
+    weight: Array | None = None  # (N,) in the critic's loss; None where no rule of trust weighs
 
 
 class Code(NamedTuple):
@@ -89,6 +80,8 @@ class Model(NamedTuple):
     code: Code
     input_mean: Array  # (D+A,)
     input_std: Array  # (D+A,)
+    unit: Array  # (D+1,) standard deviations of the raw targets, for rules of trust
+    varied: Array  # (D+1,) bool: next states and reward that have varied in a fit's data
     elites: Array  # (K,) int, best first
     fits: Array  # () int, how many fits there have been
 
@@ -100,10 +93,11 @@ class Row(NamedTuple):
     variant: Array  # () int, the index into config.variants
     key: Array  # PRNG key of the learner
     seed_key: Array  # PRNG key that never changes: exploration and the holdout are folded from it
-    agent: Agent
+    agent: Any  # what the agent learns, a pytree of its own (agents/base.py)
     real: Replay
-    model: Model | None  # None for plain SAC
+    model: Model | None  # None without a model, and so are the next two
     synthetic: Replay | None
+    trust: Any  # what the rule of trust remembers, a pytree of its own (models/trust.py)
 
 
 class Shared(NamedTuple):
@@ -118,3 +112,25 @@ class TrainState(NamedTuple):
 
     shared: Shared
     rows: Row  # leaves (S, ...)
+
+
+class Evaluation(NamedTuple):
+    """K episodes of each of S rows with the deterministic policy."""
+
+    returns: Any  # (S, K) float64, undiscounted
+    lengths: Any  # (S, K) int, environment steps
+    starts: Any = None  # (S, K, D), first observations
+    discounted: Any = None  # (S, K), the returns discounted
+    values: Any = None  # (S, K), what the critic says of the starts
+
+
+class Interval(NamedTuple):
+    """What happened until an evaluation or an interruption, of all rows."""
+
+    step: int  # environment steps of the run at its end
+    learn: Metrics  # (S,) figures of the last environment step that learned; empty if none did
+    fits: Sequence[tuple[int, Metrics]]  # environment step and figures (S,) of each fit
+    train_return: Any  # (S,) mean return of the episodes that ended, NaN where none did
+    dropped: Any  # (S,) int, transitions of the run that were not finite
+    seconds: Mapping[str, float]  # by stage
+    evaluation: Evaluation | None  # None after an interruption

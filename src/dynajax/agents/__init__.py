@@ -1,1 +1,26 @@
-"""Agents: what acts, and learns from minibatches."""
+"""Agents: what acts, and learns from minibatches. `AGENTS` is the one place that lists them."""
+
+from dynajax import registry
+from dynajax.agents.base import Agent
+from dynajax.agents.sac import SAC
+from dynajax.config import Config
+from dynajax.types import EnvSpec
+
+__all__ = ["AGENTS", "Agent", "agent_class", "agent_of"]
+
+#: By the name that `--agent` takes; a module of one's own adds what it has.
+AGENTS: dict[str, type[Agent]] = {"sac": SAC}
+
+
+def agent_class(name: str) -> type[Agent]:
+    """The agent called `name`, or `module:name`.
+
+    Raises:
+      UsageError: there is none.
+    """
+    return registry.lookup("--agent", AGENTS, name)
+
+
+def agent_of(config: Config, spec: EnvSpec) -> Agent:
+    """The agent of a configuration, for one row: its traced fields may be arrays."""
+    return agent_class(config.agent_name)(config.learn, config.agent, spec)

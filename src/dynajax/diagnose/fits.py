@@ -10,7 +10,7 @@ import numpy as np
 
 from dynajax import compiler
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, targets
+from dynajax.models import ensemble, fitting, targets
 from dynajax.types import Array, EnvSpec, Model, Replay, Transition
 
 #: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
@@ -88,7 +88,7 @@ def fit(
     )
 
     def one(model: Model, variant: Array, real: Replay, keys: Array, key: Array) -> Model:
-        return ensemble.fit(config, variants, variant, model, real, keys[1], key)[0]
+        return fitting.fit(config, variants, variant, model, real, keys[1], key)[0]
 
     over_codes = jax.vmap(one, in_axes=(0, 0, None, None, None))
     over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
@@ -105,7 +105,7 @@ def fit(
 
     @jax.jit
     def held_out(real: Replay, keys: Array) -> Array:
-        return jax.vmap(lambda r, k: ensemble.split(config, r, k[1]).weights == 0)(real, keys)
+        return jax.vmap(lambda r, k: fitting.split(config, r, k[1]).weights == 0)(real, keys)
 
     models = init(keys)
     for index in range(rounds):

@@ -12,17 +12,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dynajax import envs
-from dynajax.agents import sac
-from dynajax.config import ModelConfig, SACConfig, config_of
+from dynajax.agents import Agent, agent_of
+from dynajax.config import ModelConfig, config_of
 from dynajax.diagnose import fits, measures, runs
 from dynajax.diagnose.offline import step_ahead
 from dynajax.diagnose.paths import Paths, can_restore, follow, soft_returns
 from dynajax.envs.host import finite
-from dynajax.types import Agent, Array, Model, Row, Transition
+from dynajax.types import Array, Model, Row, Transition
 
 #: States that the policy starts from, and synthetic transitions that are checked.
 STARTS, SYNTHETIC = 64, 400
@@ -32,16 +31,14 @@ REPEATED = 6000
 _REST = 0.01
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _act(
-    config: SACConfig, agent: Agent, obs: Array, action_dim: int, key: Array
-) -> tuple[Array, Array]:
-    return sac.sample(config, agent.actor, obs, key, action_dim)
+@functools.partial(jax.jit, static_argnums=0)
+def _act(agent: Agent, state: Any, obs: Array, key: Array) -> tuple[Array, Array]:
+    return agent.act(state, obs, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _q(config: SACConfig, agent: Agent, obs: Array, action: Array) -> Array:
-    return sac.q_values(config, agent.critic, obs, action)
+def _value(agent: Agent, state: Any, obs: Array, action: Array) -> Array:
+    return agent.value(state, obs, action)
 
 
 class Findings(NamedTuple):
@@ -66,9 +63,9 @@ class Strip(NamedTuple):
 
 def elites(config: ModelConfig, model: Model) -> tuple[ModelConfig, Model]:
     """The model's elites as an ensemble of their own."""
-    members = jax.tree.map(lambda p: p[np.asarray(model.elites)], model.params["members"])
+    members = jax.tree.map(lambda p: p[np.asarray(model.elites)], model.params)
     smaller = dataclasses.replace(config, members=config.elites)
-    return smaller, model._replace(params={**model.params, "members": members})
+    return smaller, model._replace(params=members)
 
 
 def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = STARTS) -> Findings:
@@ -82,10 +79,11 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     make = functools.partial(envs.make, config.env, time_limit=config.host.time_limit, seed=seed)
     real_env = make()
     settable = config.engine == "host" and can_restore(real_env)
-    act = functools.partial(_policy, own.sac, row.agent, spec.action_dim)
+    agent = agent_of(own, spec)
+    act = functools.partial(_act, agent, row.agent)
     length = (
-        math.ceil(math.log(_REST) / math.log(own.sac.discount))
-        if own.sac.discount < 1
+        math.ceil(math.log(_REST) / math.log(own.learn.discount))
+        if own.learn.discount < 1
         else (spec.time_limit)
     )
 
@@ -113,7 +111,7 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
 
     count = len(places) if settable else min(starts, 16)
     paths = follow(make, begin, count, act, min(length, spec.time_limit * 10), seed)
-    numbers |= critic_bias(own.sac, row.agent, paths)
+    numbers |= critic_bias(agent, row.agent, paths)
     found = Findings(config.variants[variant].name, seed, loaded.step, numbers, {}, None, None)
     if row.model is None:
         return found
@@ -137,13 +135,7 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     return found._replace(channels=channels, chain=chain, strip=strip)
 
 
-def _policy(
-    config: SACConfig, agent: Agent, action_dim: int, obs: np.ndarray, key: Array
-) -> tuple[Array, Array]:
-    return _act(config, agent, jnp.asarray(obs), action_dim, key)
-
-
-def critic_bias(config: SACConfig, agent: Agent, paths: Paths) -> dict[str, float]:
+def critic_bias(agent: Agent, state: Any, paths: Paths) -> dict[str, float]:
     """What the critic expects less what came, from the paths' first states and actions.
 
     Returns:
@@ -152,10 +144,15 @@ def critic_bias(config: SACConfig, agent: Agent, paths: Paths) -> dict[str, floa
       of the smaller twin; "critic_bias_error", the standard error; "critic_correlation".
     """
     valid = paths.valid
-    first, last = (np.asarray(_q(config, agent, paths.obs[k], paths.action[k])) for k in (0, -1))
-    temperature = float(np.exp(agent.log_temperature))
+    first, last = (np.asarray(_value(agent, state, paths.obs[k], paths.action[k])) for k in (0, -1))
+    temperature = float(agent.temperature(state))
     returns = soft_returns(
-        paths.reward, paths.terminated, paths.log_prob, last.min(0), config.discount, temperature
+        paths.reward,
+        paths.terminated,
+        paths.log_prob,
+        last.min(0),
+        agent.learn.discount,
+        temperature,
     )
     returns, value, low = returns[valid], first.mean(0)[valid], first.min(0)[valid]
     if not len(returns):

@@ -13,7 +13,6 @@ from dynajax.config import Config
 from dynajax.diagnose.data import Recording
 from dynajax.envs.pool import episode_seed
 from dynajax.record.checkpoint import Checkpoints
-from dynajax.runtime import placement
 from dynajax.runtime.program import build
 from dynajax.settings import from_dict
 from dynajax.types import EnvSpec, Replay, Row, Transition, UsageError
@@ -54,8 +53,8 @@ class Reader:
                 raise
             raise UsageError(f"{folder / 'config.json'}: not the configuration of a run") from None
         self._checkpoints = Checkpoints(folder / "checkpoints")
-        alone = placement.place(self.config, jax.local_devices()[:1])
-        self._template = jax.eval_shape(build(self.config, self.spec, alone).init)
+        alone = build(self.config, self.spec, jax.local_devices()[:1])
+        self._template = jax.eval_shape(alone.init)
         self.steps = self._checkpoints.steps()
         if not self.steps:
             raise UsageError(f"{folder}: the run has no checkpoint yet")

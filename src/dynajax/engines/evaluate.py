@@ -1,24 +1,14 @@
 """Evaluation episodes with the deterministic policy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dynajax.config import Config
 from dynajax.envs.host import finite
 from dynajax.envs.pool import EnvPool, default_workers, episode_seed
-from dynajax.types import EnvSpec
-
-
-class Evaluation(NamedTuple):
-    """K episodes of each of S rows."""
-
-    returns: Any  # (S, K) float64, undiscounted
-    lengths: Any  # (S, K) int, environment steps
-    starts: Any = None  # (S, K, D), first observations
-    discounted: Any = None  # (S, K), the returns discounted
-    values: Any = None  # (S, K), what the critic says of the starts
+from dynajax.types import EnvSpec, Evaluation
 
 
 class Evaluator:
@@ -41,7 +31,7 @@ class Evaluator:
         self._spec = spec
         self._seeds = [int(s) for s in row_seeds]
         self._episodes = config.eval.episodes
-        self._discounts = discounts or [config.sac.discount] * len(self._seeds)
+        self._discounts = discounts or [config.learn.discount] * len(self._seeds)
         n = len(self._seeds) * self._episodes
         self._pool = EnvPool(
             spec.name,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dynajax import envs
+from dynajax.algorithm import Proposal
 from dynajax.config import Config
 from dynajax.types import Transition, UsageError
 
@@ -51,18 +52,15 @@ class Oracle:
         self._states[:, self._count % self._capacity] = states
         self._count += 1
 
-    def correct(
-        self, slots: np.ndarray, imagined: Transition, finite: np.ndarray
-    ) -> tuple[Transition, np.ndarray]:
+    def correct(self, proposal: Proposal) -> Proposal:
         """Puts the simulator's word into synthetic transitions, leaves (S, B, ...).
 
-        Args:
-          slots: (S, B) of the real replay, where the rollouts begin.
-          finite: (S, B) bool, which predictions are; where the simulator's are not, they are not.
+        Where the simulator gives no finite number, or the model alone does not, a transition is not
+        stored.
         """
-        slots = np.asarray(slots)
-        changed = Transition(*(np.array(x) for x in imagined))
-        good = np.array(finite)
+        slots = np.asarray(proposal.slots)
+        changed = Transition(*(np.array(x) for x in proposal.transition))
+        good = np.array(proposal.store)
         for row, env in enumerate(self._envs):
             for i, slot in enumerate(slots[row]):
                 env.restore(self._states[row, slot], steps=0)
@@ -77,7 +75,7 @@ class Oracle:
                     changed.discount[row, i] = 1.0 - terminated
                     # The model may have left the numbers where the simulator has not.
                     good[row, i] |= self._which == "both"
-        return changed, good
+        return Proposal(slots, changed, good)
 
     def progress(self) -> dict[str, np.ndarray]:
         """All that it takes to go on from here."""

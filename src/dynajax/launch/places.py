@@ -20,7 +20,7 @@ from typing import Any
 from dynajax.launch import state
 from dynajax.launch.study import Study
 from dynajax.launch.worker import Job, Worker
-from dynajax.record.journal import interruptions
+from dynajax.runtime.processes import interruptions
 from dynajax.types import UsageError
 
 #: Seconds between two questions to SLURM about a job, and the states in which one is over.

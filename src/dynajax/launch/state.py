@@ -17,7 +17,7 @@ from dynajax.config import as_dict, difference
 from dynajax.launch.study import Run
 from dynajax.record.checkpoint import Checkpoints
 from dynajax.record.folder import write_atomically
-from dynajax.record.loggers import duration
+from dynajax.record.progress import duration
 from dynajax.types import UsageError
 
 #: Seconds between two signs of life, and without one until a run counts as stopped.

@@ -1,12 +1,17 @@
-"""Synthetic transitions: short rollouts of the policy in the ensemble. For one row."""
+"""Synthetic transitions: short rollouts of a policy in the ensemble. For one row."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dynajax.agents import sac
 from dynajax.config import Config
-from dynajax.models import ensemble, targets
-from dynajax.types import Agent, Array, EnvSpec, Model, Transition
+from dynajax.models import ensemble, targets, trust
+from dynajax.types import Array, EnvSpec, Model, Transition
+
+#: (observations (B, D), key) -> actions (B, A)
+Policy = Callable[[Array, Array], Array]
 
 
 def horizon(config: Config, step: Array) -> Array | int:
@@ -22,33 +27,74 @@ def horizon(config: Config, step: Array) -> Array | int:
     return jnp.floor(first + progress * (last - first)).astype(jnp.int32)
 
 
+class Imagined(NamedTuple):
+    """One step of B rollouts."""
+
+    transition: Transition  # leaves (B, ...)
+    alive: Array  # (B,) bool: finite, and trusted so far, so the rollout may go on
+    store: Array  # (B,) bool: may be learned from
+    weight: Array | None  # (B,) in the critic's loss; None where the rule of trust gives none
+    penalty: Array | None  # (B,) what the rule took off the reward
+
+
 def imagine(
-    config: Config, spec: EnvSpec, agent: Agent, model: Model, obs: Array, key: Array
-) -> tuple[Transition, Array]:
+    config: Config,
+    spec: EnvSpec,
+    rule: trust.Rule,
+    policy: Policy,
+    model: Model,
+    trusted: Any,
+    obs: Array,
+    h: Array | int,
+    length: Array | int,
+    key: Array,
+) -> tuple[Any, Imagined]:
     """One step from every state by the policy in the model, state and reward sampled.
 
     Every elite takes an equal share of the states, which one being redrawn at each call. The
     states were drawn independently, so this is one random elite a state; and each elite computes
-    its own share alone.
+    its own share alone, unless the rule asks what the others say.
 
     Args:
+      trusted: the rule's state.
       obs: (B, D).
+      h, length: the step's number, from 0, of rollouts of so many.
 
     Returns:
-      Transition (B, ...), and bool (B,): the prediction is finite.
+      The rule's state, and what was imagined.
     """
     batch, k = obs.shape[0], config.model.elites
     action_key, order_key, noise_key = jax.random.split(key, 3)
-    action, _ = sac.sample(config.sac, agent.actor, obs, action_key, spec.action_dim)
-    members = jax.random.permutation(order_key, model.elites)
+    action = policy(obs, action_key)
+    order = jax.random.permutation(order_key, model.elites)
 
     def shares(x: Array) -> Array:
         return x.reshape(k, batch // k, x.shape[-1])
 
-    mean, log_variance = ensemble.predict(config.model, model, members, shares(obs), shares(action))
+    if rule.asks:
+        inputs = ensemble.normalise(model, obs, action)
+        everyone = jnp.broadcast_to(inputs, (config.model.members, *inputs.shape))
+        means, log_variances = ensemble.distribution(config.model, model.params, everyone)
+        member = jnp.repeat(order, batch // k)
+        mean, log_variance = (shares(x[member, jnp.arange(batch)]) for x in (means, log_variances))
+    else:
+        mean, log_variance = ensemble.predict(
+            config.model, model, order, shares(obs), shares(action)
+        )
     noise = jax.random.normal(noise_key, mean.shape)
     z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(batch, -1)
+    verdict = trust.Verdict()
+    if rule.asks:
+        predictions = trust.in_standard_units(model, means, log_variances, member, z)
+        rule_key = jax.random.fold_in(noise_key, 1)
+        trusted, verdict = rule.apply(trusted, predictions, jnp.asarray(h), length, rule_key)
+    if verdict.sample is not None:
+        z = trust.in_code(model, verdict.sample)
     next_obs, reward = targets.decode(model.code, obs, z)
+    penalty = None
+    if verdict.penalty is not None:
+        penalty = verdict.penalty * model.unit[-1]
+        reward = reward - penalty
     finite = jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
     next_obs = jnp.where(finite[:, None], next_obs, obs)
     reward = jnp.where(finite, reward, 0.0)
@@ -57,4 +103,7 @@ def imagine(
     else:
         ended = jax.vmap(spec.termination)(obs, action, next_obs)
         discount = 1.0 - ended.astype(jnp.float32)
-    return Transition(obs, action, reward, discount, next_obs), finite
+    alive = finite if verdict.alive is None else finite & verdict.alive
+    store = alive if verdict.store is None else finite & verdict.store
+    transition = Transition(obs, action, reward, discount, next_obs)
+    return trusted, Imagined(transition, alive, store, verdict.weight, penalty)

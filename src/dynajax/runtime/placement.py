@@ -1,4 +1,4 @@
-"""Which rows this process trains, and on which of its devices each of them lives.
+"""What lives on which device: a process's rows, or the members of a row that is alone.
 
 Rows never need each other, so a device runs the program of its own rows, its own loops included:
 `shard_map`, and not a partitioner, which would let every row-dependent loop ask all devices whether
@@ -16,11 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dynajax import compiler
-from dynajax.config import Config
-from dynajax.runtime import processes
-from dynajax.types import TrainState
+from dynajax.types import TrainState, UsageError
 
-_AXIS, _MEMBERS = "rows", "members"
+_AXIS = "rows"
 #: How arrays lie on the devices: every device has all of it, or its own rows of it.
 EVERYWHERE, BY_ROWS = P(), P(_AXIS)
 #: The same for a whole state.
@@ -28,17 +26,11 @@ STATE = TrainState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
 
 
 class Placement(NamedTuple):
-    """The rows of this process on its devices."""
+    """Rows on devices."""
 
-    numbers: range  # which of the run's rows they are
-    pairs: tuple[tuple[int, int], ...]  # (index of the variant, seed) of each row
+    rows: int
     mesh: Mesh  # the devices, in one dimension
     each: int  # rows on a device, copies included
-    helpers: Mesh | None = None  # cores that share a lone row's members, the row's own the first
-
-    @property
-    def rows(self) -> int:
-        return len(self.pairs)
 
     @property
     def places(self) -> int:
@@ -82,41 +74,9 @@ class Placement(NamedTuple):
             **arguments,
         )
 
-    def with_helpers(self, function: Callable[[Any], Any]) -> jax.stages.Wrapped:
-        """Jits a function of what was sent; the helpers' results lie behind each other."""
-        assert self.helpers is not None
-        mapped = jax.shard_map(
-            function,
-            mesh=self.helpers,
-            in_specs=EVERYWHERE,
-            out_specs=P(_MEMBERS),
-            check_vma=False,
-        )
-        return compiler.jit(
-            mapped,
-            in_shardings=NamedSharding(self.helpers, EVERYWHERE),
-            out_shardings=NamedSharding(self.helpers, P(_MEMBERS)),
-        )
-
     def send(self, tree: Any) -> Any:
-        """A copy on every helper."""
-        assert self.helpers is not None
-        return jax.device_put(tree, NamedSharding(self.helpers, EVERYWHERE))
-
-    def bring_back(self, tree: Any) -> Any:
-        """The helpers' results on the row's own device."""
-        return jax.device_put(tree, self.mesh.devices[0])
-
-    def over_members(self, function: Callable[[Any], Any], given: Any) -> Any:
-        """`jax.lax.map` of a helper's own share alone, all shares being equal: the last have copies
-        of the last member. For use inside what `with_helpers` maps.
-        """
-        assert self.helpers is not None
-        (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(given)}
-        each = -(-count // self.helpers.size)
-        index = jax.lax.axis_index(_MEMBERS) * each + jnp.arange(each)
-        mine = jax.tree.map(lambda x: x[jnp.minimum(index, count - 1)], given)
-        return jax.lax.map(function, mine)
+        """A copy on every device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, EVERYWHERE))
 
     def shapes(self, function: Callable[..., Any], specs: Any) -> Any:
         """What `function()` returns, as shapes that know where they lie."""
@@ -128,6 +88,20 @@ class Placement(NamedTuple):
             )
 
         return jax.tree.map(with_sharding, specs, jax.eval_shape(function))
+
+    def check_memory(self, needed: int) -> int:
+        """Bytes that the rows of a device need, if it has them.
+
+        Raises:
+          UsageError: it has not.
+        """
+        if needed > 0.9 * (there := compiler.available(self.mesh.size)):
+            raise UsageError(
+                f"--seeds: {self.each} rows on a device take {needed / 2**30:.1f} GiB, and it has "
+                f"{there / 2**30:.1f}; take fewer seeds or variants, or lower "
+                "--set replay.real and replay.synthetic"
+            )
+        return needed
 
     def real(self, tree: Any) -> Any:
         """Leaves (places, ...) without the copies."""
@@ -161,23 +135,12 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def place(config: Config, devices: Sequence[jax.Device] | None = None) -> Placement:
-    """Spreads this process's rows evenly over devices, by default over all local ones.
+def place(rows: int, devices: Sequence[jax.Device]) -> Placement:
+    """Spreads rows evenly over devices.
 
     No more devices are taken than the fullest one leaves work for: six rows on four devices are two
     on each of three.
-
-    Raises:
-      UsageError: there are more processes than rows.
     """
-    devices = jax.local_devices() if devices is None else devices
-    numbers = processes.share(config.rows)
-    pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
-    each = -(-len(pairs) // len(devices))
-    used = -(-len(pairs) // each)
-    helpers = None
-    separate = config.model.schedule == "fixed" and not config.model.learned_bounds
-    if len(pairs) == 1 and config.algo == "mbpo" and separate and compiler.small_caches():
-        several = np.array(devices[: config.model.members])
-        helpers = Mesh(several, (_MEMBERS,)) if several.size > 1 else None
-    return Placement(numbers, pairs, Mesh(np.array(devices[:used]), (_AXIS,)), each, helpers)
+    each = -(-rows // len(devices))
+    used = -(-rows // each)
+    return Placement(rows, Mesh(np.array(devices[:used]), (_AXIS,)), each)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
@@ -94,7 +95,7 @@ def gather(tree: Any, rows: int) -> Any:
     Raises:
       UsageError: another process has ended.
     """
-    if not several():
+    if not several() or not jax.tree.leaves(tree):
         return tree
     shares = [share(rows, process) for process in range(jax.process_count())]
     leaves, structure = jax.tree.flatten(tree)
@@ -159,6 +160,32 @@ def check_same(what: str) -> None:
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[Callable[[], bool]]:
+    """Makes Ctrl-C and SIGTERM set a flag; yields the function that reads it.
+
+    Several processes of a run set it for each other, see `_agreed`.
+    """
+    if several():
+        with _agreed() as interrupted:
+            yield interrupted
+        return
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    try:
+        old = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread has handlers
+        old = {}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _agreed() -> Iterator[Callable[[], bool]]:
     """Makes Ctrl-C or SIGTERM in any process stop all of them at the same step.
 
     Yields the function that says so; every process calls it equally often. It is JAX's

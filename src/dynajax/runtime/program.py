@@ -1,17 +1,18 @@
 """The functions of one row mapped over all rows and devices, and jitted."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import algorithm
-from dynajax.agents import sac
+from dynajax import compiler
+from dynajax.algorithm import Algorithm, Proposal
 from dynajax.config import Config, config_of
-from dynajax.models import ensemble, rollouts
+from dynajax.models import fitting
+from dynajax.runtime import processes
 from dynajax.runtime.placement import BY_ROWS, EVERYWHERE, STATE, Placement, place
 from dynajax.types import Array, EnvSpec, Metrics, Row, Shared, TrainState, Transition
 
@@ -24,35 +25,27 @@ class Functions(NamedTuple):
     value: Callable[[TrainState, Any], Array]  # of the greedy action, obs (S, K, D) -> (S, K)
     insert: Callable[[TrainState, Transition, Any], TrainState]  # valid (S,)
     fit: Callable[[TrainState], tuple[TrainState, Metrics]]
-    propose: Callable[[TrainState, Transition, Any], tuple[TrainState, Any]]
-    learn: Callable[..., tuple[TrainState, Metrics]]  # see `algorithm.learn`
-    reset_agent: Callable[[TrainState], TrainState]
+    propose: Callable[[TrainState, Transition, Any], tuple[TrainState, Proposal]]
+    learn: Callable[..., tuple[TrainState, Metrics]]  # see `Algorithm.learn`
+    reset: Callable[[TrainState], TrainState]
 
 
-def over_rows(config: Config, spec: EnvSpec) -> Functions:
-    """Maps the functions of `mbpo` over the rows."""
+def over_rows(algorithm: Algorithm) -> Functions:
+    """Maps the functions of `Algorithm` over the rows."""
 
     def act(state: TrainState, obs: Array, step: Array) -> Array:
-        return jax.vmap(lambda row, o: algorithm.act(row, spec, o, step))(state.rows, obs)
+        return jax.vmap(algorithm.act, (0, 0, None))(state.rows, obs, step)
 
     def greedy(state: TrainState, obs: Array) -> Array:
-        def one(row: Row, o: Array) -> Array:
-            return sac.greedy(row.config.sac, row.agent.actor, o, spec.action_dim)
-
-        return jax.vmap(one)(state.rows, obs)
+        return jax.vmap(algorithm.greedy)(state.rows, obs)
 
     def value(state: TrainState, obs: Array) -> Array:
-        def one(row: Row, o: Array) -> Array:
-            action = sac.greedy(row.config.sac, row.agent.actor, o, spec.action_dim)
-            return sac.q_values(row.config.sac, row.agent.critic, o, action).mean(0)
-
-        return jax.vmap(one)(state.rows, obs)
+        return jax.vmap(algorithm.value)(state.rows, obs)
 
     def insert(state: TrainState, transition: Transition, valid: Array) -> TrainState:
         shared = state.shared
-        rows = jax.vmap(lambda row, t, v: algorithm.insert(row, shared, t, v))(
-            state.rows, transition, valid
-        )
+        mapped = jax.vmap(algorithm.insert, (0, None, 0, 0))
+        rows = mapped(state.rows, shared, transition, valid)
         return TrainState(shared._replace(step=shared.step + 1), rows)
 
     def fit(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -61,81 +54,89 @@ def over_rows(config: Config, spec: EnvSpec) -> Functions:
 
     def propose(
         state: TrainState, transition: Transition, valid: Array
-    ) -> tuple[TrainState, tuple[Array, Transition, Array]]:
-        rows, made = jax.vmap(lambda row, t, v: algorithm.propose(row, state.shared, spec, t, v))(
-            state.rows, transition, valid
-        )
-        return state._replace(rows=rows), made
+    ) -> tuple[TrainState, Proposal]:
+        mapped = jax.vmap(algorithm.propose, (0, None, 0, 0))
+        rows, proposals = mapped(state.rows, state.shared, transition, valid)
+        return state._replace(rows=rows), proposals
 
     def learn(
         state: TrainState,
         transition: Transition,
         valid: Array,
-        told: tuple[Transition, Array] | None = None,
+        corrected: Proposal | None = None,
     ) -> tuple[TrainState, Metrics]:
-        shared = state.shared
-        rows, metrics = jax.vmap(lambda row, t, v, o: algorithm.learn(row, shared, spec, t, v, o))(
-            state.rows, transition, valid, told
-        )
-        blocks = rollouts.horizon(config, shared.step) if config.algo == "mbpo" else 0
-        return TrainState(Shared(shared.step + 1, shared.blocks + blocks), rows), metrics
+        mapped = jax.vmap(algorithm.learn, (0, None, 0, 0, 0))
+        rows, metrics = mapped(state.rows, state.shared, transition, valid, corrected)
+        return TrainState(algorithm.count(state.shared), rows), metrics
 
-    def reset_agent(state: TrainState) -> TrainState:
-        return state._replace(
-            rows=jax.vmap(lambda row: algorithm.reset_agent(row, spec))(state.rows)
-        )
+    def reset(state: TrainState) -> TrainState:
+        return state._replace(rows=jax.vmap(algorithm.reset)(state.rows))
 
-    return Functions(act, greedy, value, insert, fit, propose, learn, reset_agent)
+    return Functions(act, greedy, value, insert, fit, propose, learn, reset)
 
 
-class HelpedFit(NamedTuple):
-    """The fit of a lone row that shares its members with cores that would have nothing to do.
+class Fit(Protocol):
+    """A jitted fit of all rows."""
 
-    They get what a fit reads, each trains its share, and the shares come back. None waits for
-    another on the way, because XLA ends a process in which one waits for 40 seconds.
+    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]: ...
+
+    def lower(self, state: TrainState) -> jax.stages.Lowered: ...
+
+
+class SharedFit(NamedTuple):
+    """The fit of a row that is alone: its members lie on the devices as rows do.
+
+    Each device gets what a fit reads, trains its members, and gives them back. None waits for
+    another on the way, because XLA ends a process in which a device waits for 40 seconds.
     """
 
-    placement: Placement
-    share: jax.stages.Wrapped
-    conclude: jax.stages.Wrapped
+    members: Placement
+    device: jax.Device  # the row's own
+    begin: jax.stages.Wrapped
+    train: jax.stages.Wrapped
+    end: jax.stages.Wrapped
 
     @classmethod
-    def of(cls, placement: Placement) -> "HelpedFit":
-        def share(rows: Row) -> Any:
-            row = jax.tree.map(lambda x: x[0], rows)
-            model = algorithm.fit_share(row, placement.over_members)
-            return jax.tree_util.tree_map_with_path(
-                lambda path, x: x if ensemble.of_members(path) else x[None], model
+    def of(cls, algorithm: Algorithm, placement: Placement, members: Placement) -> "SharedFit":
+        def alone(rows: Any) -> Any:
+            return jax.tree.map(lambda x: x[0], rows)
+
+        def train(job: fitting.Job, row: Row) -> tuple[Any, Any]:
+            return jax.lax.map(
+                lambda member: algorithm.train_member(alone(row), alone(job), *member),
+                members.own(alone(job).members),
             )
 
-        def conclude(state: TrainState, model: Any) -> tuple[TrainState, Metrics]:
-            rows, metrics = jax.vmap(algorithm.conclude_fit)(state.rows, model)
+        def end(state: TrainState, job: fitting.Job, trained: Any) -> tuple[TrainState, Metrics]:
+            trained = jax.tree.map(lambda x: x[None, : members.rows], trained)
+            rows, metrics = jax.vmap(algorithm.end_fit)(state.rows, job, *trained)
             return state._replace(rows=rows), metrics
 
         return cls(
-            placement,
-            placement.with_helpers(share),
-            placement.spread(conclude, (STATE, BY_ROWS), (STATE, BY_ROWS), donate_argnums=0),
+            members,
+            placement.mesh.devices[0],
+            placement.spread(
+                lambda state: jax.vmap(algorithm.begin_fit)(state.rows), (STATE,), BY_ROWS
+            ),
+            members.spread(train, (EVERYWHERE, EVERYWHERE), BY_ROWS),
+            placement.spread(
+                end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=(0, 1)
+            ),
         )
 
-    @staticmethod
-    def _read(state: TrainState) -> Row:
+    def _read(self, state: TrainState) -> Row:
+        """What training reads of the row."""
         rows: Row = state.rows
-        return rows._replace(agent=cast(Any, None), synthetic=None)
+        return rows._replace(agent=None, synthetic=None, model=None, trust=None)
 
     def lower(self, state: TrainState) -> jax.stages.Lowered:
-        """The program that all of them run."""
-        return self.share.lower(self._read(state))
+        """The largest of the programs."""
+        return self.train.lower(jax.eval_shape(self.begin, state), self._read(state))
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        placement = self.placement
-        found = placement.bring_back(self.share(placement.send(self._read(state))))
-        members = state.rows.config.model.members
-        # Behind the last member are copies of it; what members share came from everyone.
-        model = jax.tree_util.tree_map_with_path(
-            lambda path, x: x[None, :members] if ensemble.of_members(path) else x[:1], found
-        )
-        return self.conclude(state, model)
+        job = self.begin(state)
+        trained = self.train(*self.members.send((job, self._read(state))))
+        return self.end(state, job, jax.device_put(trained, self.device))
 
 
 class Program(NamedTuple):
@@ -143,31 +144,48 @@ class Program(NamedTuple):
     and results a place for each (`Placement`). Those that return a state take theirs as a donation.
     """
 
+    algorithm: Algorithm
     placement: Placement
+    numbers: range  # which of the run's rows are this process's
+    pairs: tuple[tuple[int, int], ...]  # (index of the variant, seed) of each
     init: Callable[[], TrainState]
     act: jax.stages.Wrapped
     greedy: jax.stages.Wrapped
     value: jax.stages.Wrapped
     insert: jax.stages.Wrapped
-    fit: jax.stages.Wrapped | HelpedFit
+    fit: Fit
     propose: jax.stages.Wrapped
     learn: jax.stages.Wrapped
-    reset_agent: jax.stages.Wrapped
+    reset: jax.stages.Wrapped
+
+    @property
+    def config(self) -> Config:
+        return self.algorithm.config
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self.algorithm.spec
 
     def shapes(self) -> TrainState:
         """The state's shapes, which know the devices that they are on."""
         return self.placement.shapes(self.init, STATE)
 
-    def lower(self, config: Config, spec: EnvSpec) -> list[jax.stages.Lowered]:
+    def parameters(self) -> dict[str, int]:
+        """How many a row's networks have, by the network's name."""
+        rows = jax.eval_shape(self.init).rows
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        return {name: compiler.count(net) for name, net in self.algorithm.networks(row).items()}
+
+    def lower(self) -> list[jax.stages.Lowered]:
         """The large programs, before they are compiled."""
         state = jax.eval_shape(self.init)
-        shapes = transition_shapes(self.placement.rows, spec)
-        told: tuple[Any, ...] = ()
-        if config.oracle != "none":
-            _, (_, *made) = jax.eval_shape(self.propose, state, *shapes)
-            told = (self.placement.real(tuple(made)),)
-        learn = self.learn.lower(state, *shapes, *told)
-        return [learn, self.fit.lower(state)] if config.algo == "mbpo" else [learn]
+        step = transition_shapes(self.placement.rows, self.spec)
+        corrected: tuple[Any, ...] = ()
+        if self.config.oracle != "none":
+            _, proposal = jax.eval_shape(self.propose, state, *step)
+            corrected = (self.placement.real(proposal),)
+        learn = self.learn.lower(state, *step, *corrected)
+        return [learn, self.fit.lower(state)] if self.config.has_model else [learn]
 
 
 def transition_shapes(rows: int, spec: EnvSpec) -> tuple[Transition, Any]:
@@ -181,58 +199,70 @@ def transition_shapes(rows: int, spec: EnvSpec) -> tuple[Transition, Any]:
     return transition, jax.ShapeDtypeStruct((rows,), bool)
 
 
-def build(config: Config, spec: EnvSpec, placement: Placement | None = None) -> Program:
-    """Jits the functions of all rows, which are spread over all local devices by default."""
-    placement = placement or place(config)
-    own = placement.own
-    configs = [config_of(config, config.variants[index]) for index, _ in placement.pairs]
-    variants, seeds = zip(*placement.pairs, strict=True)
+def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = None) -> Program:
+    """Jits the functions of this process's rows, spread over devices, by default all local ones.
+
+    Raises:
+      UsageError: there are more processes than rows, or JAX has no devices.
+    """
+    devices = compiler.local_devices() if devices is None else devices
+    numbers = processes.share(config.rows)
+    pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
+    placement = place(len(pairs), devices)
+    algorithm, own = Algorithm(config, spec), placement.own
+    configs = [config_of(config, config.variants[index]) for index, _ in pairs]
+    variants, seeds = zip(*pairs, strict=True)
 
     # The seeds are arguments, so that all seeds share one compiled program in the cache.
     def init(*arguments: Any) -> TrainState:
-        rows = jax.vmap(lambda c, v, s: algorithm.init(c, spec, v, s))(*own(arguments))
+        rows = jax.vmap(algorithm.init)(*own(arguments))
         return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
-    functions = over_rows(config, spec)
+    functions = over_rows(algorithm)
     # What the environments give is small: every device gets all of it, and takes its own rows.
-    given = EVERYWHERE
-    told = () if config.oracle == "none" else (given,)
+    whole = EVERYWHERE
+    corrected = () if config.oracle == "none" else (whole,)
     donated = functools.partial(placement.spread, donate_argnums=0)
-    fit: Any = donated(functions.fit, (STATE,), (STATE, BY_ROWS))
-    if placement.helpers is not None:
-        fit = HelpedFit.of(placement)
+    fit: Fit = donated(functions.fit, (STATE,), (STATE, BY_ROWS))
+    if len(pairs) == 1 and config.has_model and config.model.schedule == "fixed":
+        members = place(config.model.members, devices)
+        if compiler.small_caches() and members.mesh.size > 1:
+            fit = SharedFit.of(algorithm, placement, members)
     return Program(
+        algorithm=algorithm,
         placement=placement,
+        numbers=numbers,
+        pairs=pairs,
         init=functools.partial(
-            placement.spread(init, (given, given, given), STATE, jax.jit),
+            placement.spread(init, (whole, whole, whole), STATE, jax.jit),
             jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *configs),
             np.array(variants, np.int32),
             np.array(seeds, np.int32),
         ),
         act=placement.spread(
             lambda state, obs, step: functions.act(state, own(obs), step),
-            (STATE, given, given),
+            (STATE, whole, whole),
             BY_ROWS,
         ),
         greedy=placement.spread(
-            lambda state, obs: functions.greedy(state, own(obs)), (STATE, given), BY_ROWS
+            lambda state, obs: functions.greedy(state, own(obs)), (STATE, whole), BY_ROWS
         ),
         value=placement.spread(
-            lambda state, obs: functions.value(state, own(obs)), (STATE, given), BY_ROWS
+            lambda state, obs: functions.value(state, own(obs)), (STATE, whole), BY_ROWS
         ),
         insert=donated(
-            lambda state, *data: functions.insert(state, *own(data)), (STATE, given, given), STATE
+            lambda state, *step: functions.insert(state, *own(step)), (STATE, whole, whole), STATE
         ),
         fit=fit,
         propose=donated(
-            lambda state, *data: functions.propose(state, *own(data)),
-            (STATE, given, given),
+            lambda state, *step: functions.propose(state, *own(step)),
+            (STATE, whole, whole),
             (STATE, BY_ROWS),
         ),
         learn=donated(
-            lambda state, *data: functions.learn(state, *own(data)),
-            (STATE, given, given, *told),
+            lambda state, *step: functions.learn(state, *own(step)),
+            (STATE, whole, whole, *corrected),
             (STATE, BY_ROWS),
         ),
-        reset_agent=donated(functions.reset_agent, (STATE,), STATE),
+        reset=donated(functions.reset, (STATE,), STATE),
     )

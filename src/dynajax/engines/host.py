@@ -1,0 +1,106 @@
+"""The host engine: environments in C MuJoCo or Gymnasium, beside the device."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from dynajax import schedule
+from dynajax.config import config_of
+from dynajax.engines.evaluate import Evaluator
+from dynajax.engines.oracle import Oracle
+from dynajax.envs.host import HostEnvs
+from dynajax.runtime.clock import Clock
+from dynajax.runtime.program import Program
+from dynajax.types import Evaluation, Metrics, TrainState, Transition
+
+
+class HostEngine(HostEnvs):
+    """One environment step at a time; the device learns while the environments move.
+
+    Raises:
+      UsageError: the task's simulator cannot do what the configuration asks for.
+    """
+
+    def __init__(self, program: Program, clock: Clock):
+        config, spec = program.config, program.spec
+        seeds = [seed for _, seed in program.pairs]
+        super().__init__(config, spec, seeds)
+        discounts = [
+            config_of(config, config.variants[index]).learn.discount for index, _ in program.pairs
+        ]
+        self._evaluator = Evaluator(config, spec, seeds, discounts)
+        self._config, self._program, self._clock = config, program, clock
+        self._pending: tuple[Transition, np.ndarray] | None = None  # not learned from yet
+        self._oracle = None if config.oracle == "none" else Oracle(config, seeds)
+
+    def lower(self) -> list[jax.stages.Lowered]:
+        """The large programs, before they are compiled."""
+        return self._program.lower()
+
+    def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
+        """One environment step; see `Engine`."""
+        program, due = self._program, schedule.due(self._config, step)
+        chosen = program.act(state, self.obs, step)
+        metrics: Metrics = {}
+        if self._pending is not None and due.insert:
+            state = program.insert(state, *self._pending)
+        elif self._pending is not None and due.learn:
+            state, metrics = self._learn(state, *self._pending)
+        with self._clock("update"):
+            action = program.placement.real(np.asarray(chosen))
+        with self._clock("environment"):
+            if self._oracle is not None:
+                self._oracle.record(self.snapshot())
+            self._pending = self.step(action)
+        return state, metrics, 1
+
+    def _learn(
+        self, state: TrainState, transition: Transition, valid: np.ndarray
+    ) -> tuple[TrainState, Metrics]:
+        if self._oracle is None:
+            return self._program.learn(state, transition, valid)
+        state, proposal = self._program.propose(state, transition, valid)
+        proposal = self._program.placement.real(jax.device_get(proposal))
+        return self._program.learn(state, transition, valid, self._oracle.correct(proposal))
+
+    def evaluate(self, state: TrainState, step: int) -> Evaluation:
+        """See `Engine`."""
+        program = self._program
+
+        def greedy(obs: np.ndarray) -> np.ndarray:
+            return program.placement.real(np.asarray(program.greedy(state, obs)))
+
+        evaluation = self._evaluator(greedy, step)
+        values = program.placement.real(np.asarray(program.value(state, evaluation.starts)))
+        return evaluation._replace(values=values)
+
+    def train_returns(self) -> np.ndarray:
+        """See `Engine`."""
+        ended: list[list[float]] = [[] for _ in self._program.pairs]
+        for row, score, _ in self.pop_finished():
+            ended[row].append(score)
+        return np.array([np.mean(scores) if scores else np.nan for scores in ended])
+
+    def progress(self) -> dict[str, np.ndarray]:
+        """As in `HostEnvs`, with the transition that is not learned from yet."""
+        assert self._pending is not None
+        transition, valid = self._pending
+        pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
+        oracle = {} if self._oracle is None else self._oracle.progress()
+        return {**super().progress(), **pending, "pending.valid": valid, **oracle}
+
+    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
+        """Goes back to an earlier `progress`; see `HostEnvs`."""
+        pending = [progress[f"pending.{name}"] for name in Transition._fields]
+        self._pending = Transition(*pending), progress["pending.valid"]
+        super().restore(progress)
+        if self._oracle is not None:
+            self._oracle.restore(progress)
+
+    def close(self) -> None:
+        """Ends the environments and their processes."""
+        super().close()
+        self._evaluator.close()
+        if self._oracle is not None:
+            self._oracle.close()

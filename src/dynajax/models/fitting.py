@@ -1,0 +1,379 @@
+"""A fit of the ensemble: which transitions train it, how long, and how good it then is. For one row.
+
+Chua et al. (2018) and Janner et al. (2019). A fit is begun, its members are trained, and it is
+ended: three functions, so that members can be trained on other devices than the row's own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dynajax import compiler, nets
+from dynajax.config import ModelConfig
+from dynajax.models import targets, trust
+from dynajax.models.ensemble import distribution, loss, normalise, optimiser
+from dynajax.types import Array, Code, Metrics, Model, Params, Replay, Transition
+
+
+class Split(NamedTuple):
+    """A division of a replay that a fit uses."""
+
+    training: Array  # (N,) slots of the training split first, then filler
+    training_size: Array  # ()
+    weights: Array  # (N,) 1 where a slot is in the training split
+    scored: Transition  # leaves (B, ...) of the holdout, evenly spaced over it
+    scored_weights: Array  # (B,) 0 for filler
+
+
+def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> Split:
+    """Training and holdout transitions.
+
+    Whether a slot is held out is a fixed function of the key and the slot, so a transition keeps
+    its side for as long as it is stored, and a warm-started fit never sees the holdout. The first
+    slot is always held out, so that there is something to score.
+    """
+    (capacity,) = replay.valid.shape
+    held_out = jax.random.bernoulli(holdout_key, config.holdout, (capacity,)).at[0].set(True)
+    training = replay.valid & ~held_out
+    held = replay.valid & held_out
+    (held_slots,) = jnp.nonzero(held, size=capacity, fill_value=0)
+    n, scored = held.sum(), min(config.score_size, capacity)
+    rank = jnp.arange(scored)
+    # rank * n / scored in whole numbers, without overflow
+    spaced = (n // scored) * rank + (n % scored) * rank // scored
+    slots = held_slots[jnp.where(n <= scored, rank, spaced)]
+    return Split(
+        training=jnp.nonzero(training, size=capacity, fill_value=0)[0],
+        training_size=training.sum(),
+        weights=training.astype(jnp.float32),
+        scored=jax.tree.map(lambda ring: ring[slots], replay.data),
+        scored_weights=(rank < n).astype(jnp.float32),
+    )
+
+
+def _weighted_mean(values: Array, weights: Array, axis: int = 0) -> Array:
+    shape = [1] * values.ndim
+    shape[axis] = weights.shape[0]
+    return (values * weights.reshape(shape)).sum(axis) / jnp.maximum(weights.sum(), 1.0)
+
+
+def _with_everyone(model: Model, data: Transition, copies: int) -> tuple[Array, Array]:
+    """The same inputs (E, B, D+A) for every member, and z (B, D+1)."""
+    inputs = normalise(model, data.obs, data.action)
+    z = targets.encode(model.code, data.obs, data.reward, data.next_obs)
+    return jnp.broadcast_to(inputs, (copies, *inputs.shape)), z
+
+
+def score(config: ModelConfig, model: Model, data: Split) -> Array:
+    """The holdout's mean squared error in z, by member: (E,)."""
+    inputs, z = _with_everyone(model, data.scored, config.members)
+    mean, _ = distribution(config, model.params, inputs)
+    return _weighted_mean(jnp.square(mean - z).mean(-1), data.scored_weights, 1)
+
+
+def train_member(
+    config: ModelConfig,
+    model: Model,
+    params: Params,
+    adam: Any,
+    key: Array,
+    replay: Replay,
+    data: Split,
+    steps: int,
+) -> tuple[Params, Any]:
+    """One member's parameters and Adam's state after `steps` gradient steps.
+
+    With `average_steps` n > 1 the parameters are their mean over these steps, which from the n-th
+    on forgets as an exponential one does (Polyak and Juditsky, 1992): a larger learning rate goes
+    farther in a step, and the mean takes its noise away.
+
+    Args:
+      model: for its code and the normalisation of inputs.
+      key: of the member's own minibatches from the training split.
+    """
+    averaging = config.average_steps > 1
+
+    def step(carry: tuple[Params, Any, Params | None], count: Array) -> Any:
+        params, adam, mean = carry
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, count),
+            (config.batch,),
+            0,
+            jnp.maximum(data.training_size, 1),
+        )
+        batch = jax.tree.map(lambda ring: ring[data.training[drawn]], replay.data)
+        inputs = normalise(model, batch.obs, batch.action)
+        z = targets.encode(model.code, batch.obs, batch.reward, batch.next_obs)
+        gradient = jax.grad(loss, argnums=1)(config, params, inputs, z, model.code.exponent)
+        updates, adam = optimiser(config).update(gradient, adam, params)
+        params = optax.apply_updates(params, updates)
+        if averaging:
+            share = 1 / jnp.minimum(count, config.average_steps)
+            mean = jax.tree.map(lambda m, p: m + share * (p - m), mean, params)
+        return (params, adam, mean), None
+
+    carry = (params, adam, params if averaging else None)
+    (params, adam, mean), _ = jax.lax.scan(step, carry, jnp.arange(1, steps + 1))
+    return (mean if averaging else params), adam
+
+
+def over_members(function: Callable[..., Any], *stacked: Any) -> Any:
+    """Maps a function over the members of leaves (E, ...).
+
+    On a CPU one member takes all of its steps before the next one begins, for then its weights and
+    moments stay in a core's cache (BUILD_NOTES.md, "Speed"); elsewhere all take each step together.
+    """
+    if compiler.small_caches():
+        return jax.lax.map(lambda one: function(*one), stacked)
+    return jax.vmap(function)(*stacked)
+
+
+def train(
+    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: int
+) -> Model:
+    """`steps` gradient steps of every member, each with a key split from `key`."""
+
+    def one(params: Params, adam: Any, key: Array) -> tuple[Params, Any]:
+        return train_member(config, model, params, adam, key, replay, data, steps)
+
+    keys = jax.random.split(key, config.members)
+    params, adam = over_members(one, model.params, model.optimiser, keys)
+    return model._replace(params=params, optimiser=adam)
+
+
+class _Search(NamedTuple):
+    """What an early-stopped fit carries; never the replay, which a vmapped loop would copy."""
+
+    params: Params
+    optimiser: Any
+    best: Params  # of each member
+    best_score: Array  # (E,)
+    stale: Array  # () rounds since any member gained
+    steps: Array  # ()
+    key: Array
+
+
+def _train_until_stale(
+    config: ModelConfig,
+    model: Model,
+    replay: Replay,
+    data: Split,
+    key: Array,
+) -> tuple[Model, Array]:
+    """Rounds of steps until `patience` of them pass in which no member's holdout score gained
+    `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
+
+    The weights that the fit began with are no candidates. If they were, a fit to data of a new
+    kind, which first has to unlearn its certainty, could end where it began, and so could every
+    later one: the model would never see the new data (BUILD_NOTES.md, "Early stopping").
+    """
+
+    def going_on(search: _Search) -> Array:
+        return (search.stale < config.patience) & (search.steps < config.fit_steps)
+
+    def one_round(search: _Search) -> _Search:
+        key, round_key = jax.random.split(search.key)
+        begun = model._replace(params=search.params, optimiser=search.optimiser)
+        trained = train(config, begun, replay, data, round_key, config.round_steps)
+        scores = score(config, trained, data)
+        gained = scores < (1 - config.min_gain) * search.best_score
+
+        def keep(old: Array, new: Array) -> Array:
+            return jnp.where(gained.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return _Search(
+            params=trained.params,
+            optimiser=trained.optimiser,
+            best=jax.tree.map(keep, search.best, trained.params),
+            best_score=jnp.where(gained, scores, search.best_score),
+            stale=jnp.where(gained.any(), 0, search.stale + 1),
+            steps=search.steps + config.round_steps,
+            key=key,
+        )
+
+    begin = _Search(
+        params=model.params,
+        optimiser=model.optimiser,
+        best=model.params,
+        best_score=jnp.full(config.members, jnp.inf),
+        stale=jnp.zeros((), jnp.int32),
+        steps=jnp.zeros((), jnp.int32),
+        key=key,
+    )
+    end = jax.lax.while_loop(going_on, one_round, begin)
+    return model._replace(params=end.best, optimiser=end.optimiser), end.steps
+
+
+def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
+    """The model under another code.
+
+    What it predicts on average stays, to rounding, for the inputs that its network sees; its
+    predicted variances stay where the clamp does not bend them. Adam's moments move along. Nothing
+    is kept of the channels that are `fresh`, (D+1,): they get new weights, and no moments.
+    """
+    layers, old = model.params["layers"], model.code
+    network = layers["head"]["kernel"].shape[-2], 2 * fresh.shape[0]
+    keys = jax.random.split(key, layers["head"]["kernel"].shape[0])
+    new = {
+        "kernel": jax.vmap(lambda k: nets.fan_in(k, network))(keys),
+        "bias": jnp.zeros_like(layers["head"]["bias"]),
+    }
+    columns = jnp.concatenate([fresh, fresh])
+
+    def renewed(kept: Params, new: Params) -> Params:
+        return jax.tree.map(lambda a, b: jnp.where(columns, b, a), kept, new)
+
+    def moved(moment: Params, power: int) -> Params:
+        kept = targets.recode_moment(moment["layers"]["head"], old, code, power)
+        head = renewed(kept, jax.tree.map(jnp.zeros_like, kept))
+        return {**moment, "layers": {**moment["layers"], "head": head}}
+
+    first, second = (optax.tree_utils.tree_get(model.optimiser, name) for name in ("mu", "nu"))
+    head = renewed(targets.recode_head(layers["head"], old, code), new)
+    return model._replace(
+        params={**model.params, "layers": {**layers, "head": head}},
+        optimiser=optax.tree_utils.tree_set(
+            model.optimiser, mu=moved(first, 1), nu=moved(second, 2)
+        ),
+        code=code,
+    )
+
+
+def begin(
+    config: ModelConfig,
+    variants: Sequence[tuple[str, ...]],
+    variant: Array,
+    model: Model,
+    replay: Replay,
+    holdout_key: Array,
+) -> tuple[Model, Split]:
+    """The model with the code and the input normalisation of the data, and the data's division.
+
+    A channel that has been constant until now is fitted to for the first time: its k is chosen, and
+    its weights are new.
+
+    Args and errors as for `fit`.
+    """
+    data = split(config, replay, holdout_key)
+    real, never = replay.data, model.fits == 0
+    truth = jnp.concatenate([real.next_obs, real.reward[:, None]], -1)
+    varied = model.varied | targets.varies(truth, data.weights)
+    begins = varied & ~model.varied
+    code = targets.fit_code(
+        variants,
+        variant,
+        model.code,
+        begins[:-1] | never,
+        real.obs,
+        real.reward,
+        real.next_obs,
+        data.weights,
+    )
+    mean, std = targets.moments(jnp.concatenate([real.obs, real.action], -1), data.weights)
+    raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
+    _, unit = targets.moments(raw, data.weights)
+    # New weights predict nothing that should stay as it is; they are meant for z as they are.
+    written = jax.tree.map(lambda new, old: jnp.where(never, new, old), code, model.code)
+    key = jax.random.fold_in(holdout_key, model.fits)
+    model = recode(model._replace(code=written), code, begins & ~never, key)
+    return (
+        model._replace(
+            input_mean=mean, input_std=std, unit=unit, varied=varied, fits=model.fits + 1
+        ),
+        data,
+    )
+
+
+class Job(NamedTuple):
+    """A fit that was begun: what its members are trained with."""
+
+    model: Model
+    data: Split
+    members: tuple[Params, Any, Array]  # parameters, Adam's state and key of each, leaves (E, ...)
+
+
+def end(
+    config: ModelConfig, model: Model, data: Split, steps: Array | int
+) -> tuple[Model, Metrics]:
+    """The trained model with its elites chosen, and the fit's scalars by name.
+
+    Args:
+      steps: gradient steps that it took.
+    """
+    scores = score(config, model, data)
+    model = model._replace(elites=jnp.argsort(scores)[: config.elites])
+    return model, {
+        "fit_steps": jnp.asarray(steps),
+        "score": scores[model.elites].mean(),
+        **_report(config, model, data),
+    }
+
+
+def fit(
+    config: ModelConfig,
+    variants: Sequence[tuple[str, ...]],
+    variant: Array,
+    model: Model,
+    replay: Replay,
+    holdout_key: Array,
+    key: Array,
+) -> tuple[Model, Metrics]:
+    """Refits code, input normalisation and members, warm-started, and chooses the elites.
+
+    Args:
+      variants: the fixes of every variant of the run (static); `variant` () is this row's.
+      replay: the real transitions.
+      holdout_key: the same at every fit.
+
+    Returns:
+      The model, and scalars by name.
+    """
+    model, data = begin(config, variants, variant, model, replay, holdout_key)
+    if config.schedule == "fixed":
+        model = train(config, model, replay, data, key, config.fit_steps)
+        return end(config, model, data, config.fit_steps)
+    model, steps = _train_until_stale(config, model, replay, data, key)
+    return end(config, model, data, steps)
+
+
+def on_holdout(config: ModelConfig, model: Model, data: Split) -> trust.Predictions:
+    """What the members say of the scored transitions, the truth as the sample."""
+    inputs, z = _with_everyone(model, data.scored, config.members)
+    mean, log_variance = distribution(config, model.params, inputs)
+    member = jnp.zeros(z.shape[0], jnp.int32)
+    return trust.in_standard_units(model, mean, log_variance, member, z)
+
+
+def _report(config: ModelConfig, model: Model, data: Split) -> Metrics:
+    """How good the elites' mean prediction is on the holdout."""
+    held, weights = data.scored, data.scored_weights
+    inputs, z = _with_everyone(model, held, config.members)
+    mean, log_variance = distribution(config, model.params, inputs)
+    mean, log_variance = mean[model.elites], log_variance[model.elites]
+    likelihood = jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance
+    next_obs, reward = targets.decode(model.code, held.obs, mean.mean(0))
+    # Where a truth lies in the mixture of the elites, which is what rollouts draw from.
+    rank = jax.scipy.special.ndtr((z - mean) * jnp.exp(-0.5 * log_variance)).mean(0)
+    inside = (jnp.abs(rank - 0.5) <= 0.4).astype(jnp.float32)
+    noise = jnp.exp(log_variance).mean(0)
+
+    def share(error: Array, values: Array) -> Array:
+        variance = _weighted_mean(jnp.square(values - _weighted_mean(values, weights)), weights)
+        mse = _weighted_mean(jnp.square(error), weights)
+        return jnp.where(variance > targets.CONSTANT**2, 1 - mse / variance, jnp.nan)
+
+    z_variance = _weighted_mean(jnp.square(z - _weighted_mean(z, weights)), weights)
+    return {
+        "nll": _weighted_mean(likelihood.mean((0, 2)), weights),
+        "r2_state": jnp.nanmedian(share(next_obs - held.next_obs, held.next_obs - held.obs)),
+        "r2_reward": share(reward - held.reward, held.reward),
+        "scale_ratio": z_variance[:-1].sum() / z_variance[-1],
+        "spread": jnp.sqrt(_weighted_mean(mean.var(0).mean(-1), weights)),
+        "noise": jnp.sqrt(_weighted_mean(noise.mean(-1), weights)),
+        "inside_80": _weighted_mean(inside.mean(-1), weights),
+        "model_reward_mean": _weighted_mean(reward, weights),
+        "real_reward_mean": _weighted_mean(held.reward, weights),
+    }
