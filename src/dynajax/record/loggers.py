@@ -212,6 +212,8 @@ LOGGERS: dict[str, type[Logger]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
+#: Those of every run.
+DEFAULT = ("files", "tensorboard")
 
 
 class Loggers:
@@ -231,7 +233,7 @@ class Loggers:
         config: Config,
         step: int,
         offsets: Mapping[str, int],
-        names: Sequence[str] = ("files", "tensorboard"),
+        names: Sequence[str] = DEFAULT,
     ) -> None:
         self._loggers = [LOGGERS[name](folder, config, step, offsets) for name in names]
 
