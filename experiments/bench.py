@@ -1,13 +1,14 @@
 """Measures the machine, every stage of training, and a whole environment step.
 
     python experiments/bench.py
+    python experiments/bench.py --env=cheetah-run,humanoid-stand --rows=1,2,4,6 --start --out=bench
     python experiments/bench.py --compare=results/bench/two-cores/bench.csv
 
-All stages are timed in turn with 256-cubed float32 matmuls of NumPy and JAX, so that a drifting
-machine drifts for all of them. "x ideal" is the median of a stage's time over what its
-floating-point operations (`dynajax.flops`) take at the better matmul's rate. Where there is a
-GPU or TPU its matmuls at the networks' own shapes are measured in every precision too. Writes
-bench.csv and bench.png into --out.
+Every stage is timed in turn with 256-cubed float32 matmuls of NumPy and JAX, so that a drifting
+machine drifts for all three, and is printed at once. "x ideal" is the median of a stage's time over
+what its floating-point operations (`dynajax.measure.flops`) take at the better matmul's rate. Where
+there is a GPU or TPU its matmuls at the networks' own shapes are measured in every precision too.
+Writes bench.csv and bench.png into --out.
 """
 
 import csv
@@ -18,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from absl import flags
 
 from dynajax import cli, compiler, envs, make_config
 from dynajax.config import PRESETS, Config
-from dynajax.measure import benchmark, flops
+from dynajax.measure import benchmark
 from dynajax.measure.benchmark import Stage, Workload
 from dynajax.record.folder import device_name, write_atomically
 from dynajax.report import figures
@@ -36,13 +37,15 @@ from dynajax.report.figures import Panel
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("env", ["cheetah-run", "humanoid-stand", "quadruped-run"], "Tasks.")
-flags.DEFINE_list("rows", [], "Rows of a program; by default those that suit the device.")
-flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "Algorithm.")
+flags.DEFINE_list("env", ["cheetah-run"], "Tasks.")
+flags.DEFINE_list("rows", ["1"], "Rows of a program.")
+flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
+flags.DEFINE_string("agent", "sac", "What acts and learns: sac, or module:NAME.")
+flags.DEFINE_string("trust", "none", "Rule of trust in synthetic data: none, penalty, module:NAME.")
 flags.DEFINE_enum("preset", "paper", list(PRESETS), "Sizes and cadence.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as model.width=400.")
-flags.DEFINE_float("seconds", 10, "To spend on each task and number of rows.", lower_bound=0.01)
-flags.DEFINE_bool("start", True, "Time a start with an empty and with a filled compile cache.")
+flags.DEFINE_float("seconds", 2, "To spend on each stage; five rounds at least.", lower_bound=0.01)
+flags.DEFINE_bool("start", False, "Time a start with an empty and with a filled compile cache.")
 flags.DEFINE_string("out", "bench", "Folder for the table and the picture.")
 flags.DEFINE_string("compare", None, "bench.csv of an earlier run, to show ratios to.")
 flags.DEFINE_string("probe", None, "For the benchmark's own use.")
@@ -53,6 +56,8 @@ COLUMNS = (
     "jax",
     "precision",
     "algo",
+    "agent",
+    "trust",
     "preset",
     "env",
     "rows",
@@ -73,81 +78,96 @@ COLUMNS = (
 )
 Line = dict[str, Any]
 _PEAK = ("matmul numpy", "matmul jax")
+#: Stages that older tables name otherwise.
+_RENAMED = {"SAC update": "agent update"}
 
 
-def _lines(runs: dict[str, Stage], seconds: dict[str, np.ndarray]) -> dict[str, Line]:
-    """What the timed rounds say of each stage; `seconds` (R,) are of one `Stage.run`."""
-    each = {name: seconds[name] / stage.calls for name, stage in runs.items()}
-    peak = np.max([runs[name].flops / each[name] for name in _PEAK], axis=0)
-    found = {}
-    for name, stage in runs.items():
-        ms = 1e3 * float(np.median(each[name]))
-        low, high = 1e3 * np.quantile(each[name], (0.25, 0.75))
-        line: Line = {"stage": name, "ms": ms, "low": low, "high": high}
-        if stage.per_step:
-            line["ms_per_step"] = ms * stage.per_step
-        if stage.flops:
-            ratio = float(np.median(each[name] * peak / stage.flops))
-            line |= {
-                "gflop": stage.flops / 1e9,
-                "gflops": stage.flops / ms / 1e6,
-                "of_peak": 1 / ratio,
-                "x_ideal": ratio,
-            }
-        found[name] = line
-    return found
+class Timing(NamedTuple):
+    """A stage's rounds, over all rows."""
+
+    ms: np.ndarray  # (3,) of one call: the median, and the quartiles around it
+    ideal: float  # operations that the better matmul does in that time
 
 
-def _whole_step(work: Workload, runs: dict[str, Stage], seconds: dict[str, np.ndarray]) -> Stage:
+def _timing(runs: dict[str, Stage], name: str, seconds: float) -> Timing:
+    """Times a stage in turn with the matmuls."""
+    rounds = benchmark.interleave({n: stage.run for n, stage in runs.items()}, seconds)
+    each = {n: rounds[n] / stage.calls for n, stage in runs.items()}
+    peak = np.max([runs[n].flops / each[n] for n in _PEAK], axis=0)
+    ms = 1e3 * np.quantile(each[name], (0.5, 0.25, 0.75))
+    return Timing(ms, float(np.median(each[name] * peak)))
+
+
+def _line(name: str, stage: Stage, timing: Timing) -> Line:
+    ms, low, high = map(float, timing.ms)
+    line: Line = {"stage": name, "ms": ms, "low": low, "high": high}
+    if stage.per_step:
+        line["ms_per_step"] = ms * stage.per_step
+    if stage.flops:
+        ratio = timing.ideal / stage.flops
+        line |= {
+            "gflop": stage.flops / 1e9,
+            "gflops": stage.flops / ms / 1e6,
+            "of_peak": 1 / ratio,
+            "x_ideal": ratio,
+        }
+    return line
+
+
+def _whole_step(stages: dict[str, Stage], timings: dict[str, Timing]) -> Line:
     """An environment step at the preset's cadence: acting and learning, and its share of a fit."""
-    first, *shares = benchmark.WHOLE_STEP
-    loop = runs[first]
-    total = seconds[first] / loop.calls
-    for name in shares:
-        if name in runs:
-            total = total + seconds[name] / runs[name].calls * runs[name].per_step
-    seconds["environment step"] = total
-    count = work.config.rows * flops.environment_step(work.config, work.spec)
-    return Stage(loop.run, 1, count, 1)
+    parts = [
+        (stages[name], timings[name], stages[name].per_step or 1.0)
+        for name in benchmark.WHOLE_STEP
+        if name in stages
+    ]
+    operations = sum(share * stage.flops for stage, _, share in parts)
+    ms = np.sum([share * timing.ms for _, timing, share in parts], 0)
+    ideal = sum(share * timing.ideal for _, timing, share in parts)
+    whole = Stage(lambda: None, flops=round(operations), per_step=1)
+    return _line("environment step", whole, Timing(ms, ideal))
 
 
-def measure(work: Workload, budget: float) -> list[Line]:
-    """All lines of one task at one number of rows."""
-    config = work.config
+def measure(work: Workload, seconds: float) -> Iterator[Line]:
+    """The lines of one task at one number of rows, each as soon as it is known.
+
+    Args:
+      seconds: for each stage.
+    """
+    config, program = work.config, work.program
+    common = {"env": config.env, "rows": config.rows}
+    peak = {
+        _PEAK[0]: benchmark.numpy_matmul(),
+        _PEAK[1]: benchmark.jax_matmul(1, benchmark.SIDE, benchmark.SIDE, "float32"),
+    }
     with work:
-        runs = {_PEAK[0]: benchmark.numpy_matmul()}
-        runs[_PEAK[1]] = benchmark.jax_matmul(1, benchmark.SIDE, benchmark.SIDE, "float32")
-        runs |= benchmark.matmuls(config) | work.stages()
-        seconds = benchmark.interleave({n: stage.run for n, stage in runs.items()}, budget)
-        runs["environment step"] = _whole_step(work, runs, seconds)
-        lines = _lines(runs, seconds)
+        stages, timings = peak | benchmark.matmuls(program) | work.stages(), {}
+        for name, stage in stages.items():
+            timings[name] = _timing({**peak, name: stage}, name, seconds)
+            yield common | _line(name, stage, timings[name])
+        yield common | _whole_step(stages, timings)
         for name, facts in work.facts().items():
             values = facts._asdict()
             for size in ("state_bytes", "temporary_bytes"):
-                values[size] = round(values[size] / work.placement.each)
-            lines.setdefault(name, {"stage": name}).update(values)
-    return [{"env": config.env, "rows": config.rows, **line} for line in lines.values()]
+                values[size] = round(values[size] / program.placement.each)
+            yield common | {"stage": f"program {name}", **values}
 
 
 def probe(config: Config) -> None:
     """Starts as `train` does, and prints the seconds of each part as JSON."""
-    from dynajax.runtime.placement import place
-    from dynajax.runtime.program import build
-
-    begin, found = time.perf_counter(), {}
+    begin, seconds = time.perf_counter(), {}
 
     def mark(name: str) -> None:
         nonlocal begin
-        found[name] = time.perf_counter() - begin
+        seconds[name] = time.perf_counter() - begin
         begin = time.perf_counter()
 
-    spec = envs.spec(config.env, time_limit=config.host.time_limit)
-    program = build(config, spec, place(config, jax.local_devices()[:1]))
+    work = Workload(config)
     mark("task")
-    for lowered in program.lower(config, spec):
+    for lowered in work.program.lower():
         lowered.compile()
     mark("compile fit and learn")
-    with Workload(config) as work:
+    with work:
         stages = work.stages()
         mark("state, environments")
         for name in ("act", "insert"):
@@ -158,7 +178,7 @@ def probe(config: Config) -> None:
             if name in stages:
                 stages[name].run()
     mark("first fit steps and learn")
-    print(json.dumps(found))
+    print(json.dumps(seconds))
 
 
 def start(config: Config) -> list[Line]:
@@ -192,26 +212,27 @@ def _cell(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The lines of one task and number of rows, for a terminal."""
-    head = f"{'stage':<44}{'ms':>10}{'GFLOP':>9}{'GFLOP/s':>9}{'of peak':>9}{'x ideal':>9}"
-    head += f"{'ms / env step':>15}"
-    rows = [head]
-    for line in lines:
-        get = line.get
-        rows.append(
-            f"{line['stage']:<44}{_cell(get('ms'), '.3f'):>10}{_cell(get('gflop'), '.3f'):>9}"
-            f"{_cell(get('gflops'), '.0f'):>9}{_cell(get('of_peak'), '.0%'):>9}"
-            f"{_cell(get('x_ideal'), '.2f'):>9}{_cell(get('ms_per_step'), '.2f'):>15}"
+#: Over the lines of one task and number of rows.
+HEAD = (
+    f"{'stage':<44}{'ms':>10}{'GFLOP':>9}{'GFLOP/s':>9}{'of peak':>9}{'x ideal':>9}"
+    f"{'ms / env step':>15}"
+)
+
+
+def row(line: Line) -> str:
+    """A line for a terminal."""
+    get = line.get
+    if get("state_bytes") is not None:
+        return (
+            f"{line['stage']}: {line['state_bytes'] / 2**20:.1f} MiB of state a row, "
+            f"{line['temporary_bytes'] / 2**20:.1f} of temporaries, {line['donated']:.1%} "
+            f"donated, {line['kernels']} kernels, {line['ring_copies']} copies of a replay"
         )
-    for line in lines:
-        if line.get("state_bytes") is not None:
-            rows.append(
-                f"program {line['stage']}: {line['state_bytes'] / 2**20:.1f} MiB of state a row, "
-                f"{line['temporary_bytes'] / 2**20:.1f} of temporaries, {line['donated']:.1%} "
-                f"donated, {line['kernels']} kernels, {line['ring_copies']} copies of a replay"
-            )
-    return "\n".join(rows)
+    return (
+        f"{line['stage']:<44}{_cell(get('ms'), '.3f'):>10}{_cell(get('gflop'), '.3f'):>9}"
+        f"{_cell(get('gflops'), '.0f'):>9}{_cell(get('of_peak'), '.0%'):>9}"
+        f"{_cell(get('x_ideal'), '.2f'):>9}{_cell(get('ms_per_step'), '.2f'):>15}"
+    )
 
 
 def figure(lines: Sequence[Line]) -> bytes:
@@ -219,7 +240,7 @@ def figure(lines: Sequence[Line]) -> bytes:
     panels = []
     for env in dict.fromkeys(line["env"] for line in lines):
         shown = {}
-        for stage in ("environment step", "fit step", "SAC update", "rollout", "host step"):
+        for stage in ("environment step", "fit step", "agent update", "rollout", "host step"):
             points = [
                 (line["rows"], line["ms_per_step"] / line["rows"])
                 for line in lines
@@ -244,7 +265,10 @@ def figure(lines: Sequence[Line]) -> bytes:
 def compare(lines: Sequence[Line], path: Path) -> str:
     """Old time over new by stage; also with each relative to its own machine's peak."""
     with path.open(newline="") as file:
-        old = {(o["env"], o["rows"], o["stage"]): o for o in csv.DictReader(file)}
+        old = {
+            (o["env"], o["rows"], _RENAMED.get(o["stage"], o["stage"])): o
+            for o in csv.DictReader(file)
+        }
     rows = [f"{'against ' + str(path):<60}{'old ms':>10}{'new ms':>10}{'faster':>9}{'of peak':>9}"]
     for line in lines:
         before = old.get((line["env"], str(line["rows"]), line["stage"]))
@@ -272,6 +296,8 @@ def write(lines: Sequence[Line], out: Path) -> None:
         "jax": jax.__version__,
         "precision": precision,
         "algo": FLAGS.algo,
+        "agent": FLAGS.agent,
+        "trust": FLAGS.trust,
         "preset": FLAGS.preset,
     }
     for line in lines:
@@ -286,9 +312,6 @@ def write(lines: Sequence[Line], out: Path) -> None:
 
 
 def _rows() -> list[int]:
-    if not FLAGS.rows:
-        on_cpu = jax.local_devices()[0].platform == "cpu"
-        return [1, 2, 4, 6] if on_cpu else [1, 2, 4, 6, 16, 64]
     try:
         rows = [int(text) for text in FLAGS.rows]
         assert min(rows) > 0
@@ -306,9 +329,15 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--compare={FLAGS.compare}: there is no such file")
 
     def config(env: str, rows: int) -> Config:
-        fixes = ["scale,target"] if FLAGS.algo == "mbpo" else []
         return make_config(
-            env, algo=FLAGS.algo, preset=FLAGS.preset, fixes=fixes, seeds=rows, settings=settings
+            env,
+            algo=FLAGS.algo,
+            agent=FLAGS.agent,
+            trust=FLAGS.trust,
+            preset=FLAGS.preset,
+            fixes=["scale,target"] if FLAGS.algo == "mbpo" else [],
+            seeds=rows,
+            settings=settings,
         )
 
     cli.use_compilation_cache()
@@ -323,20 +352,20 @@ def main(argv: Sequence[str]) -> int:
     for env in FLAGS.env:
         for rows in counts:
             work = Workload(config(env, rows))
-            used = work.placement.mesh.size
+            used = work.program.placement.mesh.size
             memory = compiler.available(used) * used
-            if compiler.size(work.shapes) > 0.9 * memory:
+            if compiler.size(work.program.shapes()) > 0.9 * memory:
                 print(f"\n{env}, {rows} rows: left out, for they do not fit into memory")
                 continue
-            new = measure(work, FLAGS.seconds)
-            print(f"\n{env}, {rows} row{'s' * (rows > 1)}\n{table(new)}", flush=True)
-            lines += new
+            print(f"\n{env}, {rows} row{'s' * (rows > 1)}\n{HEAD}", flush=True)
+            for line in measure(work, FLAGS.seconds):
+                print(row(line), flush=True)
+                lines.append(line)
             write(lines, Path(FLAGS.out))
     if FLAGS.start:
-        lines += start(config(FLAGS.env[0], 1))
-        for line in lines:
-            if " start: " in line["stage"]:
-                print(f"{line['stage']:<44}{line['ms'] / 1e3:>9.2f} s")
+        for line in start(config(FLAGS.env[0], 1)):
+            print(f"{line['stage']:<44}{line['ms'] / 1e3:>9.2f} s", flush=True)
+            lines.append(line)
         write(lines, Path(FLAGS.out))
     if FLAGS.compare:
         print("\n" + compare(lines, Path(FLAGS.compare)))

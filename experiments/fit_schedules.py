@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
                 model = ensemble.init(config.model, spec, key)
                 for again in range(FLAGS.refits + 1):
                     filled = jnp.arange(capacity) < size + 250 * again
-                    model, found = fit(
+                    model, metrics = fit(
                         model, Replay(data, filled), key, jax.random.fold_in(key, again)
                     )
                     line = {
@@ -72,9 +72,9 @@ def main(argv: Sequence[str]) -> None:
                         "schedule": schedule,
                         "transitions": size + 250 * again,
                         "fit": again,
-                        "steps": int(found["fit_steps"]),
+                        "steps": int(metrics["fit_steps"]),
                     }
-                    line |= {name: f"{float(found[name]):.5g}" for name in MEASURES}
+                    line |= {name: f"{float(metrics[name]):.5g}" for name in MEASURES}
                     lines.append(line)
                     print(line, flush=True)
     out = Path(FLAGS.out)

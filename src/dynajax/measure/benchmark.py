@@ -2,28 +2,29 @@
 
 import contextlib
 import functools
-import re
+import itertools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import algorithm, compiler, envs
-from dynajax.agents import sac
+from dynajax import compiler, envs
 from dynajax.config import Config, assign
-from dynajax.envs.host import HostEnvs
+from dynajax.engines.host import HostEngine
 from dynajax.envs.pool import EnvPool, default_workers
-from dynajax.measure import flops
-from dynajax.models import ensemble, rollouts
+from dynajax.measure import compiled, flops
+from dynajax.models import fitting, rollouts
 from dynajax.record.checkpoint import Checkpoints
-from dynajax.runtime.placement import BY_ROWS, STATE, place
-from dynajax.runtime.program import build
-from dynajax.types import Array, EnvSpec, Replay, Row, TrainState, Transition
+from dynajax.runtime.clock import Clock
+from dynajax.runtime.placement import BY_ROWS, STATE
+from dynajax.runtime.program import Program, SharedFit, build
+from dynajax.types import Array, Replay, Row, TrainState, Transition
 
 #: Side of the square matmuls that a machine's peak is taken from.
 SIDE = 256
@@ -109,19 +110,23 @@ def jax_matmul(copies: int, batch: int, width: int, precision: str | None = None
     )
 
 
-def matmuls(config: Config) -> dict[str, Stage]:
-    """The matmuls of the hidden layers, of all rows at once, in every precision worth a try."""
+def matmuls(program: Program) -> dict[str, Stage]:
+    """The largest matmul of each network, of all rows at once, in every precision worth a try."""
+    config, rows = program.config, program.placement.rows
     units = jax.local_devices()[0].platform != "cpu"
     precisions = ("float32", "tensorfloat32", "bfloat16") if units else ("float32",)
-    shapes = {"critic": (2 * config.rows, config.sac.batch, config.sac.hidden[0])}
-    if config.algo == "mbpo":
-        model = config.model
-        shapes["ensemble"] = (model.members * config.rows, model.batch, model.width)
-    return {
-        f"matmul {name} {'x'.join(map(str, shape))} {precision}": jax_matmul(*shape, precision)
-        for name, shape in shapes.items()
-        for precision in precisions
-    }
+    stages = {}
+    row = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], program.init().rows))
+    for name, network in program.algorithm.networks(row).items():
+        kernels = [x.shape for x in jax.tree.leaves(network) if x.ndim > 1]
+        if kernels:
+            *copies, _, width = max(kernels, key=math.prod)
+            batch = config.model.batch if name == "model" else config.learn.batch
+            shape = math.prod(copies) * rows, batch, width
+            for precision in precisions:
+                label = f"matmul {name} {'x'.join(map(str, shape))} {precision}"
+                stages[label] = jax_matmul(*shape, precision)
+    return stages
 
 
 def _filled(state: TrainState, config: Config) -> TrainState:
@@ -137,7 +142,7 @@ def _filled(state: TrainState, config: Config) -> TrainState:
     def full(replay: Replay) -> Replay:
         data = jax.tree.map(fill, replay.data)
         data = data._replace(discount=jnp.ones_like(data.discount))
-        return Replay(data, jnp.ones_like(replay.valid))
+        return Replay(data, *jax.tree.map(jnp.ones_like, replay[1:]))
 
     rows: Row = state.rows
     shared = state.shared._replace(
@@ -158,250 +163,202 @@ class Workload:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.spec: EnvSpec = envs.spec(config.env, time_limit=config.host.time_limit)
+        episodes = max(1, min(config.eval.episodes, _MOST_ENVS // config.rows))
+        self.config = assign(config, "eval.episodes", episodes)
+        spec = envs.spec(config.env, time_limit=config.host.time_limit)
         # What is timed is one device, or a CPU's cores.
-        devices = jax.local_devices() if compiler.small_caches() else jax.local_devices()[:1]
-        self.program = build(config, self.spec, place(config, devices))
-        self.placement = self.program.placement
-        self.shapes = jax.eval_shape(self.program.init)
+        self._devices = jax.local_devices() if compiler.small_caches() else jax.local_devices()[:1]
+        self.program = build(self.config, spec, self._devices)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Workload":
-        config, rows = self.config, self.config.rows
-        fill = self.placement.spread(
-            functools.partial(_filled, config=config), (STATE,), STATE, donate_argnums=0
-        )
-        self._state = fill(self.program.init())
-        self._env = self._stack.enter_context(
-            contextlib.closing(HostEnvs(config, self.spec, list(range(rows))))
-        )
-        self._env.start()
-        self._actions = np.zeros((rows, self.spec.action_dim), np.float32)
-        self._pending = self._env.step(self._actions)
+        program = self.program
+        fill = functools.partial(_filled, config=self.config)
+        self._state: TrainState = self._spread(fill, donate_argnums=0)(program.init())
+        engine = HostEngine(program, Clock())
+        self._engine = self._stack.enter_context(contextlib.closing(engine))
+        engine.start()
+        self._actions = np.zeros((self.config.rows, program.spec.action_dim), np.float32)
+        self._step()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
         del self._state
 
+    def _spread(self, function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
+        """A function of the state, and what it gives: a state too."""
+        return self.program.placement.spread(function, (STATE,), STATE, **arguments)
+
+    def _count(self, function: Callable[..., Any], *arguments: Any) -> int:
+        """Operations for all rows, without those for copies that only fill a device."""
+        placement = self.program.placement
+        operations = flops.count(function, *arguments, trips=self._horizon)
+        return operations * placement.rows // placement.places
+
+    @property
+    def _horizon(self) -> int:
+        """Steps of a rollout when learning begins."""
+        return int(rollouts.horizon(self.config, jnp.asarray(self.config.random_steps)))
+
     def stages(self) -> dict[str, Stage]:
         """Every stage by name; one after the other, they go on with one state."""
-        c, spec, rows = self.config, self.spec, self.config.rows
-        found = {
-            "host step": Stage(self._host_step, per_step=1),
-            "act": Stage(self._act, 1, rows * flops.act(c, spec), 1),
-            "insert": Stage(lambda: self._go_on(self.program.insert)),
+        config, program, state = self.config, self.program, self._state
+        observed = (self._engine.obs, config.replay.real)
+        learn = self._count(program.learn, state, *self._transition)
+        act = self._count(program.act, state, *observed)
+        stages = {
+            "host step": Stage(self._step, per_step=1),
+            "act": Stage(self._act, 1, act, 1),
+            "insert": Stage(lambda: self._go_on(program.insert, *self._transition)),
         }
-        if c.algo == "mbpo":
-            horizon = int(rollouts.horizon(c, jnp.asarray(c.random_steps)))
-            found["rollout"] = Stage(
-                self._rollout(horizon), horizon, rows * flops.rollout(c, spec), horizon
-            )
-            found["fit step"] = Stage(
-                self._fit_steps(),
-                _FIT_STEPS,
-                rows * flops.fit_step(c, spec),
-                c.model.fit_steps / c.model.fit_every,
-            )
-            found["fit, fixed part"] = Stage(
-                self._fit_of_one_step(), per_step=1 / c.model.fit_every
-            )
-        found |= {
-            "SAC update": Stage(
-                self._updates(), c.sac.utd, rows * flops.sac_update(c, spec), c.sac.utd
-            ),
-            "learn": Stage(lambda: self._go_on(self.program.learn), flops=self._flops_of_learn()),
-            "acting and learning": Stage(
-                self._environment_steps,
-                _ENV_STEPS,
-                rows * flops.act(c, spec) + self._flops_of_learn(),
-            ),
-            "evaluation step": Stage(
-                self._evaluation(), _EVAL_STEPS, per_step=spec.time_limit / c.eval.every
-            ),
-            "checkpoint": Stage(self._checkpoint(), per_step=1 / c.eval.every),
+        if config.has_model:
+            stages |= {"rollout": self._rollout(), **self._fit()}
+        evaluation = program.spec.time_limit / config.eval.every
+        return stages | {
+            "agent update": self._update(),
+            "learn": Stage(lambda: self._go_on(program.learn, *self._transition), flops=learn),
+            "acting and learning": Stage(self._environment_steps, _ENV_STEPS, act + learn),
+            "evaluation step": Stage(self._evaluation(), _EVAL_STEPS, per_step=evaluation),
+            "checkpoint": Stage(self._checkpoint(), per_step=1 / config.eval.every),
         }
-        return found
 
-    def _flops_of_learn(self) -> int:
-        c, spec = self.config, self.spec
-        one = c.sac.utd * flops.sac_update(c, spec)
-        if c.algo == "mbpo":
-            one += int(rollouts.horizon(c, jnp.asarray(c.random_steps))) * flops.rollout(c, spec)
-        return c.rows * one
-
-    def _host_step(self) -> None:
-        self._pending = self._env.step(self._actions)
+    def _step(self) -> None:
+        self._transition: tuple[Transition, np.ndarray] = self._engine.step(self._actions)
 
     def _act(self) -> None:
-        chosen = self.program.act(self._state, self._env.obs, 2**30)
-        self._actions = np.asarray(self.placement.real(chosen))
+        chosen = self.program.act(self._state, self._engine.obs, self.config.replay.real)
+        self._actions = self.program.placement.real(np.asarray(chosen))
 
-    def _go_on(self, function: Callable[..., Any]) -> None:
-        result = function(self._state, *self._pending)
+    def _go_on(self, function: Callable[..., Any], *arguments: Any) -> None:
+        result = function(self._state, *arguments)
         self._state = result if isinstance(result, TrainState) else result[0]
         jax.block_until_ready(self._state)
 
     def _environment_steps(self) -> None:
-        # As in `train.train`.
-        for t in range(_ENV_STEPS):
-            chosen = self.program.act(self._state, self._env.obs, 2**30 + t)
-            self._state, _ = self.program.learn(self._state, *self._pending)
-            self._pending = self._env.step(np.asarray(self.placement.real(chosen)))
+        for step in range(_ENV_STEPS):
+            step += self.config.replay.real
+            self._state, _, _ = self._engine.advance(self._state, step)
         jax.block_until_ready(self._state)
 
-    def _updates(self) -> Callable[[], None]:
-        c = self.config
+    def _update(self) -> Stage:
+        algorithm, learn = self.program.algorithm, self.config.learn
 
-        def first(ring: Array) -> Array:
-            batches = ring[:, : c.sac.utd * c.sac.batch]
-            return batches.reshape(-1, c.sac.utd, c.sac.batch, *ring.shape[2:])
+        def one(row: Row) -> Row:
+            agent = algorithm.agent(row)
 
-        take = self.placement.spread(functools.partial(jax.tree.map, first), (BY_ROWS,), BY_ROWS)
-        batch = take(self._state.rows.real.data)
+            def batches(ring: Array) -> Array:
+                return jnp.resize(ring, (learn.utd, learn.batch, *ring.shape[1:]))
 
-        def one(row_config: Config, agent: Any, batches: Transition, key: Array) -> Any:
-            def update(agent: Any, inputs: Any) -> Any:
-                return sac.update(row_config.sac, agent, *inputs)
+            def update(state: Any, inputs: tuple[Transition, Any]) -> tuple[Any, None]:
+                batch, noise = inputs
+                return agent.update(state, batch, None, None, noise)[0], None
 
-            noise = jax.random.normal(key, (c.sac.utd, 2, *batches.action.shape[1:]))
-            return jax.lax.scan(update, agent, (batches, noise))[0]
+            inputs = jax.tree.map(batches, row.real.data), agent.noise(row.key, learn.utd)
+            return row._replace(agent=jax.lax.scan(update, row.agent, inputs)[0])
 
-        mapped = self.placement.spread(jax.vmap(one), (BY_ROWS,) * 4, BY_ROWS, donate_argnums=1)
+        return self._of_state(
+            lambda state: state._replace(rows=jax.vmap(one)(state.rows)), learn.utd
+        )
 
-        def run() -> None:
-            rows = self._state.rows
-            agent = jax.block_until_ready(mapped(rows.config, rows.agent, batch, rows.key))
-            self._state = self._state._replace(rows=rows._replace(agent=agent))
+    def _rollout(self) -> Stage:
+        length, algorithm = self._horizon, self.program.algorithm
 
-        return run
+        def roll_out(state: TrainState) -> TrainState:
+            one = functools.partial(algorithm.roll_out, shared=state.shared, length=length)
+            rows = jax.vmap(lambda row: one(row, key=row.key))(state.rows)
+            return state._replace(rows=rows)
 
-    def _rollout(self, horizon: int) -> Callable[[], None]:
-        def imagine(state: TrainState) -> TrainState:
-            ring = jax.vmap(
-                lambda row: algorithm.imagine(row, state.shared, self.spec, horizon, row.key)
-            )(state.rows)
-            return state._replace(rows=state.rows._replace(synthetic=ring))
+        return self._of_state(roll_out, length)
 
-        mapped = self.placement.spread(imagine, (STATE,), STATE, donate_argnums=0)
+    def _of_state(self, function: Callable[[TrainState], TrainState], calls: int) -> Stage:
+        """What is called `calls` times in an environment step, and in one run of `function`."""
+        mapped = self._spread(function, donate_argnums=0)
+        operations = self._count(mapped, self._state) // calls
+        return Stage(lambda: self._go_on(mapped), calls, operations, calls)
 
-        def run() -> None:
-            self._state = jax.block_until_ready(mapped(self._state))
+    def _fit(self) -> dict[str, Stage]:
+        """A gradient step of all members, and all of a fit but for its steps."""
+        program, model = self.program, self.config.model
+        # Where members lie on devices of their own, they do so in a shorter fit.
+        shared = isinstance(program.fit, SharedFit)
+        devices = self._devices if shared else list(program.placement.mesh.devices)
 
-        return run
+        def of_length(steps: int) -> Program:
+            config = assign(self.config, "model.schedule", "fixed")
+            return build(assign(config, "model.fit_steps", steps), program.spec, devices)
 
-    def _fit_steps(self) -> Callable[[], None]:
-        def split(row: Row) -> ensemble.Split:
-            return ensemble.split(row.config.model, row.real, row.seed_key)
-
-        def one(row: Row, data: ensemble.Split) -> Any:
-            assert row.model is not None
-            return ensemble.train_steps(
-                row.config.model,
-                row.model,
-                row.real,
-                data,
-                row.key,
-                _FIT_STEPS,
-                self.placement.over_members if helped else jax.lax.map,
-            )
-
-        spread, helped = self.placement.spread, self.placement.helpers is not None
-        data = spread(jax.vmap(split), (BY_ROWS,), BY_ROWS)(self._state.rows)
-        if helped:
-            # Copies, because other stages give the state's own memory away.
-            rows = self._state.rows._replace(agent=cast(Any, None), synthetic=None)
-            sent = self.placement.send(jax.tree.map(lambda x: jnp.copy(x[0]), (rows, data)))
-            share = self.placement.with_helpers(lambda given: one(*given).params["members"])
-            return lambda: jax.block_until_ready(share(sent))
-        mapped = spread(jax.vmap(one), (BY_ROWS, BY_ROWS), BY_ROWS)
-        return lambda: jax.block_until_ready(mapped(self._state.rows, data))
-
-    def _fit_of_one_step(self) -> Callable[[], None]:
         def scheduled(state: TrainState, schedule: str, steps: int) -> TrainState:
             config = assign(state.rows.config, "model.schedule", schedule)
             config = assign(config, "model.fit_steps", steps)
             return state._replace(rows=state.rows._replace(config=config))
 
-        def run() -> None:
-            state, _ = self.program.fit(scheduled(self._state, "fixed", 1))
-            model = self.config.model
-            self._state = jax.block_until_ready(scheduled(state, model.schedule, model.fit_steps))
+        shortest = of_length(1)
 
-        return run
+        def begin_and_end() -> None:
+            state, _ = shortest.fit(scheduled(self._state, "fixed", 1))
+            state = scheduled(state, model.schedule, model.fit_steps)
+            self._state = jax.block_until_ready(state)
+
+        run, operations = self._steps(of_length(_FIT_STEPS))
+        share = model.fit_steps / model.fit_every
+        return {
+            "fit step": Stage(run, _FIT_STEPS, operations // _FIT_STEPS, share),
+            "fit, fixed part": Stage(begin_and_end, per_step=1 / model.fit_every),
+        }
+
+    def _steps(self, program: Program) -> tuple[Callable[[], Any], int]:
+        """The gradient steps of a program's fit alone, and their operations."""
+        algorithm, fit = program.algorithm, program.fit
+        if isinstance(fit, SharedFit):
+            rows = self._state.rows._replace(agent=None, model=None, synthetic=None, trust=None)
+            # Copies, because other stages give the state's own memory away.
+            job = jax.tree.map(jnp.copy, (fit.begin(self._state), rows))
+            sent, train = fit.members.send(job), fit.train
+            operations = flops.count(train, *sent) * fit.members.rows // fit.members.places
+            return lambda: jax.block_until_ready(train(*sent)), operations
+
+        def one(row: Row, job: fitting.Job) -> Any:
+            return fitting.over_members(
+                functools.partial(algorithm.train_member, row, job), *job.members
+            )
+
+        spread = self.program.placement.spread
+        jobs = spread(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)(self._state.rows)
+        mapped = spread(jax.vmap(one), (BY_ROWS, BY_ROWS), BY_ROWS)
+        operations = self._count(mapped, self._state.rows, jobs)
+        return lambda: jax.block_until_ready(mapped(self._state.rows, jobs)), operations
 
     def _evaluation(self) -> Callable[[], None]:
-        rows, episodes = self.config.rows, self.config.eval.episodes
-        episodes = max(1, min(episodes, _MOST_ENVS // rows))
+        config, program = self.config, self.program
+        rows, episodes = config.rows, config.eval.episodes
         n = rows * episodes
-        pool = self._stack.enter_context(
-            contextlib.closing(
-                EnvPool(
-                    self.config.env,
-                    n,
-                    workers=default_workers(self.config, n),
-                    time_limit=self.config.host.time_limit,
-                    seeds=list(range(n)),
-                )
-            )
+        pool = EnvPool(
+            config.env,
+            n,
+            workers=default_workers(config, n),
+            time_limit=config.host.time_limit,
+            seeds=list(range(n)),
         )
+        self._stack.enter_context(contextlib.closing(pool))
         obs = pool.reset(np.arange(n), list(range(n)))
 
         def run() -> None:
             nonlocal obs
             for _ in range(_EVAL_STEPS):
-                chosen = self.program.greedy(self._state, obs.reshape(rows, episodes, -1))
-                actions = np.asarray(self.placement.real(chosen))
+                chosen = program.greedy(self._state, obs.reshape(rows, episodes, -1))
+                actions = program.placement.real(np.asarray(chosen))
                 obs = pool.step(np.arange(n), actions.reshape(n, -1))[0]
 
         return run
 
     def _checkpoint(self) -> Callable[[], None]:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory())
-        checkpoints = Checkpoints(Path(folder))
-        saved = 0
+        checkpoints, steps = Checkpoints(Path(folder)), itertools.count(1)
+        return lambda: checkpoints.save(next(steps), self._state, {}, {})
 
-        def run() -> None:
-            nonlocal saved
-            saved += 1
-            checkpoints.save(saved, self._state, {}, {})
-
-        return run
-
-    def facts(self) -> dict[str, "Facts"]:
+    def facts(self) -> dict[str, compiled.Facts]:
         """What the compiler says of the large programs."""
         slots = {self.config.replay.real, self.config.replay.synthetic}
-        lowered = self.program.lower(self.config, self.spec)
-        names = ("learn", "fit")
-        return {n: _facts(p.compile(), slots) for n, p in zip(names, lowered, strict=False)}
-
-
-class Facts(NamedTuple):
-    """Of a compiled program."""
-
-    state_bytes: int  # of its arguments
-    temporary_bytes: int
-    donated: float  # the share of the arguments' bytes whose memory the results take over
-    kernels: int  # instructions that do work, each counted once however often a loop runs it
-    ring_copies: int  # copies of arrays as large as a replay's observations
-
-
-def _facts(program: jax.stages.Compiled, slots: set[int]) -> Facts:
-    memory: Any = program.memory_analysis()
-    text = program.as_text() or ""
-    fused = re.sub(r"(?ms)^%?fused_computation.*?^}", "", text)
-    kernels = re.findall(r" (?:fusion|dot|custom-call|copy|sort|scatter|reduce)\(", fused)
-    return Facts(
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.alias_size_in_bytes / memory.argument_size_in_bytes,
-        len(kernels),
-        ring_copies(program, slots),
-    )
-
-
-def ring_copies(program: jax.stages.Compiled, slots: set[int]) -> int:
-    """Copies of arrays (S, N, D) as large as a replay's observations, N being one of `slots`."""
-    shapes = re.findall(r"= \w+\[((?:\d+,)*\d+)\]\S* copy\(", program.as_text() or "")
-    return sum(len(s.split(",")) == 3 and int(s.split(",")[1]) in slots for s in shapes)
+        programs = zip(("learn", "fit"), self.program.lower(), strict=False)
+        return {name: compiled.facts(lowered.compile(), slots) for name, lowered in programs}

@@ -1,73 +1,88 @@
-"""Floating-point operations of each stage of one row, counted from the matmuls' shapes.
+"""Floating-point operations of any function, counted from the matmuls that it is traced to.
 
-A matmul of (m, k) and (k, n) counts 2 m k n. Activations, losses and optimisers are left out: they
-are a few per cent, as a comparison with XLA's own count shows (tests/test_flops.py).
+A matmul of (m, k) and (k, n) counts 2 m k n, a convolution as the matmul that it is. All else, such
+as activations, losses and optimisers, is left out: it is a few per cent, as a comparison with XLA's
+own count shows (tests/test_flops.py). XLA counts the body of a loop once, however often it runs.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from dynajax.config import Config
-from dynajax.types import EnvSpec
-
-
-def _forward(batch: int, widths: Sequence[int]) -> int:
-    return sum(2 * batch * inputs * outputs for inputs, outputs in pairwise(widths))
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
-def _backward(batch: int, widths: Sequence[int], *, to_weights: bool, to_inputs: bool) -> int:
-    """The gradient's matmuls: as many operations as forward for the weights of all layers, and
-    again for the inputs of all layers; those of the first are needed only for `to_inputs`.
+def count(function: Callable[..., Any], *arguments: Any, trips: int | None = None) -> int:
+    """Operations of one call, without those whose results nothing reads.
+
+    A loop whose length is known when it is traced counts as often as it runs.
+
+    Args:
+      arguments: arrays, or their shapes.
+      trips: how often a loop runs whose length depends on data.
+
+    Raises:
+      ValueError: there are matmuls in such a loop, and no `trips`.
     """
-    forward, first = _forward(batch, widths), _forward(batch, widths[:2])
-    return to_weights * forward + forward - (not to_inputs) * first
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _of_jaxpr(jaxpr, [True] * len(jaxpr.outvars), trips)
 
 
-def act(config: Config, spec: EnvSpec, batch: int = 1) -> int:
-    """The policy's network on `batch` observations."""
-    return _forward(batch, (spec.obs_dim, *config.sac.hidden, 2 * spec.action_dim))
-
-
-def sac_update(config: Config, spec: EnvSpec) -> int:
-    """One gradient update of actor, twins and temperature (`sac.update`)."""
-    batch = config.sac.batch
-    actor = (spec.obs_dim, *config.sac.hidden, 2 * spec.action_dim)
-    critic = (spec.obs_dim + spec.action_dim, *config.sac.hidden, 1)
-    target = _forward(batch, actor) + 2 * _forward(batch, critic)
-    critic_loss = 2 * _forward(batch, critic) + 2 * _backward(
-        batch, critic, to_weights=True, to_inputs=False
-    )
-    actor_loss = (
-        _forward(batch, actor)
-        + 2 * _forward(batch, critic)
-        + 2 * _backward(batch, critic, to_weights=False, to_inputs=True)
-        + _backward(batch, actor, to_weights=True, to_inputs=False)
-    )
-    return target + critic_loss + actor_loss
-
-
-def _member(config: Config, spec: EnvSpec) -> tuple[int, ...]:
-    inputs, outputs = spec.obs_dim + spec.action_dim, spec.obs_dim + 1
-    return (inputs, *(config.model.width,) * config.model.depth, 2 * outputs)
-
-
-def fit_step(config: Config, spec: EnvSpec) -> int:
-    """One gradient step of all members of the ensemble."""
-    batch, widths = config.model.batch, _member(config, spec)
-    one = _forward(batch, widths) + _backward(batch, widths, to_weights=True, to_inputs=False)
-    return config.model.members * one
-
-
-def rollout(config: Config, spec: EnvSpec) -> int:
-    """One step of an environment step's rollouts: the policy, and each elite on its share."""
-    batch = config.rollout.batch
-    return act(config, spec, batch) + _forward(batch, _member(config, spec))
-
-
-def environment_step(config: Config, spec: EnvSpec, horizon: int = 1) -> int:
-    """All that one environment step costs, with its share of the fit (`fixed` schedule)."""
-    total = act(config, spec) + config.sac.utd * sac_update(config, spec)
-    if config.algo == "mbpo":
-        total += horizon * rollout(config, spec)
-        total += config.model.fit_steps * fit_step(config, spec) // config.model.fit_every
+def _of_jaxpr(jaxpr: Jaxpr, read: Sequence[bool], trips: int | None) -> int:
+    """`read`: which of its results are."""
+    total, live = 0, set(itertools.compress(jaxpr.outvars, read))
+    for equation in reversed(jaxpr.eqns):
+        read = [variable in live for variable in equation.outvars]
+        if any(read) or equation.effects:
+            total += _of_equation(equation, read, trips)
+            live.update(x for x in equation.invars if not isinstance(x, Literal))
     return total
+
+
+def _of_equation(equation: JaxprEqn, read: Sequence[bool], trips: int | None) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    # What a loop carries is read by its next round.
+    loops = name in ("scan", "while")
+    parts = [
+        _of_jaxpr(jaxpr, [True] * len(jaxpr.outvars) if loops else read, trips)
+        for jaxpr in _jaxprs(parameters.values())
+    ]
+    size = math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
+    match name:
+        case "dot_general":
+            left = _shape(equation.invars[0])
+            (contracted, _), _ = parameters["dimension_numbers"]
+            return 2 * size * math.prod(left[axis] for axis in contracted)
+        case "conv_general_dilated":
+            kernel = _shape(equation.invars[1])
+            outputs = kernel[parameters["dimension_numbers"].rhs_spec[0]]
+            return 2 * size * math.prod(kernel) // outputs
+        case "scan":
+            return parameters["length"] * sum(parts)
+        case "while":
+            if trips is None and any(parts):
+                raise ValueError("the length of a loop depends on data: say `trips`")
+            return (trips or 0) * sum(parts)
+        case "cond":
+            return max(parts)
+        case "shard_map":
+            # Its shapes are those of one device.
+            return parameters["mesh"].size * sum(parts)
+    return sum(parts)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _jaxprs(values: Any) -> Iterator[Jaxpr]:
+    """Those among an equation's parameters, which may lie in tuples."""
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _jaxprs(value)
