@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import jax
 
@@ -149,6 +149,13 @@ def shortest(value: float) -> str:
     return text if float(text := f"{value:g}") == value else repr(value)
 
 
+class Stepping(TypedDict):
+    """Arguments of `envs.make` that a configuration decides."""
+
+    time_limit: int
+    repeat: int
+
+
 #: The fields of `Config` that hold others.
 GROUPS = ("learn", "agent", "model", "rollout", "trust", "replay", "eval", "host", "task")
 
@@ -182,6 +189,11 @@ class Config:
     @property
     def has_model(self) -> bool:
         return self.algo == "mbpo"
+
+    @property
+    def stepping(self) -> "Stepping":
+        """How the task is stepped: arguments of `envs.make` and `envs.spec`."""
+        return {"time_limit": self.host.time_limit, "repeat": self.task.repeat}
 
     @property
     def rows(self) -> int:

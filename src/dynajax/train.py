@@ -117,7 +117,7 @@ def train(
     """
     folder = Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
     clock = Clock()
-    spec = envs.spec(config.env, time_limit=config.host.time_limit)
+    spec = envs.spec(config.env, **config.stepping)
     program = build(config, spec, devices)
     placement, shapes = program.placement, program.shapes()
     with (

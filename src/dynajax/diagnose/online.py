@@ -76,7 +76,7 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     row_config = config_of(config, config.variants[variant])
     rng = np.random.default_rng((seed, loaded.step))
     data, valid = runs.in_order(row.real, loaded.stored)
-    make = functools.partial(envs.make, config.env, time_limit=config.host.time_limit, seed=seed)
+    make = functools.partial(envs.make, config.env, **config.stepping, seed=seed)
     real_env = make()
     agent = agent_of(row_config, spec)
     act = functools.partial(_act, agent, row.agent)

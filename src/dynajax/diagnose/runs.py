@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynajax import envs
+from dynajax import envs, registry
 from dynajax.config import Config
 from dynajax.diagnose.data import Recording
 from dynajax.envs import states as simulator_states
@@ -45,8 +45,9 @@ class Reader:
         try:
             plain = json.loads((folder / "config.json").read_text())["config"]
             # A user's module may register fixes, so it is imported before they are read.
-            self.spec = envs.spec(plain["env"], time_limit=plain["host"]["time_limit"])
+            registry.import_module("--env", plain["env"])
             self.config = from_dict(plain)
+            self.spec = envs.spec(self.config.env, **self.config.stepping)
         except FileNotFoundError:
             raise UsageError(f"{folder}: not a run's folder, it has no config.json") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -160,7 +161,7 @@ def rebuild(
     """
     config = loaded.config
     _, seed = config.row_pairs[row]
-    env: Any = envs.make(config.env, time_limit=config.host.time_limit, seed=seed)
+    env: Any = envs.make(config.env, **config.stepping, seed=seed)
     wanted = set(places.tolist())
     kept: list[tuple[int, np.ndarray]] = []
     steps = differ = 0

@@ -43,7 +43,7 @@ def strips(last: Sequence[Findings], config: Config, spec: EnvSpec) -> list[str]
 def _poses(strip: Strip, config: Config, seed: int) -> skeleton.Sticks | None:
     if strip.states is None:
         return None
-    env: Any = envs.make(config.env, time_limit=config.host.time_limit, seed=seed)
+    env: Any = envs.make(config.env, **config.stepping, seed=seed)
     poses = skeleton.sticks(env, strip.states, strip.real, strip.imagined)
     env.close()
     return poses

@@ -32,7 +32,6 @@ class HostEnvs:
       config: a run's configuration.
       spec: what `envs.spec` says of its task.
       row_seeds: S seeds; rows that share one see the same first states.
-      repeat: simulator steps of a step, see `envs.make`.
 
     Warns:
       UserWarning: a wrapper of the task keeps running statistics, of which every environment has
@@ -41,7 +40,7 @@ class HostEnvs:
 
     obs: np.ndarray
 
-    def __init__(self, config: Config, spec: EnvSpec, row_seeds: Sequence[int], *, repeat: int = 1):
+    def __init__(self, config: Config, spec: EnvSpec, row_seeds: Sequence[int]):
         rows = len(row_seeds)
         self._spec = spec
         self._seeds = [int(s) for s in row_seeds]
@@ -56,9 +55,8 @@ class HostEnvs:
             spec.name,
             rows,
             workers=default_workers(config, rows),
-            time_limit=config.host.time_limit,
             seeds=self._seeds,
-            repeat=repeat,
+            **config.stepping,
         )
         self._statistics = " and ".join(self._pool.statistics)
         if self._statistics:

@@ -18,7 +18,7 @@ from dynajax import compiler, schedule
 from dynajax.config import Config, as_dict
 from dynajax.record.checkpoint import Checkpoints, Restored
 from dynajax.record.folder import RunFolder, device_name
-from dynajax.record.loggers import Loggers, NoLoggers
+from dynajax.record.loggers import DEFAULT, Loggers
 from dynajax.record.progress import Progress
 from dynajax.runtime import processes
 from dynajax.runtime.placement import Placement
@@ -126,10 +126,9 @@ class Journal:
         """
         self._good_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
-        self._logs = (
-            Loggers(self._folder, self._config, step, self._offsets, self._wandb)
-            if self._first
-            else NoLoggers()
+        names = (*DEFAULT, "wandb") if self._wandb else DEFAULT
+        self._logs = Loggers(
+            self._folder, self._config, step, self._offsets, names if self._first else ()
         )
         self._stack.callback(self._logs.close)
         self._progress = Progress(self._config, step, self._quiet)

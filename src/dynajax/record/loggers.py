@@ -70,7 +70,7 @@ class Files:
     """
 
     def __init__(self, folder: Path, config: Config, step: int, offsets: Mapping[str, int]) -> None:
-        self._rows = row_names(config)
+        self._rows, self._repeat = row_names(config), config.task.repeat
         self._files = {}
         for name in ("eval.csv", "metrics.jsonl"):
             file = open(folder / name, "ab")  # noqa: SIM115 (held until close)
@@ -83,9 +83,8 @@ class Files:
             self._files[name] = file
         if not offsets.get("eval.csv"):
             episodes = [f"return_{k}" for k in range(config.eval.episodes)]
-            self._csv_line(
-                ["variant", "seed", "step", "return_mean", "return_std", "length_mean", *episodes]
-            )
+            columns = ["variant", "seed", "step", "frames"]
+            self._csv_line([*columns, "return_mean", "return_std", "length_mean", *episodes])
 
     def write(self, record: Record) -> None:
         if (result := record.evaluation) is not None:
@@ -93,7 +92,8 @@ class Files:
                 self._rows, result.returns, result.lengths, strict=True
             ):
                 mean = [float(x) for x in (returns.mean(), returns.std(), lengths.mean())]
-                self._csv_line([variant, seed, record.step, *mean, *map(float, returns)])
+                at = record.step, record.step * self._repeat
+                self._csv_line([variant, seed, *at, *mean, *map(float, returns)])
         for entry in record.entries:
             if entry.kind == "evaluation":
                 continue

@@ -25,7 +25,7 @@ def _drawable(config: Config) -> tuple[envs.Env, np.ndarray]:
     """
     if config.env.startswith("brax:"):
         raise UsageError(f"--video: the pictures come from the host, which has no {config.env}")
-    env = envs.make(config.env, time_limit=config.host.time_limit, seed=config.seed, render=True)
+    env = envs.make(config.env, **config.stepping, seed=config.seed, render=True)
     obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
     try:
         env.render()
@@ -63,7 +63,7 @@ def record(
       UsageError: there is no renderer on this machine, or the task draws no pictures.
     """
     env, _ = _drawable(config)
-    spec = envs.spec(config.env, time_limit=config.host.time_limit)
+    spec = envs.spec(config.env, **config.stepping)
     paths = []
     try:
         for index, variant in enumerate(config.variants):
