@@ -24,7 +24,6 @@ from dynajax.runtime import processes
 from dynajax.runtime.placement import Placement
 from dynajax.types import Interval, TrainState, UsageError
 
-
 #: Steps of which not one was finite, from which on the user is told.
 LOST_STEPS = 1000
 
