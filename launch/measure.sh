@@ -32,7 +32,7 @@ part() {
   echo "== $name: status $status"
 }
 
-part tests "$python" -m pytest tests/test_sac.py tests/test_dynamics.py tests/test_train.py \
+part tests "$python" -m pytest tests/test_sac.py tests/test_ensemble.py tests/test_fitting.py tests/test_train.py \
   tests/test_device_tasks.py -k "not float64 and not (float32 and (quadruped or humanoid or cheetah))"
 part bench "$python" experiments/bench.py --out="$out/bench" "${bench_flags[@]}"
 part envs "$python" experiments/bench_envs.py --out="$out/bench" "${envs_flags[@]}"

@@ -8,7 +8,7 @@ import pytest
 
 from dynajax import replay
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, fitting, rollouts, trust
+from dynajax.models import ensemble, fitting, rollouts, targets, trust
 from dynajax.types import EnvSpec, Replay, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -150,6 +150,13 @@ def test_the_holdout_never_reaches_the_parameters():
     # and the same change to a transition of the training split is seen
     learned = poisoned._replace(data=jax.tree.map(lambda x: jnp.roll(x, 1, 0), poisoned.data))
     assert not equal(ours.params, fit(FIXED, model, learned, KEY, SCALE)[0].params)
+
+
+def test_something_is_held_out_however_little_there_is():
+    data = linear_data(filled=50)
+    split = fitting.split(ModelConfig(**SIZES, holdout=0.001), data, HOLDOUT)
+    assert split.scored_weights.sum() >= 1
+    assert 40 < split.training_size < 50
 
 
 # --- the fit ---------------------------------------------------------------------------------
@@ -369,13 +376,53 @@ def test_a_linear_system_is_learned(learned, make):
     def imagine(model, obs):
         return rollouts.imagine(whole, SPEC, rule, policy, model, None, obs, 0, 1, KEY)[1]
 
-    step, finite, store, _ = imagine(model, obs)
+    step, finite, store, *_ = imagine(model, obs)
     true = obs @ F.T + np.asarray(step.action) @ G.T
     assert finite.all() and store.all()
     assert (r_squared(np.asarray(step.next_obs) - obs, true - obs) > 0.95).all()
     assert r_squared(np.asarray(step.reward), obs @ W) > 0.95
     np.testing.assert_array_equal(step.obs, obs)
     np.testing.assert_array_equal(step.discount, np.ones(200))
+
+
+def test_a_channel_that_begins_to_vary_is_fitted_to_for_the_first_time():
+    """A sparse reward, and an observation that has not moved: no weight explodes."""
+    data = linear_data()
+    still = data.data._replace(
+        obs=data.data.obs.at[:, 1].set(0),
+        next_obs=data.data.next_obs.at[:, 1].set(0),
+        reward=jnp.zeros(N),
+    )
+    rare = jnp.where(jnp.arange(N) == 7, 1e-3, 0.0)
+    split = fitting.split(FIXED, data, HOLDOUT)
+    assert split.weights[7] == 1, "the success is in the training split"
+    both, auto = jnp.array(1), [(), ("scale", "auto")]
+    config = ModelConfig(**SIZES | {"fit_steps": 1, "learning_rate": 0.0})
+
+    @jax.jit
+    def begin(model, data):
+        return fitting.begin(config, auto, both, model, data, HOLDOUT)[0]
+
+    first = begin(init(config, SPEC, KEY), data._replace(data=still))
+    np.testing.assert_array_equal(first.varied, [True, False, False])
+    np.testing.assert_array_equal(first.code.scale[1:], [1, 1])
+    moments = jax.tree.map(jnp.ones_like, first.optimiser)
+    second = begin(
+        first._replace(optimiser=moments), data._replace(data=data.data._replace(reward=rare))
+    )
+    assert second.varied.all() and second.code.scale[2] < 1e-4
+    columns = np.array([1, 2, 4, 5])  # means and log-variances of the channels that begin
+    head, adam = second.params["layers"]["head"], second.optimiser[0]
+    # As new weights are, and no moments; those of the other channel go on.
+    kernel = np.asarray(head["kernel"])[..., columns]
+    assert 0 < np.abs(kernel).max() <= 2 / (2 * np.sqrt(16)) * 1.0001
+    assert not np.asarray(head["bias"])[:, columns].any()
+    for moment in (adam.mu, adam.nu):
+        assert not np.asarray(moment["layers"]["head"]["kernel"])[..., columns].any()
+        assert np.asarray(moment["layers"]["head"]["kernel"])[..., [0, 3]].all()
+    # The channel that moves now has a k of its own; the other's stays.
+    expected = targets._smaller_variance(data.data.obs, data.data.next_obs, split.weights)
+    assert second.code.skip[1] == expected[1] and second.code.skip[0] == first.code.skip[0]
 
 
 def test_units_do_not_matter_to_scale():

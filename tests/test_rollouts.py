@@ -105,13 +105,13 @@ def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model):
     obs = jnp.arange(B * 3.0).reshape(B, 3) / 100
     shares = []
     for i in range(8):
-        step, finite, store, weight = imagine(model, obs, jax.random.PRNGKey(i))
+        step, finite, store, weight, penalty = imagine(model, obs, jax.random.PRNGKey(i))
         moved = np.asarray(step.next_obs - obs)
         np.testing.assert_allclose(moved, np.round(moved[:, :1]) * np.ones(3), atol=1e-5)
         np.testing.assert_allclose(step.reward, 10 * moved[:, 0], rtol=1e-5)
         # Member 1 is no elite.
         assert sorted(np.round(moved[:, 0])) == [1] * 4 + [3] * 4
-        assert finite.all() and store.all() and weight is None
+        assert finite.all() and store.all() and weight is None and penalty is None
         shares.append(moved[0, 0].round())
     assert set(shares) == {1, 3}  # who takes which share is drawn anew
 
@@ -143,11 +143,11 @@ def test_predictions_that_are_not_finite_are_marked(constant_model, bad, output)
     model, imagine = constant_model
     model = with_bias(model, model.params["layers"]["head"]["bias"].at[0, output].set(bad))
     obs = jnp.ones((B, 3))
-    step, finite, store, weight = imagine(model, obs, jax.random.PRNGKey(0))
+    step, finite, store, weight, penalty = imagine(model, obs, jax.random.PRNGKey(0))
     good = np.asarray(finite)
     assert good.sum() == 4
     np.testing.assert_array_equal(store, good)
-    assert weight is None
+    assert weight is None and penalty is None
     np.testing.assert_allclose(step.next_obs[good], 4, rtol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in step)
 
@@ -163,20 +163,23 @@ def counting(config, spec, rule, policy, model, trusted, obs, h, length, key):
     reward = 10.0 * model.fits + obs[:, 0]
     action = jnp.zeros((len(obs), 2))
     transition = Transition(obs, action, reward, 1.0 - ended, next_obs)
-    return trusted, rollouts.Imagined(transition, finite, finite, None)
+    return trusted, rollouts.Imagined(transition, finite, finite, None, None)
 
 
 def roll_out(row, spec, shared, length):
-    """The synthetic ring after the rollouts of a step."""
+    """The synthetic ring after the rollouts of a step, and their figures."""
     algorithm = Algorithm(row.config, spec)
-    return algorithm.roll_out(row, shared, length, jax.random.PRNGKey(0)).synthetic
+    row, metrics = algorithm.roll_out(row, shared, length, jax.random.PRNGKey(0))
+    return row.synthetic, metrics
 
 
 def test_rows_keep_apart_and_stop(row, spec, monkeypatch):
     monkeypatch.setattr(rollouts, "imagine", counting)
-    ring = roll_out(row, spec, shared(step=119), 3)
+    ring, metrics = roll_out(row, spec, shared(step=119), 3)
     obs, new = (np.asarray(x).reshape(8, B, 3) for x in (ring.data.obs, ring.data.next_obs))
     valid = np.asarray(ring.valid).reshape(8, B)
+    assert metrics.keys() == {"synthetic_valid"}
+    np.testing.assert_allclose(metrics["synthetic_valid"], valid[:3].mean(), rtol=1e-6)
     assert not valid[3:].any()  # three blocks of the ring's eight are written
     names = obs[0, :, 1]
     assert set(names % 3) == {0, 1, 2}
@@ -228,7 +231,7 @@ def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypat
         data=ring.data._replace(reward=jnp.arange(56.0) - 1000), valid=jnp.ones(56, bool)
     )
     row = row._replace(config=dataclasses.replace(row.config, replay=sizes), synthetic=ring)
-    ring = roll_out(row, spec, late, 2)
+    ring, _ = roll_out(row, spec, late, 2)
     written = np.asarray(ring.data.reward).reshape(7, B)[:, 0] >= 0
     np.testing.assert_array_equal(np.flatnonzero(written), [0, 1])
     one = Transition(*(jnp.zeros(s) for s in (3, 2, (), (), 3)))

@@ -1,6 +1,7 @@
 """The command as a user meets it: what it leaves, interruption, refusals, and that it learns."""
 
 import csv
+import importlib.util
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from dynajax import UsageError, cli, report, settings, train
 from dynajax.record import folder
@@ -41,9 +43,9 @@ FLAGS = [
 ]
 
 
-def start(out: Path, *flags: str, command: list[str] = FLAGS) -> subprocess.Popen:
+def start(out: Path, *more: str, command: list[str] = FLAGS) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(RUN), *command, f"--out={out}", *flags],
+        [sys.executable, str(RUN), *command, f"--out={out}", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -67,6 +69,36 @@ def last_state(out: Path) -> dict:
     """Checksums of every array in the newest checkpoint, by path: equal if the bits are."""
     newest = max((out / "checkpoints").glob("*-step-*"), key=lambda p: int(p.name.split("-")[-1]))
     return json.loads((newest / "meta.json").read_text())["content"]["leaves"]
+
+
+@pytest.fixture(scope="module")
+def program():
+    """`run.py` as a module, whose flags are defined once."""
+    known = set(flags.FLAGS)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("run_py", RUN))
+    module.__spec__.loader.exec_module(module)
+    yield module
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def command(program, monkeypatch, tmp_path):
+    """Runs the command in this process, where JAX is set up already, and gives its exit status."""
+
+    def run(*arguments: str) -> int:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(cli, "start", lambda process: None)
+        monkeypatch.setattr(sys, "argv", [str(RUN), *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        flags.FLAGS.unparse_flags()
+        for name in flags.FLAGS:
+            flags.FLAGS[name].unparse()
+        with pytest.raises(SystemExit) as left:
+            cli.run(program.main)
+        return left.value.code
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +182,18 @@ def test_an_interrupted_run_saves_and_continues_bit_for_bit(whole, tmp_path, num
 
 
 def test_more_steps_extend_a_finished_run(whole, tmp_path):
+    """From a last interval that was shorter than the others, and so has one evaluation more."""
     out = tmp_path / "run"
-    assert finish(start(out, "--steps=200"))[0] == 0
+    assert finish(start(out, "--steps=250"))[0] == 0
+    steps = [line["step"] for line in csv.DictReader((out / "eval.csv").open())]
+    assert steps == ["100", "100", "200", "200", "250", "250"]
     code, printed, err = finish(start(out))
     assert code == 0, err
-    assert "going on from step 200" in printed
-    assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
+    assert "going on from step 250" in printed
+    after = (out / "eval.csv").read_bytes().splitlines(keepends=True)
+    others = [line for line in after if b",250," not in line]
+    assert b"".join(others) == (whole / "eval.csv").read_bytes()
+    assert len(after) == len(others) + 2
     assert last_state(out) == last_state(whole)
     before = (out / "eval.csv").read_bytes()
     code, printed, _ = finish(start(out))
@@ -179,7 +217,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("arguments", "words"),
     [
         (["--env=cheetah-rum"], ["--env=cheetah-rum", "cheetah-run"]),
         (["--env=CartPole-v1"], ["--env=CartPole-v1", "Discrete"]),
@@ -187,13 +225,20 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--fix=target,auto"], ["--fix=target,auto", "contradict"]),
         (["--preset=slow"], ["preset", "quick"]),
         (["--algo=ppo"], ["algo", "mbpo"]),
-        (["--algo=sac", "--fix=scale"], ["--fix=scale", "SAC"]),
+        (["--algo=sac", "--fix=scale"], ["--fix=scale", "without a model", "--algo=mbpo"]),
+        (["--agent=sacc"], ["--agent=sacc", "the nearest is sac"]),
+        (["--agent=no.where:sac"], ["--agent=no.where:sac", "cannot be imported"]),
+        (["--trust=penal"], ["--trust=penal", "the nearest is penalty"]),
+        (["--algo=sac", "--trust=penalty"], ["--trust=penalty", "--algo=mbpo"]),
+        (["--trust=penalty", "--set=trust.scale=-1"], ["trust.scale=-1", "trust.kind=spread"]),
+        (["--set=sac.utd=3"], ["--set sac.utd", "learn.utd"]),
+        (["--set=sac.hidden=8"], ["--set sac.hidden", "agent.hidden"]),
         (["--set=model.widht=20"], ["model.widht", "model.width"]),
         (["--set=model.width=wide"], ["model.width=wide", "whole number"]),
         (["--set=model.width"], ["--set model.width", "FIELD=VALUE"]),
         (["--vary=model.width=20,30"], ["model.width", "shapes the program"]),
         (["--algo=sac", "--vary=model.holdout=0.1,0.2"], ["model.holdout", "no model"]),
-        (["--steps=150"], ["--steps=150", "1000"]),
+        (["--steps=0"], ["--steps=0", "at least 1"]),
         (["--seeds=0"], ["--seeds=0", "1"]),
         (["--set=replay.real=1000000000000", "--steps=1000"], ["GiB", "replay.real"]),
         (["--no_such_flag=1"], ["no_such_flag"]),
@@ -201,20 +246,21 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--out=/proc/nothing", "--steps=1000"], ["--out=/proc/nothing", "written"]),
     ],
 )
-def test_a_wrong_command_gets_one_line_and_status_2(tmp_path, flags, words):
-    out = tmp_path / "run"
-    out_flag = [] if any("--out" in f for f in flags) else [f"--out={out}"]
-    done = subprocess.run(
-        [sys.executable, str(RUN), *out_flag, *flags],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-    )
-    assert done.returncode == cli.USAGE, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+def test_a_wrong_command_gets_one_line_and_status_2(command, tmp_path, capsys, arguments, words):
+    out = [] if any("--out" in a for a in arguments) else [f"--out={tmp_path / 'run'}"]
+    status = command(*out, *arguments)
+    printed, err = capsys.readouterr()
+    assert status == cli.USAGE, err
+    assert len(err.strip().splitlines()) == 1 and not printed, err
     for word in words:
-        assert word in done.stderr
+        assert word in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_command_in_a_process_of_its_own(tmp_path):
+    code, printed, err = finish(start(tmp_path / "run", "--env=cheetah-rum"))
+    assert code == cli.USAGE and not printed
+    assert err.startswith("error: --env=cheetah-rum") and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from dynajax import UsageError, cli
+from dynajax import UsageError, agents, cli, config
 from dynajax.launch import places, state, study
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "launch" / "sweep.py"
-RUNS = ("Pendulum-v1-mbpo", "Pendulum-v1-sac")
+RUNS = ("Pendulum-v1-mbpo-sac", "Pendulum-v1-sac")
 #: Two runs of seconds, with everything in them.
 STUDY = """\
 tasks = ["Pendulum-v1"]
@@ -118,7 +118,8 @@ def test_a_study_leaves_its_figure_and_table(whole):
     assert [line.split(",")[1].strip('"') for line in lines[1:]] == ["SAC", "MBPO", "MBPO scale"]
     for name in RUNS:
         info = json.loads((whole / name / "config.json").read_text())
-        assert f"--algo={name.split('-')[-1]}" in info["command"]
+        algo = "mbpo" if "mbpo" in name else "sac"
+        assert f"--algo={algo} --agent=sac --trust=none" in info["command"]
     assert (whole / "study.toml").read_text() == STUDY
 
 
@@ -244,7 +245,10 @@ def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
         ('"sac"]', '"ppo"]', 2, ["--algo=ppo", "sac"]),
         ('"sac"]', '"sac", "sac"]', 2, ["sac is given twice"]),
         ('"none", "scale,target"', '"none", "scal"', 3, ["--fix=scal", "scale"]),
-        ("steps = 400", "steps = 450", 4, ["eval.every=100", "the nearest is 400"]),
+        ('fixes = ["none"', 'agents = ["sacc"]\nfixes = ["none"', 3, ["--agent=sacc", "is sac"]),
+        ('fixes = ["none"', 'trust = ["penal"]\nfixes = ["none"', 3, ["--trust=penal", "penalty"]),
+        ('fixes = ["none"', 'trust = "none"\nfixes = ["none"', 3, ["trust", "a list of texts"]),
+        ("learn.utd = 2", "sac.utd = 2", 11, ["sac.utd", "learn.utd"]),
         ("steps = 400", "step = 400", 4, ["step", "the nearest is steps"]),
         ("steps = 400", "seeds = 0", 4, ["--seeds=0"]),
         ("model.members = 3", "model.membres = 3", 13, ["model.membres", "model.members"]),
@@ -267,8 +271,14 @@ def test_a_faulty_study_is_refused_with_the_line(tmp_path, old, new, line, words
         assert word in text
 
 
+def test_any_number_of_steps_is_a_study(tmp_path):
+    plan = study.load(write(tmp_path, STUDY.replace("steps = 400", "steps = 450")))
+    assert all(run.config.steps == 450 for run in plan.runs)
+
+
 def test_a_faulty_study_starts_nothing(tmp_path):
-    code, printed, err = finish(sweep(write(tmp_path, STUDY.replace("400", "450"))))
+    text = STUDY.replace("steps = 400", "seeds = 0")
+    code, printed, err = finish(sweep(write(tmp_path, text)))
     assert code == cli.USAGE and not printed
     assert len(err.strip().splitlines()) == 1 and "study.toml, line 4" in err
     assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
@@ -283,6 +293,40 @@ def test_the_shipped_studies_are_sound(path):
     assert {run.config.algo for run in plan.runs} == {"mbpo", "sac"}
     if path.stem.startswith("paper"):
         assert all(run.config.seeds == 6 and run.config.preset == "paper" for run in plan.runs)
+
+
+def test_agents_and_rules_of_trust_are_runs_too(tmp_path, monkeypatch):
+    """Fields that only one of them has are set where they are."""
+
+    class Other(agents.Agent):
+        @config.fields
+        class Fields:
+            width: int = config.static(8, 1)
+
+    monkeypatch.setitem(agents.AGENTS, "other", Other)
+    text = STUDY.replace(
+        '"sac"]\n', '"sac"]\nagents = ["sac", "other"]\ntrust = ["none", "penalty"]\n'
+    )
+    text += "agent.width = 16\ntrust.scale = 0.5\n[vary]\nagent.polyak = [0.1, 0.2]\n"
+    runs = {run.name: run for run in study.load(write(tmp_path, text)).runs}
+    assert list(runs) == [
+        "Pendulum-v1-mbpo-sac",
+        "Pendulum-v1-mbpo-sac-penalty",
+        "Pendulum-v1-mbpo-other",
+        "Pendulum-v1-mbpo-other-penalty",
+        "Pendulum-v1-sac",
+        "Pendulum-v1-other",
+    ]
+    for name, run in runs.items():
+        c, other = run.config, "other" in name
+        assert (c.agent_name, c.trust_name == "penalty") == (
+            "other" if other else "sac",
+            "penalty" in name,
+        )
+        assert (c.agent.width if other else c.agent.hidden) == (16 if other else (16, 16))
+        assert len(c.variants) == (1 if other else 2) * (2 if c.has_model else 1)
+        assert f"--agent={c.agent_name}" in run.flags and f"--trust={c.trust_name}" in run.flags
+        assert ("--set=trust.scale=0.5" in run.flags) == ("penalty" in name)
 
 
 def test_seeds_can_be_shared_out_over_runs(tmp_path):

@@ -85,7 +85,7 @@ def test_the_rule_none_is_no_rule_to_the_bit(model, spec):
     state, imagined = step(config, spec, rule, network)
     expected = jax.jit(lambda: published(config, spec, network, OBS, KEY))()
     chex.assert_trees_all_equal(imagined.transition, expected)
-    assert state is None and imagined.weight is None
+    assert state is None and imagined.weight is None and imagined.penalty is None
     assert imagined.alive.all() and imagined.store.all()
 
 
@@ -179,6 +179,7 @@ def test_a_reward_loses_the_penalty_in_units_of_its_deviation(make, model, spec)
         u = penalty(kind, 0.7, mean / unit, jnp.exp(log_variance) / unit**2)
         loss = plain.transition.reward - judged.transition.reward
         np.testing.assert_allclose(loss, u * unit[-1], rtol=1e-3)
+        np.testing.assert_allclose(judged.penalty, u * unit[-1], rtol=1e-4)
         assert (np.asarray(loss) > 1e-3).all()
         np.testing.assert_allclose(
             judged.transition.next_obs, plain.transition.next_obs, rtol=1e-4, atol=1e-5
@@ -194,7 +195,7 @@ def test_units_do_not_depend_on_the_code(make, model, spec):
         jnp.array([0.5, 2.0, 10.0, 3.0]) / 7,
         jnp.zeros(()),
     )
-    scaled = fitting.recode(plain, code)
+    scaled = fitting.recode(plain, code, jnp.zeros(D + 1, bool), KEY)
     for kind in ("noise", "spread"):
         rule = trust.rule_of(make({"trust.kind": kind}, trust="penalty"), spec)
         one, other = (step(config, spec, rule, network)[1] for network in (plain, scaled))
@@ -268,7 +269,8 @@ def filled_row(config, spec):
 def test_a_verdict_is_obeyed(strict, spec):
     row = filled_row(strict, spec)
     shared = Shared(jnp.array(119), jnp.array(0))
-    after = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, shared, 3, KEY))(row)
+    roll_out = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, shared, 3, KEY))
+    after, metrics = roll_out(row)
     ring = jax.tree.map(lambda x: np.asarray(x).reshape(8, B, *x.shape[1:]), after.synthetic)
     index = np.arange(B)
     # Left out by `store`; ended, and then no longer stored, by `alive`.
@@ -282,6 +284,9 @@ def test_a_verdict_is_obeyed(strict, spec):
         np.testing.assert_allclose(moved, h * np.array([[0.5, 2.0, 10.0]] * B), rtol=1e-5)
         np.testing.assert_allclose(ring.data.reward[h], h * 4.0 - 4.0, rtol=1e-6)
         np.testing.assert_array_equal(ring.weight[h], 30 + h)
+    kept = ring.valid[:3].mean(1)
+    np.testing.assert_allclose([metrics[f"kept_{h}"] for h in (1, 2, 3)], kept, rtol=1e-6)
+    np.testing.assert_allclose(metrics["synthetic_valid"], kept.mean(), rtol=1e-6)
     assert after.trust == {"calls": 3, "held": 0, "weight": 1, "penalty": 1}
 
 

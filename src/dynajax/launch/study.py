@@ -1,9 +1,12 @@
-"""A study file: tasks x algorithms, with fixes and seeds as rows of each run, checked as a whole.
+"""A study file: tasks x algorithms x agents x rules of trust, with fixes and seeds as rows of each
+run, checked as a whole.
 
 ::
 
     tasks = ["humanoid-stand", "quadruped-walk"]
-    algorithms = ["mbpo", "sac"]
+    algorithms = ["mbpo", "sac"]        # with a model, and the agent alone
+    agents = ["sac"]                    # as --agent
+    trust = ["none"]                    # as --trust, of the mbpo runs
     fixes = ["none", "scale,target"]    # rows of the mbpo runs
     seeds = 6                           # rows too
     preset = "paper"
@@ -15,6 +18,7 @@
     gpus = 1
 """
 
+import dataclasses
 import difflib
 import itertools
 import json
@@ -25,8 +29,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynajax import envs, settings
+from dynajax.agents import agent_class
 from dynajax.config import Config
 from dynajax.envs import mjx
+from dynajax.models.trust import rule_class
 from dynajax.types import UsageError
 
 
@@ -61,6 +67,8 @@ _STRINGS = "a list of texts"
 _KEYS: dict[str, tuple[str, Any]] = {
     "tasks": (_STRINGS, None),
     "algorithms": (_STRINGS, ["mbpo"]),
+    "agents": (_STRINGS, ["sac"]),
+    "trust": (_STRINGS, ["none"]),
     "fixes": (_STRINGS, ["none"]),
     "seeds": ("a whole number", 1),
     "first_seed": ("a whole number", 0),
@@ -77,6 +85,8 @@ _KEYS: dict[str, tuple[str, Any]] = {
 _FLAGS = {
     "env": "tasks",
     "algo": "algorithms",
+    "agent": "agents",
+    "trust": "trust",
     "fix": "fixes",
     "seeds": "seeds",
     "seed": "first_seed",
@@ -244,30 +254,67 @@ def _runs(given: dict[str, Any], source: _Source) -> Iterator[Run]:
         except UsageError as error:
             raise source.fault(str(error), "tasks", task) from None
     seeds, each = given["seeds"], given["seeds_per_run"] or max(1, given["seeds"])
-    for task, algo in itertools.product(given["tasks"], given["algorithms"]):
-        for first in range(0, seeds, each) if seeds else (0,):
-            name = f"{re.sub('[:/]', '.', task)}-{algo}"
-            if each < seeds:
-                name += f"-seed-{given['first_seed'] + first}"
-            try:
-                yield _run(name, task, algo, given, first, min(each, seeds - first))
-            except UsageError as error:
-                raise source.of_flag(error) from None
+    for task, algo, agent in itertools.product(
+        given["tasks"], given["algorithms"], given["agents"]
+    ):
+        # Without a model nothing is synthetic that could be trusted.
+        for trust in given["trust"] if algo == "mbpo" else ["none"]:
+            kind = [algo, agent] if algo == "mbpo" else [agent]
+            kind += [trust] if trust != "none" else []
+            for first in range(0, seeds, each) if seeds else (0,):
+                name = re.sub("[:/]", ".", "-".join([task, *kind]))
+                if each < seeds:
+                    name += f"-seed-{given['first_seed'] + first}"
+                try:
+                    count = min(each, seeds - first)
+                    yield _run(name, task, algo, agent, trust, given, first, count)
+                except UsageError as error:
+                    raise source.of_flag(error) from None
 
 
-def _run(name: str, task: str, algo: str, given: dict[str, Any], first: int, seeds: int) -> Run:
-    mbpo = algo != "sac"
-    sets = {path: _text(value) for path, value in _flat(given["settings"]).items()}
-    # Plain SAC has no model whose fields could vary, and no fixes.
+def _others(agent: str, trust: str, given: dict[str, Any]) -> set[str]:
+    """Paths of the fields that only other agents, or other rules, of the study have."""
+
+    def paths(group: str, cls: type) -> set[str]:
+        return {f"{group}.{field.name}" for field in dataclasses.fields(cls)}
+
+    every: set[str] = set().union(
+        *(paths("agent", agent_class(name).Fields) for name in given["agents"]),
+        *(paths("trust", rule_class(name).Fields) for name in given["trust"]),
+    )
+    return (
+        every - paths("agent", agent_class(agent).Fields) - paths("trust", rule_class(trust).Fields)
+    )
+
+
+def _run(
+    name: str,
+    task: str,
+    algo: str,
+    agent: str,
+    trust: str,
+    given: dict[str, Any],
+    first: int,
+    seeds: int,
+) -> Run:
+    with_model = algo != "sac"
+    others = _others(agent, trust, given)
+    sets = {
+        path: _text(value) for path, value in _flat(given["settings"]).items() if path not in others
+    }
+    # Without a model there is nothing of it that could vary, and nothing to fix.
     vary = {
         path: [_text(v) for v in (values if isinstance(values, list) else [values])]
         for path, values in _flat(given["vary"]).items()
-        if mbpo or not path.startswith("model.")
+        if path not in others
+        and (with_model or path.split(".")[0] not in ("model", "rollout", "trust"))
     }
-    fixes = given["fixes"] if mbpo else []
+    fixes = given["fixes"] if with_model else []
     config = settings.make(
         task,
         algo=algo,
+        agent=agent,
+        trust=trust,
         preset=given["preset"],
         engine=given["engine"],
         fixes=fixes,
@@ -280,6 +327,8 @@ def _run(name: str, task: str, algo: str, given: dict[str, Any], first: int, see
     flags = [
         f"--env={task}",
         f"--algo={algo}",
+        f"--agent={agent}",
+        f"--trust={trust}",
         f"--preset={config.preset}",
         f"--engine={config.engine}",
         *(f"--fix={fix}" for fix in fixes),
