@@ -1,10 +1,10 @@
-"""Says why synthetic data fails on a task, before training or of a run, on one page.
+"""Measures what synthetic data can be of a task, before training or of a run, on one page.
 
   python experiments/diagnose.py --env=humanoid-stand
   python experiments/diagnose.py --run=runs/cheetah-run-mbpo-...
 
-With --env it collects random transitions, fits small models under every fix, and says which parts
-of the task they can learn. --data=FOLDER takes a run's replay for that. With --run it asks a run's
+With --env it collects random transitions, fits small models under every fix, and measures which
+parts of the task they learn. --data=FOLDER takes a run's replay for that. With --run it asks a run's
 critic and model where they are wrong, and the simulator for the truth.
 """
 
@@ -42,7 +42,7 @@ def before(command: str) -> None:
     codes = [",".join(targets.parse_fixes(fix)) or "none" for fix in FLAGS.fix or fits.CODES]
     for code in codes:
         if codes.count(code) > 1:
-            raise UsageError(f"--fix={code}: it is given twice")
+            raise UsageError(f"--fix={code}: it stands there twice")
     spec, recordings, source = _recordings()
     out = Path(FLAGS.out or Path("diagnosis") / re.sub(r"[:/]", ".", spec.name))
     size = min(len(r.episode) for r in recordings)
@@ -53,21 +53,21 @@ def before(command: str) -> None:
     )
     fitting = time.perf_counter()
 
-    def said(done: int) -> None:
+    def progress(rounds: int) -> None:
         nonlocal fitting
-        now = time.perf_counter()
-        if done == 1:  # the first round compiles
-            fitting = now
-            print(f"compiled in {duration(now - begin)}", flush=True)
-        elif done == 2:
-            left = (now - fitting) * (fits.ROUNDS - done)
+        if rounds == 1:  # the first round compiles
+            fitting = time.perf_counter()
+            print(f"compiled in {duration(fitting - begin)}", flush=True)
+        elif rounds == 2:
+            left = (time.perf_counter() - fitting) * (fits.ROUNDS - rounds)
             print(f"fitting: about {duration(left)} left", flush=True)
 
-    found = offline.measure(spec, recordings, codes, source=source, seed=FLAGS.seed, said=said)
+    result = offline.measure(
+        spec, recordings, codes, source=source, seed=FLAGS.seed, progress=progress
+    )
     with _written(out):
-        verdict = page.write(found, out, command)
-    lines = [verdict.headline, *(c.text for c in verdict.causes[1:]), *verdict.remarks]
-    _tell(lines, begin, out)
+        lines = page.write(result, out, command)
+    _print(lines, begin, out)
 
 
 def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
@@ -80,16 +80,16 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
                 "replay of a run (--data=FOLDER)"
             )
         spec = envs.spec(FLAGS.env)
-        found = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
-        return spec, found, "Random policy, half white and half correlated actions"
+        recordings = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
+        return spec, recordings, "Random policy, half white and half correlated actions"
     reader = runs.Reader(Path(FLAGS.data))
     loaded = reader.load(reader.steps[-1])
     # A run with fewer rows gives some of them twice: split, weights and minibatches still differ.
     rows = [row % reader.config.rows for row in range(FLAGS.seeds)]
-    found = [data.last(runs.recording(loaded, row), FLAGS.transitions) for row in rows]
-    if min(len(r.episode) for r in found) < 600:
+    recordings = [data.last(runs.recording(loaded, row), FLAGS.transitions) for row in rows]
+    if min(len(r.episode) for r in recordings) < 600:
         raise UsageError(f"--data={FLAGS.data}: its replay has fewer than 600 transitions yet")
-    return reader.spec, found, f"The replay of {FLAGS.data} at step {loaded.step:,}"
+    return reader.spec, recordings, f"The replay of {FLAGS.data} at step {loaded.step:,}"
 
 
 def after(command: str) -> None:
@@ -102,23 +102,23 @@ def after(command: str) -> None:
             "its replay"
         )
     out = Path(FLAGS.out or Path(FLAGS.run) / "diagnosis")
-    found = []
+    findings = []
     for step in reader.steps:
         loaded = reader.load(step)
         for row in range(reader.config.rows):
-            found.append(online.inspect(loaded, row))
+            findings.append(online.inspect(loaded, row))
             print(
-                f"step {step:,}, {found[-1].variant}, seed {found[-1].seed}: "
+                f"step {step:,}, {findings[-1].variant}, seed {findings[-1].seed}: "
                 f"{duration(time.perf_counter() - begin)}",
                 flush=True,
             )
     with _written(out):
-        lines = runpage.write(found, reader.config, reader.spec, out, command)
-        if runpage.add_to_logs(found, Path(FLAGS.run)):
+        lines = runpage.write(findings, reader.config, reader.spec, out, command)
+        if runpage.add_to_logs(findings, Path(FLAGS.run)):
             report.write_report(FLAGS.run)
         else:
             print("the run is under way, so its logs and its report are left as they are")
-    _tell(lines, begin, out)
+    _print(lines, begin, out)
 
 
 @contextlib.contextmanager
@@ -129,7 +129,7 @@ def _written(out: Path) -> Iterator[None]:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
 
 
-def _tell(lines: Sequence[str], begin: float, out: Path) -> None:
+def _print(lines: Sequence[str], begin: float, out: Path) -> None:
     print("\n".join(html.unescape(re.sub(r"</?b>", "", line)) for line in lines))
     print(f"{duration(time.perf_counter() - begin)}; page: {out / 'diagnosis.html'}")
 
@@ -137,13 +137,15 @@ def _tell(lines: Sequence[str], begin: float, out: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    given = [name for name in ("env", "data", "run") if FLAGS[name].value is not None]
-    if len(given) != 1:
-        text = f"--{' and --'.join(given)} are two things" if given else "say what to diagnose"
+    subjects = [name for name in ("env", "data", "run") if FLAGS[name].value is not None]
+    if len(subjects) != 1:
+        text = (
+            f"--{' and --'.join(subjects)} are two things" if subjects else "say what to diagnose"
+        )
         raise UsageError(f"{text}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
     cli.use_compilation_cache()
     command = shlex.join(["python", "experiments/diagnose.py", *sys.argv[1:]])
-    after(command) if given == ["run"] else before(command)
+    after(command) if subjects == ["run"] else before(command)
 
 
 if __name__ == "__main__":

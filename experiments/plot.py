@@ -1,11 +1,12 @@
-"""Lays runs side by side: learning curves, final returns relative to SAC, and a table.
+"""Lays runs side by side: learning curves, final returns relative to a base, and a table.
 
     python experiments/plot.py runs/cheetah-run-* --out=comparison
 
-Runs of one task share a panel, and are compared at the largest step that all of them have. Runs
-that differ in their seeds only are joined. A task's SAC run, where there is one, is the measure
-(100), as in Barkley and Fridovich-Keil (2025). Writes comparison.png, headline.png, table.csv and
-table.md into --out, and prints the table.
+Runs of one task share a panel, and are compared at the largest number of frames (the simulator's
+steps) that all of them have. Runs that differ in their seeds only are joined. The same agent without
+a model, where there is a run of it, is a curve's measure (100), as SAC is in Barkley and
+Fridovich-Keil (2025). Writes comparison.png, headline.png, table.csv and table.md into --out, and
+prints the table.
 """
 
 import csv
@@ -27,6 +28,8 @@ _OUT = flags.DEFINE_string("out", "comparison", "Folder for the pictures and the
 
 #: Differences between runs that do not make them different methods.
 _SEEDS = ("seed", "seeds", "variants", "steps", "env", "host")
+#: What a curve's base is, in words.
+_BASE = "same agent without a model = 100"
 
 
 class Curve(NamedTuple):
@@ -39,9 +42,19 @@ class Curve(NamedTuple):
     returns: np.ndarray  # (seeds, T)
     seeds: tuple[int, ...]
 
-    def at(self, step: int) -> np.ndarray:
-        """Finite returns (seeds,) of the evaluation at `step`."""
-        values = self.returns[:, self.steps.tolist().index(step)]
+    @property
+    def frames(self) -> np.ndarray:
+        """(T,) frames of the evaluations."""
+        return self.steps * self.run.repeat
+
+    @property
+    def base(self) -> str:
+        """The label of the curve that this one is measured by."""
+        return report.model_free(self.run)
+
+    def at(self, frames: int) -> np.ndarray:
+        """Finite returns (seeds,) of the evaluation at `frames`."""
+        values = self.returns[:, self.frames.tolist().index(frames)]
         return values[np.isfinite(values)]
 
 
@@ -59,13 +72,16 @@ def gather(folders: Sequence[str]) -> dict[str, dict[str, Curve]]:
         curves = tasks.setdefault(run.config["env"], {})
         for variant, returns in run.evals.items():
             name = report.label(run, variant)
-            new = Curve(run.config["env"], name, run, run.steps, returns, run.seeds)
-            _place(curves, new)
-    # SAC, the measure, comes first; the others stay in the order of the folders.
+            _place(curves, Curve(run.config["env"], name, run, run.steps, returns, run.seeds))
+    # Agents without a model, the measure, come first; the others stay in the order of the folders.
     return {
-        task: dict(sorted(tasks[task].items(), key=lambda item: not item[0].startswith("SAC")))
+        task: dict(sorted(tasks[task].items(), key=lambda item: _has_model(item[1])))
         for task in sorted(tasks)
     }
+
+
+def _has_model(curve: Curve) -> bool:
+    return bool(curve.run.config["algo"] != "sac")
 
 
 def _place(curves: dict[str, Curve], new: Curve) -> None:
@@ -90,7 +106,7 @@ def _place(curves: dict[str, Curve], new: Curve) -> None:
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings of `new` that differ from `old`'s, as "sac.utd=1"."""
+    """Settings of `new` that differ from `old`'s, as "learn.utd=1"."""
     parts = (line.split(": ", 1) for line in config.difference(old, new))
     return [
         f"{path}={change.rsplit(' -> ', 1)[1]}"
@@ -99,35 +115,62 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+def unit(curves: Sequence[Curve]) -> str:
+    """What the x axis of some curves counts."""
+    return figures.FRAMES if any(c.run.repeat > 1 for c in curves) else figures.STEPS
+
+
 def compare_at(task: str, curves: dict[str, Curve]) -> tuple[int, list[str]]:
-    """The largest step that all curves of a task have, and what the reader has to know of it.
+    """The most frames at which all curves of a task have an evaluation, and what the reader has to
+    know of the comparison.
 
     Raises:
-      UsageError: there is no such step.
+      UsageError: there is no such evaluation.
     """
-    common = set.intersection(*(set(c.steps.tolist()) for c in curves.values()))
+    count = unit(list(curves.values())).removeprefix("environment ")
+    common = set.intersection(*(set(c.frames.tolist()) for c in curves.values()))
     if not common:
         raise UsageError(f"{task}: its runs have no evaluation step in common")
-    step = max(common)
+    frames = max(common)
     notes = []
-    ends = sorted({int(c.steps[-1]) for c in curves.values()})
+    ends = sorted({int(c.frames[-1]) for c in curves.values()})
     presets = sorted({c.run.config["preset"] for c in curves.values()})
     if len(ends) > 1:
         notes.append(
-            f"{task}: compared at {step:,} steps, the largest that all runs have "
+            f"{task}: compared at {frames:,} {count}, the largest that all runs have "
             f"(they end at {' and '.join(f'{e:,}' for e in ends)})."
         )
     if len(presets) > 1:
         notes.append(
-            f"{task}: presets {' and '.join(presets)} are mixed, compared at {step:,} steps."
+            f"{task}: presets {' and '.join(presets)} are mixed, compared at {frames:,} {count}."
         )
     for name, curve in curves.items():
-        lost = len(curve.returns) - len(curve.at(step))
+        lost = len(curve.returns) - len(curve.at(frames))
         if lost == len(curve.returns):
-            raise UsageError(f"{task}: {name} has no finite return at {step:,} steps")
+            raise UsageError(f"{task}: {name} has no finite return at {frames:,} {count}")
         if lost:
             notes.append(f"{task}: {name} has {lost} seeds without a finite return, left out.")
-    return step, notes
+    return frames, notes
+
+
+def bases(task: str, curves: dict[str, Curve], frames: int) -> tuple[dict[str, float], list[str]]:
+    """The IQM of every curve's base, by the curve's label, where there is a positive one; and what
+    the reader has to know of those that are missing."""
+    values, notes = {}, []
+    for name, curve in curves.items():
+        base = curves.get(curve.base)
+        iqm = float(statistics.iqm(base.at(frames))) if base is not None else 0.0
+        if base is None:
+            notes.append(
+                f"{task}: no run of {curve.base} without a model, so raw returns are shown."
+            )
+        elif iqm <= 0:
+            notes.append(
+                f"{task}: {curve.base}'s return is not positive, so raw returns are shown."
+            )
+        else:
+            values[name] = iqm
+    return values, list(dict.fromkeys(notes))
 
 
 def compare(tasks: dict[str, dict[str, Curve]]) -> tuple[list[dict[str, Any]], list[Bars], str]:
@@ -136,72 +179,67 @@ def compare(tasks: dict[str, dict[str, Curve]]) -> tuple[list[dict[str, Any]], l
     panels, notes = [], []
     relative: dict[str, dict[str, np.ndarray]] = {}
     for task, curves in tasks.items():
-        step, said = compare_at(task, curves)
-        notes += said
-        final = {name: curve.at(step) for name, curve in curves.items()}
-        sac = float(statistics.iqm(final["SAC"])) if "SAC" in final else None
-        if sac is None:
-            notes.append(f"{task}: no SAC run, so raw returns are shown.")
-        elif sac <= 0:
-            notes.append(f"{task}: SAC's return is not positive, so raw returns are shown.")
-            sac = None
-        unit = 1.0 if sac is None else sac / 100
-        if sac is not None:
-            relative[task] = {name: values / unit for name, values in final.items()}
-        shown = {n: statistics.stratified_bootstrap([v / unit]) for n, v in final.items()}
+        frames, remarks = compare_at(task, curves)
+        base, missing = bases(task, curves, frames)
+        notes += [*remarks, *missing]
+        final = {name: curve.at(frames) for name, curve in curves.items()}
+        if base:
+            relative[task] = {name: 100 * final[name] / base[name] for name in base}
+        # Bars of one panel have one unit.
+        whole = len(base) == len(curves)
+        shown = relative[task] if whole else final
         panels.append(
             Bars(
-                f"{task}\n{_protocol(curves, step)}",
-                "final return" if sac is None else "final return, SAC = 100",
-                shown,
-                None if sac is None else 100.0,
+                f"{task}\n{_protocol(curves, frames)}",
+                f"final return, {_BASE}" if whole else "final return",
+                {n: statistics.stratified_bootstrap([v]) for n, v in shown.items()},
+                100.0 if whole else None,
             )
         )
         for name, values in final.items():
-            raw = statistics.stratified_bootstrap([values])
+            raw, run = statistics.stratified_bootstrap([values]), curves[name].run
             rows.append(
                 {
                     "task": task,
                     "variant": name,
-                    "preset": curves[name].run.config["preset"],
-                    "steps": step,
+                    "preset": run.config["preset"],
+                    "steps": frames // run.repeat,
+                    "frames": frames,
                     "seeds": len(values),
                     "final_iqm": f"{raw.point:.2f}",
                     "low": _number(raw.low),
                     "high": _number(raw.high),
-                    "sac_100": "" if sac is None else f"{raw.point / unit:.1f}",
+                    "model_free_100": f"{100 * raw.point / base[name]:.1f}" if name in base else "",
                 }
             )
     if any(row["seeds"] == 1 for row in rows):
         notes.append("One seed has no interval.")
     if any(1 < row["seeds"] < 5 for row in rows):
         notes.append("With fewer than 5 seeds bootstrap intervals come out too narrow.")
-    if len(relative) > 1:
-        everywhere = [
-            n
-            for n in next(iter(relative.values()))
-            if all(n in scores for scores in relative.values())
-        ]
-        overall = {
-            n: statistics.stratified_bootstrap([scores[n] for scores in relative.values()])
-            for n in everywhere
-        }
-        if len(overall) > 1:
-            panels.append(
-                Bars(
-                    f"all {len(relative)} tasks with SAC\nIQM over tasks and seeds",
-                    "final return, SAC = 100",
-                    overall,
-                    100.0,
-                )
-            )
-    return rows, panels, "\n".join(notes)
+    return rows, [*panels, *_overall(relative)], "\n".join(notes)
 
 
-def _protocol(curves: dict[str, Curve], step: int) -> str:
+def _overall(relative: dict[str, dict[str, np.ndarray]]) -> list[Bars]:
+    """A panel over all tasks that have a base, of the curves that all of these have."""
+    if len(relative) < 2:
+        return []
+    first = next(iter(relative.values()))
+    everywhere = [n for n in first if all(n in scores for scores in relative.values())]
+    if len(everywhere) < 2:
+        return []
+    overall = {
+        n: statistics.stratified_bootstrap([scores[n] for scores in relative.values()])
+        for n in everywhere
+    }
+    title = f"all {len(relative)} tasks with a base\nIQM over tasks and seeds"
+    return [Bars(title, f"final return, {_BASE}", overall, 100.0)]
+
+
+def _protocol(curves: dict[str, Curve], frames: int) -> str:
     """What a title has to say beside the task: "preset quick, 10k steps"."""
     presets = "+".join(sorted({c.run.config["preset"] for c in curves.values()}))
-    return f"preset {presets}, {f'{step / 1000:g}k' if step >= 1000 else step} steps"
+    count = unit(list(curves.values())).removeprefix("environment ")
+    return f"preset {presets}, {f'{frames / 1000:g}k' if frames >= 1000 else frames} {count}"
 
 
 def _number(value: float) -> str:
@@ -215,10 +253,11 @@ def markdown(rows: Sequence[dict[str, Any]], notes: str) -> str:
         "variant",
         "preset",
         "steps",
+        "frames",
         "seeds",
         "final IQM",
         "95 % interval",
-        "SAC = 100",
+        "model-free = 100",
     ]
     cells = [
         [
@@ -226,15 +265,16 @@ def markdown(rows: Sequence[dict[str, Any]], notes: str) -> str:
             r["variant"],
             r["preset"],
             f"{r['steps']:,}",
+            f"{r['frames']:,}",
             str(r["seeds"]),
             f"{float(r['final_iqm']):,.1f}",
             f"{float(r['low']):,.1f} to {float(r['high']):,.1f}" if r["low"] else "-",
-            r["sac_100"] or "-",
+            r["model_free_100"] or "-",
         ]
         for r in rows
     ]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    right = [False] * 3 + [True] * 5
+    right = [False] * 3 + [True] * 6
     lines = [
         "| "
         + " | ".join(
@@ -264,13 +304,19 @@ def plot(folders: Sequence[str], out: Path) -> str:
     table = markdown(rows, notes)
     panels = []
     for task, curves in tasks.items():
-        step, _ = compare_at(task, curves)
-        lines = {name: (c.steps, c.returns) for name, c in curves.items()}
-        uneven = any(c.steps[-1] != step for c in curves.values())
-        end = max(int(c.steps[-1]) for c in curves.values())
-        title = f"{task}, {_protocol(curves, end)}"
-        mark = step if uneven else None
-        panels.append(Panel(lines, figures.RETURN, title, mark=mark, include=0.0))
+        frames, _ = compare_at(task, curves)
+        every = list(curves.values())
+        ends = [int(c.frames[-1]) for c in every]
+        panels.append(
+            Panel(
+                {name: (c.frames, c.returns) for name, c in curves.items()},
+                figures.RETURN,
+                f"{task}, {_protocol(curves, max(ends))}",
+                mark=frames if set(ends) != {frames} else None,
+                include=0.0,
+                xlabel=unit(every),
+            )
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dynajax import UsageError, cli, compiler, envs, make_config, train, write_report
+from dynajax import UsageError, cli, envs, make_config, train, write_report
 from dynajax.config import PRESETS
 from dynajax.record import video
 from dynajax.runtime import processes
@@ -48,10 +48,7 @@ flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra 
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    if FLAGS.video and FLAGS.env.startswith("brax:"):
-        raise UsageError(f"--video: the pictures come from the host, which has no {FLAGS.env}")
-    if FLAGS.process is not None:
-        processes.connect(FLAGS.process)
+    cli.start(FLAGS.process)
     # A user's module may register fixes and terminations, so it is imported before they are read.
     envs.spec(FLAGS.env)
     run = make_config(
@@ -72,9 +69,8 @@ def main(argv: Sequence[str]) -> int:
         engine=FLAGS.engine,
         oracle=FLAGS.oracle,
     )
-    cli.use_compilation_cache()
-    if FLAGS.process is None:
-        compiler.use_cores()
+    if FLAGS.video:
+        video.check(run)
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     result = train(run, FLAGS.out, command=command, wandb=FLAGS.wandb)
     first = processes.first()

@@ -19,9 +19,9 @@ from absl import flags
 from scipy import stats
 
 from dynajax import cli
-from dynajax.diagnose.verdict import figure
 from dynajax.record.folder import write_atomically, write_csv
 from dynajax.report import figures
+from dynajax.report.statistics import over_seeds
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -114,14 +114,16 @@ def main(argv: Sequence[str]) -> None:
     table: list[dict[str, Any]] = []
     text: list[list[str]] = []
     for x in outcomes:
-        found = {name: get(lines[x["task"]]) for name, (get, _) in PROPERTIES.items()}
+        measured = {name: get(lines[x["task"]]) for name, (get, _) in PROPERTIES.items()}
         line: dict[str, Any] = dict(x)
-        for name, values in found.items():
-            line[name] = float(np.mean(values))
+        for name, seeds in measured.items():
+            line[name] = float(np.mean(seeds))
         line["share of direct channels"] = _direct(path.parent / x["task"])
         table.append(line)
         short = list(PROPERTIES)[:7]
-        text.append([x["task"], x["outcome"], x["mbpo"] or "-", *(figure(found[n]) for n in short)])
+        text.append(
+            [x["task"], x["outcome"], x["mbpo"] or "-", *(over_seeds(measured[n]) for n in short)]
+        )
     write_csv(path.parent / "table.csv", table)
     header = ["task", "published MBPO", "SAC = 100", *list(PROPERTIES)[:7]]
     write_atomically(path.parent / "table.md", _markdown([header, *text]).encode())

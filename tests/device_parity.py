@@ -43,6 +43,8 @@ class Steps(NamedTuple):
     contacts: np.ndarray  # (N,) how many there were before
 
 
+#: How far apart, in float32's own spacings, two states are that a float32 simulator may confuse.
+_SPACINGS = 4
 # Standard deviations of the random velocities: fins too light for more, a body to be spun faster.
 _SPEEDS = {"fish": 0.05, "swimmer": 0.2, "finger": 10.0}
 
@@ -52,22 +54,34 @@ def fields(data: Any) -> Fields:
     return Fields(*(getattr(data, name) for name in Fields._fields))
 
 
-def _drawn(domain: str, task: str, model: mujoco.MjModel) -> np.ndarray:
-    """What an episode drew, read from dm_control's model."""
+def _target(name: str, model: mujoco.MjModel) -> tuple[np.ndarray, list[int]]:
+    """The array of dm_control's model that holds what an episode drew, and which entries of it."""
+    domain, _, task = name.partition("-")
     if domain == "finger" and task.startswith("turn"):
-        return model.site("target").pos[[0, 2]].copy()
+        return model.site("target").pos, [0, 2]
     if domain in ("reacher", "swimmer"):
-        return model.geom("target").pos[:2].copy()
+        return model.geom("target").pos, [0, 1]
     if domain == "fish" and task == "swim":
-        return model.geom("target").pos.copy()
-    return np.zeros(0)
+        return model.geom("target").pos, [0, 1, 2]
+    return np.zeros(0), []
 
 
 def _state(name: str, env: Any) -> Physics:
-    domain, _, task = name.partition("-")
     data = env.physics.data.ptr
     arrays = (data.qpos, data.qvel, data.act, data.qacc_warmstart)
-    return Physics(*map(np.copy, arrays), _drawn(domain, task, env.physics.model.ptr))
+    target, entries = _target(name, env.physics.model.ptr)
+    return Physics(*map(np.copy, arrays), target[entries])
+
+
+def _put(name: str, env: Any, state: Physics) -> None:
+    """Sets dm_control's `env` to a state, of which `_state` reads the same."""
+    model, data = env.physics.model.ptr, env.physics.data.ptr
+    data.qpos[:], data.qvel[:], data.act[:], data.qacc_warmstart[:] = state[:4]
+    target, entries = _target(name, model)
+    target[entries] = state.drawn
+    # dm_control ends a step with the first half of the next one.
+    mujoco.mj_step1(model, data)
+    env._step_count, env._reset_next_step = 0, False
 
 
 def _stack(items: list) -> Any:
@@ -83,6 +97,65 @@ def _bring_together(name: str, env: Any, apart: np.ndarray) -> None:
         data.qpos[[model.joint(j).qposadr[0] for j in ("ball_x", "ball_z")]] += to_cup[::2] + apart
     if name.startswith("reacher"):
         model.geom("target").pos[:2] = data.geom("finger").xpos[:2] + apart
+
+
+def _one(name: str, env: Any, action: np.ndarray) -> tuple:
+    """The fields of one of `Steps`, which dm_control's `env` takes."""
+    data = env.physics.data.ptr
+    before, contacts = _state(name, env), data.ncon
+    timestep = env.step(dmc.rescale(action, *dmc.bounds(env)))
+    obs = np.concatenate([np.ravel(a) for _, a in dmc._in_order(timestep.observation)])
+    read = jax.tree.map(np.copy, fields(data))
+    return before, action, _state(name, env), read, obs, timestep.reward, contacts
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
+    """dm_control's environment, after a reset."""
+    env = dmc.load(name)
+    env.reset()
+    return env
+
+
+def again(name: str, before: Physics, action: np.ndarray) -> Steps:
+    """Control steps of dm_control itself from given states, its tolerance its own."""
+    env = _loaded(name)
+    taken = []
+    for i, chosen in enumerate(action):
+        _put(name, env, jax.tree.map(lambda x, i=i: x[i], before))
+        taken.append(_one(name, env, chosen))
+    return Steps(*_stack(taken))
+
+
+def sensitive(name: str, given: Steps, qpos: float, obs: float, draws: int = 32) -> np.ndarray:
+    """(N,) bool: whether rounding moves a step of C MuJoCo itself by more than the bounds.
+
+    Where a contact opens or closes, float32 decides, and a small component of a large force takes
+    its rounding. It rounds the state, and one after another all that is computed from it; so the
+    step is taken from the rounded state, and from neighbours a few of its spacings away.
+
+    Args:
+      qpos: the bound of `qpos` after the step, absolute and relative.
+      obs: that of the observation.
+      draws: of neighbours.
+    """
+    random = np.random.RandomState(2)
+    result = np.zeros(len(given.action), bool)
+    for draw in range(draws + 1):
+
+        def rounded(x: np.ndarray, ulps: int = _SPACINGS if draw else 0) -> np.ndarray:
+            near = x.astype(np.float32)
+            return near + ulps * np.spacing(near) * random.choice([-1, 0, 1], x.shape)
+
+        moved = again(name, jax.tree.map(rounded, given.before), given.action)
+        pairs = (moved.after.qpos, given.after.qpos, qpos), (moved.obs, given.obs, obs)
+        result |= ~np.all([close(*pair) for pair in pairs], axis=0)
+    return result
+
+
+def close(ours: np.ndarray, theirs: np.ndarray, most: float) -> np.ndarray:
+    """(N,) bool: whether rows (N, ...) differ by no more than `most`, absolute and relative."""
+    return np.isclose(ours, theirs, rtol=most, atol=most).all(axis=1)
 
 
 @functools.cache
@@ -103,12 +176,7 @@ def steps(name: str, count: int = 200, seed: int = 0, tolerance: float | None = 
         model.opt.tolerance = tolerance
 
     def one() -> tuple:
-        action = random.uniform(-1, 1, low.shape)
-        before, contacts = _state(name, env), data.ncon
-        timestep = env.step(dmc.rescale(action, low, high))
-        obs = np.concatenate([np.ravel(a) for _, a in dmc._in_order(timestep.observation)])
-        read = jax.tree.map(np.copy, fields(data))
-        return before, action, _state(name, env), read, obs, timestep.reward, contacts
+        return _one(name, env, random.uniform(-1, 1, low.shape))
 
     taken = []
     speed = _SPEEDS.get(name.partition("-")[0], 1)

@@ -15,7 +15,7 @@ import test_train
 from dynajax import compiler, train
 from dynajax.config import assign
 from dynajax.runtime.placement import BY_ROWS, place
-from dynajax.runtime.program import build
+from dynajax.runtime.program import SharedFit, build
 from test_device import config as walk_config
 from test_device import walk
 
@@ -76,8 +76,8 @@ def test_there_are_four():
         (8, 3, 3, 3),
     ],
 )
-def test_rows_are_spread_evenly(make, rows, devices, used, each):
-    placement = place(make(seeds=rows), DEVICES[:devices])
+def test_rows_are_spread_evenly(rows, devices, used, each):
+    placement = place(rows, DEVICES[:devices])
     assert (placement.rows, placement.mesh.size, placement.each) == (rows, used, each)
     assert placement.places - rows < each
     np.testing.assert_array_equal(placement.real(np.arange(placement.places)), np.arange(rows))
@@ -86,11 +86,13 @@ def test_rows_are_spread_evenly(make, rows, devices, used, each):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
     """Runs that differ in nothing but their length share their programs."""
-    build = functools.cache(train_module.build)
+    cached = functools.cache(train_module.build)
+
+    def build_once(config, spec, devices):
+        return cached(assign(config, "steps", 60), spec, tuple(devices))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            train_module, "build", lambda config, *at: build(assign(config, "steps", 60), *at)
-        )
+        patch.setattr(train_module, "build", build_once)
         yield
 
 
@@ -147,20 +149,26 @@ def test_a_lone_row_and_two_cores(tmp_path):
     Parts(tmp_path, config, 2).check(1)
 
 
-def test_members_that_wait_for_each_other_stay_together(make):
-    for settings in ({"model.schedule": "early_stop"}, {"model.learned_bounds": True}):
-        assert place(make(settings), DEVICES).helpers is None
-    assert place(make(algo="sac"), DEVICES).helpers is None
-    assert place(make(seeds=2), DEVICES).helpers is None
+def test_only_the_members_of_a_lone_row_on_the_fixed_schedule_are_shared_out(make, spec):
+    """Others have no device to spare, or wait for each other."""
+
+    def shared(settings=(), devices=DEVICES, **arguments):
+        return isinstance(build(make(settings, **arguments), spec, devices).fit, SharedFit)
+
+    assert shared()
+    assert not shared({"model.schedule": "early_stop"})
+    assert not shared(devices=DEVICES[:1])
+    assert not shared(algo="sac")
+    assert not shared(seeds=2)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_cores_share_the_members_of_a_lone_row(make, spec, devices):
-    config = make(fixes=["scale,target"])
-    alone, helped = (build(config, spec, place(config, DEVICES[:n])) for n in (1, devices))
-    assert alone.placement.helpers is None
+@pytest.mark.parametrize(("devices", "bounds"), [(2, True), (4, False)])
+def test_cores_share_the_members_of_a_lone_row(make, spec, devices, bounds):
+    config = make({"model.learned_bounds": bounds}, fixes=["scale,target"])
+    alone, helped = (build(config, spec, DEVICES[:n]) for n in (1, devices))
+    assert not isinstance(alone.fit, SharedFit)
     # three members: on two devices a copy of the last makes four, and a fourth device is not asked
-    assert helped.placement.helpers.size == min(devices, 3)
+    assert helped.fit.members.mesh.size == min(devices, 3)
     (one, metrics), (other, same) = (test_train.run(config, p, p.init()) for p in (alone, helped))
     assert_close(one, other)
     assert_close(metrics, same)
@@ -175,9 +183,9 @@ def test_six_rows_on_four_devices(tmp_path):
             "host",
             algo="sac",
             seeds=3,
-            vary={"sac.discount": [0.9, 0.99]},
+            vary={"learn.discount": [0.9, 0.99]},
             steps=steps,
-            settings={"random_steps": 20, "sac.reset_every": 40, "eval.every": 30},
+            settings={"random_steps": 20, "learn.reset_every": 40, "eval.every": 30},
         )
 
     Parts(tmp_path, config, 4).check(6, resume=False)
@@ -185,7 +193,7 @@ def test_six_rows_on_four_devices(tmp_path):
 
 def test_the_device_engine_on_two_devices(tmp_path):
     def config(steps):
-        settings = {"random_steps": 20, "sac.reset_every": 30, "eval.every": 30}
+        settings = {"random_steps": 20, "learn.reset_every": 30, "eval.every": 30}
         return walk_config("mjx", algo="sac", seeds=3, steps=steps, settings=settings)
 
     Parts(tmp_path, config, 2).check(3)
@@ -212,16 +220,16 @@ def test_no_device_asks_another(make, spec):
                 program.greedy.lower(state, obs[:, None]),
                 program.insert.lower(state, *data),
                 program.learn.lower(state, *data),
-                program.reset_agent.lower(state),
+                program.reset.lower(state),
             ]
         for program in lowered:
             assert "while" in program.as_text() or program not in (lowered[0], lowered[-2])
             assert collectives(program) == []
 
 
-def test_a_partitioner_would_ask(make, spec):
+def test_a_partitioner_would_ask():
     """What the one above looks for is there where rows are merely sharded."""
-    placement = place(make(seeds=4), DEVICES)
+    placement = place(4, DEVICES)
     sharding = placement.shardings(BY_ROWS)
     loop = jax.vmap(lambda x: jax.lax.while_loop(lambda x: x < 9, lambda x: x + 1, x))
     rows = jax.ShapeDtypeStruct((4,), np.float32, sharding=sharding)
@@ -231,7 +239,7 @@ def test_a_partitioner_would_ask(make, spec):
 
 def test_sizes_are_those_of_a_device(make, spec):
     config = make(seeds=8)
-    one, four = (build(config, spec, place(config, DEVICES[:n])) for n in (1, 4))
+    one, four = (build(config, spec, DEVICES[:n]) for n in (1, 4))
     sizes = [
         compiler.memory([p.insert.lower(p.shapes(), *test_train.data_at(config, 0))])
         for p in (one, four)

@@ -7,23 +7,24 @@ import pytest
 
 from dynajax import config, make_config
 from dynajax.config import PRESETS, Config, Variant
-from dynajax.settings import all_settings, parse
+from dynajax.settings import all_settings, base, from_dict, parse
 from dynajax.types import UsageError
 
 make = make_config
 
 PAPER = {
     "random_steps": 10_000,
-    "sac.hidden": (256, 256),
-    "sac.utd": 20,
-    "sac.batch": 256,
-    "sac.critic_layer_norm": False,
-    "sac.reset_every": 0,
-    "sac.learning_rate": 3e-4,
-    "sac.discount": 0.99,
-    "sac.polyak": 0.005,
-    "sac.initial_temperature": 1.0,
-    "sac.target_entropy": -0.5,
+    "agent.hidden": (256, 256),
+    "learn.utd": 20,
+    "learn.batch": 256,
+    "agent.critic_layer_norm": False,
+    "learn.reset_every": 0,
+    "learn.reset_at": (),
+    "agent.learning_rate": 3e-4,
+    "learn.discount": 0.99,
+    "agent.polyak": 0.005,
+    "agent.initial_temperature": 1.0,
+    "agent.target_entropy": -0.5,
     "model.members": 7,
     "model.elites": 5,
     "model.width": 200,
@@ -54,6 +55,7 @@ PAPER = {
     "eval.checkpoints": 2,
     "host.workers": -1,
     "host.time_limit": 1000,
+    "task.repeat": 1,
 }
 
 
@@ -75,7 +77,7 @@ def refusal(function, *arguments, **named) -> str:
 
 
 def test_the_paper_preset_has_the_published_numbers():
-    assert set(PAPER) == set(all_settings())
+    assert set(PAPER) == set(all_settings(base()))
     paper = make("cheetah-run", preset="paper")
     assert {path: value(paper, path) for path in PAPER} == PAPER
     assert paper.steps == 500_000
@@ -102,62 +104,65 @@ def test_every_preset_passes_its_own_checks(preset, algo):
 
 
 @pytest.mark.parametrize(
-    ("path", "given", "parsed"),
+    ("path", "text", "parsed"),
     [
-        ("sac.utd", "10", 10),
-        ("sac.utd", 10, 10),
+        ("learn.utd", "10", 10),
+        ("learn.utd", 10, 10),
         ("replay.real", "1e5", 100_000),
-        ("sac.discount", "0.9", 0.9),
-        ("sac.discount", "1", 1.0),
-        ("sac.learning_rate", 1e-3, 1e-3),
-        ("sac.critic_layer_norm", "true", True),
-        ("sac.critic_layer_norm", "False", False),
-        ("sac.critic_layer_norm", "0", False),
-        ("sac.critic_layer_norm", True, True),
-        ("sac.hidden", "64,32", (64, 32)),
-        ("sac.hidden", "(64,)", (64,)),
-        ("sac.hidden", (64, 32), (64, 32)),
-        ("sac.hidden", 64, (64,)),
+        ("learn.discount", "0.9", 0.9),
+        ("learn.discount", "1", 1.0),
+        ("agent.learning_rate", 1e-3, 1e-3),
+        ("agent.critic_layer_norm", "true", True),
+        ("agent.critic_layer_norm", "False", False),
+        ("agent.critic_layer_norm", "0", False),
+        ("agent.critic_layer_norm", True, True),
+        ("agent.hidden", "64,32", (64, 32)),
+        ("agent.hidden", "(64,)", (64,)),
+        ("agent.hidden", (64, 32), (64, 32)),
+        ("agent.hidden", 64, (64,)),
         ("model.schedule", "early_stop", "early_stop"),
         ("rollout.horizon", "0,100,1,5", (0, 100, 1, 5)),
+        ("learn.reset_at", "300,700", (300, 700)),
+        ("learn.reset_at", "", ()),
     ],
 )
-def test_values_are_parsed_by_type(path, given, parsed):
-    got = parse("--set", path, given)
-    assert got == parsed and type(got) is type(parsed)
+def test_values_are_parsed_by_type(path, text, parsed):
+    value = parse("--set", path, text, base())
+    assert value == parsed and type(value) is type(parsed)
 
 
 @pytest.mark.parametrize(
-    ("path", "given", "says"),
+    ("path", "text", "says"),
     [
-        ("sac.utd", "ten", "it takes a whole number"),
-        ("sac.utd", "1.5", "it takes a whole number"),
-        ("sac.utd", "nan", "it takes a whole number"),
-        ("sac.utd", "0", "it must be at least 1"),
-        ("sac.discount", "high", "it takes a number"),
-        ("sac.discount", "1.01", "it must be at least 0 and at most 1"),
-        ("sac.discount", "-0.1", "it must be at least 0 and at most 1"),
-        ("sac.target_entropy", "inf", "it must be finite"),
-        ("sac.learning_rate", "nan", "it must be at least 0"),
-        ("sac.learning_rate", None, "it takes a number"),
-        ("sac.critic_layer_norm", "maybe", "it takes true or false"),
-        ("sac.hidden", "64,wide", "it takes whole numbers with commas between"),
-        ("sac.hidden", "64,0", "it must be at least 1"),
-        ("sac.hidden", "", "it must be at least 1"),
+        ("learn.utd", "ten", "it takes a whole number"),
+        ("learn.utd", "1.5", "it takes a whole number"),
+        ("learn.utd", "nan", "it takes a whole number"),
+        ("learn.utd", "0", "it must be at least 1"),
+        ("learn.discount", "high", "it takes a number"),
+        ("learn.discount", "1.01", "it must be at least 0 and at most 1"),
+        ("learn.discount", "-0.1", "it must be at least 0 and at most 1"),
+        ("agent.target_entropy", "inf", "it must be finite"),
+        ("agent.learning_rate", "nan", "it must be at least 0"),
+        ("agent.learning_rate", None, "it takes a number"),
+        ("agent.critic_layer_norm", "maybe", "it takes true or false"),
+        ("agent.hidden", "64,wide", "it takes whole numbers with commas between"),
+        ("agent.hidden", "64,0", "it must be at least 1"),
+        ("agent.hidden", "", "it must be at least 1"),
         ("model.schedule", "often", "choose one of fixed, early_stop"),
+        ("learn.reset_at", "0", "it must be at least 1"),
     ],
 )
-def test_wrong_values_are_refused(path, given, says):
-    text = refusal(make, "cheetah-run", settings={path: given})
-    assert text == f"--set {path}={given}: {says}"
+def test_wrong_values_are_refused(path, text, says):
+    line = refusal(make, "cheetah-run", settings={path: text})
+    assert line == f"--set {path}={text}: {says}"
 
 
 @pytest.mark.parametrize(
     ("path", "nearest"),
     [
-        ("sac.udt", "sac.utd"),
+        ("learn.udt", "learn.utd"),
         ("model.widht", "model.width"),
-        ("discount", "sac.discount"),
+        ("discount", "learn.discount"),
         ("random_step", "random_steps"),
     ],
 )
@@ -169,7 +174,34 @@ def test_an_unknown_field_gets_the_nearest(path, nearest):
 
 def test_even_a_hopeless_field_gets_a_real_one():
     text = refusal(make, "cheetah-run", settings={"qqqq": 1})
-    assert text.rsplit(" ", 1)[-1] in all_settings()
+    assert text.rsplit(" ", 1)[-1] in all_settings(base())
+
+
+@pytest.mark.parametrize("flag", ["set", "vary"])
+@pytest.mark.parametrize(
+    ("old", "path"),
+    [
+        ("sac.utd", "learn.utd"),
+        ("sac.batch", "learn.batch"),
+        ("sac.discount", "learn.discount"),
+        ("sac.reset_every", "learn.reset_every"),
+        ("sac.hidden", "agent.hidden"),
+        ("sac.polyak", "agent.polyak"),
+    ],
+)
+def test_a_path_of_older_versions_gets_the_present_one(flag, old, path):
+    arguments = {"set": {"settings": {old: 1}}, "vary": {"vary": {old: [1]}}}[flag]
+    text = refusal(make, "cheetah-run", **arguments)
+    assert text.startswith(f"--{flag} {old}: ") and f" {path} " in text
+    assert path in all_settings(base())
+
+
+def test_an_agents_and_a_rules_fields_are_named_with_them():
+    text = refusal(make, "cheetah-run", settings={"agent.scale": 1})
+    assert "with --agent=sac; the nearest is " in text
+    text = refusal(make, "cheetah-run", settings={"trust.scale": 1})
+    assert text.startswith("--set=trust.scale: ") and "with --trust=none" in text
+    assert make("cheetah-run", trust="penalty", settings={"trust.scale": 2}).trust.scale == 2
 
 
 # --- variants --------------------------------------------------------------------------------
@@ -179,16 +211,16 @@ def test_variants_are_fixes_times_values():
     c = make(
         "cheetah-run",
         fixes=["none", "target,scale"],
-        vary={"sac.discount": [0.9, "0.99"], "model.weight_decay": [2]},
+        vary={"learn.discount": [0.9, "0.99"], "model.weight_decay": [2]},
         seeds=3,
     )
     assert c.variants == tuple(
-        Variant(fix, (("sac.discount", discount), ("model.weight_decay", 2.0)))
+        Variant(fix, (("learn.discount", discount), ("model.weight_decay", 2.0)))
         for fix in ((), ("scale", "target"))
         for discount in (0.9, 0.99)
     )
     assert c.rows == 12
-    assert c.variants[2].name == "scale,target;sac.discount=0.9;model.weight_decay=2"
+    assert c.variants[2].name == "scale,target;learn.discount=0.9;model.weight_decay=2"
 
 
 @pytest.mark.parametrize(
@@ -200,19 +232,25 @@ def test_variants_are_fixes_times_values():
         ({"fixes": ["scael"]}, "--fix=scael: ", "did you mean scale"),
         ({"fixes": ["target,auto"]}, "--fix=target,auto: ", "contradict"),
         ({"algo": "sac", "fixes": ["scale"]}, "--fix=scale: ", "--algo=mbpo"),
+        ({"algo": "sac", "trust": "penalty"}, "--trust=penalty: ", "--algo=mbpo"),
+        ({"algo": "sac", "vary": {"model.holdout": [0.1]}}, "--vary model.holdout: ", "no model"),
+        ({"oracle": "state", "trust": "penalty"}, "--trust=penalty: ", "oracle"),
+        (
+            {"trust": "penalty", "settings": {"model.members": 1}},
+            "--trust=penalty: ",
+            "model.members above 1",
+        ),
         ({"fixes": ["scale", "scale"]}, "--fix=scale: ", "twice"),
         ({"fixes": ["target,scale", "scale,target"]}, "--fix=scale,target: ", "twice"),
         ({"fixes": ["", "none"]}, "--fix=none: ", "twice"),
-        ({"vary": {"sac.discount": [0.9, "0.90"]}}, "--vary sac.discount=0.9: ", "twice"),
-        ({"vary": {"sac.discount": []}}, "--vary sac.discount: ", "at least one"),
-        ({"vary": {"sac.utd": [1, 2]}}, "--vary sac.utd: ", "sac.discount"),
-        ({"vary": {"sac.discount": [2]}}, "--vary sac.discount=2: ", "at most 1"),
+        ({"vary": {"learn.discount": [0.9, "0.90"]}}, "--vary learn.discount=0.9: ", "twice"),
+        ({"vary": {"learn.discount": []}}, "--vary learn.discount: ", "at least one"),
+        ({"vary": {"learn.utd": [1, 2]}}, "--vary learn.utd: ", "learn.discount"),
+        ({"vary": {"learn.discount": [2]}}, "--vary learn.discount=2: ", "at most 1"),
         ({"seeds": 0}, "--seeds=0: ", "at least 1"),
         ({"seed": -1}, "--seed=-1: ", "from 0"),
         ({"seed": 2**31 - 1}, "--seed=2147483647: ", "2^31 - seeds"),
         ({"steps": 0}, "--steps=0: ", "at least 1"),
-        ({"steps": 1400}, "--steps=1400: ", "eval.every=1000; the nearest is 1000"),
-        ({"steps": 300}, "--steps=300: ", "the nearest is 1000"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, begins, says):
@@ -223,24 +261,81 @@ def test_wrong_arguments_are_refused(arguments, begins, says):
 @pytest.mark.parametrize(
     ("settings", "begins", "says"),
     [
-        ({"random_steps": 100_000}, "random_steps=100000: ", "replay.real=100000"),
+        (
+            {"random_steps": 100_000, "replay.real": 100_000},
+            "random_steps=100000: ",
+            "replay.real=100000",
+        ),
         ({"random_steps": 49}, "random_steps=49: ", "at least 50"),
         ({"model.elites": 6}, "model.elites=6: ", "model.members=5"),
-        ({"rollout.batch": 250}, "rollout.batch=250: ", "model.elites=4"),
+        (
+            {"rollout.batch": 250, "model.elites": 4},
+            "rollout.batch=250: ",
+            "model.elites=4",
+        ),
         ({"replay.synthetic": 100_100}, "replay.synthetic=100100: ", "rollout.batch=200"),
         ({"rollout.horizon": 0}, "rollout.horizon=0: ", "from 1"),
         ({"rollout.horizon": "1,2"}, "rollout.horizon=1,2: ", "first_step"),
         ({"rollout.horizon": "5,5,1,3"}, "rollout.horizon=5,5,1,3: ", "first_step"),
         ({"rollout.horizon": "0,9,0,3"}, "rollout.horizon=0,9,0,3: ", "first_step"),
-        ({"rollout.horizon": 501}, "rollout.horizon=501: ", "replay.synthetic=100000"),
-        ({"rollout.horizon": "0,9,501,1"}, "rollout.horizon=0,9,501,1: ", "replay.synthetic"),
+        (
+            {"rollout.horizon": 501, "replay.synthetic": 100_000},
+            "rollout.horizon=501: ",
+            "replay.synthetic=100000",
+        ),
+        (
+            {"rollout.horizon": "0,9,501,1", "replay.synthetic": 100_000},
+            "rollout.horizon=0,9,501,1: ",
+            "replay.synthetic",
+        ),
         ({"model.log_variance_min": 0.5}, "model.log_variance_min=0.5: ", "log_variance_max=0.5"),
-        ({"model.fit_steps": 250}, "model.fit_steps=250: ", "model.round_steps=100"),
+        (
+            {"model.fit_steps": 250, "model.round_steps": 100, "model.schedule": "early_stop"},
+            "model.fit_steps=250: ",
+            "model.round_steps=100",
+        ),
     ],
 )
 def test_sizes_that_cannot_work_together_are_refused(settings, begins, says):
     text = refusal(make, "cheetah-run", settings=settings)
     assert text.startswith("--set " + begins) and says in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "follow"),
+    [
+        ({"random_steps": 200_000}, {"replay.real": 200_001}),
+        ({"replay.real": 500}, {"random_steps": 499}),
+        (
+            {"model.members": 3},
+            {"model.elites": 3, "rollout.batch": 201, "replay.synthetic": 99_897},
+        ),
+        ({"model.elites": 3}, {"rollout.batch": 201, "replay.synthetic": 99_897}),
+        ({"rollout.batch": 250}, {"model.elites": 2}),
+        ({"rollout.batch": 7}, {"model.elites": 1, "replay.synthetic": 99_995}),
+        ({"rollout.horizon": 501}, {"replay.synthetic": 100_200}),
+        ({"rollout.horizon": "0,9,1,600"}, {"replay.synthetic": 120_000}),
+        ({"model.fit_steps": 250}, {"model.round_steps": 50}),
+        ({"model.round_steps": 70}, {"model.fit_steps": 560}),
+        ({"model.batch": 32}, {}),
+    ],
+)
+def test_sizes_that_nobody_asked_for_follow_those_that_were(settings, follow):
+    """All else stays as the preset has it. `quick` stops early here, whatever it comes to do."""
+    early = {"model.schedule": "early_stop", "model.fit_steps": 500, "model.round_steps": 100}
+    explicit = {"model.schedule": "early_stop"} | settings
+    c, plain = make("cheetah-run", settings=explicit), make("cheetah-run", settings=early)
+    changed = {p for p in all_settings(plain) if value(c, p) != value(plain, p)}
+    assert changed == set(settings) | set(follow)
+    assert {path: value(c, path) for path in follow} == follow
+    for path, text in settings.items():
+        assert value(c, path) == parse("--set", path, text, base())
+
+
+@pytest.mark.parametrize("steps", [1, 300, 999, 1400, 1500])
+def test_any_number_of_steps_is_a_run(steps):
+    for engine in ("host", "mjx"):
+        assert make("cheetah-run", steps=steps, engine=engine).steps == steps
 
 
 def test_sac_does_not_look_at_the_model():
@@ -260,7 +355,34 @@ def test_only_traced_fields_are_leaves():
         ".".join(key.name for key in path)
         for path, _ in jax.tree_util.tree_leaves_with_path(make("cheetah-run"))
     }
-    assert leaves == {path for path, s in all_settings().items() if s.traced}
+    settings = all_settings(base())
+    assert leaves == {path for path, setting in settings.items() if setting.traced}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"algo": "sac", "vary": {"learn.discount": [0.9, 0.9999991, 0.9999994]}},
+        {
+            "trust": "penalty",
+            "fixes": ["none", "scale,target"],
+            "settings": {"trust.kind": "spread", "learn.reset_at": (300, 700), "model.elites": 2},
+            "seeds": 3,
+            "seed": 5,
+            "steps": 1234,
+        },
+    ],
+)
+def test_a_configuration_comes_back_from_json(arguments):
+    c = make("cheetah-run", **arguments)
+    assert from_dict(config.as_dict(c)) == c
+
+
+def test_a_run_of_an_older_version_is_refused():
+    old = config.as_dict(make("cheetah-run"))
+    del old["agent_name"]
+    assert "older version" in refusal(from_dict, old)
 
 
 def test_difference_names_paths_and_leaves_out_the_length():
@@ -271,13 +393,13 @@ def test_difference_names_paths_and_leaves_out_the_length():
             preset="paper",
             steps=5000,
             fixes=["scale"],
-            settings={"sac.utd": 5, "rollout.horizon": 3},
+            settings={"learn.utd": 5, "rollout.horizon": 3},
         )
     )
     assert config.difference(old, old) == []
     assert config.difference(old, new) == [
+        "learn.utd: 20 -> 5",
         "rollout.horizon: [1] -> [3]",
-        "sac.utd: 20 -> 5",
         "variants: ['none'] -> ['scale']",
     ]
     assert config.difference({"a": 1}, {}) == ["a: 1 -> None"]
@@ -285,12 +407,14 @@ def test_difference_names_paths_and_leaves_out_the_length():
 
 def test_run_names_are_readable_and_differ():
     name = config.run_name(make("cheetah-run", fixes=["none", "scale,target"]))
-    assert name.startswith("cheetah-run-mbpo-none_scale+target-quick-")
+    assert name.startswith("cheetah-run-mbpo-sac-none_scale+target-quick-")
     others = [
         make("cheetah-run", fixes=["none", "scale,target"], **arguments)
-        for arguments in ({}, {"seed": 1}, {"settings": {"sac.utd": 5}}, {"seeds": 2})
+        for arguments in ({}, {"seed": 1}, {"settings": {"learn.utd": 5}}, {"seeds": 2})
     ]
     assert len({config.run_name(c) for c in others}) == 4
     assert config.run_name(make("cheetah-run", steps=2000)) == config.run_name(make("cheetah-run"))
     assert "/" not in config.run_name(make("a/b:c-v1", algo="sac"))
+    judged = make("cheetah-run", trust="penalty")
+    assert config.run_name(judged).startswith("cheetah-run-mbpo-sac-none-penalty-quick-")
     assert config.run_name(make("x-y", algo="sac")).startswith("x-y-sac-quick-")

@@ -60,11 +60,49 @@ def test_one_control_step_in_float32(name, seed):
     given = parity.steps(name, seed=seed)
     after, read = parity.device(name, given)
     obs, reward = parity.judged(name, read)
-    more = ROUNDING.get(name, 1)
-    np.testing.assert_allclose(after.qpos, given.after.qpos, rtol=more * 1e-5, atol=more * 1e-5)
-    np.testing.assert_allclose(obs, given.obs, rtol=more * 1e-3, atol=more * 1e-3)
-    steady = parity.steady(name, given)
+    most = np.array([1e-5, 1e-3]) * ROUNDING.get(name, 1)
+    off = ~(
+        parity.close(after.qpos, given.after.qpos, most[0]) & parity.close(obs, given.obs, most[1])
+    )
+    # Only where C MuJoCo itself would.
+    rows = jax.tree.map(lambda x: x[off], given)
+    assert not off.any() or (off.mean() <= 0.02 and parity.sensitive(name, rows, *most).all())
+    steady = ~off & parity.steady(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["finger-spin", "reacher-easy", "quadruped-walk"])
+def test_dm_control_takes_the_same_step_again_from_a_state_put_into_it(name):
+    given = parity.steps(name)
+    repeated = parity.again(name, given.before, given.action)
+    for ours, theirs in zip(*map(jax.tree.leaves, (repeated, given)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_state_at_the_edge_of_a_contact_is_sensitive_and_others_are_not():
+    name, most = "finger-spin", (1e-5, 1e-3)
+    given = parity.steps(name)
+    assert not parity.sensitive(name, given, *most, draws=1).any()
+
+    def edge(free, touching):
+        """Two states that a contact tells apart, and 1e-12 of the way between two others."""
+
+        def between(share):
+            weights = np.array([1 - share, share])
+            before = jax.tree.map(lambda x: (weights @ x[[free, touching]])[None], given.before)
+            return parity.again(name, before, given.action[[free]])
+
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (low, middle) if between(middle).contacts.any() else (middle, high)
+        return between(low), between(high)
+
+    free, touching = (np.flatnonzero(given.contacts == n)[:10] for n in (0, 1))
+    edges = [edge(*pair) for pair in zip(free, touching, strict=True)]
+    jumps = [np.abs(a.after.qpos - b.after.qpos).max() for a, b in edges]
+    assert max(jumps) > most[0]
+    assert parity.sensitive(name, edges[np.argmax(jumps)][0], *most).all()
 
 
 def test_no_batch_of_factors_is_asked_of_lapack():

@@ -18,10 +18,11 @@ from gymnasium import spaces
 import dynajax
 from conftest import SMALL
 from dynajax import config, envs, report, settings
-from dynajax.agents import sac
-from dynajax.config import SACConfig
-from dynajax.diagnose import online, paths, runpage, runs, skeleton
+from dynajax.agents.sac import SAC, SACFields
+from dynajax.config import LearnConfig
+from dynajax.diagnose import online, paths, runpage, runs
 from dynajax.engines.oracle import Oracle
+from dynajax.report import statistics
 from dynajax.types import EnvSpec, Transition, UsageError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -72,26 +73,26 @@ def test_soft_returns_by_hand():
     reward = np.array([[1.0, 1.0], [2.0, 2.0]])
     terminated = np.array([[False, True], [False, False]])
     log_prob = np.array([[9.0, 9.0], [-1.0, -1.0], [3.0, 3.0]])
-    found = paths.soft_returns(reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0)
+    returns = paths.soft_returns(reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0)
     # 1 + 0.5 ((2 + 0.5 (10 - 2 * 3)) - 2 * -1); the other one ends with its first reward.
-    np.testing.assert_allclose(found, [1 + 0.5 * ((2 + 0.5 * 4) + 2), 1.0])
+    np.testing.assert_allclose(returns, [1 + 0.5 * ((2 + 0.5 * 4) + 2), 1.0])
 
 
 def agent_that_says(value, log_temperature=-jnp.inf):
     """An agent whose critic gives every state and action one value."""
     spec = EnvSpec("ones", 1, 1, 8, ("x",), None)
-    small = SACConfig(hidden=(4,), discount=GAMMA)
-    agent = sac.init(small, spec, jax.random.PRNGKey(0))
-    head = agent.critic["head"]
+    agent = SAC(LearnConfig(discount=GAMMA), SACFields(hidden=(4,)), spec)
+    state = agent.new(jax.random.PRNGKey(0))
+    head = state.critic["head"]
     head = {"kernel": jnp.zeros_like(head["kernel"]), "bias": jnp.full_like(head["bias"], value)}
-    return small, agent._replace(
-        critic={**agent.critic, "head": head}, log_temperature=jnp.asarray(log_temperature)
+    return agent, state._replace(
+        critic={**state.critic, "head": head}, log_temperature=jnp.asarray(log_temperature)
     )
 
 
-def paths_of(name, small, agent, steps=30):
+def paths_of(name, agent, state, steps=30):
     def act(obs, key):
-        return sac.sample(small, agent.actor, jnp.asarray(obs), key, 1)
+        return agent.act(state, jnp.asarray(obs), key)
 
     def begin(env, i):
         return env.reset(seed=i)[0]
@@ -103,28 +104,28 @@ def paths_of(name, small, agent, steps=30):
 def test_the_bias_of_a_critic_in_an_mdp_of_known_value(share):
     """A reward of 1 for ever is worth 1 / (1 - gamma), also beyond the time limit of 8 steps."""
     value = 1 / (1 - GAMMA)
-    small, agent = agent_that_says(share * value)
-    followed = paths_of("Ones-v0", small, agent)
+    agent, state = agent_that_says(share * value)
+    followed = paths_of("Ones-v0", agent, state)
     assert followed.alive.all() and followed.valid.all() and (followed.reward == 1).all()
-    found = online.critic_bias(small, agent, followed)
+    bias = online.critic_bias(agent, state, followed)
     # What is left after 30 steps is the critic's own word.
     real = value * (1 - GAMMA**30) + GAMMA**30 * share * value
-    assert found["critic_return"] == pytest.approx(real, rel=1e-5)
-    assert found["critic_bias"] == pytest.approx(share * value / real - 1, abs=1e-5)
-    assert found["critic_bias_error"] == pytest.approx(0, abs=1e-6)
+    assert bias["critic_return"] == pytest.approx(real, rel=1e-5)
+    assert bias["critic_bias"] == pytest.approx(share * value / real - 1, abs=1e-5)
+    assert bias["critic_bias_error"] == pytest.approx(0, abs=1e-6)
 
 
 def test_an_end_is_worth_nothing_and_randomness_has_its_reward():
-    small, agent = agent_that_says(0.0)
-    followed = paths_of("OnesEnd-v0", small, agent)
+    agent, state = agent_that_says(0.0)
+    followed = paths_of("OnesEnd-v0", agent, state)
     assert followed.terminated[4].all() and not followed.alive[5:].any()
-    found = online.critic_bias(small, agent, followed)
-    assert found["critic_return"] == pytest.approx(sum(GAMMA**k for k in range(5)), rel=1e-5)
-    assert found["critic_bias"] == pytest.approx(-1)
-    small, agent = agent_that_says(0.0, jnp.log(2.0))
-    soft = online.critic_bias(small, agent, followed)["critic_return"]
+    bias = online.critic_bias(agent, state, followed)
+    assert bias["critic_return"] == pytest.approx(sum(GAMMA**k for k in range(5)), rel=1e-5)
+    assert bias["critic_bias"] == pytest.approx(-1)
+    agent, state = agent_that_says(0.0, jnp.log(2.0))
+    soft = online.critic_bias(agent, state, followed)["critic_return"]
     bonus = sum(GAMMA**k * -2.0 * followed.log_prob[k].mean() for k in range(1, 5))
-    assert soft == pytest.approx(found["critic_return"] + bonus, rel=1e-5)
+    assert soft == pytest.approx(bias["critic_return"] + bonus, rel=1e-5)
 
 
 # --- a run, read back ---------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def test_a_configuration_comes_back_from_json():
         "cheetah-run",
         fixes=["scale,beta", "none"],
         vary={"model.learning_rate": [1e-3, 3e-4]},
-        settings={"rollout.horizon": (20, 90, 1, 5), "sac.critic_layer_norm": True},
+        settings={"rollout.horizon": (20, 90, 1, 5), "agent.critic_layer_norm": True},
         seeds=3,
     )
     assert settings.from_dict(config.as_dict(made)) == made
@@ -184,13 +185,13 @@ def test_every_state_of_a_replay_is_rebuilt_and_leads_on(hopper):
     loaded = reader.load(300)
     for row in range(2):
         data, valid = runs.in_order(loaded.row(row).real, loaded.stored)
-        found = runs.episodes(data, valid, reader.spec.time_limit, loaded.host, row)
-        assert found[0].number == 0 and found[-1].stop == 299
-        assert len(found) > 5 and [e.number for e in found] == list(range(len(found)))
-        for episode in found[:-1]:
+        parts = runs.episodes(data, valid, reader.spec.time_limit, loaded.host, row)
+        assert parts[0].number == 0 and parts[-1].stop == 299
+        assert len(parts) > 5 and [e.number for e in parts] == list(range(len(parts)))
+        for episode in parts[:-1]:
             assert data.discount[episode.stop - 1] == 0
         places = np.arange(299)
-        rebuilt = runs.rebuild(loaded, row, found, places, data)
+        rebuilt = runs.rebuild(loaded, row, parts, places, data)
         np.testing.assert_array_equal(rebuilt.places, places)
         assert rebuilt.differ == 0 and rebuilt.steps == 299
         env = envs.make("Hopper-v4")
@@ -205,12 +206,12 @@ def test_every_state_of_a_replay_is_rebuilt_and_leads_on(hopper):
 def test_what_does_not_repeat_is_left_out_and_counted(hopper):
     loaded = runs.Reader(hopper).load(300)
     data, valid = runs.in_order(loaded.row(0).real, loaded.stored)
-    found = runs.episodes(data, valid, 1000, loaded.host, 0)
-    second = found[1]
+    parts = runs.episodes(data, valid, 1000, loaded.host, 0)
+    second = parts[1]
     spoiled = data._replace(obs=data.obs.copy())
     at = second.start + 2
     spoiled.obs[at, 0] = np.nextafter(spoiled.obs[at, 0], np.float32(9))
-    rebuilt = runs.rebuild(loaded, 0, found, np.arange(len(valid)), spoiled)
+    rebuilt = runs.rebuild(loaded, 0, parts, np.arange(len(valid)), spoiled)
     gone = set(range(len(valid))) - set(rebuilt.places.tolist())
     assert gone == set(range(at, second.stop)) and rebuilt.differ == len(gone)
 
@@ -230,15 +231,15 @@ def test_a_ring_that_has_turned_keeps_its_numbers():
         "pending.obs": obs[19:],
         "pending.valid": np.array([True]),
     }
-    found = runs.episodes(last, valid[9:19], 4, host, 0)
-    assert found == [(2, 0, 3), (3, 3, 7), (4, 7, 10)]
+    parts = runs.episodes(last, valid[9:19], 4, host, 0)
+    assert parts == [(2, 0, 3), (3, 3, 7), (4, 7, 10)]
 
 
 def test_a_run_is_inspected_and_told(hopper, tmp_path):
     reader = runs.Reader(hopper)
     loaded = reader.load(300)
-    found = [online.inspect(loaded, row, steps=5, starts=8) for row in range(2)]
-    for f in found:
+    findings = [online.inspect(loaded, row, steps=5, starts=8) for row in range(2)]
+    for f in findings:
         assert f.numbers["not_repeated"] == 0 and f.numbers["repeated"] > 0
         assert f.numbers["synthetic_checked"] > 30
         for name in (
@@ -254,22 +255,26 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
     folder.mkdir()
     for name in ("config.json", "eval.csv", "metrics.jsonl"):
         (folder / name).write_bytes((hopper / name).read_bytes())
-    assert runpage.add_to_logs(found, folder)
+    assert runpage.add_to_logs(findings, folder)
     bias = report.series(report.read_run(folder), "diagnosis", "critic_bias")
-    assert bias["scale,auto,beta"][1][0, 0] == found[1].numbers["critic_bias"]
+    assert bias["scale,auto,beta"][1][0, 0] == findings[1].numbers["critic_bias"]
     assert "Is the critic right?" in report.write_report(folder).read_text()
     with open(folder / "lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert not runpage.add_to_logs(found, folder)
-    said = runpage.write(found, reader.config, reader.spec, tmp_path, "the command")
-    assert len(said) == 2 and "critic" in said[0]
+        assert not runpage.add_to_logs(findings, folder)
+    items = runpage.write(findings, reader.config, reader.spec, tmp_path, "the command")
+    assert len(items) == 2
+    for item, f in zip(items, findings, strict=True):
+        for name in ("critic_bias", "policy_reward_r2", "synthetic_state_skill"):
+            assert statistics.number(f.numbers[name]) in item, name
     html = (tmp_path / "diagnosis.html").read_text()
-    assert "did not repeat bit for bit" in html and "On top the body from the side" in html
+    assert "did not repeat bit for bit" in html and "On top the body, with" in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
     lines = list(csv.DictReader((tmp_path / "run.csv").open()))
     assert [x["variant"] for x in lines] == ["none", "scale,auto,beta"]
+    assert list(lines[0])[2:4] == ["step", "frames"] and lines[0]["frames"] == "300"
     assert float(lines[0]["critic_bias"]) == pytest.approx(
-        found[0].numbers["critic_bias"], rel=1e-4
+        findings[0].numbers["critic_bias"], rel=1e-4
     )
 
 
@@ -278,15 +283,15 @@ def test_a_run_of_the_device_engine_or_without_a_model_leaves_parts_out(hopper, 
     loaded = reader.load(300)
     on_device = dataclasses.replace(reader.config, engine="mjx")
     moved = loaded._replace(config=on_device, host={})
-    found = online.inspect(moved, 0, steps=3, starts=4)
-    assert "repeated" not in found.numbers and np.isfinite(found.numbers["policy_reward_r2"])
-    runpage.write([found], on_device, reader.spec, tmp_path, "x")
+    findings = online.inspect(moved, 0, steps=3, starts=4)
+    assert "repeated" not in findings.numbers and np.isfinite(findings.numbers["policy_reward_r2"])
+    runpage.write([findings], on_device, reader.spec, tmp_path, "x")
     assert "were on the device" in (tmp_path / "diagnosis.html").read_text()
     bare = loaded._replace(rows=loaded.rows._replace(model=None, synthetic=None))
-    found = online.inspect(bare, 0, steps=3, starts=4)
-    assert np.isfinite(found.numbers["critic_bias"]) and not found.channels
-    said = runpage.write([found], reader.config, reader.spec, tmp_path / "bare", "x")
-    assert len(said) == 1 and not (tmp_path / "bare" / "run-channels.csv").exists()
+    findings = online.inspect(bare, 0, steps=3, starts=4)
+    assert np.isfinite(findings.numbers["critic_bias"]) and not findings.channels
+    items = runpage.write([findings], reader.config, reader.spec, tmp_path / "bare", "x")
+    assert len(items) == 1 and not (tmp_path / "bare" / "run-channels.csv").exists()
 
 
 def test_the_command_refuses_what_is_not_one_thing(tmp_path):
@@ -301,17 +306,23 @@ def test_the_command_refuses_what_is_not_one_thing(tmp_path):
     assert "--env and --run are two things" in done.stderr
 
 
-def test_a_critic_is_called_what_its_seeds_say():
-    def said(*bias):
+def test_sentences_are_figures_and_say_no_cause():
+    def item(**numbers):
         findings = [
-            online.Findings("none", i, 5, {"critic_bias": b}, {}, None, None)
-            for i, b in enumerate(bias)
+            online.Findings("none", i, 5, {n: v[i] for n, v in numbers.items()}, {}, None, None)
+            for i in range(2)
         ]
-        return runpage.judge(findings)[0]
+        return runpage.sentences(findings)[0]
 
-    assert "underestimates (" in said(-0.5, -0.3) and "overestimates (" in said(0.5, 0.3)
-    assert "about right" in said(0.1, -0.1) and "about right" in said(np.nan)
-    assert "upwards in some seeds" in said(1.5, -0.3)
+    critic = {"critic_value": [1.0, 2.0], "critic_return": [3.0, 4.0]}
+    low = item(critic_bias=[-0.5, -0.3], **critic)
+    assert f"a difference of {statistics.over_seeds([-0.5, -0.3])} of the mean return" in low
+    assert "1.50 (" in low and "where 3.50 (" in low
+    model = {"policy_reward_r2": [0.1, 0.2], "policy_reward_bias": [np.nan, np.nan]}
+    both = item(critic_bias=[np.nan, np.nan], **critic, **model, policy_state_skill=[0.9, 0.9])
+    assert "R² 0.15 (" in both and "not defined standard deviations off" in both
+    for word in ("overestimates", "about right", "is wrong", "fair", "too low"):
+        assert word not in low + both
 
 
 def test_the_replay_is_a_recording(hopper):
@@ -326,8 +337,8 @@ def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
     loaded = runs.Reader(hopper).load(300)
     row = loaded.row(0)
     data, valid = runs.in_order(row.real, loaded.stored)
-    found = runs.episodes(data, valid, 1000, loaded.host, 0)
-    rebuilt = runs.rebuild(loaded, 0, found, np.arange(299), data)
+    parts = runs.episodes(data, valid, 1000, loaded.host, 0)
+    rebuilt = runs.rebuild(loaded, 0, parts, np.arange(299), data)
     state_of = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
     ring = row.synthetic.data
     ring = Transition(*(np.array(x) for x in ring))
@@ -348,10 +359,10 @@ def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
 def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
     folder = trained(tmp_path / "run", "Unsettable-v0")
     reader = runs.Reader(folder)
-    found = [online.inspect(reader.load(300), 1, steps=3, starts=8)]
-    assert "synthetic_reward_r2" not in found[0].numbers
-    assert found[0].numbers["critic_return"] > 0
-    runpage.write(found, reader.config, reader.spec, tmp_path, "x")
+    findings = [online.inspect(reader.load(300), 1, steps=3, starts=8)]
+    assert "synthetic_reward_r2" not in findings[0].numbers
+    assert findings[0].numbers["critic_return"] > 0
+    runpage.write(findings, reader.config, reader.spec, tmp_path, "x")
     assert "cannot be set to a stored state" in (tmp_path / "diagnosis.html").read_text()
     with pytest.raises(UsageError, match="give it methods snapshot"):
         Oracle(settings.make("Unsettable-v0", oracle="reward"), [0])
@@ -363,24 +374,3 @@ def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"config": {"env": "cheetah-run"}}')
     with pytest.raises(UsageError, match="not the configuration of a run"):
         runs.Reader(tmp_path)
-
-
-def test_positions_are_recognised_in_an_observation():
-    env = envs.make("cheetah-run")
-    env.reset(seed=0)
-    states, obs = [], []
-    for _ in range(5):
-        new = env.step(np.full(6, 0.5, np.float32))[0]
-        states.append(env.snapshot())
-        obs.append(new)
-    obs = np.array(obs)
-    positions = np.array([s[1:10] for s in states])
-    # qpos[0], the place along the ground, is not observed.
-    assert skeleton.shown_by(positions, obs) == {i: i - 1 for i in range(1, 9)}
-    shown = skeleton.sticks(env, np.array(states), obs, obs)
-    np.testing.assert_allclose(shown.imagined, shown.real, atol=1e-6)
-    moved = obs.copy()
-    moved[:, 2] += 1.0
-    assert (
-        np.abs(skeleton.sticks(env, np.array(states), obs, moved).imagined - shown.real).max() > 0.1
-    )

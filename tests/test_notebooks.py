@@ -13,8 +13,8 @@ _SMALL = """
 SEEDS = 2
 STEPS = 200
 SETTINGS |= {
-    "random_steps": 100, "eval.every": 50, "eval.episodes": 1, "sac.hidden": (8, 8), "sac.utd": 2,
-    "sac.batch": 20, "model.members": 3, "model.elites": 2, "model.width": 8, "model.depth": 2,
+    "random_steps": 100, "eval.every": 50, "eval.episodes": 1, "agent.hidden": (8, 8), "learn.utd": 2,
+    "learn.batch": 20, "model.members": 3, "model.elites": 2, "model.width": 8, "model.depth": 2,
     "model.batch": 16, "model.fit_every": 50, "model.fit_steps": 20, "model.round_steps": 10,
     "rollout.batch": 10, "replay.real": 1000, "replay.synthetic": 1000,
 }

@@ -129,18 +129,18 @@ def test_they_train_and_resume_and_are_named(tmp_path, engine):
 
 
 def test_their_fields_are_settings():
-    with pytest.raises(UsageError, match="nearest is agent.noise"):
+    with pytest.raises(UsageError, match=r"nearest is agent.noise"):
         dynajax.make_config("pendulum-swingup", agent="linear", settings={"agent.noize": 1})
-    with pytest.raises(UsageError, match="no such field with --agent=linear"):
+    with pytest.raises(UsageError, match=r"no such field with --agent=linear"):
         dynajax.make_config("pendulum-swingup", agent="linear", settings={"agent.hidden": (8,)})
     varied = dynajax.make_config("pendulum-swingup", agent="linear", vary={"agent.noise": [0, 1]})
     assert [v.name for v in varied.variants] == ["none;agent.noise=0", "none;agent.noise=1"]
 
 
 def test_names_that_nobody_registered():
-    with pytest.raises(UsageError, match="--agent=sacc: .*nearest is sac"):
+    with pytest.raises(UsageError, match=r"--agent=sacc: .*nearest is sac"):
         dynajax.make_config("pendulum-swingup", agent="sacc")
-    with pytest.raises(UsageError, match="--agent=nowhere:sac: the module 'nowhere'"):
+    with pytest.raises(UsageError, match=r"--agent=nowhere:sac: the module 'nowhere'"):
         dynajax.make_config("pendulum-swingup", agent="nowhere:sac")
-    with pytest.raises(UsageError, match="--trust=penaltie: .*nearest is penalty"):
+    with pytest.raises(UsageError, match=r"--trust=penaltie: .*nearest is penalty"):
         dynajax.make_config("pendulum-swingup", trust="penaltie")

@@ -44,6 +44,15 @@ def test_valid_flags_follow_their_slots():
     np.testing.assert_array_equal(ring.valid, [False, True, False, True])
 
 
+def test_weights_follow_their_slots_where_there_is_a_column():
+    ring = replay.init(4, 2, 1, weighs=True)
+    for first in (0, 2, 4):
+        weight = jnp.array([0.25, 0.5]) + first
+        ring = replay.add(ring, block([0, 1]), jnp.ones(2, bool), jnp.array(first), weight)
+    np.testing.assert_array_equal(ring.weight, [4.25, 4.5, 2.25, 2.5])
+    assert replay.init(4, 2, 1).weight is None
+
+
 @pytest.mark.parametrize("filled", [80, 100, 250])
 @pytest.mark.parametrize("holes", [0.0, 0.2, 0.9])
 def test_draws_are_even_among_valid_slots(holes, filled):
@@ -76,7 +85,8 @@ def test_mapped_draw_equals_each_row_alone():
     rings = ring_of(rng.random((4, N)) < np.array([[1.0], [0.8], [0.3], [0.05]]))
     rings = rings._replace(data=jax.tree.map(lambda x: jnp.stack([x] * 4), rings.data))
     keys = jax.random.split(jax.random.PRNGKey(0), 4)
-    mapped = jax.vmap(replay.draw, (0, 0, None, None))(keys, rings, jnp.array(N), (6, 5))
+    draw_all = jax.jit(jax.vmap(lambda key, ring: replay.draw(key, ring, jnp.array(N), (6, 5))))
+    mapped = draw_all(keys, rings)
     for i in range(4):
         alone = draw(keys[i], jax.tree.map(lambda x, i=i: x[i], rings), jnp.array(N), (6, 5))
         np.testing.assert_array_equal(mapped[i], alone)

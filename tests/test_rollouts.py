@@ -1,22 +1,34 @@
 """Rollouts: how long, in which member, and which of their transitions may be used."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import algorithm, replay
-from dynajax.agents import sac
-from dynajax.models import ensemble, rollouts
+from dynajax import replay, settings
+from dynajax.agents import agent_of
+from dynajax.algorithm import Algorithm
+from dynajax.models import ensemble, rollouts, trust
 from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 B = 8  # starts
-imagine = jax.jit(rollouts.imagine, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def imagine(config, spec, agent, state, model, obs, key):
+    """One step in the model by the agent's policy, with no rule of trust."""
+
+    def policy(obs, key):
+        return agent.act(state, obs, key)[0]
+
+    rule = trust.Rule(None, spec, len(obs))
+    return rollouts.imagine(config, spec, rule, policy, model, None, obs, 0, 1, key)[1]
 
 
 def shared(step=0, blocks=0):
@@ -31,7 +43,7 @@ def counter(x, *others):
 def row(make, spec):
     """A row whose real ring is full: x counts 0, 1, 2, ... and y names the transition."""
     config = make({"rollout.horizon": 3})
-    row = jax.jit(algorithm.init, static_argnums=1)(config, spec, jnp.array(0), jnp.array(0))
+    row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
     names = jnp.arange(120.0)
     obs = counter(jnp.zeros(120), names, jnp.zeros(120))
     data = row.real.data._replace(obs=obs)
@@ -55,8 +67,8 @@ def test_a_constant_horizon_is_a_plain_number(make):
 
 
 def test_thirteen_of_256_are_real_on_paper(make):
-    assert make({"sac.batch": 256}).real_batch == 13
-    assert make({"sac.batch": 256, "rollout.real_fraction": 0.5}).real_batch == 128
+    assert make({"learn.batch": 256}).real_batch == 13
+    assert make({"learn.batch": 256, "rollout.real_fraction": 0.5}).real_batch == 128
 
 
 # --- one step in the model -------------------------------------------------------------------
@@ -68,42 +80,48 @@ def constant_model(make, spec):
     config = make({"model.log_variance_min": -60.0})
     init = jax.jit(ensemble.init, static_argnums=1)
     model = init(config.model, spec, jax.random.PRNGKey(0))
-    head = jax.tree.map(jnp.zeros_like, model.params["members"]["head"])
+    head = jax.tree.map(jnp.zeros_like, model.params["layers"]["head"])
     for e in range(3):
         says = jnp.array([e + 1.0] * 3 + [10 * (e + 1.0)] + [-50.0] * 4)
         head["bias"] = head["bias"].at[e].set(says)
-    members = {**model.params["members"], "head": head}
     model = model._replace(
-        params={**model.params, "members": members}, elites=jnp.array([2, 0], jnp.int32)
+        params={"layers": {**model.params["layers"], "head": head}},
+        elites=jnp.array([2, 0], jnp.int32),
     )
-    agent = jax.jit(sac.init, static_argnums=1)(config.sac, spec, jax.random.PRNGKey(1))
-    return config, model, agent
+    agent = agent_of(settings.base(), spec)
+    agent = dataclasses.replace(agent, own=dataclasses.replace(agent.own, hidden=(8, 8)))
+    state = jax.jit(agent.new)(jax.random.PRNGKey(1))
+    return model, functools.partial(imagine, config, spec, agent, state)
 
 
-def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model, spec):
-    config, model, agent = constant_model
+def with_bias(model, bias):
+    """The model with another bias of its output layers."""
+    layers = model.params["layers"]
+    return model._replace(params={"layers": {**layers, "head": {**layers["head"], "bias": bias}}})
+
+
+def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model):
+    model, imagine = constant_model
     obs = jnp.arange(B * 3.0).reshape(B, 3) / 100
     shares = []
     for i in range(8):
-        step, finite = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(i))
+        step, finite, store, weight = imagine(model, obs, jax.random.PRNGKey(i))
         moved = np.asarray(step.next_obs - obs)
         np.testing.assert_allclose(moved, np.round(moved[:, :1]) * np.ones(3), atol=1e-5)
         np.testing.assert_allclose(step.reward, 10 * moved[:, 0], rtol=1e-5)
         # Member 1 is no elite.
         assert sorted(np.round(moved[:, 0])) == [1] * 4 + [3] * 4
-        assert finite.all()
+        assert finite.all() and store.all() and weight is None
         shares.append(moved[0, 0].round())
     assert set(shares) == {1, 3}  # who takes which share is drawn anew
 
 
-def test_state_and_reward_are_sampled(constant_model, spec):
-    config, model, agent = constant_model
-    bias = model.params["members"]["head"]["bias"].at[:, 4:].set(2 * jnp.log(0.1))
-    head = {**model.params["members"]["head"], "bias": bias}
-    members = {**model.params["members"], "head": head}
-    model = model._replace(params={**model.params, "members": members})
+def test_state_and_reward_are_sampled(constant_model):
+    model, imagine = constant_model
+    bias = model.params["layers"]["head"]["bias"].at[:, 4:].set(2 * jnp.log(0.1))
+    model = with_bias(model, bias)
     obs = jnp.zeros((4000, 3))
-    step, _ = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    step, *_ = imagine(model, obs, jax.random.PRNGKey(0))
     low = np.asarray(step.next_obs[:, 0]) < 2
     z = np.concatenate([step.next_obs, step.reward[:, None]], 1)[low] - [1, 1, 1, 10]
     # The bounds bend log-variances near them a little: 0.5 is 5 above.
@@ -111,26 +129,25 @@ def test_state_and_reward_are_sampled(constant_model, spec):
     assert np.abs(np.corrcoef(z.T) - np.eye(4)).max() < 0.1
 
 
-def test_terminations_of_the_model_end_episodes(constant_model, spec):
-    config, model, agent = constant_model
+def test_terminations_of_the_model_end_episodes(constant_model):
+    model, imagine = constant_model
     obs = jnp.full((B, 3), 3.0)  # 3 + 1 stays under 5, 3 + 3 does not
-    step, _ = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    step, *_ = imagine(model, obs, jax.random.PRNGKey(0))
     np.testing.assert_array_equal(step.discount, np.where(step.next_obs[:, 0] > 5, 0, 1))
     assert step.discount.sum() == 4
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("output", [1, 3])  # a state, the reward
-def test_predictions_that_are_not_finite_are_marked(constant_model, spec, bad, output):
-    config, model, agent = constant_model
-    bias = model.params["members"]["head"]["bias"].at[0, output].set(bad)
-    head = {**model.params["members"]["head"], "bias": bias}
-    members = {**model.params["members"], "head": head}
-    model = model._replace(params={**model.params, "members": members})
+def test_predictions_that_are_not_finite_are_marked(constant_model, bad, output):
+    model, imagine = constant_model
+    model = with_bias(model, model.params["layers"]["head"]["bias"].at[0, output].set(bad))
     obs = jnp.ones((B, 3))
-    step, finite = imagine(config, spec, agent, model, obs, jax.random.PRNGKey(0))
+    step, finite, store, weight = imagine(model, obs, jax.random.PRNGKey(0))
     good = np.asarray(finite)
     assert good.sum() == 4
+    np.testing.assert_array_equal(store, good)
+    assert weight is None
     np.testing.assert_allclose(step.next_obs[good], 4, rtol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in step)
 
@@ -138,19 +155,26 @@ def test_predictions_that_are_not_finite_are_marked(constant_model, spec, bad, o
 # --- rollouts of several steps ---------------------------------------------------------------
 
 
-def counting(config, spec, agent, model, obs, key):
+def counting(config, spec, rule, policy, model, trusted, obs, h, length, key):
     """Instead of a model: x grows by 1, y stays; the reward tells which fit and which state."""
     next_obs = obs + jnp.array([1.0, 0.0, 0.0])
     ended = (obs[:, 0] == 1) & (obs[:, 1] % 3 == 0)
     finite = ~((obs[:, 0] == 0) & (obs[:, 1] % 3 == 1))
     reward = 10.0 * model.fits + obs[:, 0]
     action = jnp.zeros((len(obs), 2))
-    return Transition(obs, action, reward, 1.0 - ended, next_obs), finite
+    transition = Transition(obs, action, reward, 1.0 - ended, next_obs)
+    return trusted, rollouts.Imagined(transition, finite, finite, None)
+
+
+def roll_out(row, spec, shared, length):
+    """The synthetic ring after the rollouts of a step."""
+    algorithm = Algorithm(row.config, spec)
+    return algorithm.roll_out(row, shared, length, jax.random.PRNGKey(0)).synthetic
 
 
 def test_rows_keep_apart_and_stop(row, spec, monkeypatch):
     monkeypatch.setattr(rollouts, "imagine", counting)
-    ring = algorithm.imagine(row, shared(step=119), spec, 3, jax.random.PRNGKey(0))
+    ring = roll_out(row, spec, shared(step=119), 3)
     obs, new = (np.asarray(x).reshape(8, B, 3) for x in (ring.data.obs, ring.data.next_obs))
     valid = np.asarray(ring.valid).reshape(8, B)
     assert not valid[3:].any()  # three blocks of the ring's eight are written
@@ -172,7 +196,7 @@ def test_rows_keep_apart_and_stop(row, spec, monkeypatch):
 def test_ring_positions_after_several_steps(make, spec, monkeypatch, length):
     """A program's synthetic ring of eight blocks of which each `learn` writes the next ones."""
     monkeypatch.setattr(rollouts, "imagine", counting)
-    program = build(make({"rollout.horizon": length, "sac.utd": 1}), spec)
+    program = build(make({"rollout.horizon": length, "learn.utd": 1}), spec)
     state = program.init()
     one = Transition(*(np.zeros(s, np.float32) for s in ((1, 3), (1, 2), 1, 1, (1, 3))))
     for t in range(4):
@@ -197,17 +221,18 @@ def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypat
     """Long horizons pass the largest int32 within the length of a usual run."""
     monkeypatch.setattr(rollouts, "imagine", counting)
     # 2^31 transitions are 2^28 blocks of 8, and 2^28 + 5 is a multiple of the ring's 7 blocks.
-    now = shared(step=119, blocks=2**28 + 5)
+    late = shared(step=119, blocks=2**28 + 5)
     sizes = dataclasses.replace(row.config.replay, synthetic=56)
     ring = replay.init(56, 3, 2)
     ring = ring._replace(
         data=ring.data._replace(reward=jnp.arange(56.0) - 1000), valid=jnp.ones(56, bool)
     )
     row = row._replace(config=dataclasses.replace(row.config, replay=sizes), synthetic=ring)
-    ring = algorithm.imagine(row, now, spec, 2, jax.random.PRNGKey(0))
+    ring = roll_out(row, spec, late, 2)
     written = np.asarray(ring.data.reward).reshape(7, B)[:, 0] >= 0
     np.testing.assert_array_equal(np.flatnonzero(written), [0, 1])
     one = Transition(*(jnp.zeros(s) for s in (3, 2, (), (), 3)))
-    _, metrics = jax.jit(algorithm.learn, static_argnums=2)(row, now, spec, one, jnp.array(True))
+    learn = jax.jit(Algorithm(row.config, spec).learn)
+    _, metrics = learn(row, late, one, jnp.array(True))
     # Drawn from all seven blocks, of which three are new: not from the first slot only.
     assert -960 < metrics["synthetic_reward_mean"] < -100

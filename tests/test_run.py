@@ -24,9 +24,9 @@ FLAGS = [
     "--set=random_steps=100",
     "--set=eval.every=100",
     "--set=eval.episodes=2",
-    "--set=sac.hidden=16,16",
-    "--set=sac.utd=2",
-    "--set=sac.batch=20",
+    "--set=agent.hidden=16,16",
+    "--set=learn.utd=2",
+    "--set=learn.batch=20",
     "--set=model.members=3",
     "--set=model.elites=2",
     "--set=model.width=16",
@@ -220,10 +220,10 @@ def test_a_wrong_command_gets_one_line_and_status_2(tmp_path, flags, words):
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole):
     before = (whole / "eval.csv").read_bytes()
-    other = [flag.replace("sac.utd=2", "sac.utd=3") for flag in FLAGS]
+    other = [flag.replace("learn.utd=2", "learn.utd=3") for flag in FLAGS]
     code, _, err = finish(start(whole, command=other))
     assert code == cli.USAGE
-    assert "sac.utd: 2 -> 3" in err and len(err.strip().splitlines()) == 1
+    assert "learn.utd: 2 -> 3" in err and len(err.strip().splitlines()) == 1
     assert (whole / "eval.csv").read_bytes() == before
 
 
@@ -276,9 +276,9 @@ def test_mbpo_learns_pendulum(tmp_path):
             "random_steps": 400,
             "eval.every": 600,
             "eval.episodes": 5,
-            "sac.hidden": "64,64",
-            "sac.batch": 64,
-            "sac.learning_rate": 1e-3,
+            "agent.hidden": "64,64",
+            "learn.batch": 64,
+            "agent.learning_rate": 1e-3,
             "model.width": 64,
             "model.depth": 2,
             "model.batch": 64,

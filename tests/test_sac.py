@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,19 +12,23 @@ from scipy import stats
 
 from dynajax import nets
 from dynajax.agents import sac
-from dynajax.config import SACConfig
+from dynajax.agents.sac import SAC, SACFields
+from dynajax.config import LearnConfig
 from dynajax.types import EnvSpec, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 D, A, B = 3, 2, 6
+KEY = jax.random.PRNGKey(0)
 SPEC = EnvSpec("walk", D, A, 50, ("x", "y", "z"), None)
-CONFIG = SACConfig(
-    hidden=(8, 8), learning_rate=0.01, discount=0.9, polyak=0.1, initial_temperature=0.3
+AGENT = SAC(
+    LearnConfig(batch=B, discount=0.9),
+    SACFields(hidden=(8, 8), learning_rate=0.01, polyak=0.1, initial_temperature=0.3),
+    SPEC,
 )
-# Compiled once for the module; the traced fields of the configuration are arguments.
-update = jax.jit(sac.update)
-init = jax.jit(sac.init, static_argnums=1)
+# Compiled once for the module.
+update = jax.jit(AGENT.update)
+new = jax.jit(AGENT.new)
 
 
 def batch_of(seed: int, size: int = B) -> Transition:
@@ -47,7 +52,7 @@ def test_td_target_by_hand():
     log_prob = np.array([2.0, 2.0, -4.0])
     # 1 + 0.5 (4 - 0.25 * 2); at a termination the reward alone; -2 + 0.5 (-3 + 0.25 * 4)
     expected = [2.75, 1.0, -3.0]
-    np.testing.assert_allclose(sac.td_target(0.5, batch, next_q, 0.25, log_prob), expected)
+    np.testing.assert_allclose(sac.td_target(0.5, batch, next_q.min(0), 0.25, log_prob), expected)
 
 
 def test_critic_loss_sums_the_twins_without_a_half():
@@ -59,8 +64,22 @@ def test_critic_loss_sums_the_twins_without_a_half():
 def test_actor_loss_takes_the_smaller_twin():
     q = jnp.array([[1.0, 2.0], [3.0, -2.0]])
     # mean of 0.5 * 2 - 1 and 0.5 * (-4) - (-2)
-    assert sac.actor_loss(0.5, jnp.array([2.0, -4.0]), q) == 0.0
-    assert sac.actor_loss(0.5, jnp.array([4.0, -4.0]), q) == 0.5
+    assert sac.actor_loss(0.5, jnp.array([2.0, -4.0]), q.min(0)) == 0.0
+    assert sac.actor_loss(0.5, jnp.array([4.0, -4.0]), q.min(0)) == 0.5
+
+
+def test_weighted_losses_by_hand():
+    weight = jnp.array([3.0, 1.0, 0.0])
+    # (3 * 1 + 1 * 5) / 4; the last is a hole
+    assert sac.weighted_mean(jnp.array([1.0, 5.0, 99.0]), weight) == 2.0
+    q = jnp.array([[1.0, 2.0, 9.0], [3.0, 5.0, 9.0]])
+    target = jnp.array([2.0, 2.0, 0.0])
+    # (3 * 2 + 1 * 9) / 4
+    assert sac.critic_loss(q, target, weight) == 3.75
+    # (3 * (0.5 * 2 - 1) + (0.5 * -4 - 2)) / 4
+    log_prob = jnp.array([2.0, -4.0, 7.0])
+    assert sac.actor_loss(0.5, log_prob, q.min(0), weight) == -1.0
+    assert sac.weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0.0  # nothing but holes
 
 
 def test_temperature_loss_and_its_gradient_in_log_alpha():
@@ -109,8 +128,7 @@ def test_density_of_actions_integrates_to_one():
 def test_log_std_has_bounds_and_begins_at_minus_four():
     _, log_std = nets.policy_parameters(jnp.array([0.0, 0.0, 0.0, -99.0, 0.0, 99.0]))
     np.testing.assert_allclose(log_std, [-10, -4, 2])
-    agent = init(CONFIG, SPEC, jax.random.PRNGKey(0))
-    _, log_std = sac.policy(CONFIG, agent.actor, jnp.zeros(D), A)
+    _, log_std = AGENT._policy(new(jax.random.PRNGKey(0)).actor, jnp.zeros(D))
     np.testing.assert_allclose(np.exp(log_std), math.exp(-4), rtol=1e-5)
 
 
@@ -118,11 +136,30 @@ def test_greedy_action_is_tanh_of_the_mean():
     agent = new_agent(0)
     obs = batch_of(0).obs
     mean = forward(as_numpy(agent.actor), obs)[:, :A]
-    np.testing.assert_allclose(sac.greedy(CONFIG, agent.actor, obs, A), np.tanh(mean), rtol=1e-4)
+    np.testing.assert_allclose(AGENT.greedy(agent, obs), np.tanh(mean), rtol=1e-4)
+    # An exported policy needs no more than the actor.
+    exported = AGENT.policy(agent)
+    np.testing.assert_array_equal(AGENT.greedy(exported, obs), AGENT.greedy(agent, obs))
+    assert len(jax.tree.leaves(exported)) == len(jax.tree.leaves(agent.actor))
+
+
+def test_actions_and_their_density_are_those_of_the_policy():
+    agent, obs, key = new_agent(0), batch_of(0).obs, jax.random.PRNGKey(4)
+    action, log_prob = AGENT.act(agent, obs, key)
+    expected = act(as_numpy(agent.actor), obs, np.asarray(jax.random.normal(key, (B, A))))
+    np.testing.assert_allclose(action, expected[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(log_prob, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_values_are_those_of_each_critic():
+    agent, batch = new_agent(0), batch_of(0)
+    q = AGENT.value(agent, batch.obs, batch.action)
+    expected = twin_q(as_numpy(agent.critic), batch.obs, batch.action)
+    np.testing.assert_allclose(q, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_initial_weights_are_orthogonal_with_gain_root_two():
-    agent = init(CONFIG, SPEC, jax.random.PRNGKey(0))
+    agent = new(jax.random.PRNGKey(0))
     twins = [jax.tree.map(lambda leaf, i=i: leaf[i], agent.critic) for i in range(2)]
     for network in [agent.actor, *twins]:
         for layer in network.values():
@@ -137,12 +174,11 @@ def test_initial_weights_are_orthogonal_with_gain_root_two():
 
 def test_layer_norm_belongs_to_the_critic_alone():
     def layers(normalised):
-        config = SACConfig(hidden=(8, 8), critic_layer_norm=normalised)
-        agent = jax.eval_shape(functools.partial(sac.init, config, SPEC), jax.random.PRNGKey(0))
-        inputs = jnp.ones((4, D)), jnp.ones((4, A))
-        q = jax.eval_shape(functools.partial(sac.q_values, config), agent.critic, *inputs)
+        agent = SAC(LearnConfig(), SACFields((8, 8), critic_layer_norm=normalised), SPEC)
+        state = jax.eval_shape(agent.new, jax.random.PRNGKey(0))
+        q = jax.eval_shape(agent.value, state, jnp.ones((4, D)), jnp.ones((4, A)))
         assert q.shape == (2, 4)
-        return set(agent.actor), set(agent.critic)
+        return set(state.actor), set(state.critic)
 
     plain = {"hidden_0", "hidden_1", "head"}
     assert layers(False) == (plain, plain)
@@ -159,7 +195,7 @@ def as_numpy(tree):
 
 def new_agent(seed):
     """An agent in mid-training: no weight is zero, and the target lags behind the critic."""
-    agent = init(CONFIG, SPEC, jax.random.PRNGKey(seed))
+    agent = new(jax.random.PRNGKey(seed))
     rng = np.random.default_rng(seed)
 
     def moved(tree, by):
@@ -262,6 +298,7 @@ class Reference:
             action, log_prob = act(params, batch.obs, noise)
             return np.mean(alpha * log_prob - twin_q(judge, batch.obs, action).min(0))
 
+        loss_pi = actor_loss(self.actor)
         entropy = -act(self.actor, batch.obs, noise)[1].mean()
         if self.wrong == "entropy at the next states":
             entropy = -next_log_prob.mean()
@@ -273,6 +310,9 @@ class Reference:
         self.log_alpha = self.adams[2].step(self.log_alpha, gradient, rate)
         return {
             "critic_loss": critic_loss(old_critic),
+            "actor_loss": loss_pi,
+            "q_mean": twin_q(old_critic, batch.obs, batch.action).mean(),
+            "temperature": alpha,
             "temperature_loss": gradient,
             "entropy": entropy,
             "target_mean": y.mean(),
@@ -284,7 +324,7 @@ def three_updates(wrong=None):
     reference = Reference(agent, wrong)
     for i in range(3):
         noise, batch = jax.random.normal(jax.random.PRNGKey(10 + i), (2, B, A)), batch_of(i)
-        agent, metrics = update(CONFIG, agent, batch, noise)
+        agent, metrics = update(agent, batch, None, None, noise)
         expected = reference.update(batch, noise)
     return agent, metrics, reference, expected
 
@@ -314,10 +354,12 @@ def test_updates_equal_numpy():
         reference.adams,
         strict=True,
     ):
+        adam, _ = ours
         # The moments show the gradients' size, which Adam's steps hide.
-        for a, b in ((ours.mu, theirs.mean), (ours.nu, theirs.square)):
+        for a, b in ((adam.mu, theirs.mean), (adam.nu, theirs.square)):
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), a, b)
-        assert ours.count == 3
+        assert adam.count == 3
+    assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
@@ -334,6 +376,32 @@ def test_updates_equal_numpy():
 def test_another_order_would_be_seen(wrong, shows_in):
     agent, _, reference, _ = three_updates(wrong)
     assert distances(agent, reference)[shows_in] > 5e-3
+
+
+def test_transitions_of_weight_zero_teach_nothing():
+    agent, batch, noise = new_agent(1), batch_of(0), jax.random.normal(KEY, (2, B, A))
+    weight = jnp.asarray(np.arange(B) % 3 > 0, jnp.float32)
+    spoiled = jax.tree.map(lambda x: np.where(np.arange(B) % 3 > 0, x.T, 9.0).T, batch)
+    after, _ = update(agent, batch, weight, weight, noise)
+    chex.assert_trees_all_equal(after, update(agent, spoiled, weight, weight, noise)[0])
+    # An even weight is no weight; the critics' does not reach the actor, but through them.
+    plain, _ = update(agent, batch, None, None, noise)
+    even, _ = update(agent, batch, jnp.full(B, 2.0), jnp.full(B, 0.5), noise)
+    chex.assert_trees_all_close(even, plain, rtol=1e-4, atol=1e-5)
+    judged, _ = update(agent, batch, None, weight, noise)
+    chex.assert_trees_all_close(judged.critic, plain.critic, rtol=1e-5, atol=1e-6)
+    assert np.abs(judged.actor["head"]["bias"] - plain.actor["head"]["bias"]).max() > 1e-3
+
+
+def test_a_wrong_shape_is_named():
+    noise = jnp.zeros((2, B + 1, A))
+    with pytest.raises(AssertionError, match=rf"shape \({B + 1},\)"):
+        AGENT.update(new_agent(0), batch_of(0, B + 1), None, None, noise)
+
+
+def test_a_reset_agent_is_a_new_one():
+    key = jax.random.PRNGKey(7)
+    chex.assert_trees_all_equal(jax.jit(AGENT.reset)(new_agent(0), key), new(key))
 
 
 # --- new weights ---------------------------------------------------------------------------------
@@ -365,10 +433,11 @@ def test_critic_reaches_the_values_of_two_states(discount, values):
 
     With gamma 1/2: Q0 = 1 + Q1 / 2, Q1 = 2 + Q0 / 2 at a time limit, Q1 = 2 at a termination.
     """
-    config = SACConfig(
-        hidden=(16,), learning_rate=3e-3, discount=0.5, polyak=0.05, initial_temperature=1e-8
+    agent = SAC(
+        LearnConfig(batch=64, discount=0.5),
+        SACFields(hidden=(16,), learning_rate=3e-3, polyak=0.05, initial_temperature=1e-8),
+        EnvSpec("two", 2, 1, 50, ("0", "1"), None),
     )
-    spec = EnvSpec("two", 2, 1, 50, ("0", "1"), None)
     states = np.eye(2, dtype=np.float32)
     at = np.arange(64) % 2
     batch = Transition(
@@ -380,14 +449,13 @@ def test_critic_reaches_the_values_of_two_states(discount, values):
     )
 
     @jax.jit
-    def learn(agent):
+    def learn(state):
         return jax.lax.scan(
-            lambda agent, noise: sac.update(config, agent, batch, noise),
-            agent,
-            jax.random.normal(jax.random.PRNGKey(1), (1500, 2, 64, 1)),
+            lambda state, noise: agent.update(state, batch, None, None, noise),
+            state,
+            agent.noise(jax.random.PRNGKey(1), 1500),
         )[0]
 
-    agent = learn(init(config, spec, jax.random.PRNGKey(0)))
-    actions = jnp.zeros((2, 1))
-    q = sac.q_values(config, agent.critic, states, actions)
+    state = learn(jax.jit(agent.new)(jax.random.PRNGKey(0)))
+    q = agent.value(state, jnp.eye(2), jnp.zeros((2, 1)))
     np.testing.assert_allclose(q, np.broadcast_to(values, (2, 2)), atol=0.05)

@@ -3,10 +3,12 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
+from gymnasium import spaces, wrappers
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
 from dynajax import envs
 from dynajax.envs import states
+from dynajax.types import Transition
 
 #: One task of each kind: sensors, contacts, targets drawn into the model, Gymnasium's stale
 #: positions, Runge-Kutta, classic control.
@@ -51,15 +53,84 @@ class Settable(Counter):
         self.total = float(values[0])
 
 
+class Goal(Settable):
+    """Draws a goal at each reset, which `restore` does not know of."""
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed, options=options)
+        self.goal = self.np_random.random()
+        return result
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, -abs(self.total - self.goal), *rest
+
+
+class SettableGoal(Goal):
+    def snapshot(self):
+        return np.array([self.total, self.goal])
+
+    def restore(self, values):
+        self.total, self.goal = map(float, values)
+
+
+class Leaning(HopperEnv):
+    """Like AdroitHand's doors: a reset draws a part of the model."""
+
+    def reset_model(self):
+        self.model.body_pos[1, 2] = 1.25 + self.np_random.uniform(0, 0.1)
+        return super().reset_model()
+
+
+class Sums(gymnasium.Wrapper):
+    """Adds up rewards, and can give its sum away with the state of what it wraps."""
+
+    def reset(self, *, seed=None, options=None):
+        self.sum = 0.0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        self.sum += reward
+        return obs, self.sum, *rest
+
+    def snapshot(self):
+        return np.append(self.env.unwrapped.snapshot(), self.sum)
+
+    def restore(self, values):
+        self.env.unwrapped.restore(values[:-1])
+        self.sum = float(values[-1])
+
+
+class Forgets(Sums):
+    snapshot = restore = None
+
+
 gymnasium.register("Counter-v0", Counter, max_episode_steps=20)
 gymnasium.register("Settable-v0", Settable, max_episode_steps=20)
+
+for _name, _entry in {
+    "Goal": Goal,
+    "SettableGoal": SettableGoal,
+    "Leaning": Leaning,
+    "Sums": lambda: Sums(Settable()),
+    "Forgets": lambda: Forgets(Settable()),
+    "Stacked": lambda: wrappers.FrameStackObservation(Settable(), 2),
+    "Delayed": lambda: wrappers.DelayObservation(Settable(), 2),
+    "Normalized": lambda: wrappers.NormalizeObservation(Settable()),
+    "Scored": lambda: wrappers.NormalizeReward(Settable()),
+    "Sticky": lambda: wrappers.StickyAction(Settable(), 0.25),
+    "Timed": lambda: wrappers.TimeAwareObservation(wrappers.TimeLimit(Settable(), 20)),
+    "Clipped": lambda: wrappers.ClipReward(Settable(), -1, 1),
+}.items():
+    gymnasium.register(f"{_name}-v0", _entry, max_episode_steps=20)
 
 
 def bits(obs):
     return np.asarray(obs, np.float32).view(np.uint32)
 
 
-@pytest.mark.parametrize("name", [*TASKS, "Settable-v0"])
+@pytest.mark.parametrize("name", [*TASKS, "Settable-v0", "Leaning-v0", "Sums-v0"])
 def test_a_stored_transition_follows_its_state_again(name):
     env, other = envs.make(name), envs.make(name)
     rng = np.random.default_rng(0)
@@ -102,3 +173,68 @@ def test_a_task_that_cannot_be_set_says_so():
     assert not envs.make("Counter-v0").can_restore
     assert envs.make("Settable-v0").can_restore
     assert states.setter(gymnasium.make("Pendulum-v1")) is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["Goal", "Forgets", "Stacked", "Delayed", "Normalized", "Scored", "Sticky", "Timed"]
+)
+def test_a_task_or_wrapper_that_keeps_more_is_refused_and_says_why(name):
+    env = envs.make(f"{name}-v0")
+    assert not env.can_restore
+    assert "another step than it took" in env.unrestorable and "\n" not in env.unrestorable
+    wrapper = {"Stacked": "FrameStackObservation", "Normalized": "NormalizeObservation"}
+    assert wrapper.get(name, "") in env.unrestorable
+    assert "TimeLimit" not in env.unrestorable
+
+
+@pytest.mark.parametrize("name", ["SettableGoal", "Sums", "Clipped", "Leaning", "Settable"])
+def test_what_a_task_or_wrapper_offers_is_used(name):
+    assert envs.make(f"{name}-v0").unrestorable is None
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "Reacher-v5", "Pusher-v5", "Pendulum-v1"])
+def test_gymnasiums_own_tasks_keep_nothing_more(name):
+    assert envs.make(name).unrestorable is None
+
+
+def recorded(name, seed, steps=3):
+    """An environment after some steps, and the last of them: (env, snapshot, transition)."""
+    env = envs.make(name)
+    obs, _ = env.reset(seed=seed)
+    action = np.full(env.action_space.shape, 0.3, np.float32)
+    for _ in range(steps):
+        before, snapshot = obs, env.snapshot()
+        obs, reward, terminated, _, _ = env.step(action)
+    transition = Transition(before, action, np.float32(reward), np.float32(1 - terminated), obs)
+    return env, snapshot, transition
+
+
+@pytest.mark.parametrize("name", ["cheetah-run", "Hopper-v5", "SettableGoal-v0"])
+def test_a_recorded_step_is_verified_to_the_bit(name):
+    _, snapshot, transition = recorded(name, 1)
+    env, *_ = recorded(name, 2)
+    for steps in (None, 0):
+        assert states.verify(env, snapshot, transition.action, transition, steps=steps) is None
+    last = len(env.obs_names) - 1
+    up = np.nextafter(transition.next_obs, np.float32(np.inf))
+    moved = np.where(np.arange(last + 1) == last, up, transition.next_obs)
+    for field, value, text in (
+        ("next_obs", moved, f"the observation's {env.obs_names[last]}"),
+        ("reward", np.nextafter(transition.reward, np.float32(9)), "the reward"),
+        ("discount", 1 - transition.discount, "the discount"),
+    ):
+        wrong = transition._replace(**{field: value})
+        reason = states.verify(env, snapshot, transition.action, wrong)
+        assert text in reason and f"1 of {last + 3} differ" in reason and "\n" not in reason
+
+
+def test_a_state_of_another_goal_is_noticed_in_the_reward():
+    _, snapshot, transition = recorded("Goal-v0", 1)
+    env, *_ = recorded("Goal-v0", 2)
+    assert "the reward is" in states.verify(env, snapshot, transition.action, transition)
+
+
+def test_a_snapshot_of_another_length_is_noticed():
+    env, snapshot, transition = recorded("Hopper-v5", 1)
+    reason = states.verify(env, snapshot[3:], transition.action, transition)
+    assert "cannot be put back" in reason and "\n" not in reason

@@ -31,22 +31,22 @@ def test_iqm_of_an_axis_and_of_nothing():
 
 def test_bootstrap_against_loops():
     scores = np.random.default_rng(1).normal([[0.0], [5.0], [9.0]], 1.0, (3, 6))
-    found = statistics.stratified_bootstrap(scores, resamples=4000, seed=3)
+    result = statistics.stratified_bootstrap(scores, resamples=4000, seed=3)
     rng = np.random.default_rng(7)
     draws = []
     for _ in range(4000):
         drawn = np.sort(np.concatenate([[row[rng.integers(6)] for _ in row] for row in scores]))
         draws.append(drawn[4:-4].mean())  # floor(18 / 4) = 4
     low, high = np.quantile(draws, [0.025, 0.975])
-    assert found.point == pytest.approx(np.sort(scores.ravel())[4:-4].mean())
-    assert found.low == pytest.approx(low, abs=0.06)
-    assert found.high == pytest.approx(high, abs=0.06)
+    assert result.point == pytest.approx(np.sort(scores.ravel())[4:-4].mean())
+    assert result.low == pytest.approx(low, abs=0.06)
+    assert result.high == pytest.approx(high, abs=0.06)
 
 
 def test_bootstrap_draws_within_tasks_only():
     # Each task is constant, so only a draw across tasks could give a width.
-    found = statistics.stratified_bootstrap([[1.0] * 4, [50.0] * 3], np.mean)
-    assert found.low == found.point == found.high == pytest.approx((4 * 1 + 3 * 50) / 7)
+    result = statistics.stratified_bootstrap([[1.0] * 4, [50.0] * 3], np.mean)
+    assert result.low == result.point == result.high == pytest.approx((4 * 1 + 3 * 50) / 7)
 
 
 def test_bootstrap_repeats_with_its_seed():
@@ -57,8 +57,8 @@ def test_bootstrap_repeats_with_its_seed():
 
 
 def test_bootstrap_of_one_seed_has_no_interval():
-    found = statistics.stratified_bootstrap([[3.0], [1.0, 2.0]])
-    assert found.point == 2.0 and np.isnan(found.low) and np.isnan(found.high)
+    result = statistics.stratified_bootstrap([[3.0], [1.0, 2.0]])
+    assert result.point == 2.0 and np.isnan(result.low) and np.isnan(result.high)
     for bad in ([], [[1.0], []]):
         with pytest.raises(ValueError, match="at least one score"):
             statistics.stratified_bootstrap(bad)
@@ -68,10 +68,10 @@ def test_bootstrap_covers_the_truth():
     rng = np.random.default_rng(5)
     hits = 0
     for i in range(200):
-        found = statistics.stratified_bootstrap(
+        result = statistics.stratified_bootstrap(
             rng.normal(2.0, 1.0, (2, 25)), np.mean, resamples=400, seed=i
         )
-        hits += found.low <= 2.0 <= found.high
+        hits += result.low <= 2.0 <= result.high
     assert 0.88 <= hits / 200 <= 0.99
 
 
@@ -94,11 +94,11 @@ def test_t_interval_with_few_or_missing_values():
 
 def test_difference_against_welch_by_hand():
     a, b = np.array([1.0, 2.0, 4.0]), np.array([5.0, 9.0, 10.0, 12.0])
-    found = statistics.difference(a, b)
+    result = statistics.difference(a, b)
     parts = a.var(ddof=1) / 3, b.var(ddof=1) / 4
     degrees = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
     reach = stats.t.ppf(0.975, degrees) * np.sqrt(sum(parts))
     gap = b.mean() - a.mean()
-    assert found == pytest.approx((gap, gap - reach, gap + reach))
+    assert result == pytest.approx((gap, gap - reach, gap + reach))
     assert np.isnan(statistics.difference(a[:1], b).low)
     assert statistics.difference([1.0, 1.0], [2.0, 2.0]) == (1.0, 1.0, 1.0)

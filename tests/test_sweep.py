@@ -29,9 +29,9 @@ steps = 400
 random_steps = 100
 eval.every = 100
 eval.episodes = 2
-sac.hidden = [16, 16]
-sac.utd = 2
-sac.batch = 20
+agent.hidden = [16, 16]
+learn.utd = 2
+learn.batch = 20
 model.members = 3
 model.elites = 2
 model.width = 16
@@ -248,7 +248,7 @@ def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
         ("steps = 400", "step = 400", 4, ["step", "the nearest is steps"]),
         ("steps = 400", "seeds = 0", 4, ["--seeds=0"]),
         ("model.members = 3", "model.membres = 3", 13, ["model.membres", "model.members"]),
-        ("sac.utd = 2", 'sac.utd = "two"', 11, ["sac.utd=two", "whole number"]),
+        ("learn.utd = 2", 'learn.utd = "two"', 11, ["learn.utd=two", "whole number"]),
         ("[settings]", "[vary]\nmodel.width = [1, 2]\n[settings]", 7, ["shapes the program"]),
         ("[settings]", "[resources]\ncpus = 0\n[settings]", 7, ["resources.cpus", "above 0"]),
         ("[settings]", "[resources]\nram = 1\n[settings]", 7, ["resources.ram", "memory_gb"]),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, targets
+from dynajax.models import ensemble, fitting, targets
 from dynajax.models.targets import Fix, parse_fixes
 from dynajax.types import Code, EnvSpec, UsageError
 
@@ -236,7 +236,7 @@ def test_recoding_keeps_decoded_predictions():
         for _ in range(2)
     )
     before = model._replace(code=old)
-    after = ensemble.recode(before, new)
+    after = fitting.recode(before, new)
     obs, action = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
     members = jnp.arange(2)
 
@@ -250,7 +250,7 @@ def test_recoding_keeps_decoded_predictions():
     for a, b in zip(decoded(before), decoded(after), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     assert not np.allclose(
-        before.params["members"]["head"]["bias"], after.params["members"]["head"]["bias"]
+        before.params["layers"]["head"]["bias"], after.params["layers"]["head"]["bias"]
     )
 
 

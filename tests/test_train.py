@@ -45,7 +45,7 @@ def run(config, program, state):
     for t in range(INSERTS):
         state = program.insert(state, *data_at(config, t))
     for t in range(INSERTS, INSERTS + LEARNS):
-        if config.algo == "mbpo" and (t - INSERTS) % FIT_EVERY == 0:
+        if config.has_model and (t - INSERTS) % FIT_EVERY == 0:
             state, _ = program.fit(state)
         state, metrics = program.learn(state, *data_at(config, t))
     return state, metrics
@@ -166,23 +166,23 @@ def test_nothing_waits_for_lapack(study):
 def test_compiler_options_change_no_more_than_rounding(make, spec, monkeypatch):
     """Two hundred updates and two fits of networks that are wide enough to be treated apart."""
     settings = {
-        "sac.hidden": (64, 64),
-        "sac.utd": 10,
-        "sac.batch": 64,
+        "agent.hidden": (64, 64),
+        "learn.utd": 10,
+        "learn.batch": 64,
         "model.width": 64,
         "model.batch": 64,
-        "sac.learning_rate": 1e-5,
+        "agent.learning_rate": 1e-5,
         "model.learning_rate": 1e-5,
     }
     config = make(settings)
-    found = []
+    states = []
     jax.config.update("jax_disable_most_optimizations", False)
     for options in (compiler.options(), {}):
         monkeypatch.setattr(compiler, "options", lambda options=options: options)
         program = build(config, spec)
-        found.append(run(config, program, program.init())[0])
+        states.append(run(config, program, program.init())[0])
     jax.config.update("jax_disable_most_optimizations", True)
-    new, plain = (state.rows for state in found)
+    new, plain = (state.rows for state in states)
     start = build(config, spec).init().rows
     assert not equal(new.agent.critic, start.agent.critic)
     for part in ("agent", "model"):
@@ -197,13 +197,13 @@ def gone(tree):
 
 def test_a_varied_field_changes_its_own_rows_only(make, spec):
     def study(discount):
-        config = make(algo="sac", vary={"sac.discount": [0.99, discount]})
+        config = make(algo="sac", vary={"learn.discount": [0.99, discount]})
         program = build(config, spec)
         return run(config, program, program.init())[0].rows
 
     first, second = study(0.9), study(0.5)
-    np.testing.assert_allclose(first.config.sac.discount, [0.99, 0.9], rtol=1e-6)
-    np.testing.assert_allclose(first.config.sac.polyak, [0.005, 0.005], rtol=1e-6)
+    np.testing.assert_allclose(first.config.learn.discount, [0.99, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(first.config.agent.polyak, [0.005, 0.005], rtol=1e-6)
     assert equal(learned_part(row_of(first, 0)), learned_part(row_of(second, 0)))
     for a, b in (
         (row_of(first, 1), row_of(second, 1)),
@@ -215,7 +215,7 @@ def test_a_varied_field_changes_its_own_rows_only(make, spec):
 
 def test_reset_draws_new_weights_and_keeps_data_and_model(study):
     before, first = study.state, study.new.rows.agent
-    state = study.program.reset_agent(copy(before))
+    state = study.program.reset(copy(before))
     rows = state.rows
     for part in ("real", "synthetic", "model", "seed_key", "variant"):
         assert equal(getattr(rows, part), getattr(before.rows, part)), part
@@ -230,8 +230,8 @@ def test_reset_draws_new_weights_and_keeps_data_and_model(study):
     assert equal(rows.agent.critic, rows.agent.target_critic)
     np.testing.assert_array_equal(rows.agent.log_temperature, np.zeros(4))
     for optimiser in rows.agent[4:]:
-        np.testing.assert_array_equal(optimiser.count, np.zeros(4))
-    again = study.program.reset_agent(copy(state)).rows.agent
+        np.testing.assert_array_equal(optimiser[0].count, np.zeros(4))
+    again = study.program.reset(copy(state)).rows.agent
     assert not equal(again.actor, rows.agent.actor)
 
 
@@ -259,21 +259,21 @@ def test_plain_sac_has_no_model_and_learns_from_real_data(make, spec):
     program = build(config, spec)
     state, metrics = run(config, program, program.init())
     assert state.rows.model is None and state.rows.synthetic is None
-    assert config.real_batch == config.sac.batch == 20
+    assert config.real_batch == config.learn.batch == 20
     assert "synthetic_reward_mean" not in metrics
     assert all(np.isfinite(values).all() for values in metrics.values())
-    np.testing.assert_array_equal(state.rows.agent.critic_optimiser.count, [2 * LEARNS] * 2)
+    np.testing.assert_array_equal(state.rows.agent.critic_optimiser[0].count, [2 * LEARNS] * 2)
     assert state.shared.step == INSERTS + LEARNS and state.shared.blocks == 0
 
 
-def test_the_real_ring_holds_what_was_given(study):
+def test_the_real_ring_holds_what_was_inserted(study):
     config, state = study.config, study.state
     count = INSERTS + LEARNS
-    given = [data_at(config, t) for t in range(count)]
+    steps = [data_at(config, t) for t in range(count)]
     for name in Transition._fields:
-        rows = np.stack([getattr(transition, name) for transition, _ in given], 1)
+        rows = np.stack([getattr(transition, name) for transition, _ in steps], 1)
         np.testing.assert_array_equal(getattr(state.rows.real.data, name)[:, :count], rows)
     np.testing.assert_array_equal(
-        state.rows.real.valid[:, :count], np.stack([valid for _, valid in given], 1)
+        state.rows.real.valid[:, :count], np.stack([valid for _, valid in steps], 1)
     )
     assert not state.rows.real.valid[:, count:].any()

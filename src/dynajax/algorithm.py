@@ -5,6 +5,7 @@ model-free agent alone. `schedule` says when each happens, and `runtime.program`
 the rows.
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from dynajax import replay, schedule
 from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
 from dynajax.models import ensemble, fitting, rollouts, trust
-from dynajax.types import Array, EnvSpec, Metrics, Params, Replay, Row, Shared, Transition
+from dynajax.types import Array, EnvSpec, Metrics, Params, Row, Shared, Transition
 
 #: What is folded into a row's `seed_key`, here and where environments run.
 EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
@@ -38,6 +39,23 @@ class _Keys(NamedTuple):
     real: Array
     synthetic: Array
     update: Array
+
+
+class _Minibatches(NamedTuple):
+    """What U updates learn from."""
+
+    transition: Transition  # leaves (U, B, ...)
+    valid: Array  # (U, B) bool
+    weight: Array | None  # (U, B) in the critic's loss; None: 1
+
+
+def _beside(real: _Minibatches, synthetic: _Minibatches | None) -> _Minibatches:
+    """A minibatch of both, leaves (B, ...)."""
+    if synthetic is None:
+        return real
+    if synthetic.weight is not None:
+        real = real._replace(weight=jnp.ones(real.valid.shape))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), real, synthetic)
 
 
 @dataclass(frozen=True)
@@ -83,13 +101,11 @@ class Algorithm:
         if not self.config.has_model:
             return row
         rule = self._rule(row)
-        return row._replace(
-            model=ensemble.init(config.model, spec, model_key),
-            synthetic=replay.init(
-                sizes.synthetic, spec.obs_dim, spec.action_dim, weighs=rule.weighs
-            ),
-            trust=rule.init(),
-        )
+        row = row._replace(model=ensemble.init(config.model, spec, model_key), trust=rule.init())
+        if self.config.rollout.fresh:
+            return row
+        ring = replay.init(sizes.synthetic, spec.obs_dim, spec.action_dim, weighs=rule.weighs)
+        return row._replace(synthetic=ring)
 
     def act(self, row: Row, obs: Array, step: Array) -> Array:
         """The exploring action at an environment step: (D,) -> (A,); uniform at first."""
@@ -207,32 +223,49 @@ class Algorithm:
             jax.random.fold_in(key, h),
         )
 
-    def roll_out(self, row: Row, shared: Shared, length: Array | int, key: Array) -> Row:
-        """The row once this step's rollouts of `length` are in its synthetic ring.
+    def roll_out(
+        self, row: Row, shared: Shared, length: Array | int, key: Array
+    ) -> tuple[Row, Metrics]:
+        """The row once this step's rollouts of `length` are in its synthetic ring, and their figures.
 
         A rollout stops at a termination, where the model leaves the finite numbers, or where the
         rule of trust ends it; its later slots are holes.
         """
         assert row.synthetic is not None
-        size = self.config.rollout.batch
+        size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
         blocks = self.config.replay.synthetic // size
         slots, key = self._starts(row, shared, key)
         starts = replay.take(row.real, slots)
 
-        def extend(i: Array, carry: tuple[Replay, Any, Array, Array]) -> Any:
-            ring, trusted, obs, alive = carry
-            trusted, imagined = self._imagine(row, trusted, obs, i, length, key)
+        def extend(h: Array, carry: Any) -> Any:
+            ring, trusted, obs, alive, figures = carry
+            trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
             # The remainder first: in all there can be more transitions than an int32 holds.
-            at = (shared.blocks + i) % blocks * size
+            at = (shared.blocks + h) % blocks * size
             store = alive & imagined.store
             ring = replay.add(ring, imagined.transition, store, at, imagined.weight)
+            kept = store.mean()
+            figures = {"synthetic_valid": figures["synthetic_valid"].at[h].set(kept)} | {
+                name: total + jnp.where(store, values, 0.0).sum()
+                for name, total in figures.items()
+                if (values := getattr(imagined, name, None)) is not None
+            }
             alive = alive & imagined.alive & (imagined.transition.discount > 0)
             obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
-            return ring, trusted, obs, alive
+            return ring, trusted, obs, alive, figures
 
-        carry = (row.synthetic, row.trust, starts.obs, jnp.ones(size, bool))
-        ring, trusted, _, _ = jax.lax.fori_loop(0, length, extend, carry)
-        return row._replace(synthetic=ring, trust=trusted)
+        figures = {"synthetic_valid": jnp.zeros(longest)}
+        rule = self._rule(row)
+        figures |= {name: jnp.zeros(()) for name in rule.figures}
+        carry = (row.synthetic, row.trust, starts.obs, jnp.ones(size, bool), figures)
+        ring, trusted, _, _, figures = jax.lax.fori_loop(0, length, extend, carry)
+        kept = figures.pop("synthetic_valid")
+        count = jnp.maximum(kept.sum() * size, 1.0)
+        metrics = {name: total / count for name, total in figures.items()}
+        metrics["synthetic_valid"] = kept.sum() / length
+        if rule.asks:
+            metrics |= {f"kept_{h + 1}": kept[h] for h in range(longest)}
+        return row._replace(synthetic=ring, trust=trusted), metrics
 
     def propose(
         self, row: Row, shared: Shared, transition: Transition, valid: Array
@@ -263,54 +296,104 @@ class Algorithm:
           corrected: an oracle's word on what `propose` made of the same step, in place of the
             rollouts.
         """
-        config = self.config
+        config, updates = self.config, self.config.learn.utd
         if corrected is None:
             row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
-        updates, real_size = config.learn.utd, config.real_batch
-        slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, real_size))
-        batches = replay.take(row.real, slots)
-        rewards = {"real_reward_mean": batches.reward.mean()}
-        if config.has_model:
-            row, imagined = self._synthetic(row, shared, keys, corrected)
-            rewards["synthetic_reward_mean"] = imagined.reward.mean()
-            batches = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), batches, imagined)
+        slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, config.real_batch))
+        real = _Minibatches(replay.take(row.real, slots), row.real.valid[slots], None)
+        figures = {"real_reward_mean": real.transition.reward.mean()} if config.real_batch else {}
+        synthetic: Any = None
+        if config.rollout.fresh and config.has_model:
+            # One slot of the real ring for each rollout of each update, and a key.
+            shape = updates, config.rollouts_beside
+            starts = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
+            begin = replay.take(row.real, starts).obs
+            synthetic = begin, jax.random.split(keys.rollout, updates)
+        elif config.has_model:
+            row, synthetic, of_rollouts = self._stored(row, shared, keys, corrected)
+            if config.synthetic_batch:
+                figures["synthetic_reward_mean"] = synthetic.transition.reward.mean()
+            figures |= of_rollouts
 
         agent = self.agent(row)
+        parts = 2 if config.rollout.on_top and config.has_model else 1
 
-        def update(state: Any, inputs: tuple[Transition, Any]) -> tuple[Any, Metrics]:
-            batch, noise = inputs
-            return agent.update(state, batch, None, None, noise)
+        def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Metrics]:
+            state, trusted = carry
+            real, synthetic, noises = inputs
+            metrics: Metrics = {}
+            if config.rollout.fresh and config.has_model:
+                trusted, synthetic, metrics = self._fresh(row, state, trusted, *synthetic)
+            batches = (real, synthetic) if parts == 2 else (_beside(real, synthetic),)
+            for batch, noise in zip(batches, noises, strict=True):
+                # A hole counts for nothing: it is drawn only where there is hardly anything else.
+                counts = batch.valid.astype(jnp.float32)
+                weight = counts if batch.weight is None else counts * batch.weight
+                state, learned = agent.update(state, batch.transition, weight, counts, noise)
+            return (state, trusted), {**learned, **metrics}
 
-        noise = agent.noise(keys.update, updates)
-        state, metrics = jax.lax.scan(update, row.agent, (batches, noise))
+        noise = agent.noise(keys.update, updates * parts)
+        noises = tuple(
+            jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
+        )
+        carry = row.agent, row.trust
+        (state, trusted), metrics = jax.lax.scan(update, carry, (real, synthetic, noises))
         metrics = {name: values.mean() for name, values in metrics.items()}
-        return row._replace(key=keys.after, agent=state), {**metrics, **rewards}
+        row = row._replace(key=keys.after, agent=state, trust=trusted)
+        return row, {**metrics, **figures}
 
-    def _synthetic(
+    def _fresh(
+        self, row: Row, state: Any, trusted: Any, obs: Array, key: Array
+    ) -> tuple[Any, _Minibatches, Metrics]:
+        """Rollouts of the agent in `state` from obs (B, D), as the synthetic part of a minibatch.
+
+        All steps of a rollout are learned from, of its later ones only those that go on so far.
+        """
+        length, size = self.config.rollout.horizon[0], self.config.synthetic_batch
+        alive, steps = jnp.ones(obs.shape[0], bool), []
+        row = row._replace(agent=state)
+        for h in range(length):
+            trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
+            steps.append(_Minibatches(imagined.transition, alive & imagined.store, imagined.weight))
+            alive = alive & imagined.alive & (imagined.transition.discount > 0)
+            obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
+        # Rollout by rollout, so that what is cut off is whole rollouts.
+        batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
+        metrics = {
+            "synthetic_reward_mean": batch.transition.reward.mean(),
+            "synthetic_valid": batch.valid.mean(),
+        }
+        return trusted, batch, metrics
+
+    def _stored(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
-    ) -> tuple[Row, Transition]:
-        """The row with this step's rollouts, and the synthetic part of U minibatches."""
+    ) -> tuple[Row, _Minibatches, Metrics]:
+        """The row with this step's rollouts, the synthetic part of U minibatches, and figures."""
         config = self.config
         size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
         blocks = config.replay.synthetic // size
         if corrected is None:
-            row = self.roll_out(row, shared, length, keys.rollout)
+            row, figures = self.roll_out(row, shared, length, keys.rollout)
         else:
             assert row.synthetic is not None
             at = shared.blocks % blocks * size
-            ring = replay.add(row.synthetic, corrected.transition, corrected.store, at)
-            row = row._replace(synthetic=ring)
-        assert row.synthetic is not None
+            added = replay.add(row.synthetic, corrected.transition, corrected.store, at)
+            row = row._replace(synthetic=added)
+            figures = {"synthetic_valid": corrected.store.mean()}
+        ring = row.synthetic
+        assert ring is not None
         filled = jnp.minimum(shared.blocks + length, blocks) * size
-        shape = (config.learn.utd, config.learn.batch - config.real_batch)
-        slots = replay.draw(keys.synthetic, row.synthetic, filled, shape)
-        return row, replay.take(row.synthetic, slots)
+        shape = (config.learn.utd, config.synthetic_batch)
+        slots = replay.draw(keys.synthetic, ring, filled, shape)
+        weight = None if ring.weight is None else ring.weight[slots]
+        return row, _Minibatches(replay.take(ring, slots), ring.valid[slots], weight), figures
 
     def count(self, shared: Shared) -> Shared:
         """The counters after an environment step that learned."""
         config = self.config
-        blocks = rollouts.horizon(config, shared.step) if config.has_model else 0
+        stored = config.has_model and not config.rollout.fresh
+        blocks = rollouts.horizon(config, shared.step) if stored else 0
         return Shared(shared.step + 1, shared.blocks + blocks)
 
     def reset(self, row: Row) -> Row:

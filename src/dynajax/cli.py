@@ -1,8 +1,10 @@
 """What the scripts in `experiments/` share: one-line faults, exit statuses, the compile cache."""
 
+import io
 import os
 import platform
 import sys
+import tempfile
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
@@ -11,6 +13,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from dynajax import compiler
 from dynajax.runtime import processes
 from dynajax.types import UsageError
 
@@ -18,16 +21,37 @@ from dynajax.types import UsageError
 USAGE, INTERRUPTED = 2, 75
 
 
+def start(process: str | None = None) -> None:
+    """Sets JAX up for this process; before anything else may use it, a user's module included.
+
+    Args:
+      process: see `processes.connect`; None for a run of one process.
+    """
+    if process is None:
+        compiler.use_cores()
+    else:
+        processes.connect(process)
+    use_compilation_cache()
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache, so that a second start takes seconds."""
     import jax
 
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
         # A home may be shared by machines, and JAX's own key does not tell processors apart.
         name = f"xla-{jax.__version__}-{_processor()}"
         jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / name))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _home() -> Path:
+    """The user's home, or where there is none, as in some containers, the temporary folder."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
 
 
 def _processor() -> str:
@@ -66,10 +90,19 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             traceback.print_exc()
             processes.leave(1)
 
+    # What is printed survives any encoding.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # A user's own task lives beside where the command is typed.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     app.run(guarded, flags_parser=parse)
+
+
+def folder(text: str) -> Path:
+    """A path from a flag; ~ is the user's home."""
+    return Path(os.path.expanduser(text))
 
 
 def fail(text: str) -> NoReturn:

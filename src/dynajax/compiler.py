@@ -8,14 +8,39 @@ from typing import Any
 
 import jax
 
+from dynajax.types import UsageError
+
 # By measurement (BUILD_NOTES.md, "Speed"): on a CPU XLA hands batched matmuls to YNNPACK, which
 # runs most of them on one thread; its own matmuls use all of them.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
+def local_devices() -> list[jax.Device]:
+    """JAX's local devices, in numbers that everything here is written for.
+
+    Raises:
+      UsageError: the environment asks JAX for what it has not, or for float64.
+    """
+    settings: Any = jax.config
+    if settings.jax_enable_x64:
+        raise UsageError(
+            "JAX_ENABLE_X64=1: dynajax trains in float32; unset it, or call "
+            'jax.config.update("jax_enable_x64", False) first'
+        )
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = settings.jax_platforms
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device ({reason}); install the extra for "
+            "it, pip install 'dynajax[cuda]' or 'dynajax[tpu]', or unset JAX_PLATFORMS"
+        ) from None
+
+
 def small_caches() -> bool:
     """Whether the local devices are cores of a CPU, where what stays in the cache costs least."""
-    return jax.local_devices()[0].platform == "cpu"
+    return local_devices()[0].platform == "cpu"
 
 
 def use_cores() -> None:
@@ -69,6 +94,6 @@ def size(tree: Any) -> int:
 
 def available(devices: int) -> int:
     """Bytes of a local device's memory, where `devices` are in use; a CPU's share the host's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
+    stats = local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return stats.get("bytes_limit") or host // devices

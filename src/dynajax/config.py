@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import jax
 
@@ -89,6 +89,11 @@ class RolloutConfig:
     # One number, or Janner's schedule (first step, last step, first horizon, last horizon).
     horizon: tuple[int, ...] = static((1,), 0)
     real_fraction: float = static(0.05, 0, 1)  # of an agent's minibatch
+    fresh: bool = static(False)  # imagined by the current policy inside each update, never stored
+    on_top: bool = static(False)  # as many synthetic updates as real ones, in place of a mixture
+    uniform: float = static(0.0, 0, 1)  # share of imagined actions that are uniform
+    state_noise: float = traced(1.0, 0)  # of the predicted standard deviation; 0: the mean
+    reward_noise: float = traced(1.0, 0)
 
 
 @fields
@@ -144,6 +149,13 @@ def shortest(value: float) -> str:
     return text if float(text := f"{value:g}") == value else repr(value)
 
 
+class Stepping(TypedDict):
+    """Arguments of `envs.make` that a configuration decides."""
+
+    time_limit: int
+    repeat: int
+
+
 #: The fields of `Config` that hold others.
 GROUPS = ("learn", "agent", "model", "rollout", "trust", "replay", "eval", "host", "task")
 
@@ -179,6 +191,11 @@ class Config:
         return self.algo == "mbpo"
 
     @property
+    def stepping(self) -> "Stepping":
+        """How the task is stepped: arguments of `envs.make` and `envs.spec`."""
+        return {"time_limit": self.host.time_limit, "repeat": self.task.repeat}
+
+    @property
     def rows(self) -> int:
         return len(self.variants) * self.seeds
 
@@ -191,9 +208,25 @@ class Config:
     @property
     def real_batch(self) -> int:
         """Real transitions in an agent's minibatch."""
-        if not self.has_model:
+        if not self.has_model or self.rollout.on_top:
             return self.learn.batch
         return round(self.rollout.real_fraction * self.learn.batch)
+
+    @property
+    def synthetic_batch(self) -> int:
+        """Synthetic transitions in an agent's minibatch, or in one of its own."""
+        if not self.has_model:
+            return 0
+        return self.learn.batch if self.rollout.on_top else self.learn.batch - self.real_batch
+
+    @property
+    def rollouts_beside(self) -> int:
+        """Rollouts that are made at once; a multiple of the elites."""
+        if not self.rollout.fresh:
+            return self.rollout.batch
+        elites = self.model.elites
+        starts = -(-self.synthetic_batch // self.rollout.horizon[0])
+        return -(-starts // elites) * elites
 
 
 jax.tree_util.register_dataclass(

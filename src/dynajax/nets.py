@@ -3,8 +3,9 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,55 +65,145 @@ class MLP(nn.Module):
         return dense(self.outputs, name="head")(x)
 
 
-def orthogonal(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-    """sqrt 2 times a random matrix whose rows or columns are orthonormal (Saxe et al., 2014).
+def orthogonal(gain: float) -> Callable[..., Array]:
+    """An initialiser: `gain` times a random matrix whose rows or columns are orthonormal.
 
-    It is the polar factor of a Gaussian matrix, which is as evenly distributed as the Q of a QR
-    decomposition, found by Newton's and Schulz's iteration X <- (3 X - X X' X) / 2. A vmapped QR
-    waits for itself for ever where there are few cores (BUILD_NOTES.md), and takes one matrix
-    after the other on a GPU.
+    (Saxe et al., 2014.) It is the polar factor of a Gaussian matrix, which is as evenly distributed
+    as the Q of a QR decomposition, found by Newton's and Schulz's iteration X <- (3 X - X X' X) / 2.
+    A vmapped QR waits for itself for ever where there are few cores (BUILD_NOTES.md), and takes one
+    matrix after the other on a GPU.
     """
-    x = jax.random.normal(key, (min(shape), max(shape)), dtype)
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    def closer(_: int, x: Array) -> Array:
-        return 1.5 * x - 0.5 * product(product(x, x.T), x)
+    def init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+        x = jax.random.normal(key, (min(shape), max(shape)), dtype)
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    # A singular value grows by at most 3/2 an iteration, and the smallest begins near 1e-4.
-    x = jax.lax.fori_loop(0, 60, closer, x / jnp.linalg.norm(x))
-    return math.sqrt(2) * (x if shape[0] <= shape[1] else x.T)
+        def closer(_: int, x: Array) -> Array:
+            return 1.5 * x - 0.5 * product(product(x, x.T), x)
+
+        # A singular value grows by at most 3/2 an iteration, and the smallest begins near 1e-4.
+        x = jax.lax.fori_loop(0, 60, closer, x / jnp.linalg.norm(x))
+        return gain * (x if shape[0] <= shape[1] else x.T)
+
+    return init
+
+
+class SimBa(nn.Module):
+    """Residual blocks before whose branches stands a LayerNorm: (..., X) -> (..., outputs).
+
+    A linear layer, blocks x + W2 relu(W1 LN(x)) with W1 four times as wide, a LayerNorm, a linear
+    head (Lee et al., 2024).
+    """
+
+    width: int
+    blocks: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dense = functools.partial(nn.Dense, dot_general=_dot_general)
+        he, plain = nn.initializers.he_normal(), orthogonal(1.0)
+        x = dense(self.width, kernel_init=plain, name="embed")(x)
+        for i in range(self.blocks):
+            branch = nn.LayerNorm(name=f"norm_{i}")(x)
+            branch = nn.relu(dense(4 * self.width, kernel_init=he, name=f"wide_{i}")(branch))
+            x = x + dense(self.width, kernel_init=he, name=f"narrow_{i}")(branch)
+        x = nn.LayerNorm(name="norm")(x)
+        return dense(self.outputs, kernel_init=plain, name="head")(x)
+
+
+class BroNet(nn.Module):
+    """Residual blocks with a LayerNorm after each layer: (..., X) -> (..., outputs).
+
+    x = relu(LN(W x)), blocks x + LN(W2 relu(LN(W1 x))), a linear head (Nauman et al., 2024).
+    """
+
+    width: int
+    blocks: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dense = functools.partial(
+            nn.Dense, dot_general=_dot_general, kernel_init=orthogonal(math.sqrt(2))
+        )
+        x = nn.relu(nn.LayerNorm(name="norm")(dense(self.width, name="embed")(x)))
+        for i in range(self.blocks):
+            branch = dense(self.width, name=f"first_{i}")(x)
+            branch = nn.relu(nn.LayerNorm(name=f"first_norm_{i}")(branch))
+            branch = dense(self.width, name=f"second_{i}")(branch)
+            x = x + nn.LayerNorm(name=f"second_norm_{i}")(branch)
+        return dense(self.outputs, name="head")(x)
 
 
 def actor(hidden: tuple[int, ...], action_dim: int) -> MLP:
     """Network whose output `policy_parameters` reads: (..., D) -> (..., 2A)."""
-    return MLP(hidden, 2 * action_dim, nn.relu, orthogonal)
+    return MLP(hidden, 2 * action_dim, nn.relu, orthogonal(math.sqrt(2)))
 
 
-def policy_parameters(output: Array) -> tuple[Array, Array]:
+def policy_parameters(
+    output: Array, low: Array | float = LOG_STD_MIN, high: Array | float = LOG_STD_MAX
+) -> tuple[Array, Array]:
     """Mean and log standard deviation of the Gaussian before tanh: (..., 2A) -> (..., A) twice.
 
-    log std = -10 + 6 (1 + tanh x), so a new policy is narrow (std e^-4).
+    log std = low + (high - low)/2 (1 + tanh x), so that a new policy is narrow (std e^-4 with the
+    usual bounds).
     """
     mean, x = jnp.split(output, 2, -1)
-    return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (1 + jnp.tanh(x))
+    return mean, low + 0.5 * (high - low) * (1 + jnp.tanh(x))
 
 
 def critic(hidden: tuple[int, ...], layer_norm: bool) -> MLP:
-    """One of the twins: (..., D+A) -> (..., 1)."""
-    return MLP(hidden, 1, nn.relu, orthogonal, layer_norm)
+    """One critic: (..., D+A) -> (..., 1)."""
+    return MLP(hidden, 1, nn.relu, orthogonal(math.sqrt(2)), layer_norm)
 
 
-def _fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+class Statistics(NamedTuple):
+    """Running mean and variance of observations (Welford, 1962)."""
+
+    seen: Array  # () how many
+    mean: Array  # (D,)
+    squares: Array  # (D,) sum of squared deviations
+
+
+def no_statistics(obs_dim: int) -> Statistics:
+    """Of no observation."""
+    return Statistics(jnp.zeros(()), jnp.zeros(obs_dim), jnp.zeros(obs_dim))
+
+
+def observed(statistics: Statistics, obs: Array, valid: Array) -> Statistics:
+    """With one more observation (D,), if it is `valid` ()."""
+    chex.assert_equal_shape([obs, statistics.mean])
+    seen = statistics.seen + 1
+    deviation = obs - statistics.mean
+    mean = statistics.mean + deviation / seen
+    after = Statistics(seen, mean, statistics.squares + deviation * (obs - mean))
+    return jax.tree.map(lambda new, old: jnp.where(valid, new, old), after, statistics)
+
+
+def standardise(statistics: Statistics, obs: Array, clip: Array | float) -> Array:
+    """Observations (..., D) in standard deviations from the mean, no farther than `clip`.
+
+    A channel that has not varied yet is left in its own unit.
+    """
+    variance = statistics.squares / jnp.maximum(statistics.seen, 1.0)
+    # What rounding makes of a constant is no variance.
+    varies = variance > 1e-12 * (1 + jnp.square(statistics.mean))
+    scale = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 1.0)
+    return jnp.clip((obs - statistics.mean) / scale, -clip, clip)
+
+
+def fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """A truncated normal of std 1/(2 sqrt(fan-in)) for a kernel (X, Y) (Chua et al., 2018)."""
     return jax.random.truncated_normal(key, -2, 2, shape, dtype) / (2 * math.sqrt(shape[0]))
 
 
 def member(width: int, depth: int, obs_dim: int) -> MLP:
     """One member of the ensemble: (..., D+A) -> (..., 2(D+1)), means, then log-variances.
 
-    Weights from a truncated normal of std 1/(2 sqrt(fan-in)) (Chua et al., 2018), the fan-in
-    being that of one member.
+    The fan-in of its weights is that of one member.
     """
-    return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, _fan_in)
+    return MLP((width,) * depth, 2 * (obs_dim + 1), nn.swish, fan_in)
 
 
 def apply(network: nn.Module, params: Params, inputs: Array) -> Array:

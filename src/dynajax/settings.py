@@ -361,6 +361,10 @@ def _check(c: Config) -> None:
         asked = f"--trust={c.trust_name}: "
         need(c.model.members > 1, asked + "it asks several members; choose model.members above 1")
         need(c.oracle == "none", asked + "a rule judges the model, and an oracle replaces it")
+    if c.rollout.fresh:
+        asked = "--set rollout.fresh=true: "
+        need(c.oracle == "none", asked + "an oracle corrects stored transitions only")
+        need(len(c.rollout.horizon) == 1, asked + "rollout.horizon must be one number")
     # Fewer might leave the holdout empty.
     need(
         c.random_steps >= 50,

@@ -11,11 +11,11 @@ import jax
 from dynajax import compiler, envs, schedule
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
-from dynajax.record.journal import Journal
+from dynajax.record.journal import LOST_STEPS, Journal
 from dynajax.runtime import processes
 from dynajax.runtime.clock import Clock
 from dynajax.runtime.program import Program, build
-from dynajax.types import Interval, Metrics, TrainState
+from dynajax.types import Interval, Metrics, TrainState, UsageError
 
 
 class Result(NamedTuple):
@@ -117,7 +117,7 @@ def train(
     """
     folder = Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
     clock = Clock()
-    spec = envs.spec(config.env, time_limit=config.host.time_limit)
+    spec = envs.spec(config.env, **config.stepping)
     program = build(config, spec, devices)
     placement, shapes = program.placement, program.shapes()
     with (
@@ -141,7 +141,7 @@ def train(
                 engine.restore(restored.host)
                 clock.restore(restored.meta["seconds"])
                 state, step = restored.state, restored.step
-        journal.begin(step, needed, [str(r.message) for r in remarks if _for_user(r)])
+        journal.begin(step, needed, [*_foreseen(program), *map(_text, filter(_for_user, remarks))])
 
         def stop(step: int) -> bool:
             journal.stepped(step)
@@ -153,8 +153,40 @@ def train(
             journal.write(_of_all(interval, config.rows))
             with clock("checkpoint"):
                 journal.save(step, state, engine.progress(), clock.stages())
+            _check_numbers(interval, config)
     state = state._replace(rows=placement.real(state.rows))
     return Result(config, folder, state, program.numbers, finished=step >= config.steps)
+
+
+def _check_numbers(interval: Interval, config: Config) -> None:
+    """Ends a run that never saw a finite transition.
+
+    Raises:
+      UsageError: it is one, and has gone on for long enough.
+    """
+    enough = interval.step >= min(LOST_STEPS, config.steps)
+    if enough and (interval.dropped >= interval.step).all():
+        raise UsageError(
+            f"--env={config.env}: not one of the transitions of {interval.step} steps was finite; "
+            "observations and rewards must be numbers"
+        )
+
+
+def _foreseen(program: Program) -> list[str]:
+    """What may stop the run later, and can be mended now."""
+    config, spec = program.config, program.spec
+    if not config.has_model or spec.termination is not None:
+        return []
+    name = config.env.rpartition(":")[2]
+    return [
+        f"it is not known when episodes of {config.env} terminate, and training stops at the first "
+        f"one that does; tell the model by dynajax.register_termination({name!r}, function), or "
+        "choose --algo=sac"
+    ]
+
+
+def _text(remark: warnings.WarningMessage) -> str:
+    return str(remark.message)
 
 
 def _for_user(remark: warnings.WarningMessage) -> bool:

@@ -81,6 +81,7 @@ class Model(NamedTuple):
     input_mean: Array  # (D+A,)
     input_std: Array  # (D+A,)
     unit: Array  # (D+1,) standard deviations of the raw targets, for rules of trust
+    varied: Array  # (D+1,) bool: next states and reward that have varied in a fit's data
     elites: Array  # (K,) int, best first
     fits: Array  # () int, how many fits there have been
 

@@ -2,14 +2,16 @@
 
 from dynajax import registry
 from dynajax.agents.base import Agent
+from dynajax.agents.bro import BRO
 from dynajax.agents.sac import SAC
+from dynajax.agents.simba import SimBa
 from dynajax.config import Config
 from dynajax.types import EnvSpec
 
 __all__ = ["AGENTS", "Agent", "agent_class", "agent_of"]
 
 #: By the name that `--agent` takes; a module of one's own adds what it has.
-AGENTS: dict[str, type[Agent]] = {"sac": SAC}
+AGENTS: dict[str, type[Agent]] = {"sac": SAC, "simba": SimBa, "bro": BRO}
 
 
 def agent_class(name: str) -> type[Agent]:

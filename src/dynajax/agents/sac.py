@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -22,11 +22,14 @@ class SACFields:
     """Numbers of the preset `paper`; BUILD_NOTES.md has their source."""
 
     hidden: tuple[int, ...] = static((256, 256), 1)
+    critics: int = static(2, 1)
     critic_layer_norm: bool = static(False)
     learning_rate: float = traced(3e-4, 0)
     polyak: float = traced(0.005, 0, 1)
     initial_temperature: float = traced(1.0, 1e-8)
     target_entropy: float = traced(-0.5)  # per action entry
+    log_std_min: float = traced(nets.LOG_STD_MIN)
+    log_std_max: float = traced(nets.LOG_STD_MAX)
 
 
 class SACState(NamedTuple):
@@ -39,6 +42,7 @@ class SACState(NamedTuple):
     actor_optimiser: optax.OptState
     critic_optimiser: optax.OptState
     temperature_optimiser: optax.OptState
+    observations: nets.Statistics | None = None  # where the agent normalises by them
 
 
 def tanh_gaussian(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
@@ -97,11 +101,18 @@ def temperature_loss(log_temperature: Array, entropy: Array, target_entropy: Arr
     return jnp.exp(log_temperature) * (entropy - target_entropy)
 
 
+def _descend(
+    optimiser: optax.GradientTransformation, gradient: Params, state: Any, params: Params
+) -> tuple[Params, Any]:
+    """Parameters and optimiser's state after one step."""
+    updates, state = optimiser.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+
 class SAC(Agent):
     """Soft Actor-Critic as published, with the networks of its authors."""
 
-    Fields = SACFields
-    own: SACFields
+    Fields: ClassVar[type] = SACFields
 
     @property
     def actor_network(self) -> nn.Module:
@@ -114,14 +125,36 @@ class SAC(Agent):
         return nets.critic(self.own.hidden, self.own.critic_layer_norm)
 
     @property
-    def critics(self) -> int:
-        """C, how many there are."""
-        return 2
+    def optimiser(self) -> optax.GradientTransformation:
+        """Of actor and critics, each with a state of its own."""
+        return self.temperature_optimiser
 
     @property
-    def optimiser(self) -> optax.GradientTransformation:
-        """Of actor, critics and temperature, each with a state of its own."""
+    def temperature_optimiser(self) -> optax.GradientTransformation:
+        """Of the logarithm of the temperature."""
         return optax.adam(self.own.learning_rate, eps=1e-8)
+
+    def see(self, state: SACState, obs: Array) -> Array:
+        """Observations as the networks get them: (..., D) -> (..., D)."""
+        return obs
+
+    def combine(self, q: Array) -> Array:
+        """One value of C critics: (C, ...) -> (...); the smallest (Fujimoto et al., 2018)."""
+        return q.min(0)
+
+    def expected(self, q: Array) -> Array:
+        """The values that the critics' outputs stand for: (..., outputs of one) -> (...)."""
+        return q[..., 0]
+
+    def target(
+        self, batch: Transition, next_q: Array, temperature: Array, log_prob: Array
+    ) -> Array:
+        """What the critics are trained on, from `combine`d outputs at s': (B, 1) -> (B,)."""
+        return td_target(self.learn.discount, batch, next_q[..., 0], temperature, log_prob)
+
+    def critic_loss(self, q: Array, target: Array, weight: Array | None) -> Array:
+        """Of outputs (C, B, 1) against targets (B,), each counting `weight` (B,)."""
+        return critic_loss(q[..., 0], target, weight)
 
     def new(self, key: Array) -> SACState:
         """A new agent; the target critics start as copies of the critics."""
@@ -129,7 +162,7 @@ class SAC(Agent):
         spec = self.spec
         actor = self.actor_network.init(actor_key, jnp.zeros(spec.obs_dim))["params"]
         inputs = spec.obs_dim + spec.action_dim
-        critic = nets.stacked_init(self.critic_network, critic_key, self.critics, inputs)
+        critic = nets.stacked_init(self.critic_network, critic_key, self.own.critics, inputs)
         log_temperature = jnp.log(jnp.asarray(self.own.initial_temperature, jnp.float32))
         return SACState(
             actor=actor,
@@ -138,34 +171,31 @@ class SAC(Agent):
             log_temperature=log_temperature,
             actor_optimiser=self.optimiser.init(actor),
             critic_optimiser=self.optimiser.init(critic),
-            temperature_optimiser=self.optimiser.init(log_temperature),
+            temperature_optimiser=self.temperature_optimiser.init(log_temperature),
         )
 
-    def _policy(self, actor: Params, obs: Array) -> tuple[Array, Array]:
+    def _policy(self, actor: Params, seen: Array) -> tuple[Array, Array]:
         """Mean and log std of the Gaussian before tanh: (..., D) -> (..., A) twice."""
-        return nets.policy_parameters(nets.apply(self.actor_network, actor, obs))
+        output = nets.apply(self.actor_network, actor, seen)
+        return nets.policy_parameters(output, self.own.log_std_min, self.own.log_std_max)
 
-    def _q(self, critic: Params, obs: Array, action: Array) -> Array:
-        """(..., D), (..., A) -> (C, ...)."""
-        inputs = jnp.concatenate([obs, action], -1)
-
-        def one(params: Params) -> Array:
-            return nets.apply(self.critic_network, params, inputs)[..., 0]
-
-        return jax.vmap(one)(critic)
+    def _q(self, critic: Params, seen: Array, action: Array) -> Array:
+        """Outputs of every critic: (..., D), (..., A) -> (C, ..., outputs of one)."""
+        inputs = jnp.concatenate([seen, action], -1)
+        return jax.vmap(lambda params: nets.apply(self.critic_network, params, inputs))(critic)
 
     def act(self, state: SACState, obs: Array, key: Array) -> tuple[Array, Array]:
         """A sample of the policy and its log-density: (..., D) -> (..., A), (...)."""
-        mean, log_std = self._policy(state.actor, obs)
+        mean, log_std = self._policy(state.actor, self.see(state, obs))
         return tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
 
     def greedy(self, state: SACState, obs: Array) -> Array:
         """The deterministic action, tanh of the mean: (..., D) -> (..., A)."""
-        return jnp.tanh(self._policy(state.actor, obs)[0])
+        return jnp.tanh(self._policy(state.actor, self.see(state, obs))[0])
 
     def value(self, state: SACState, obs: Array, action: Array) -> Array:
         """Every critic's value: (..., D), (..., A) -> (C, ...)."""
-        return self._q(state.critic, obs, action)
+        return self.expected(self._q(state.critic, self.see(state, obs), action))
 
     def noise(self, key: Array, updates: int) -> Array:
         """(U, 2, B, A) standard normal, for the policy's actions at s' and at s."""
@@ -183,40 +213,44 @@ class SAC(Agent):
         chex.assert_shape(batch.reward, (self.learn.batch,))
         own, action_dim = self.own, self.spec.action_dim
         temperature = jnp.exp(state.log_temperature)
+        obs, next_obs = self.see(state, batch.obs), self.see(state, batch.next_obs)
 
-        def descend(gradient: Params, optimiser: Any, params: Params) -> tuple[Params, Any]:
-            updates, optimiser = self.optimiser.update(gradient, optimiser, params)
-            return optax.apply_updates(params, updates), optimiser
-
-        next_policy = self._policy(state.actor, batch.next_obs)
+        next_policy = self._policy(state.actor, next_obs)
         next_action, next_log_prob = tanh_gaussian(*next_policy, noise[0])
-        next_q = self._q(state.target_critic, batch.next_obs, next_action).min(0)
-        target = td_target(self.learn.discount, batch, next_q, temperature, next_log_prob)
+        next_q = self.combine(self._q(state.target_critic, next_obs, next_action))
+        target = self.target(batch, next_q, temperature, next_log_prob)
 
         def loss_of_critic(critic: Params) -> tuple[Array, Array]:
-            q = self._q(critic, batch.obs, batch.action)
-            return critic_loss(q, target, critic_weight), q.mean()
+            q = self._q(critic, obs, batch.action)
+            return self.critic_loss(q, target, critic_weight), self.expected(q).mean()
 
         (loss_q, q_mean), gradient = jax.value_and_grad(loss_of_critic, has_aux=True)(state.critic)
-        critic, critic_optimiser = descend(gradient, state.critic_optimiser, state.critic)
+        critic, critic_optimiser = _descend(
+            self.optimiser, gradient, state.critic_optimiser, state.critic
+        )
         target_critic = jax.tree.map(
             lambda slow, fast: slow + own.polyak * (fast - slow), state.target_critic, critic
         )
 
         def loss_of_actor(actor: Params) -> tuple[Array, Array]:
-            action, log_prob = tanh_gaussian(*self._policy(actor, batch.obs), noise[1])
-            q = self._q(critic, batch.obs, action).min(0)
+            action, log_prob = tanh_gaussian(*self._policy(actor, obs), noise[1])
+            q = self.combine(self.expected(self._q(critic, obs, action)))
             entropy = -weighted_mean(log_prob, actor_weight)
             return actor_loss(temperature, log_prob, q, actor_weight), entropy
 
         (loss_pi, entropy), gradient = jax.value_and_grad(loss_of_actor, has_aux=True)(state.actor)
-        actor, actor_optimiser = descend(gradient, state.actor_optimiser, state.actor)
+        actor, actor_optimiser = _descend(
+            self.optimiser, gradient, state.actor_optimiser, state.actor
+        )
 
         loss_alpha, gradient = jax.value_and_grad(temperature_loss)(
             state.log_temperature, entropy, own.target_entropy * action_dim
         )
-        log_temperature, temperature_optimiser = descend(
-            gradient, state.temperature_optimiser, state.log_temperature
+        log_temperature, temperature_optimiser = _descend(
+            self.temperature_optimiser,
+            gradient,
+            state.temperature_optimiser,
+            state.log_temperature,
         )
         metrics = {
             "critic_loss": loss_q,
@@ -235,8 +269,13 @@ class SAC(Agent):
             actor_optimiser,
             critic_optimiser,
             temperature_optimiser,
+            state.observations,
         )
         return after, metrics
+
+    def reset(self, state: SACState, key: Array) -> SACState:
+        """Fresh networks, temperature and optimisers; statistics of observations stay."""
+        return self.new(key)._replace(observations=state.observations)
 
     def temperature(self, state: SACState) -> Array:
         """alpha, ()."""
@@ -244,7 +283,8 @@ class SAC(Agent):
 
     def policy(self, state: SACState) -> SACState:
         """The actor alone."""
-        return jax.tree.map(lambda _: None, state)._replace(actor=state.actor)
+        empty = SACState(*cast(Any, [None] * len(SACState._fields)))
+        return empty._replace(actor=state.actor, observations=state.observations)
 
     def networks(self, state: SACState) -> dict[str, Params]:
         """Actor and critics."""

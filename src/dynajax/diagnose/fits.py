@@ -65,7 +65,7 @@ def fit(
     seed: int,
     config: ModelConfig = MODEL,
     rounds: int = ROUNDS,
-    said: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda rounds: None,
 ) -> Fitted:
     """Fits an ensemble for every code and seed; all are rows of one program.
 
@@ -76,7 +76,7 @@ def fit(
       codes: comma lists of `FIXES`.
       data: R times leaves (N, ...), one for each seed.
       seed: of the first seed's split, weights and minibatches.
-      said: is called with the rounds done so far.
+      progress: is called with the rounds done so far.
     """
     variants = [targets.parse_fixes(code) for code in codes]
     rows = Replay(
@@ -95,8 +95,8 @@ def fit(
 
     @functools.partial(compiler.jit, donate_argnums=0)
     def one_round(models: Model, real: Replay, keys: Array, index: Array) -> Model:
-        now = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
-        return over_seeds(models, jnp.arange(len(codes)), real, keys, now)
+        fresh = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
+        return over_seeds(models, jnp.arange(len(codes)), real, keys, fresh)
 
     @jax.jit
     def init(keys: Array) -> Model:
@@ -110,7 +110,7 @@ def fit(
     models = init(keys)
     for index in range(rounds):
         models = jax.block_until_ready(one_round(models, rows, keys, jnp.asarray(index)))
-        said(index + 1)
+        progress(index + 1)
     return Fitted(config, tuple(codes), models, np.asarray(held_out(rows, keys)))
 
 

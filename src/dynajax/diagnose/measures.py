@@ -114,7 +114,7 @@ def open_loop(
       deviation over the standard deviation of s_h - s_0.
     """
     steps, _, _, outputs = predicted.shape
-    found = {
+    holds = {
         "open_skill": np.full((steps, outputs - 1), np.nan),
         "open_reward_r2": np.full(steps, np.nan),
         "open_spread": np.full(steps, np.nan),
@@ -128,11 +128,11 @@ def open_loop(
         if rows.sum() < 2:
             break
         begin, end = start[rows].astype(float), true[h, rows, :-1]
-        found["open_skill"][h] = skill(middle[h, rows, :-1], begin, end)
-        found["open_reward_r2"][h] = r2(totals[h, rows], true_totals[h, rows])
+        holds["open_skill"][h] = skill(middle[h, rows, :-1], begin, end)
+        holds["open_reward_r2"][h] = r2(totals[h, rows], true_totals[h, rows])
         between = predicted[h][:, rows, :-1].var(0).mean(0)
-        found["open_spread"][h] = median(np.sqrt(_ratio(between, (end - begin).var(0))))
-    return found
+        holds["open_spread"][h] = median(np.sqrt(_ratio(between, (end - begin).var(0))))
+    return holds
 
 
 def windows(episode: np.ndarray, steps: int, most: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ STEPS = 20
 
 
 class Offline(NamedTuple):
-    """What was found; R seeds, C codes, D channels, H steps. `scores` is of transitions that no
+    """What was measured; R seeds, C codes, D channels, H steps. `scores` is of transitions that no
     fit was shown, drawn at random; `new` of whole episodes that no fit was shown."""
 
     env: str
@@ -40,7 +40,7 @@ def measure(
     config: ModelConfig = fits.MODEL,
     rounds: int = fits.ROUNDS,
     steps: int = STEPS,
-    said: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda rounds: None,
 ) -> Offline:
     """Fits every code to every recording, and measures each.
 
@@ -48,13 +48,13 @@ def measure(
       recordings: one for each seed, of about the same length.
       source: see `Offline`.
       seed: of the first split, weights and minibatches.
-      said: is called with the rounds of fitting that are done.
+      progress: is called with the rounds of fitting that are done.
     """
     divided = [parts(recording) for recording in recordings]
     size = min(len(known.episode) for known, _ in divided)
     known = [k.part(slice(size)) for k, _ in divided]
     new = [n for _, n in divided]
-    fitted = fits.fit(spec, codes, [k.transitions for k in known], seed, config, rounds, said)
+    fitted = fits.fit(spec, codes, [k.transitions for k in known], seed, config, rounds, progress)
 
     def both(recording: Recording, model: fits.Model) -> tuple[measures.Named, measures.Named]:
         return (
@@ -94,8 +94,8 @@ def _truth(transitions: Transition) -> np.ndarray:
 
 def step_ahead(config: ModelConfig, model: fits.Model, data: Transition) -> measures.Named:
     """`measures.scores` of one model on transitions (B, ...)."""
-    said = fits.predict(config, model, data.obs, data.action)
-    return measures.scores(said.mean, said.variance, data.obs, _truth(data))
+    predicted = fits.predict(config, model, data.obs, data.action)
+    return measures.scores(predicted.mean, predicted.variance, data.obs, _truth(data))
 
 
 def chain(
@@ -106,5 +106,5 @@ def chain(
     starts, there = measures.windows(recording.episode, steps)
     index = np.minimum(np.arange(steps)[:, None] + starts, len(recording.episode) - 1)
     actions = np.swapaxes(data.action[index], 0, 1)
-    said = fits.open_loop(config, model, data.obs[starts], actions)
-    return measures.open_loop(said, data.obs[starts], _truth(data)[index], there)
+    predicted = fits.open_loop(config, model, data.obs[starts], actions)
+    return measures.open_loop(predicted, data.obs[starts], _truth(data)[index], there)

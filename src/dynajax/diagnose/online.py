@@ -42,7 +42,7 @@ def _value(agent: Agent, state: Any, obs: Array, action: Array) -> Array:
 
 
 class Findings(NamedTuple):
-    """What was found of one row at one checkpoint. None where it could not be asked for."""
+    """What was measured of one row at one checkpoint. None where it could not be asked for."""
 
     variant: str
     seed: int
@@ -51,6 +51,7 @@ class Findings(NamedTuple):
     channels: dict[str, np.ndarray]  # (D,), see `measures.scores`
     chain: measures.Named | None  # see `measures.open_loop`
     strip: "Strip | None"
+    refused: str | None = None  # why states that a restore gives are not used
 
 
 class Strip(NamedTuple):
@@ -62,7 +63,7 @@ class Strip(NamedTuple):
 
 
 def elites(config: ModelConfig, model: Model) -> tuple[ModelConfig, Model]:
-    """The model's elites as an ensemble of their own."""
+    """The model's elites as an ensemble."""
     members = jax.tree.map(lambda p: p[np.asarray(model.elites)], model.params)
     smaller = dataclasses.replace(config, members=config.elites)
     return smaller, model._replace(params=members)
@@ -72,50 +73,40 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     """Everything about one row at one checkpoint."""
     config, spec, row = loaded.config, loaded.spec, loaded.row(index)
     variant, seed = config.row_pairs[index]
-    own = config_of(config, config.variants[variant])
+    row_config = config_of(config, config.variants[variant])
     rng = np.random.default_rng((seed, loaded.step))
-    numbers: dict[str, float] = {}
     data, valid = runs.in_order(row.real, loaded.stored)
-    make = functools.partial(envs.make, config.env, time_limit=config.host.time_limit, seed=seed)
+    make = functools.partial(envs.make, config.env, **config.stepping, seed=seed)
     real_env = make()
-    settable = config.engine == "host" and can_restore(real_env)
-    agent = agent_of(own, spec)
+    agent = agent_of(row_config, spec)
     act = functools.partial(_act, agent, row.agent)
     length = (
-        math.ceil(math.log(_REST) / math.log(own.learn.discount))
-        if own.learn.discount < 1
-        else (spec.time_limit)
+        math.ceil(math.log(_REST) / math.log(agent.learn.discount))
+        if agent.learn.discount < 1
+        else spec.time_limit
     )
 
-    places, states, synthetic = np.zeros(0, int), np.zeros((0, 1)), None
-    if settable:
-        chosen = _some_episodes(loaded, index, data, valid, rng)
-        inside = np.concatenate([np.arange(e.start, e.stop) for e in chosen])
-        inside = inside[valid[inside]]
-        wanted = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
-        synthetic = _matches(row, data, inside, rng) if row.synthetic is not None else None
-        both = np.union1d(wanted, synthetic[0] if synthetic else wanted)
-        rebuilt = runs.rebuild(loaded, index, chosen, both, data)
-        state_of = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
-        places = np.array([p for p in wanted if p in state_of], int)
-        states = np.array([state_of[p] for p in places])
-        numbers |= {"repeated": rebuilt.steps, "not_repeated": rebuilt.differ}
-        settable = len(places) > 0
+    restored = _restored(loaded, index, real_env, data, valid, starts, rng)
+    places, states, refused = restored.places, restored.states, restored.refused
+    numbers = {**restored.numbers}
+    settable = len(places) > 0 and refused is None
 
     def begin(env: Any, i: int) -> np.ndarray:
         if not settable:
             return env.reset(seed=int(rng.integers(2**31)))[0]
         env.reset(seed=0)
-        env.restore(states[i], steps=0)
+        env.restore(states[int(places[i])], steps=0)
         return data.obs[places[i]]
 
     count = len(places) if settable else min(starts, 16)
     paths = follow(make, begin, count, act, min(length, spec.time_limit * 10), seed)
     numbers |= critic_bias(agent, row.agent, paths)
-    found = Findings(config.variants[variant].name, seed, loaded.step, numbers, {}, None, None)
+    name = config.variants[variant].name
+    findings = Findings(name, seed, loaded.step, numbers, {}, None, None, refused)
     if row.model is None:
-        return found
-    smaller, model = elites(own.model, row.model)
+        real_env.close()
+        return findings
+    smaller, model = elites(row_config.model, row.model)
     recent = np.flatnonzero(valid)
     recent = rng.choice(recent, min(2000, len(recent)), replace=False)
     replayed = step_ahead(smaller, model, Transition(*(x[recent] for x in data)))
@@ -125,14 +116,51 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     if settable:
         counter = step_ahead(smaller, model, transitions(paths, slice(0, 1), rng))
         _note(numbers, "counterfactual", counter)
-        if synthetic:
-            numbers |= _synthetic(make, state_of, row, synthetic)
+        if restored.synthetic:
+            numbers |= _synthetic(make, states, row, restored.synthetic)
     chain, strip = _chain(smaller, model, paths, min(steps, len(paths.reward)))
     if settable:
         strip = strip._replace(states=_states_along(real_env, begin, paths, strip))
     real_env.close()
     channels = {name: visited[name] for name in ("skill", "rmse", "noise", "spread")}
-    return found._replace(channels=channels, chain=chain, strip=strip)
+    return findings._replace(channels=channels, chain=chain, strip=strip)
+
+
+class _Restored(NamedTuple):
+    """Physics states of a row's replay, by their place in its order."""
+
+    places: np.ndarray  # (M,) where the policy is to start
+    states: dict[int, np.ndarray]  # (L,) each, of more places than these
+    synthetic: tuple[np.ndarray, np.ndarray] | None  # see `_matches`
+    refused: str | None  # why the states are not to be used
+    numbers: dict[str, float]
+
+
+def _restored(
+    loaded: runs.Loaded,
+    index: int,
+    env: Any,
+    data: Transition,
+    valid: np.ndarray,
+    starts: int,
+    rng: np.random.Generator,
+) -> _Restored:
+    """States of random places of the replay, verified; none where there is no way to them."""
+    if loaded.config.engine != "host" or not can_restore(env):
+        return _Restored(np.zeros(0, int), {}, None, None, {})
+    row = loaded.row(index)
+    chosen = _some_episodes(loaded, index, data, valid, rng)
+    inside = np.concatenate([np.zeros(0, int), *(np.arange(e.start, e.stop) for e in chosen)])
+    inside = inside[valid[inside]]
+    places = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
+    synthetic = _matches(row, data, inside, rng) if row.synthetic is not None else None
+    both = np.union1d(places, synthetic[0] if synthetic else places)
+    rebuilt = runs.rebuild(loaded, index, chosen, both, data)
+    states = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
+    places = np.array([p for p in places if p in states], int)
+    refused = runs.restore_differs(env, places, states, data)
+    numbers = {"repeated": float(rebuilt.steps), "not_repeated": float(rebuilt.differ)}
+    return _Restored(places, states, synthetic, refused, numbers)
 
 
 def critic_bias(agent: Agent, state: Any, paths: Paths) -> dict[str, float]:
@@ -193,14 +221,14 @@ def transitions(
     )
 
 
-def _note(numbers: dict[str, float], where: str, found: measures.Named) -> None:
-    """Adds the scalars of `measures.scores` under names of their own."""
+def _note(numbers: dict[str, float], where: str, scores: measures.Named) -> None:
+    """Adds the scalars of `measures.scores` under names that say of which transitions."""
     numbers |= {
-        f"{where}_reward_r2": float(found["reward_r2"]),
-        f"{where}_reward_bias": float(found["reward_bias"]),
-        f"{where}_reward_noise": float(found["reward_noise"]),
-        f"{where}_state_skill": float(measures.median(found["skill"])),
-        f"{where}_inside_80": float(found["inside"][1]),
+        f"{where}_reward_r2": float(scores["reward_r2"]),
+        f"{where}_reward_bias": float(scores["reward_bias"]),
+        f"{where}_reward_noise": float(scores["reward_noise"]),
+        f"{where}_state_skill": float(measures.median(scores["skill"])),
+        f"{where}_inside_80": float(scores["inside"][1]),
     }
 
 
@@ -208,16 +236,16 @@ def _some_episodes(
     loaded: runs.Loaded, index: int, data: Transition, valid: np.ndarray, rng: Any
 ) -> list[runs.Episode]:
     """Episodes at random, as many as may be taken again; one that the ring has cut is left out."""
-    found = runs.episodes(data, valid, loaded.spec.time_limit, loaded.host, index)
+    episodes = runs.episodes(data, valid, loaded.spec.time_limit, loaded.host, index)
     if loaded.stored > len(valid):
-        found = found[1:]
+        episodes = episodes[1:]
     chosen: list[runs.Episode] = []
     steps = 0
-    for i in rng.permutation(len(found)):
-        if chosen and steps + found[i].stop - found[i].start > REPEATED:
+    for i in rng.permutation(len(episodes)):
+        if chosen and steps + episodes[i].stop - episodes[i].start > REPEATED:
             break
-        chosen.append(found[i])
-        steps += found[i].stop - found[i].start
+        chosen.append(episodes[i])
+        steps += episodes[i].stop - episodes[i].start
     return sorted(chosen)
 
 
@@ -228,16 +256,16 @@ def _matches(
     assert row.synthetic is not None
     place_of = {data.obs[p].tobytes(): int(p) for p in inside}
     slots = rng.permutation(np.flatnonzero(row.synthetic.valid))
-    found = []
+    pairs: list[tuple[int, int]] = []
     for slot in slots:
         place = place_of.get(np.asarray(row.synthetic.data.obs[slot]).tobytes())
         if place is not None:
-            found.append((place, int(slot)))
-            if len(found) == SYNTHETIC:
+            pairs.append((place, int(slot)))
+            if len(pairs) == SYNTHETIC:
                 break
-    if not found:
+    if not pairs:
         return None
-    return np.array([p for p, _ in found]), np.array([s for _, s in found])
+    return np.array([p for p, _ in pairs]), np.array([s for _, s in pairs])
 
 
 def _synthetic(
@@ -263,14 +291,14 @@ def _synthetic(
     if len(real) < 2:
         return {}
     true, obs = np.array(real), np.array([o for o, _ in imagined])
-    said = np.array([x for _, x in imagined])
+    predicted = np.array([x for _, x in imagined])
     reward_std = true[:, -1].std()
     return {
         "synthetic_checked": len(true),
-        "synthetic_reward_r2": float(measures.r2(said[:, -1], true[:, -1])),
-        "synthetic_reward_bias": float(measures.shift(said[:, -1], true[:, -1], reward_std)),
+        "synthetic_reward_r2": float(measures.r2(predicted[:, -1], true[:, -1])),
+        "synthetic_reward_bias": float(measures.shift(predicted[:, -1], true[:, -1], reward_std)),
         "synthetic_state_skill": float(
-            measures.median(measures.skill(said[:, :-1], obs, true[:, :-1]))
+            measures.median(measures.skill(predicted[:, :-1], obs, true[:, :-1]))
         ),
     }
 
@@ -278,18 +306,18 @@ def _synthetic(
 def _chain(
     config: ModelConfig, model: Model, paths: Paths, steps: int
 ) -> tuple[measures.Named, Strip]:
-    """Open-loop predictions along the policy's own actions, from the paths' first states."""
+    """Open-loop predictions along the policy's actions, from the paths' first states."""
     actions = np.swapaxes(paths.action[:steps], 0, 1)
-    said = fits.open_loop(config, model, paths.obs[0], actions)
+    predicted = fits.open_loop(config, model, paths.obs[0], actions)
     true = np.concatenate([paths.obs[1 : steps + 1], paths.reward[:steps, :, None]], -1)
     there = paths.alive[:steps] & paths.valid
-    found = measures.open_loop(said, paths.obs[0], true, there)
-    # The path whose states are told about is one that lasts.
+    holds = measures.open_loop(predicted, paths.obs[0], true, there)
+    # The strip is of a path that lasts.
     which = int(there.sum(0).argmax())
     last = int(there[:, which].sum())
     begin = paths.obs[:1, which]
-    imagined = np.concatenate([begin, said[:last, :, which, :-1].mean(1)])
-    return found, Strip(np.concatenate([begin, true[:last, which, :-1]]), imagined, None)
+    imagined = np.concatenate([begin, predicted[:last, :, which, :-1].mean(1)])
+    return holds, Strip(np.concatenate([begin, true[:last, which, :-1]]), imagined, None)
 
 
 def _states_along(

@@ -38,7 +38,7 @@ def soft_returns(
 
     Args:
       reward, terminated: (L, B).
-      log_prob: (L+1, B), of the actions; the first is given, so it does not count.
+      log_prob: (L+1, B), of the actions; the first was set, so it does not count.
       rest: (B,) the critic's value of the last action, in the last state.
 
     Returns:
@@ -116,8 +116,8 @@ def _wave(
         columns[5].append(ended)
         alive = alive & ~ended
         obs = new
-    found = [np.stack(c) for c in columns]
-    return Paths(found[0], found[1], found[2], found[4], found[3], found[5], valid)
+    every, action, log_prob, lasting, reward, terminated = (np.stack(c) for c in columns)
+    return Paths(every, action, log_prob, reward, lasting, terminated, valid)
 
 
 def can_restore(env: Any) -> bool:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynajax import envs
+from dynajax import envs, registry
 from dynajax.config import Config
 from dynajax.diagnose.data import Recording
+from dynajax.envs import states as simulator_states
 from dynajax.envs.pool import episode_seed
 from dynajax.record.checkpoint import Checkpoints
 from dynajax.runtime.program import build
@@ -44,8 +45,9 @@ class Reader:
         try:
             plain = json.loads((folder / "config.json").read_text())["config"]
             # A user's module may register fixes, so it is imported before they are read.
-            self.spec = envs.spec(plain["env"], time_limit=plain["host"]["time_limit"])
+            registry.import_module("--env", plain["env"])
             self.config = from_dict(plain)
+            self.spec = envs.spec(self.config.env, **self.config.stepping)
         except FileNotFoundError:
             raise UsageError(f"{folder}: not a run's folder, it has no config.json") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -61,11 +63,11 @@ class Reader:
 
     def load(self, step: int) -> Loaded:
         """The checkpoint of one of `steps`."""
-        found = self._checkpoints.restore(self._template, at_most=step)
-        assert found is not None
-        stored = int(found.state.shared.step)
-        rows = jax.tree.map(np.asarray, found.state.rows)
-        return Loaded(self.config, self.spec, found.step, stored, rows, found.host)
+        restored = self._checkpoints.restore(self._template, at_most=step)
+        assert restored is not None
+        stored = int(restored.state.shared.step)
+        rows = jax.tree.map(np.asarray, restored.state.rows)
+        return Loaded(self.config, self.spec, restored.step, stored, rows, restored.host)
 
 
 class Episode(NamedTuple):
@@ -131,8 +133,8 @@ def episodes(
 def recording(loaded: Loaded, row: int) -> Recording:
     """A row's replay as a recording, without what was dropped."""
     data, valid = in_order(loaded.row(row).real, loaded.stored)
-    found = episodes(data, valid, loaded.spec.time_limit)
-    number = np.repeat(np.arange(len(found)), [e.stop - e.start for e in found])
+    parts = episodes(data, valid, loaded.spec.time_limit)
+    number = np.repeat(np.arange(len(parts)), [e.stop - e.start for e in parts])
     return Recording(Transition(*(x[valid] for x in data)), number[valid])
 
 
@@ -159,7 +161,7 @@ def rebuild(
     """
     config = loaded.config
     _, seed = config.row_pairs[row]
-    env: Any = envs.make(config.env, time_limit=config.host.time_limit, seed=seed)
+    env: Any = envs.make(config.env, **config.stepping, seed=seed)
     wanted = set(places.tolist())
     kept: list[tuple[int, np.ndarray]] = []
     steps = differ = 0
@@ -182,3 +184,25 @@ def rebuild(
     env.close()
     states = np.array([s for _, s in kept]) if kept else np.zeros((0, 1))
     return Rebuilt(np.array([p for p, _ in kept], int), states, steps, differ)
+
+
+def restore_differs(
+    env: Any, places: np.ndarray, states: Mapping[int, np.ndarray], data: Transition
+) -> str | None:
+    """Why states of a replay are not to be used: what the simulator does after one of them is
+    restored is not the recorded transition, bit for bit. None where all are.
+
+    MuJoCo's state need not be all: a task may draw a goal at a reset, a wrapper may stack frames.
+
+    Args:
+      env: the task; it is reset, to another episode than any of the replay.
+      places: (M,) in the replay's order; states: place -> what `rebuild` kept.
+      data: the replay in order.
+    """
+    env.reset(seed=0)
+    for place in places.tolist():
+        transition = Transition(*(x[place] for x in data))
+        reason = simulator_states.verify(env, states[place], transition.action, transition, steps=0)
+        if reason is not None:
+            return reason
+    return None

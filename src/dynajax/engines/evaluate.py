@@ -37,7 +37,7 @@ class Evaluator:
             spec.name,
             n,
             workers=default_workers(config, n),
-            time_limit=config.host.time_limit,
+            **config.stepping,
             seeds=np.repeat(self._seeds, self._episodes).tolist(),
         )
 

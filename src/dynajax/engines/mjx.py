@@ -225,7 +225,7 @@ class DeviceEngine:
 
     def __init__(self, program: Program, clock: Clock, task: Task | None = None) -> None:
         config, spec, placement = program.config, program.spec, program.placement
-        task = task or mjx.make(config.env)
+        task = task or mjx.make(config.env, repeat=config.task.repeat)
         self._config, self._program, self._clock = config, program, clock
         functions = over_rows(program.algorithm)
         # A task's tables and a configuration's numbers are constants of the programs.

@@ -31,8 +31,7 @@ class Oracle:
     def __init__(self, config: Config, row_seeds: Sequence[int]):
         self._which = config.oracle
         self._envs: list[Any] = [
-            envs.make(config.env, time_limit=config.host.time_limit, seed=seed)
-            for seed in row_seeds
+            envs.make(config.env, **config.stepping, seed=seed) for seed in row_seeds
         ]
         if not getattr(self._envs[0], "can_restore", True):
             raise UsageError(

@@ -3,7 +3,8 @@
 A name is a task of dm_control.suite, `DOMAIN-TASK` (cheetah-run, finger-turn_hard), or a
 Gymnasium id (Hopper-v5), with `module:` before it where a module of the user's registers it. So a
 new task is a `gymnasium.register` and, if its episodes can end, a `register_termination`. The
-device engine (`envs.mjx`) has some of dm_control's tasks, and Brax's, as `brax:NAME`.
+device engine (`envs.mjx`) has some of dm_control's tasks, Brax's, as `brax:NAME`, and those that a
+module gives to `register_mjx_task`.
 """
 
 import difflib
@@ -12,12 +13,14 @@ import re
 import gymnasium
 
 from dynajax.envs import dmc, gym, mjx, terminations
+from dynajax.envs.mjx import register_mjx_task
+from dynajax.envs.repeat import Repeat
 from dynajax.envs.terminations import TERMINATIONS, register_termination
 from dynajax.types import EnvSpec, UsageError
 
-__all__ = ["TERMINATIONS", "make", "register_termination", "spec"]
+__all__ = ["TERMINATIONS", "make", "register_mjx_task", "register_termination", "spec"]
 
-Env = dmc.DMControlEnv | gym.GymnasiumEnv
+Env = dmc.DMControlEnv | gym.GymnasiumEnv | Repeat
 
 
 def _is_gymnasium(name: str) -> bool:
@@ -26,7 +29,7 @@ def _is_gymnasium(name: str) -> bool:
 
 def _check_name(name: str) -> None:
     gym.import_module(name)
-    known = [*gymnasium.registry, *([] if ":" in name else dmc.names())]
+    known = [*gymnasium.registry, *mjx.registered(), *([] if ":" in name else dmc.names())]
     module, _, name_only = name.rpartition(":")
     if name_only not in known:
         by_lower = {k.lower(): k for k in known}
@@ -38,43 +41,59 @@ def _check_name(name: str) -> None:
         )
 
 
-def make(name: str, *, time_limit: int = 1000, seed: int = 0, render: bool = False) -> Env:
+def _is_device_only(name: str) -> bool:
+    """Whether a task is one of `envs.mjx` and has no simulator on the host."""
+    if name.startswith("brax:"):
+        return True
+    gym.import_module(name)
+    name_only = name.rpartition(":")[2]
+    return name_only in mjx.registered() and name_only not in [*gymnasium.registry, *dmc.names()]
+
+
+def make(
+    name: str, *, time_limit: int = 1000, seed: int = 0, render: bool = False, repeat: int = 1
+) -> Env:
     """Makes an environment: float32 observations (D,), actions (A,) in [-1, 1].
 
     Args:
       name: see the module.
-      time_limit: environment steps of an episode, for a task that has no limit of its own.
+      time_limit: simulator steps of an episode, for a task that has no limit of its own.
       seed: fixes what a dm_control task draws when it is loaded; episodes get theirs from
         `reset(seed=...)`.
       render: whether `render()` will be called.
+      repeat: simulator steps that an action is taken for, see `Repeat`.
 
     Returns:
-      A gymnasium.Env that has `obs_names` (D names) and `time_limit` (steps) too.
+      A gymnasium.Env that has `obs_names` (D names) and `time_limit` (its own steps) too.
 
     Raises:
       UsageError: an unknown name, or a task that does not fit.
     """
-    if name.startswith("brax:"):
-        raise UsageError(f"--env={name}: Brax's tasks run on the device only; add --engine=mjx")
+    mjx.check_repeat(repeat)
     if not (_is_gymnasium(name) and name in gymnasium.registry):
+        if _is_device_only(name):
+            raise UsageError(f"--env={name}: this task runs on the device only; add --engine=mjx")
         _check_name(name)
+    env: Env
     if _is_gymnasium(name):
-        return gym.GymnasiumEnv(name, time_limit=time_limit, render=render)
-    return dmc.DMControlEnv(name, time_limit=time_limit, seed=seed)
+        env = gym.GymnasiumEnv(name, time_limit=time_limit, render=render)
+    else:
+        env = dmc.DMControlEnv(name, time_limit=time_limit, seed=seed)
+    return env if repeat == 1 else Repeat(env, repeat)
 
 
-def spec(name: str, *, time_limit: int = 1000) -> EnvSpec:
+def spec(name: str, *, time_limit: int = 1000, repeat: int = 1) -> EnvSpec:
     """What the algorithm has to know of a task; arguments and errors as for `make`.
 
     `termination` is None where the rule is not known: a Gymnasium id that is not in TERMINATIONS,
-    and dm_control's lqr.
+    and dm_control's lqr. `time_limit` counts decisions where an action is repeated.
     """
-    if name.startswith("brax:"):
-        return mjx.make(name).spec
-    env = make(name, time_limit=time_limit)
+    if _is_device_only(name):
+        return mjx.make(name, repeat=repeat).spec
+    env = make(name, time_limit=time_limit, repeat=repeat)
     unknown = _is_gymnasium(name) or name.startswith("lqr-")
     assert env.observation_space.shape and env.action_space.shape
-    found = EnvSpec(
+    result = EnvSpec(
         name=name,
         obs_dim=env.observation_space.shape[0],
         action_dim=env.action_space.shape[0],
@@ -85,4 +104,4 @@ def spec(name: str, *, time_limit: int = 1000) -> EnvSpec:
         ),
     )
     env.close()
-    return found
+    return result

@@ -15,12 +15,11 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from dynajax.envs import states
+from dynajax.envs import checks, states
+from dynajax.types import UsageError
 
 # A camera picture in pixels; multiples of 16 suit every video encoder.
 HEIGHT, WIDTH = 240, 320
-# dm_control gives an actuator without limits this bound in place of infinity.
-_UNLIMITED = 1e10
 # The first is said of dm_control's own model files; an unstable step is counted as dropped.
 _NOISE = ("attribute 'settotalmass' is deprecated", "The simulation is unstable")
 
@@ -64,15 +63,22 @@ def names() -> list[str]:
 
 
 def load(name: str, seed: int = 0) -> Any:
-    """dm_control's own Environment of the task `name`, one of `names()`."""
+    """dm_control's own Environment of the task `name`, one of `names()`.
+
+    Raises:
+      UsageError: dm_control cannot make it.
+    """
     domain, _, task = name.partition("-")
-    return _suite().load(domain, task, task_kwargs={"random": seed})
+    try:
+        return _suite().load(domain, task, task_kwargs={"random": seed})
+    except Exception as error:
+        raise UsageError(f"--env={name}: it cannot be made ({checks.reason(error)})") from error
 
 
 def bounds(env: Any) -> tuple[np.ndarray, np.ndarray]:
     """The actions (A,) of dm_control's `env` that -1 and 1 stand for."""
     spec = env.action_spec()
-    unlimited = spec.maximum - spec.minimum >= _UNLIMITED
+    unlimited = checks.unlimited(spec.minimum, spec.maximum)
     return np.where(unlimited, -1.0, spec.minimum), np.where(unlimited, 1.0, spec.maximum)
 
 
@@ -93,12 +99,18 @@ class DMControlEnv(gymnasium.Env):
     Attributes:
       obs_names: D names such as "velocity[3]", or "head_height" where there is one entry.
       time_limit: environment steps of an episode.
+      unrestorable, can_restore, statistics: as of `GymnasiumEnv`; these tasks keep nothing beside
+        the physics.
 
     Args:
       name: DOMAIN-TASK, one of `names()`.
       time_limit: environment steps, for a task that has no limit of its own (lqr).
       seed: fixes what a task draws when it is loaded (the masses of lqr).
     """
+
+    unrestorable = None
+    can_restore = True
+    statistics = ()
 
     def __init__(self, name: str, *, time_limit: int = 1000, seed: int = 0):
         from dm_control.rl.control import PhysicsError
@@ -182,4 +194,5 @@ class DMControlEnv(gymnasium.Env):
         return self._env.physics.render(HEIGHT, WIDTH, camera_id=camera)
 
     def close(self) -> None:
+        """Ends the task."""
         self._env.close()

@@ -1,21 +1,20 @@
 """Any Gymnasium task, made to one shape: a flat float32 observation, actions in [-1, 1]."""
 
+import functools
 import importlib
+import itertools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dynajax.envs import states
+from dynajax.envs import checks, states
 from dynajax.envs.dmc import headless, rescale
 from dynajax.types import UsageError
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def import_module(name: str) -> None:
@@ -31,7 +30,7 @@ def import_module(name: str) -> None:
         importlib.import_module(module)
     except Exception as error:
         raise UsageError(
-            f"--env={name}: the module {module!r} cannot be imported ({_reason(error)}); "
+            f"--env={name}: the module {module!r} cannot be imported ({checks.reason(error)}); "
             "it must be installed or on PYTHONPATH"
         ) from error
 
@@ -45,47 +44,10 @@ def _load(name: str, render: bool) -> gymnasium.Env:
         # By its entry rather than its id: gymnasium warns of every id that has a newer version.
         env = gymnasium.make(registered, disable_env_checker=True, **kwargs)
     except Exception as error:
-        raise UsageError(f"--env={name}: it cannot be made ({_reason(error)})") from error
+        raise UsageError(f"--env={name}: it cannot be made ({checks.reason(error)})") from error
     if render and "rgb_array" not in (env.metadata.get("render_modes") or ()):
         raise UsageError(f"--env={name}: it draws no pictures (it has no render mode rgb_array)")
     return env
-
-
-def _leaves(space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, spaces.Space]]:
-    """(name, space) of the parts of a Dict or Tuple, in the order in which they are flattened."""
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        parts = space.spaces
-        items = parts.items() if isinstance(parts, dict) else enumerate(parts)
-        for key, part in items:
-            yield from _leaves(part, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix or "obs", space
-
-
-def _check(name: str, env: gymnasium.Env) -> None:
-    """Refuses a task that the algorithm cannot act in or learn from."""
-    action, observation = env.action_space, env.observation_space
-    if not isinstance(action, spaces.Box) or not np.issubdtype(action.dtype, np.floating):
-        raise UsageError(
-            f"--env={name}: its actions are {' '.join(str(action).split())}; "
-            "dynajax needs continuous ones (a float Box)"
-        )
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        raise UsageError(
-            f"--env={name}: its actions have infinite bounds; wrap it so that they are finite "
-            "(gymnasium.wrappers.RescaleAction, or ClipAction and a Box of your own)"
-        )
-    for part, space in _leaves(observation):
-        if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 3:
-            raise UsageError(
-                f"--env={name}: its observation {part!r} is a picture {space.shape}; "
-                "dynajax learns from state vectors"
-            )
-    if not observation.is_np_flattenable:
-        raise UsageError(
-            f"--env={name}: its observations, {type(observation).__name__}, have no fixed length; "
-            "dynajax needs a Box, or a Dict or Tuple of boxes"
-        )
 
 
 def _own_limit(env: gymnasium.Env) -> int | None:
@@ -113,28 +75,32 @@ class GymnasiumEnv(gymnasium.Env):
       render: whether `render()` will be called.
 
     Raises:
-      UsageError: the task cannot be made, or does not fit; see `_check`.
+      UsageError: the task cannot be made, or does not fit; see `checks.task`.
     """
 
     def __init__(self, name: str, *, time_limit: int = 1000, render: bool = False):
-        env = _load(name, render)
+        self._name, self._limit = name, time_limit
+        self._env = env = _load(name, render)
         try:
-            _check(name, env)
+            checks.task(name, env.action_space, env.observation_space)
         except UsageError:
-            env.close()
+            self.close()
             raise
         self.time_limit = _own_limit(env) or time_limit
         if getattr(env.spec, "max_episode_steps", None) is None:
             env = gymnasium.wrappers.TimeLimit(env, self.time_limit)
         self._env = env
-        self._setter = states.setter(env)
+        #: What sets the simulator to a state; None if nothing can.
+        self.setter = states.setter(env)
+        #: The wrappers that keep running statistics, by class name.
+        self.statistics = states.statistics(env)
         self._space = env.observation_space
         bounds: Any = env.action_space
         self._low, self._high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
         self._dtype = bounds.dtype
         self.obs_names = tuple(
             part if size == 1 else f"{part}[{i}]"
-            for part, space in _leaves(self._space)
+            for part, space in checks.leaves(self._space)
             for size in [spaces.flatdim(space)]
             for i in range(size)
         )
@@ -144,49 +110,85 @@ class GymnasiumEnv(gymnasium.Env):
         self.metadata = env.metadata
 
     def _flat(self, observation: Any) -> np.ndarray:
+        checks.observation(self._name, self._space, observation)
         return np.asarray(spaces.flatten(self._space, observation), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode with the task's own `reset`."""
-        observation, info = self._env.reset(seed=seed, options=options)
-        return self._flat(observation), info
+        """Starts an episode with the task's own `reset`.
+
+        Raises:
+          UsageError: its API is Gym's old one, or its observation is none of its space.
+        """
+        result = self._call(self._env.reset, seed=seed, options=options)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise checks.old_api(self._name)
+        return self._flat(result[0]), result[1]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Takes one action (A,) in [-1, 1]."""
+        """Takes one action (A,) in [-1, 1]; errors as those of `reset`, or a reward of several."""
         scaled = rescale(np.reshape(action, self._low.shape), self._low, self._high)
-        observation, reward, terminated, truncated, info = self._env.step(
-            scaled.astype(self._dtype)
+        result = self._call(self._env.step, scaled.astype(self._dtype))
+        observation, reward, terminated, truncated, info = result
+        return (
+            self._flat(observation),
+            checks.number(self._name, "reward", reward),
+            bool(checks.number(self._name, "terminated", terminated)),
+            bool(checks.number(self._name, "truncated", truncated)),
+            info,
         )
-        return self._flat(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            if checks.is_old_api(error):
+                raise checks.old_api(self._name) from error
+            raise
+
+    @functools.cached_property
+    def unrestorable(self) -> str | None:
+        """Why the task cannot be set to a state, in one line; None if it can.
+
+        Gymnasium's MuJoCo and classic control tasks can, and those that have methods
+        `snapshot() -> np.ndarray` (1-D) and `restore(array)`. The first call tries it out on two
+        tasks made for that, because a wrapper or the task may keep more than is restored.
+        """
+        advice = "give it methods snapshot() -> np.ndarray and restore(array)"
+        if self.setter is None:
+            return f"nothing can set it to a stored state; {advice}"
+        difference = states.probe(lambda: GymnasiumEnv(self._name, time_limit=self._limit))
+        if difference is None:
+            return None
+        outside = itertools.takewhile(lambda layer: layer is not self.setter, self._wrappers())
+        kept = ", ".join(type(layer).__name__ for layer in outside)
+        return f"{difference}; something in it ({kept}) keeps more than what is restored; {advice}"
 
     @property
     def can_restore(self) -> bool:
-        """Whether the task can be set to a state: Gymnasium's MuJoCo and classic control tasks,
-        and those that have methods `snapshot() -> np.ndarray` (1-D) and `restore(array)`."""
-        return self._setter is not None
+        """Whether the task can be set to a state; see `unrestorable`."""
+        return self.unrestorable is None
+
+    def _wrappers(self) -> Iterator[Any]:
+        """Those that the task itself has been given, outermost first, and the task."""
+        plain = gymnasium.wrappers.TimeLimit | gymnasium.wrappers.OrderEnforcing
+        return (layer for layer in states.layers(self._env) if not isinstance(layer, plain))
 
     def _limits(self) -> list[Any]:
         """The wrappers that count steps, outermost first."""
-        layers: list[Any] = []
-        layer: Any = self._env
-        while layer is not None:
-            if hasattr(layer, "_elapsed_steps"):
-                layers.append(layer)
-            layer = layer.__dict__.get("env")
-        return layers
+        return [layer for layer in states.layers(self._env) if hasattr(layer, "_elapsed_steps")]
 
     def snapshot(self) -> np.ndarray:
         """The simulator's state, as one float64 vector; see `envs.states`."""
         counts = [float(layer._elapsed_steps) for layer in self._limits()]
-        return np.concatenate([np.asarray(self._setter.snapshot(), np.float64), counts])
+        return np.concatenate([np.asarray(self.setter.snapshot(), np.float64), counts])
 
     def restore(self, values: np.ndarray, *, steps: int | None = None) -> None:
         """Sets the simulator to a `snapshot`; see `DMControlEnv.restore`."""
         limits = self._limits()
         state, counts = values[: len(values) - len(limits)], values[len(values) - len(limits) :]
-        self._setter.restore(state)
+        self.setter.restore(state)
         for layer, count in zip(limits, counts, strict=True):
             layer._elapsed_steps = int(count) if steps is None else steps
 
@@ -203,4 +205,9 @@ class GymnasiumEnv(gymnasium.Env):
         return self._env.render()
 
     def close(self) -> None:
-        self._env.close()
+        """Ends the task; what its own `close` raises is a warning, for the work is done."""
+        try:
+            self._env.close()
+        except Exception as error:
+            line = f"--env={self._name}: its close() failed ({checks.reason(error)})"
+            warnings.warn(line, stacklevel=2)

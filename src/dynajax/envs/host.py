@@ -32,6 +32,10 @@ class HostEnvs:
       config: a run's configuration.
       spec: what `envs.spec` says of its task.
       row_seeds: S seeds; rows that share one see the same first states.
+
+    Warns:
+      UserWarning: a wrapper of the task keeps running statistics, of which every environment has
+        its own.
     """
 
     obs: np.ndarray
@@ -51,9 +55,16 @@ class HostEnvs:
             spec.name,
             rows,
             workers=default_workers(config, rows),
-            time_limit=config.host.time_limit,
             seeds=self._seeds,
+            **config.stepping,
         )
+        self._statistics = " and ".join(self._pool.statistics)
+        if self._statistics:
+            warnings.warn(
+                f"--env={spec.name}: {self._statistics} keeps running statistics; those of training "
+                "and of evaluation are not the same, and a resumed run begins them anew",
+                stacklevel=2,
+            )
 
     def start(self) -> None:
         """Begins episode 0 of every row."""
@@ -160,7 +171,7 @@ class HostEnvs:
         """Goes back to `progress`, by taking its actions again from the episodes' seeds.
 
         A row that does not arrive at the same observation, bit for bit, begins its next episode,
-        and a warning names it.
+        and a warning names it, and the running statistics that are lost.
         """
         length, actions = progress["length"], np.asarray(progress["actions"], np.float32)
         self._episode = np.array(progress["episode"], np.int64)
@@ -178,10 +189,12 @@ class HostEnvs:
         wanted = np.asarray(progress["obs"], np.float32)
         # As integers, for -0.0 equals 0.0.
         same &= (obs.view(np.uint32) == wanted.view(np.uint32)).all(-1)
+        lost = f"; the running statistics of {self._statistics} before it are lost"
         for row in self._rows[~same]:
             warnings.warn(
                 f"--env={self._spec.name}: the episode of row {row} does not repeat from its seed "
-                "and actions, so the row starts its next episode",
+                "and actions, so the row starts its next episode"
+                f"{lost if self._statistics else ''}",
                 stacklevel=2,
             )
         self._next_episode(self._rows[~same])

@@ -3,21 +3,21 @@
 import contextlib
 import multiprocessing
 import os
-import signal
-import traceback
+import subprocess
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import gymnasium
 import numpy as np
 
-from dynajax import envs
 from dynajax.config import Config
+from dynajax.envs import worker
 from dynajax.types import UsageError
 
 Stream = Literal["train", "evaluate"]
 _STREAMS: tuple[Stream, ...] = ("train", "evaluate")
-#: (obs (len, D) float32, reward (len,) float32, terminated (len,) bool, truncated (len,) bool)
-Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def episode_seed(seed: int, stream: Stream, episode: int) -> int:
@@ -42,95 +42,66 @@ def default_workers(config: Config, n: int | None = None) -> int:
     to JAX, with at least four environments for each. Measured on two cores, a round trip to a
     worker adds 0.4 to 1 ms, and a step takes 0.07 ms on cheetah-run and 0.4 ms on humanoid-walk,
     so that workers did not pay for 1, 4 or 16 environments. More cores were not measured.
+
+    A task that the script itself registers is stepped by this process, and a warning says so.
     """
     if config.host.workers >= 0:
         return config.host.workers
     environments = config.rows if n is None else n
     workers = min((os.cpu_count() or 1) // 2, environments // 4)
-    return workers if workers >= 2 else 0
+    if workers < 2:
+        return 0
+    if _origin(config.env) == "__main__":
+        warnings.warn(f"{worker.out_of_reach(config.env)}; one core steps it now", stacklevel=2)
+        return 0
+    return workers
 
 
-class _Chunk:
-    """Environments that one process steps."""
-
-    def __init__(self, name: str, time_limit: int, seeds: Sequence[int]):
-        self._envs = [envs.make(name, time_limit=time_limit, seed=seed) for seed in seeds]
-        self.obs_dim = len(self._envs[0].obs_names)
-
-    def reset(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        obs = np.zeros((len(indices), self.obs_dim), np.float32)
-        for j, (i, seed) in enumerate(zip(indices, seeds, strict=True)):
-            obs[j], _ = self._envs[i].reset(seed=int(seed))
-        return obs
-
-    def step(self, indices: np.ndarray, actions: np.ndarray) -> Step:
-        n = len(indices)
-        obs, reward = np.zeros((n, self.obs_dim), np.float32), np.zeros(n, np.float32)
-        terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        # A diverging simulation may leave float32's range: infinity is what should come of it.
-        with np.errstate(over="ignore"):
-            for j, (i, action) in enumerate(zip(indices, actions, strict=True)):
-                obs[j], reward[j], terminated[j], truncated[j], _ = self._envs[i].step(action)
-        return obs, reward, terminated, truncated
-
-    def snapshot(self, indices: np.ndarray, _: Any = None) -> np.ndarray:
-        return np.stack([self._envs[i].snapshot() for i in indices])
-
-    def close(self) -> None:
-        for env in self._envs:
-            env.close()
-
-
-def _serve(connection: Any, name: str, time_limit: int, seeds: Sequence[int]) -> None:
-    """A worker's life: answers requests until the parent says None, or is gone."""
-    # Ctrl-C reaches the whole process group; it is the parent that decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        chunk = _Chunk(name, time_limit, seeds)
-        connection.send(("result", chunk.obs_dim))
-        while True:
-            try:
-                request = connection.recv()
-            except EOFError:
-                return
-            if request is None:
-                chunk.close()
-                return
-            method, *args = request
-            connection.send(("result", getattr(chunk, method)(*args)))
-    except BrokenPipeError:
-        return
-    except UsageError as error:
-        connection.send(("usage", str(error)))
-    except Exception:
-        connection.send(("error", traceback.format_exc()))
+def _origin(name: str) -> str:
+    """The module that a Gymnasium task's code is in; empty where there is none to import."""
+    registered = gymnasium.registry.get(name.rpartition(":")[2])
+    entry = registered.entry_point if registered else None
+    if isinstance(entry, str):
+        return entry.partition(":")[0] if ":" in entry else ""
+    return getattr(entry, "__module__", "")
 
 
 class _Worker:
-    """The parent's end of a worker, with the methods of a `_Chunk` in two halves."""
+    """The parent's end of a process, with the methods of a `Chunk` in two halves.
 
-    def __init__(self, name: str, time_limit: int, seeds: Sequence[int]):
-        context = multiprocessing.get_context("spawn")
-        self._name = name
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, name, time_limit, seeds), daemon=True
+    The process is a new interpreter that imports `dynajax.envs.worker` and the task's module.
+    """
+
+    def __init__(self, task: worker.Arguments, paths: Sequence[str]):
+        self._name = task.name
+        self._connection, theirs = multiprocessing.Pipe()
+        code = "from dynajax.envs.worker import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            # What this process can import, whatever its script put there, that one can too.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
-        self._process.start()
         # Only the worker may hold its end, or neither side would see the other die.
         theirs.close()
+        self.send("start", task)
 
-    def send(self, method: str, *args: np.ndarray) -> None:
-        self._connection.send((method, *args))
+    def send(self, *request: Any) -> None:
+        """Asks for a method of the chunk; a process that is gone is found by `receive`."""
+        with contextlib.suppress(OSError):
+            self._connection.send(request)
 
     def receive(self) -> Any:
+        """What the method returned."""
         try:
             kind, value = self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(1)
+        except (EOFError, OSError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
             raise RuntimeError(
                 f"a process that steps {self._name} has died (exit code "
-                f"{self._process.exitcode}); --set host.workers=0 runs without such processes"
+                f"{self._process.returncode}); --set host.workers=0 runs without such processes"
             ) from None
         if kind == "usage":
             raise UsageError(value)
@@ -145,10 +116,11 @@ class _Worker:
 
     def join(self) -> None:
         """Waits for its end, and kills it if it does not come."""
-        self._process.join(5)
-        if self._process.is_alive():
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
         self._connection.close()
 
 
@@ -158,13 +130,18 @@ class EnvPool:
     Args:
       name: see `envs.make`.
       n: how many.
-      workers: processes that they are spread over; 0 is this process. They are spawned, for a
-        fork after JAX has started its threads can hang.
+      workers: processes that they are spread over; 0 is this process. Each is a new interpreter,
+        which does not run the script that was started: a fork after JAX has started its threads
+        can hang, and a script that runs again would start all over.
       time_limit: see `envs.make`.
       seeds: n load-time seeds, see `envs.make`; 0 if not given.
+      repeat: see `envs.make`.
+
+    Attributes:
+      statistics: the task's wrappers that keep running statistics, by class name.
 
     Raises:
-      UsageError: see `envs.make`.
+      UsageError: see `envs.make`; or the task is registered where workers cannot find it.
       RuntimeError: from any method, with the worker's own traceback if its environment failed.
     """
 
@@ -176,23 +153,29 @@ class EnvPool:
         workers: int = 0,
         time_limit: int = 1000,
         seeds: Sequence[int] | None = None,
+        repeat: int = 1,
     ):
         load_seeds = [int(s) for s in ([0] * n if seeds is None else seeds)]
-        self._chunk: _Chunk | None = None
+        arguments = worker.Arguments(name, time_limit, load_seeds, repeat, _origin(name))
+        self._chunk: worker.Chunk | None = None
         self._workers: list[_Worker] = []
+        self.statistics: tuple[str, ...] = ()
         if workers == 0:
-            self._chunk = _Chunk(name, time_limit, load_seeds)
+            self._chunk = worker.Chunk(arguments)
+            self.statistics = self._chunk.statistics
             return
+        if arguments.origin == "__main__":
+            raise UsageError(worker.out_of_reach(name))
         parts = np.array_split(np.arange(n), min(workers, n))
         #: For each environment its worker, and its position there.
         self._owner = np.concatenate([np.full(len(p), w) for w, p in enumerate(parts)])
         self._position = np.concatenate([np.arange(len(p)) for p in parts])
         try:
             for part in parts:
-                seeds_there = [load_seeds[i] for i in part]
-                self._workers.append(_Worker(name, time_limit, seeds_there))
-            for worker in self._workers:
-                worker.receive()
+                share = arguments._replace(seeds=[load_seeds[i] for i in part])
+                self._workers.append(_Worker(share, [path or os.getcwd() for path in sys.path]))
+            for process in self._workers:
+                self.statistics = process.receive()
         except BaseException:
             self.close()
             raise
@@ -215,7 +198,7 @@ class EnvPool:
             return self._chunk.reset(index, seed)
         return self._call("reset", index, seed)[0]
 
-    def step(self, indices: Sequence[int] | np.ndarray, actions: np.ndarray) -> Step:
+    def step(self, indices: Sequence[int] | np.ndarray, actions: np.ndarray) -> worker.Step:
         """Steps each of `indices` (len,), none twice, with its action (len, A).
 
         Returns:
@@ -240,8 +223,8 @@ class EnvPool:
         if self._chunk:
             self._chunk.close()
             self._chunk = None
-        for worker in self._workers:
-            worker.stop()
-        for worker in self._workers:
-            worker.join()
+        for process in self._workers:
+            process.stop()
+        for process in self._workers:
+            process.join()
         self._workers = []

@@ -4,12 +4,20 @@ A state is one float64 vector: MuJoCo's integration state (positions, velocities
 solver's warm start), what an episode draws into the model (targets), and what a task keeps beside
 both. `take` and `put` are exact: the transition that followed a state follows it again, bit for
 bit. Tests hold them to that.
+
+A task or a wrapper may keep more beside the simulator than anybody else can know of (a goal drawn at
+reset, the last observations, running statistics). So nothing is believed: `probe` tries a task out
+on itself, and `verify` a run's own transitions.
 """
 
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mujoco
 import numpy as np
+
+from dynajax.types import Transition
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 #: Parts of a model that some tasks draw anew at every reset.
@@ -59,15 +67,23 @@ def put(model: Any, data: Any, names: tuple[str, ...], values: np.ndarray) -> No
 
 
 class MujocoTask:
-    """Gymnasium's MuJoCo tasks, which step with `mj_step` alone."""
+    """Gymnasium's MuJoCo tasks, which step with `mj_step` alone.
+
+    To be made before the first reset, for what a reset draws into the model is told by comparing.
+    """
 
     def __init__(self, env: Any) -> None:
         self._env = env
+        self._loaded = parameters(env.model)
+
+    @functools.cached_property
+    def _drawn(self) -> tuple[str, ...]:
+        return drawn(self._loaded, self._env.model)
 
     def snapshot(self) -> np.ndarray:
         data = self._env.data
         stale = [np.ravel(getattr(data, name)) for name in _STALE]
-        return np.concatenate([take(self._env.model, data, ()), *stale])
+        return np.concatenate([take(self._env.model, data, self._drawn), *stale])
 
     def restore(self, values: np.ndarray) -> None:
         data = self._env.data
@@ -75,7 +91,7 @@ class MujocoTask:
             array = getattr(data, name)
             values, stale = values[: -array.size], values[-array.size :]
             array[...] = stale.reshape(array.shape)
-        put(self._env.model, data, (), values)
+        put(self._env.model, data, self._drawn, values)
 
 
 class ClassicTask:
@@ -98,11 +114,10 @@ def setter(env: Any) -> Any:
     The outermost wrapper or environment that offers both methods itself is taken, so a task of
     one's own needs no more than to define them.
     """
-    layer = env
-    while layer is not None:
+    for layer in layers(env):
         if callable(_own(layer, "snapshot")) and callable(_own(layer, "restore")):
-            return layer if getattr(layer, "can_restore", True) else None
-        layer = layer.__dict__.get("env")
+            # One of this package's own, wrapped once more, can do what its task can.
+            return layer if getattr(layer, "setter", layer) is not None else None
     module = type(env.unwrapped).__module__
     if hasattr(env.unwrapped, "do_simulation") and hasattr(env.unwrapped, "model"):
         return MujocoTask(env.unwrapped)
@@ -114,3 +129,101 @@ def setter(env: Any) -> Any:
 def _own(layer: Any, name: str) -> Any:
     # Older wrappers hand unknown attributes to what they wrap.
     return getattr(type(layer), name, None) or layer.__dict__.get(name)
+
+
+def layers(env: Any) -> Iterator[Any]:
+    """The wrappers of a task, outermost first, and the task itself."""
+    layer = env
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "__dict__", {}).get("env")
+
+
+def statistics(env: Any) -> tuple[str, ...]:
+    """The wrappers that keep running statistics of what passes through them, by class name."""
+    return tuple(
+        type(layer).__name__
+        for layer in layers(env)
+        if any(
+            all(hasattr(value, name) for name in ("mean", "var", "count"))
+            for value in vars(layer).values()
+        )
+    )
+
+
+def verify(
+    env: Any,
+    snapshot: np.ndarray,
+    action: np.ndarray,
+    transition: Transition,
+    *,
+    steps: int | None = None,
+) -> str | None:
+    """Takes a recorded step again, and compares it bit for bit.
+
+    Args:
+      env: one of `envs.make`, after any reset; it is left one step after `snapshot`.
+      snapshot: (L,) the state that the step began in.
+      action: (A,) in [-1, 1], the recorded one.
+      transition: what followed, float32 leaves without leading axes; its `obs` is not read.
+      steps: see `restore` of `env`; the count that is used afterwards should be verified.
+
+    Returns:
+      None if all is the same; else what differs, in one line.
+    """
+    try:
+        env.restore(np.asarray(snapshot, np.float64), steps=steps)
+    except (ValueError, TypeError, IndexError) as error:
+        return f"its stored state cannot be put back ({' '.join(str(error).split())})"
+    obs, reward, terminated, _, _ = env.step(np.asarray(action, np.float32))
+    names = [*(f"the observation's {name}" for name in env.obs_names), "the reward", "the discount"]
+    with np.errstate(over="ignore"):
+        again = np.array([*obs, reward, 1 - terminated], np.float32)
+    recorded = np.array([*transition.next_obs, transition.reward, transition.discount], np.float32)
+    if again.shape != recorded.shape:
+        return f"its observation has {len(obs)} entries, and had {len(transition.next_obs)}"
+    # As integers, for -0.0 equals 0.0.
+    different = np.flatnonzero(again.view(np.uint32) != recorded.view(np.uint32))
+    if not different.size:
+        return None
+    first = different[0]
+    return (
+        f"set to a stored state it takes another step than it took: {names[first]} is "
+        f"{again[first]:g} and was {recorded[first]:g} ({different.size} of {len(names)} differ)"
+    )
+
+
+def probe(make: Callable[[], Any], *, episodes: int = 3, steps: int = 16) -> str | None:
+    """Tries whether one simulator of a task goes on from the states of another one.
+
+    The states come in another order than they were recorded in, to a simulator that is in an
+    episode of its own: what a reset draws, and what has happened before, are then not the same by
+    chance.
+
+    Returns:
+      None if every step was the same; else what differs, in one line.
+    """
+    source, target = make(), make()
+    random = np.random.default_rng(0)
+    recorded = []
+    try:
+        for episode in range(episodes):
+            obs, _ = source.reset(seed=episode)
+            for _ in range(steps):
+                snapshot = source.snapshot()
+                action = random.uniform(-1, 1, source.action_space.shape).astype(np.float32)
+                new, reward, terminated, truncated, _ = source.step(action)
+                recorded.append((snapshot, Transition(obs, action, reward, 1 - terminated, new)))
+                obs = new
+                if terminated or truncated:
+                    break
+        target.reset(seed=episodes)
+        for i in random.permutation(len(recorded)):
+            snapshot, transition = recorded[i]
+            difference = verify(target, snapshot, transition.action, transition)
+            if difference is not None:
+                return difference
+    finally:
+        source.close()
+        target.close()
+    return None

@@ -218,7 +218,7 @@ def _resources(raw: Mapping[str, Any], source: _Source) -> Resources:
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"sac.utd": 10} from {"sac": {"utd": 10}}, for TOML reads a dotted key as tables."""
+    """{"learn.utd": 10} from {"sac": {"utd": 10}}, for TOML reads a dotted key as tables."""
     flat = {}
     for key, value in table.items():
         inner = isinstance(value, Mapping)

@@ -167,7 +167,7 @@ class Workload:
     def __init__(self, config: Config) -> None:
         episodes = max(1, min(config.eval.episodes, _MOST_ENVS // config.rows))
         self.config = assign(config, "eval.episodes", episodes)
-        spec = envs.spec(config.env, time_limit=config.host.time_limit)
+        spec = envs.spec(config.env, **config.stepping)
         # What is timed is one device, or a CPU's cores.
         self._devices = jax.local_devices() if compiler.small_caches() else jax.local_devices()[:1]
         self.program = build(self.config, spec, self._devices)
@@ -268,7 +268,7 @@ class Workload:
 
         def roll_out(state: TrainState) -> TrainState:
             one = functools.partial(algorithm.roll_out, shared=state.shared, length=length)
-            rows = jax.vmap(lambda row: one(row, key=row.key))(state.rows)
+            rows, _ = jax.vmap(lambda row: one(row, key=row.key))(state.rows)
             return state._replace(rows=rows)
 
         return self._of_state(roll_out, length)
@@ -339,7 +339,7 @@ class Workload:
             config.env,
             n,
             workers=default_workers(config, n),
-            time_limit=config.host.time_limit,
+            **config.stepping,
             seeds=list(range(n)),
         )
         self._stack.enter_context(contextlib.closing(pool))

@@ -38,6 +38,7 @@ def init(config: ModelConfig, spec: EnvSpec, key: Array) -> Model:
         input_mean=jnp.zeros(inputs),
         input_std=jnp.ones(inputs),
         unit=jnp.ones(spec.obs_dim + 1),
+        varied=jnp.zeros(spec.obs_dim + 1, bool),
         elites=jnp.arange(config.elites),
         fits=jnp.zeros((), jnp.int32),
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynajax import compiler
+from dynajax import compiler, nets
 from dynajax.config import ModelConfig
 from dynajax.models import targets, trust
 from dynajax.models.ensemble import distribution, loss, normalise, optimiser
@@ -32,10 +32,11 @@ def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> Split:
     """Training and holdout transitions.
 
     Whether a slot is held out is a fixed function of the key and the slot, so a transition keeps
-    its side for as long as it is stored, and a warm-started fit never sees the holdout.
+    its side for as long as it is stored, and a warm-started fit never sees the holdout. The first
+    slot is always held out, so that there is something to score.
     """
     (capacity,) = replay.valid.shape
-    held_out = jax.random.bernoulli(holdout_key, config.holdout, (capacity,))
+    held_out = jax.random.bernoulli(holdout_key, config.holdout, (capacity,)).at[0].set(True)
     training = replay.valid & ~held_out
     held = replay.valid & held_out
     (held_slots,) = jnp.nonzero(held, size=capacity, fill_value=0)
@@ -206,11 +207,39 @@ def _train_until_stale(
     return model._replace(params=end.best, optimiser=end.optimiser), end.steps
 
 
-def recode(model: Model, code: Code) -> Model:
-    """The model under another code, its decoded predictions unchanged."""
-    layers = model.params["layers"]
-    head = targets.recode_head(layers["head"], model.code, code)
-    return model._replace(params={**model.params, "layers": {**layers, "head": head}}, code=code)
+def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
+    """The model under another code.
+
+    What it predicts on average stays, to rounding, for the inputs that its network sees; its
+    predicted variances stay where the clamp does not bend them. Adam's moments move along. Nothing
+    is kept of the channels that are `fresh`, (D+1,): they get new weights, and no moments.
+    """
+    layers, old = model.params["layers"], model.code
+    network = layers["head"]["kernel"].shape[-2], 2 * fresh.shape[0]
+    keys = jax.random.split(key, layers["head"]["kernel"].shape[0])
+    new = {
+        "kernel": jax.vmap(lambda k: nets.fan_in(k, network))(keys),
+        "bias": jnp.zeros_like(layers["head"]["bias"]),
+    }
+    columns = jnp.concatenate([fresh, fresh])
+
+    def renewed(kept: Params, new: Params) -> Params:
+        return jax.tree.map(lambda a, b: jnp.where(columns, b, a), kept, new)
+
+    def moved(moment: Params, power: int) -> Params:
+        kept = targets.recode_moment(moment["layers"]["head"], old, code, power)
+        head = renewed(kept, jax.tree.map(jnp.zeros_like, kept))
+        return {**moment, "layers": {**moment["layers"], "head": head}}
+
+    first, second = (optax.tree_utils.tree_get(model.optimiser, name) for name in ("mu", "nu"))
+    head = renewed(targets.recode_head(layers["head"], old, code), new)
+    return model._replace(
+        params={**model.params, "layers": {**layers, "head": head}},
+        optimiser=optax.tree_utils.tree_set(
+            model.optimiser, mu=moved(first, 1), nu=moved(second, 2)
+        ),
+        code=code,
+    )
 
 
 def begin(
@@ -223,16 +252,21 @@ def begin(
 ) -> tuple[Model, Split]:
     """The model with the code and the input normalisation of the data, and the data's division.
 
+    A channel that has been constant until now is fitted to for the first time: its k is chosen, and
+    its weights are new.
+
     Args and errors as for `fit`.
     """
     data = split(config, replay, holdout_key)
-    real = replay.data
-    first = model.fits == 0
+    real, never = replay.data, model.fits == 0
+    truth = jnp.concatenate([real.next_obs, real.reward[:, None]], -1)
+    varied = model.varied | targets.varies(truth, data.weights)
+    begins = varied & ~model.varied
     code = targets.fit_code(
         variants,
         variant,
         model.code,
-        first,
+        begins[:-1] | never,
         real.obs,
         real.reward,
         real.next_obs,
@@ -242,9 +276,15 @@ def begin(
     raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
     _, unit = targets.moments(raw, data.weights)
     # New weights predict nothing that should stay as it is; they are meant for z as they are.
-    written = jax.tree.map(lambda new, old: jnp.where(first, new, old), code, model.code)
-    model = recode(model._replace(code=written), code)
-    return model._replace(input_mean=mean, input_std=std, unit=unit, fits=model.fits + 1), data
+    written = jax.tree.map(lambda new, old: jnp.where(never, new, old), code, model.code)
+    key = jax.random.fold_in(holdout_key, model.fits)
+    model = recode(model._replace(code=written), code, begins & ~never, key)
+    return (
+        model._replace(
+            input_mean=mean, input_std=std, unit=unit, varied=varied, fits=model.fits + 1
+        ),
+        data,
+    )
 
 
 class Job(NamedTuple):

@@ -34,6 +34,21 @@ class Imagined(NamedTuple):
     alive: Array  # (B,) bool: finite, and trusted so far, so the rollout may go on
     store: Array  # (B,) bool: may be learned from
     weight: Array | None  # (B,) in the critic's loss; None where the rule of trust gives none
+    penalty: Array | None  # (B,) what the rule took off the reward
+
+
+def _some_uniform(share: float, action: Array, key: Array) -> Array:
+    """Actions (B, A) of which a share is uniform in [-1, 1]."""
+    which_key, action_key = jax.random.split(key)
+    which = jax.random.bernoulli(which_key, share, action.shape[:1])
+    uniform = jax.random.uniform(action_key, action.shape, minval=-1, maxval=1)
+    return jnp.where(which[:, None], uniform, action)
+
+
+def _noise(config: Config, outputs: int) -> Array:
+    """How much of the predicted standard deviation is sampled: (D+1,)."""
+    state = jnp.full(outputs - 1, config.rollout.state_noise)
+    return jnp.append(state, config.rollout.reward_noise)
 
 
 def imagine(
@@ -65,6 +80,8 @@ def imagine(
     batch, k = obs.shape[0], config.model.elites
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action = policy(obs, action_key)
+    if config.rollout.uniform:
+        action = _some_uniform(config.rollout.uniform, action, jax.random.fold_in(action_key, 1))
     order = jax.random.permutation(order_key, model.elites)
 
     def shares(x: Array) -> Array:
@@ -80,7 +97,7 @@ def imagine(
         mean, log_variance = ensemble.predict(
             config.model, model, order, shares(obs), shares(action)
         )
-    noise = jax.random.normal(noise_key, mean.shape)
+    noise = jax.random.normal(noise_key, mean.shape) * _noise(config, mean.shape[-1])
     z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(batch, -1)
     verdict = trust.Verdict()
     if rule.asks:
@@ -90,8 +107,10 @@ def imagine(
     if verdict.sample is not None:
         z = trust.in_code(model, verdict.sample)
     next_obs, reward = targets.decode(model.code, obs, z)
+    penalty = None
     if verdict.penalty is not None:
-        reward = reward - verdict.penalty * model.unit[-1]
+        penalty = verdict.penalty * model.unit[-1]
+        reward = reward - penalty
     finite = jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
     next_obs = jnp.where(finite[:, None], next_obs, obs)
     reward = jnp.where(finite, reward, 0.0)
@@ -103,4 +122,4 @@ def imagine(
     alive = finite if verdict.alive is None else finite & verdict.alive
     store = alive if verdict.store is None else finite & verdict.store
     transition = Transition(obs, action, reward, discount, next_obs)
-    return trusted, Imagined(transition, alive, store, verdict.weight)
+    return trusted, Imagined(transition, alive, store, verdict.weight, penalty)

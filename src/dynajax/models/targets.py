@@ -11,12 +11,16 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from dynajax.types import Array, Code, Params, UsageError
 
 #: A standard deviation under this is a constant channel's, and becomes 1.
 CONSTANT = 1e-6
+
+#: A scale is at least this share of the range that a target has shown.
+RANGE_SHARE = 0.01
 
 #: (observations (N, D), next observations (N, D), weights (N,)) -> k (D,)
 SkipRule = Callable[[Array, Array, Array], Array]
@@ -46,6 +50,28 @@ def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     return mean, jnp.where(std < CONSTANT, 1.0, std)
 
 
+def varies(values: Array, weights: Array) -> Array:
+    """Which channels are not constant: (N, X), (N,) -> bool (X,)."""
+    total = jnp.maximum(weights.sum(), 1.0)
+    around = values - values[weights.argmax()]
+    mean = weights @ around / total
+    return weights @ jnp.square(around - mean) / total >= CONSTANT**2
+
+
+def unit_variance(raw: Array, weights: Array) -> tuple[Array, Array]:
+    """m and c of `scale`: (N, D+1), (N,) -> (D+1,), (D+1,).
+
+    c is the standard deviation, or a hundredth of the range that was shown where that is larger, so
+    that a few rare events do not fill the loss.
+    """
+    mean, std = moments(raw, weights)
+    inside = weights[:, None] > 0
+    low = jnp.where(inside, raw, jnp.inf).min(0)
+    high = jnp.where(inside, raw, -jnp.inf).max(0)
+    floor = jnp.where(varies(raw, weights), RANGE_SHARE * (high - low), 0.0)
+    return mean, jnp.maximum(std, floor)
+
+
 def _variance(values: Array, weights: Array) -> Array:
     total = jnp.maximum(weights.sum(), 1.0)
     return weights @ jnp.square(values - weights @ values / total) / total
@@ -69,7 +95,7 @@ def _identity(raw: Array, weights: Array) -> tuple[Array, Array]:
 
 
 FIXES: dict[str, Fix] = {
-    "scale": Fix("every target, the reward too, in unit variance", affine=moments),
+    "scale": Fix("every target, the reward too, in unit variance", affine=unit_variance),
     "target": Fix("predict s' itself, not s' - s", skip=_direct),
     "auto": Fix("per channel, s' - s where that varies less than s'", skip=_smaller_variance),
     "beta": Fix("weigh the NLL by the predicted variance^0.5", exponent=0.5),
@@ -138,7 +164,8 @@ def fit_code(
     Args:
       variants: the fixes of every variant of the run (static).
       variant: () which of them this row is.
-      old: the code so far; its k is kept unless this is the `first` fit.
+      old: the code so far; its k is kept in channels that have been fitted to before.
+      first: (D,) bool, channels that have not.
       obs, reward, next_obs: (N, D), (N,), (N, D).
       weights: (N,) 1 for a transition of the training split, else 0.
     """
@@ -155,21 +182,31 @@ def fit_code(
 
 
 def recode_head(head: Params, old: Code, new: Code) -> Params:
-    """The output layer after a change of (m, c), such that decoded predictions stay the same.
+    """The output layer after a change of (m, c), such that decoded means stay the same.
 
-    `head` has "kernel" (..., X, 2(D+1)) and "bias" (..., 2(D+1)): means, then log-variances. As
+    Log-variances move along, so decoded variances stay too where the clamp does not bend them. As
     PopArt does for values (van Hasselt et al., 2016).
+
+    Args:
+      head: "kernel" (..., X, 2(D+1)) and "bias" (..., 2(D+1)): means, then log-variances.
     """
     ratio = old.scale / new.scale
     means, log_variances = jnp.split(head["bias"], 2, -1)
-    kernel_means, kernel_log_variances = jnp.split(head["kernel"], 2, -1)
+    shift = (old.shift - new.shift) / new.scale
     return {
-        "kernel": jnp.concatenate([kernel_means * ratio, kernel_log_variances], -1),
-        "bias": jnp.concatenate(
-            [
-                means * ratio + (old.shift - new.shift) / new.scale,
-                log_variances + 2 * jnp.log(ratio),
-            ],
-            -1,
-        ),
+        "kernel": head["kernel"] * _twice(ratio, jnp.ones_like(ratio)),
+        "bias": _twice(means * ratio + shift, log_variances + 2 * jnp.log(ratio)),
     }
+
+
+def recode_moment(moment: Params, old: Code, new: Code, power: int) -> Params:
+    """Adam's first (`power` 1) or second (2) moment of the output layer after a change of (m, c).
+
+    A gradient of the means is c_new / c_old times what it was, for the loss has no unit.
+    """
+    ratio = jnp.power(new.scale / old.scale, power)
+    return jax.tree.map(lambda x: x * _twice(ratio, jnp.ones_like(ratio)), moment)
+
+
+def _twice(means: Array, log_variances: Array) -> Array:
+    return jnp.concatenate([means, log_variances], -1)

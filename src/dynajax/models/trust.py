@@ -5,9 +5,11 @@ over the training split, whatever code they are learned in: so its numbers mean 
 task and with every fix. `TRUST` is the one place that lists the rules.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from dynajax import registry
@@ -74,6 +76,8 @@ class Rule:
     asks: ClassVar[bool] = False
     #: Whether its verdicts have weights, for which the synthetic ring then has a column.
     weighs: ClassVar[bool] = False
+    #: Which of its verdicts' means are logged, of penalty and weight.
+    figures: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -119,8 +123,9 @@ class Penalty(Rule):
     their means. With `spread` lambda may be negative: a bonus for what members disagree on.
     """
 
-    Fields = PenaltyFields
+    Fields: ClassVar[type] = PenaltyFields
     asks = True
+    figures = ("penalty",)
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -142,8 +147,225 @@ class Penalty(Rule):
         return state, Verdict(penalty=self.own.scale * u)
 
 
+def _normal_kl(mean: Array, variance: Array, other: Array, other_variance: Array) -> Array:
+    """KL(N(mean, variance) | N(other, other_variance)) of diagonal normals: (..., X) -> (...)."""
+    terms = jnp.log(other_variance) - jnp.log(variance) - 1
+    terms = terms + (variance + jnp.square(mean - other)) / other_variance
+    return 0.5 * terms.sum(-1)
+
+
+@fields
+@dataclass(frozen=True)
+class MacuraFields:
+    """Of `Macura`; its authors take 0.3 and 90 on hopper, 0.3 and 95 on walker, 5 and 95 on ant and
+    humanoid."""
+
+    xi: float = traced(2.0, 0)  # times the percentile is the threshold
+    zeta: float = traced(95.0, 0, 100)  # percentile over the rollouts' first steps
+
+
+class MacuraState(NamedTuple):
+    """Thresholds of the last calls, a ring."""
+
+    thresholds: Array  # (T,)
+    calls: Array  # () int
+
+
+class Macura(Rule):
+    """Rollouts go on while the members agree (MACURA; Frauenknecht et al., 2024).
+
+    u is the mean over pairs of members of the geometric Jensen-Shannon divergence. At the first
+    step of a call a threshold is set, xi times the zeta-percentile of u, and averaged with those of
+    the last 2,000 calls; a rollout lives, and is stored, while u is below it.
+    """
+
+    Fields: ClassVar[type] = MacuraFields
+    asks = True
+    CALLS: ClassVar[int] = 2000
+
+    def init(self) -> MacuraState:
+        """No call yet."""
+        return MacuraState(jnp.zeros(self.CALLS), jnp.zeros((), jnp.int32))
+
+    @staticmethod
+    def divergence(predictions: Predictions) -> Array:
+        """u: (B,). In a form that float32 survives:
+        d_ij = sum (m_i - m_j)^2 / (4 (v_i + v_j)) + 1/2 ln((v_i + v_j) / (2 sqrt(v_i v_j))).
+        """
+        mean, variance = predictions.mean, predictions.variance
+        i, j = jnp.triu_indices(mean.shape[0], 1)
+        both = variance[i] + variance[j]
+        distance = jnp.square(mean[i] - mean[j]) / (4 * both)
+        logs = jnp.log(variance)
+        spread = 0.5 * (jnp.log(0.5 * both) - 0.5 * (logs[i] + logs[j]))
+        return (distance + spread).sum(-1).mean(0)
+
+    def apply(
+        self,
+        state: MacuraState,
+        predictions: Predictions,
+        h: Array,
+        horizon: Array | int,
+        key: Array,
+    ) -> tuple[MacuraState, Verdict]:
+        """Ends rollouts whose members disagree."""
+        u = self.divergence(predictions)
+        threshold = self.own.xi * jnp.percentile(u, self.own.zeta)
+        begun = MacuraState(
+            state.thresholds.at[state.calls % self.CALLS].set(threshold), state.calls + 1
+        )
+        first = h == 0
+        state = MacuraState(*(jnp.where(first, a, b) for a, b in zip(begun, state, strict=True)))
+        known = jnp.clip(state.calls, 1, self.CALLS)
+        return state, Verdict(alive=u < state.thresholds.sum() / known)
+
+
+@fields
+@dataclass(frozen=True)
+class M2ACFields:
+    """Of `M2AC`."""
+
+    scale: float = traced(1e-3, 0)  # of the penalty, standard deviations of the reward
+
+
+class M2AC(Rule):
+    """The transitions are learned from on which a member agrees most with the others (Pan et al.,
+    2020).
+
+    u is the KL divergence of the chosen member from the moments of the others. Of rollouts of H
+    steps the lowest (H - h) / (2 (H + 1)) are stored at step h, and half where H is 1; all go on.
+    """
+
+    Fields: ClassVar[type] = M2ACFields
+    asks = True
+    figures = ("penalty",)
+
+    @staticmethod
+    def divergence(predictions: Predictions) -> Array:
+        """u: (B,)."""
+        mean, variance = predictions.mean, predictions.variance
+        members = jnp.arange(mean.shape[0])[:, None]
+        others = (members != predictions.member).astype(mean.dtype)[..., None]
+        count = mean.shape[0] - 1
+        middle = (others * mean).sum(0) / count
+        spread = (others * (variance + jnp.square(mean - middle))).sum(0) / count
+        rows = jnp.arange(mean.shape[1])
+        chosen = predictions.member, rows
+        return _normal_kl(mean[chosen], variance[chosen], middle, spread)
+
+    def apply(
+        self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
+    ) -> tuple[Any, Verdict]:
+        """Keeps the lowest, and penalises all."""
+        u = self.divergence(predictions)
+        share = jnp.where(jnp.asarray(horizon) == 1, 0.5, (horizon - h) / (2 * (horizon + 1)))
+        count = jnp.round(share * u.shape[0]).astype(jnp.int32)
+        rank = jnp.argsort(jnp.argsort(u))
+        return state, Verdict(store=rank < count, penalty=self.own.scale * u)
+
+
+@fields
+@dataclass(frozen=True)
+class InfopropFields:
+    """Of `Infoprop`; its authors' numbers."""
+
+    high: float = traced(0.9999, 0, 1)  # quantile of a channel's loss that ends a rollout at once
+    low: float = traced(0.01, 0, 1)  # quantile that, `longest` times, ends it in sum
+    longest: float = traced(100.0, 1)  # steps
+
+
+class InfopropState(NamedTuple):
+    """What real data say of the losses, and what the running rollouts have lost."""
+
+    high: Array  # (D+1,)
+    low: Array  # (D+1,)
+    spent: Array  # (B, D+1)
+
+
+class Infoprop(Rule):
+    """Rollouts of the members' common knowledge, while little information is lost (Frauenknecht et
+    al., 2025).
+
+    With v = 1 / mean(1/v_e), m = v mean(m_e / v_e), eps = mean((m_e - m)^2) and x a sample of the
+    chosen member, the sample is N(m + G (x - m), v eps / (v + eps)), G = v / (v + eps); the loss of
+    a channel is max(0, 1/2 log2(2 pi e v eps / (v + eps)) - log2 1e-6) bits.
+    """
+
+    Fields: ClassVar[type] = InfopropFields
+    asks = True
+    RESOLUTION: ClassVar[float] = 1e-6
+
+    def init(self) -> InfopropState:
+        """Before the first fit nothing ends a rollout."""
+        channels = self.spec.obs_dim + 1
+        never = jnp.full(channels, jnp.inf)
+        return InfopropState(never, never, jnp.zeros((self.batch, channels)))
+
+    def _common(self, predictions: Predictions) -> tuple[Array, Array, Array, Array]:
+        """m, gain, variance of the sample, and loss: (B, D+1) each."""
+        mean, variance = predictions.mean, predictions.variance
+        v = 1 / (1 / variance).mean(0)
+        m = v * (mean / variance).mean(0)
+        epsilon = jnp.square(mean - m).mean(0)
+        gain = v / (v + epsilon)
+        left = gain * epsilon
+        bits = 0.5 * jnp.log2(2 * math.pi * math.e * jnp.maximum(left, 1e-30))
+        return m, gain, left, jnp.maximum(0.0, bits - math.log2(self.RESOLUTION))
+
+    def calibrate(
+        self, state: InfopropState, predictions: Predictions, counts: Array
+    ) -> InfopropState:
+        """Takes the quantiles of the losses on real data."""
+        loss = jnp.where(counts[:, None] > 0, self._common(predictions)[-1], jnp.nan)
+        high, low = (jnp.nanquantile(loss, q, axis=0) for q in (self.own.high, self.own.low))
+        return state._replace(high=high, low=low)
+
+    def apply(
+        self,
+        state: InfopropState,
+        predictions: Predictions,
+        h: Array,
+        horizon: Array | int,
+        key: Array,
+    ) -> tuple[InfopropState, Verdict]:
+        """Samples what the members have in common, and ends rollouts that lose too much."""
+        m, gain, left, loss = self._common(predictions)
+        noise = jax.random.normal(key, m.shape)
+        sample = m + gain * (predictions.sample - m) + jnp.sqrt(left) * noise
+        spent = jnp.where(h == 0, 0.0, state.spent) + loss
+        lost = (loss > state.high) | (spent > self.own.longest * state.low)
+        return state._replace(spent=spent), Verdict(alive=~lost.any(-1), sample=sample)
+
+
+class Weight(Rule):
+    """What members agree on counts more for the critic (WIMLE, 2026).
+
+    w = 1 / (1 + sigma), sigma being the standard deviation of the members' means, of the reward and
+    on average over the state's channels. The transition is their mean, without noise.
+    """
+
+    asks = True
+    weighs = True
+    figures = ("weight",)
+
+    def apply(
+        self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
+    ) -> tuple[Any, Verdict]:
+        """Weighs every transition, and keeps all."""
+        std = predictions.mean.std(0)
+        sigma = std[:, -1] + std[:, :-1].mean(-1)
+        return state, Verdict(weight=1 / (1 + sigma), sample=predictions.mean.mean(0))
+
+
 #: By the name that `--trust` takes; a module of one's own adds what it has.
-TRUST: dict[str, type[Rule]] = {"none": Rule, "penalty": Penalty}
+TRUST: dict[str, type[Rule]] = {
+    "none": Rule,
+    "macura": Macura,
+    "m2ac": M2AC,
+    "infoprop": Infoprop,
+    "penalty": Penalty,
+    "weight": Weight,
+}
 
 
 def rule_class(name: str) -> type[Rule]:
@@ -157,4 +379,4 @@ def rule_class(name: str) -> type[Rule]:
 
 def rule_of(config: Config, spec: EnvSpec) -> Rule:
     """The rule of a configuration, for one row: its traced fields may be arrays."""
-    return rule_class(config.trust_name)(config.trust, spec, config.rollout.batch)
+    return rule_class(config.trust_name)(config.trust, spec, config.rollouts_beside)

@@ -1,16 +1,34 @@
-"""Checkpoints of a run: atomic, checked by checksums, and cheap however long the run is.
+"""Checkpoints of a run: trees that Orbax opens by itself, atomic, checked, cheap however long the run is.
 
 ::
 
     folder/
-      000007-step-3500/        one checkpoint: meta.json, and arrays/ written by Orbax
+      000007-step-3500/        one checkpoint: Orbax's files, and meta.json beside them
       replay/000007-3000-3500/ real transitions 3000 to 3499, in the same form
       partial/                 what is being written; it counts for nothing until it is renamed
+
+What training has learned comes back without dynajax, as dictionaries of numpy arrays by field name::
+
+    import orbax.checkpoint as ocp
+    tree = ocp.PyTreeCheckpointer().restore("/absolute/folder/000007-step-3500")
+    agent, model = tree["rows"]["agent"], tree["rows"]["model"]  # agent["actor"], leaves (S, ...)
 
 A real transition never changes once it is in the ring, so the real replay is a row of pieces that
 later checkpoints share, and a checkpoint writes only the transitions since the one before. The
 first number of a name counts the saves of the folder. No number is used twice, so no checkpoint
 can refer to a piece that another, abandoned continuation of the run wrote.
+
+Orbax 0.12.8 leaves four things to do here:
+
+- Of 25 bits flipped in the file of a tree's data it reads 24 as other numbers, in OCDBT with zarr 2
+  or 3, compressed or not. So every leaf has a checksum.
+- At the first failed request it closes its event loop, and each one still under way then prints a
+  traceback (218 lines when 80 MB went to a disk of 60). So files have checksums too, compared
+  before it reads them, and room on the disk is reserved before it writes.
+- It refuses arrays without entries; those are in meta.json alone.
+- With several processes each has its own checkpoints. `MultiprocessingOptions(active_processes)`
+  makes Orbax wait for nobody, but still only process 0 writes numpy arrays, without an error in
+  the others, and local arrays of JAX are refused. So there the tree is a plain `arrays.npz`.
 """
 
 import contextlib
@@ -20,6 +38,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,13 +48,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from dynajax.runtime.placement import put
-from dynajax.types import Array, Replay, TrainState, UsageError
+from dynajax.types import Array, TrainState, UsageError
 
-_HOST = "host:"  # sets the host's arrays apart from the state's, whose paths begin with a dot
-_PLAIN = "plain"  # the file of an array of bytes that Orbax did not write
+_FORMAT = 2  # of a checkpoint; 1 was one array of bytes
+_ROWS, _REAL, _HOST = "rows/", "rows/real/", "host/"  # how the names of leaves begin
+_PLAIN = "arrays.npz"
 _NOISY = ("absl", "asyncio")
+
+Arrays = dict[str, np.ndarray]
 
 
 class Restored(NamedTuple):
@@ -43,7 +66,7 @@ class Restored(NamedTuple):
 
     step: int
     state: TrainState
-    host: dict[str, np.ndarray]
+    host: Arrays
     meta: dict[str, Any]
 
 
@@ -81,8 +104,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, which is not checked; None if there is none."""
-        found = self._checkpoints()
-        return _step(found[-1]) if found else None
+        return next(reversed(self._checkpoints().values()), None)
 
     def save(
         self, step: int, state: TrainState, host: Mapping[str, np.ndarray], meta: Mapping[str, Any]
@@ -106,18 +128,18 @@ class Checkpoints:
         pieces = [p for p in pieces if p.stop > count - capacity]
         start = pieces[-1].stop if pieces else max(0, count - capacity)
         number = self._next_number()
+        leaves = _flatten(state)
+        real = {name: leaf for name, leaf in leaves.items() if name.startswith(_REAL)}
         try:
             if start < count:
-                new = _Piece(f"{number:06d}-{start}-{count}", start, count)
-                slots = np.arange(start, count) % capacity
-                block = self._stored(_take(state.rows.real, slots))
-                self._write(self._replay / new.name, _flatten(block), {})
-                pieces = [*pieces, new]
-            rest = _without_real(state)
-            arrays = _flatten(rest._replace(rows=self._stored(rest.rows)))
-            arrays |= {_HOST + name: array for name, array in host.items()}
-            record = {"pieces": pieces, "layout": self._layout(state), "meta": dict(meta)}
-            self._write(self._folder / f"{number:06d}-step-{step}", arrays, record)
+                piece = _Piece(f"{number:06d}-{start}-{count}", start, count)
+                block = _take(real, np.arange(start, count) % capacity)
+                self._write(self._replay / piece.name, self._stored(block), {})
+                pieces = [*pieces, piece]
+            arrays = self._stored({n: leaf for n, leaf in leaves.items() if n not in real})
+            arrays |= {_HOST + name: np.asarray(array) for name, array in host.items()}
+            content = {"pieces": pieces, "layout": self._layout(state), "meta": dict(meta)}
+            self._write(self._folder / f"{number:06d}-step-{step}", arrays, content)
             self._pieces = pieces
         except (OSError, ValueError) as error:
             reason = _disk_fault(error)
@@ -132,7 +154,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, oldest first, which are not checked."""
-        return [step for p in self._checkpoints() if (step := _step(p)) is not None]
+        return list(self._checkpoints().values())
 
     def restore(self, template: TrainState, at_most: float = math.inf) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none.
@@ -149,156 +171,159 @@ class Checkpoints:
           UsageError: the newest checkpoint does not fit `template`, or none can be read.
         """
         damages: list[str] = []
-        found = self._checkpoints()
-        for path in reversed(found):
-            if (_step(path) or 0) > at_most:
+        checkpoints = self._checkpoints()
+        for path, step in reversed(checkpoints.items()):
+            if step > at_most:
                 continue
             try:
-                restored, pieces = self._load(path, template)
+                state, host, content = self._load(path, template)
             except _Damaged as damage:
                 damages.append(f"{path}: damaged checkpoint ({damage})")
                 continue
             for text in damages:
-                warnings.warn(f"{text}; going on from step {restored.step}", stacklevel=2)
-            self._pieces = pieces
-            self._abandoned = set(found[found.index(path) + 1 :])
-            return restored
+                warnings.warn(f"{text}; going on from step {step}", stacklevel=2)
+            self._pieces = [_Piece(*piece) for piece in content["pieces"]]
+            self._abandoned = {later for later in checkpoints if later > path}
+            return Restored(step, state, host, content["meta"])
         if damages:
             raise UsageError(
                 f"{self._folder}: no checkpoint in it can be read; choose another --out, or "
                 "delete this folder to start anew"
             )
-        self._pieces, self._abandoned = [], set(found)
+        self._pieces, self._abandoned = [], set(checkpoints)
         return None
 
-    def _stored(self, rows: Any) -> Any:
-        """Leaves (S, ...) without the rows that are not stored."""
-        there = self._rows
-        return jax.tree.map(
-            lambda x: x if there in (None, x.shape[0]) else np.asarray(x)[:there], rows
-        )
+    def _stored(self, leaves: Mapping[str, Any]) -> Arrays:
+        """Leaves (S, ...) without the rows that are not stored; others as they are."""
+        arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        return {n: a[: self._rows] if n.startswith(_ROWS) else a for n, a in arrays.items()}
 
-    def _layout(self, state: TrainState) -> dict[str, str]:
-        def kind(leaf: Any, *shape: int) -> str:
-            return f"{jnp.dtype(leaf.dtype).name}{list(shape)}"
+    def _layout(self, state: TrainState) -> dict[str, tuple[str, list[int]]]:
+        """Dtype and shape of each leaf as it is stored, the whole ring included."""
+        layout = {}
+        for name, leaf in _flatten(state).items():
+            shape = list(leaf.shape)
+            if name.startswith(_ROWS):
+                shape[0] = self._rows or shape[0]
+            layout[name] = jnp.dtype(leaf.dtype).name, shape
+        return layout
 
-        shared = jax.tree.map(lambda x: kind(x, *x.shape), state.shared)
-        rows = jax.tree.map(lambda x: kind(x, self._rows or x.shape[0], *x.shape[1:]), state.rows)
-        return _flatten(TrainState(shared, rows))
-
-    def _checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        return sorted(p for p in self._folder.glob("*-step-*") if _step(p) is not None)
+    def _checkpoints(self) -> dict[Path, int]:
+        """The steps of all checkpoints, oldest first."""
+        return {
+            path: int(match[1])
+            for path in sorted(self._folder.glob("*-step-*"))
+            if (match := re.fullmatch(r"\d+-step-(\d+)", path.name))
+        }
 
     def _next_number(self) -> int:
         used = [*self._folder.glob("*-*"), *self._replay.glob("*-*")]
         return 1 + max((int(m[0]) for p in used if (m := re.match(r"\d+", p.name))), default=0)
 
-    def _load(self, path: Path, template: TrainState) -> tuple[Restored, list[_Piece]]:
-        content = _read_meta(path)
-        try:
-            layout, meta = content["layout"], content["meta"]
-            pieces = [_Piece(*piece) for piece in content["pieces"]]
-        except (KeyError, TypeError):
+    def _load(self, path: Path, template: TrainState) -> tuple[TrainState, Arrays, dict[str, Any]]:
+        """State, host's arrays, and what meta.json holds."""
+        content, layout = _read_meta(path), self._layout(template)
+        if content.get("format") != _FORMAT:
             raise UsageError(
                 f"{path}: this checkpoint is from another version of dynajax; choose another --out"
-            ) from None
-        _check_layout(path, layout, self._layout(template))
+            )
+        _check_layout(path, content["layout"], layout)
         arrays = _read_arrays(path, content)
-
+        ring = {
+            name: np.zeros(shape, dtype)
+            for name, (dtype, shape) in layout.items()
+            if name.startswith(_REAL)
+        }
         # Oldest first, so that what a later piece overwrote in the ring is overwritten here too.
-        replay = jax.tree.map(
-            lambda leaf: np.zeros((self._rows or leaf.shape[0], *leaf.shape[1:]), leaf.dtype),
-            template.rows.real,
-        )
-        capacity = replay.valid.shape[1]
-        for piece in pieces:
-            new = _read_arrays(folder := self._replay / piece.name, _read_meta(folder))
-            slots = np.arange(piece.start, piece.stop) % capacity
-            for leaf_path, leaf in _flatten(replay).items():
-                leaf[:, slots] = new[leaf_path]
-
-        state = jax.tree_util.tree_map_with_path(
-            lambda key_path, leaf: arrays[jax.tree_util.keystr(key_path)], _without_real(template)
-        )
-        state = state._replace(rows=state.rows._replace(real=replay))
+        for piece, start, stop in content["pieces"]:
+            block = _read_arrays(self._replay / piece, _read_meta(self._replay / piece))
+            slots = np.arange(start, stop) % template.rows.real.valid.shape[1]
+            for name, leaf in ring.items():
+                leaf[:, slots] = block[name]
+        leaves = arrays | ring
+        state = jax.tree_util.tree_map_with_path(lambda key, _: leaves[_name(key)], template)
         host = {n.removeprefix(_HOST): a for n, a in arrays.items() if n.startswith(_HOST)}
-        step = _step(path)
-        assert step is not None
-        return Restored(step, put(state, template), host, meta), pieces
+        return put(state, template), host, content
 
-    def _write(self, path: Path, arrays: Mapping[str, Any], content: dict[str, Any]) -> None:
-        """Writes `path`, which appears whole or not at all.
-
-        The arrays go to Orbax as one array of bytes: one file instead of hundreds, and Orbax's
-        trouble with scalars and arrays without entries never comes up.
-        """
+    def _write(self, path: Path, arrays: Arrays, content: dict[str, Any]) -> None:
+        """Writes `path`, which appears whole or not at all."""
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         path.parent.mkdir(exist_ok=True)
-        data = np.empty(sum(array.nbytes for array in arrays.values()), np.uint8)
-        leaves, end = {}, 0
-        for name, array in arrays.items():
-            start, end = end, end + array.nbytes
-            data[start:end] = np.asarray(array, order="C").reshape(-1).view(np.uint8)
-            leaves[name] = [array.dtype.name, list(array.shape), zlib.crc32(data[start:end].data)]
-        _write_bytes(self._partial / "arrays", data)
-        text = json.dumps(content | {"leaves": leaves})
-        (self._partial / "meta.json").write_text(
+        with tempfile.TemporaryFile(dir=self._partial) as room:
+            # Orbax adds 350 bytes a leaf, and about twenty files.
+            size = sum(array.nbytes + 1024 for array in arrays.values()) + 2**18
+            os.posix_fallocate(room.fileno(), 0, size)
+        folder = self._partial / path.name
+        _write_arrays(folder, {name: array for name, array in arrays.items() if array.size})
+        content = {
+            "format": _FORMAT,
+            "leaves": {name: _describe(array) for name, array in arrays.items()},
+            "files": {
+                str(file.relative_to(folder)): zlib.crc32(file.read_bytes())
+                for file in folder.rglob("*")
+                if file.is_file()
+            },
+            **content,
+        }
+        text = json.dumps(content)
+        (folder / "meta.json").write_text(
             f'{{"crc32": {zlib.crc32(text.encode())}, "content":\n{text}}}\n', encoding="utf-8"
         )
-        for inside in (*self._partial.rglob("*"), self._partial):
+        for inside in (*folder.rglob("*"), folder):
             _sync(inside)
-        self._partial.rename(path)
+        folder.rename(path)
         _sync(path.parent)
 
     def _prune(self) -> None:
         """Deletes what no later restore can need. What cannot be deleted now waits for later."""
         shutil.rmtree(self._partial, ignore_errors=True)
-        found = self._checkpoints()
+        checkpoints = self._checkpoints()
         # A failed save has added nothing, so the ones before it must still be there.
-        line = [path for path in found if path not in self._abandoned]
-        kept = line[-self._keep :]
+        kept = [path for path in checkpoints if path not in self._abandoned][-self._keep :]
         try:
             needed = {piece[0] for path in kept for piece in _read_meta(path)["pieces"]}
         except (_Damaged, KeyError):
             return
         # Checkpoints go first: one without its pieces would be found damaged.
-        for path in set(found) - set(kept):
+        for path in set(checkpoints) - set(kept):
             shutil.rmtree(path, ignore_errors=True)
         for path in self._replay.glob("*"):
             if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _step(path: Path) -> int | None:
-    match = re.fullmatch(r"\d+-step-(\d+)", path.name)
-    return int(match[1]) if match else None
-
-
-def _without_real(state: TrainState) -> TrainState:
-    rows: Any = state.rows
-    return state._replace(rows=rows._replace(real=None))
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    """The leaves by name, such as "rows/agent/actor/Dense_0/kernel"."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _check_layout(folder: Path, old: dict[str, str], new: dict[str, str]) -> None:
-    for path in (*new, *old):
-        there, here = old.get(path, "missing"), new.get(path, "missing")
+def _describe(array: np.ndarray) -> list[Any]:
+    """Dtype, shape, and checksum."""
+    data = np.asarray(array, order="C").reshape(-1).view(np.uint8).data
+    return [array.dtype.name, list(array.shape), zlib.crc32(data)]
+
+
+def _check_layout(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    for name in (*new, *old):
+        there, here = (
+            "{}{}".format(*layout[name]) if name in layout else "missing" for layout in (old, new)
+        )
         if there != here:
             raise UsageError(
                 f"{folder}: this checkpoint belongs to another configuration or version: "
-                f"{path} is {there} there and {here} here; choose another --out"
+                f"{name} is {there} there and {here} here; choose another --out"
             )
 
 
 @jax.jit
-def _take(replay: Replay, slots: Array) -> Replay:
+def _take(leaves: dict[str, Array], slots: Array) -> dict[str, Array]:
     # On the device, so that only these slots travel to the host.
-    return jax.tree.map(lambda leaf: leaf[:, slots], replay)
+    return {name: leaf[:, slots] for name, leaf in leaves.items()}
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -312,21 +337,37 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return file["content"]
 
 
-def _read_arrays(folder: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Path, content: dict[str, Any]) -> Arrays:
+    """The leaves of a checkpoint or a piece by name, all of them checked."""
     try:
-        data = _read_bytes(folder / "arrays")
-    except MemoryError:
+        for name, checksum in content["files"].items():
+            if zlib.crc32((folder / name).read_bytes()) != checksum:
+                raise _Damaged(f"{folder.name}/{name} fails its checksum")
+        if (folder / _PLAIN).exists():
+            arrays = dict(np.load(folder / _PLAIN))
+        else:
+            with _quiet() as checkpointer:
+                arrays = _flatten(checkpointer.restore(folder))
+    except (_Damaged, MemoryError):
         raise
     except Exception:  # Orbax and TensorStore raise whatever they like for a damaged file.
-        raise _Damaged(f"{folder.name}/arrays cannot be read") from None
-    arrays, end = {}, 0
-    for name, (kind, shape, checksum) in content["leaves"].items():
-        dtype = jnp.dtype(kind)
-        start, end = end, end + dtype.itemsize * int(np.prod(shape))
-        if len(data) < end or zlib.crc32(data[start:end].data) != checksum:
-            raise _Damaged(f"{folder.name}/arrays fails its checksum")
-        arrays[name] = data[start:end].view(dtype).reshape(shape).copy()
+        raise _Damaged(f"{folder.name} cannot be read") from None
+    for name, leaf in content["leaves"].items():
+        dtype, shape, _ = leaf
+        if 0 in shape:
+            arrays[name] = np.empty(shape, dtype)
+        if name not in arrays or _describe(arrays[name]) != leaf:
+            raise _Damaged(f"{name} in {folder.name} fails its checksum")
     return arrays
+
+
+def _write_arrays(folder: Path, arrays: Arrays) -> None:
+    if jax.process_count() > 1:
+        folder.mkdir()
+        np.savez(folder / _PLAIN, allow_pickle=False, **arrays)
+        return
+    with _quiet() as checkpointer:
+        checkpointer.save(folder, unflatten_dict(arrays, sep="/"))
 
 
 @contextlib.contextmanager
@@ -340,37 +381,12 @@ def _quiet() -> Iterator[Any]:
             warnings.simplefilter("ignore")
             import orbax.checkpoint as ocp  # takes more than a second, and few commands need it
 
-            handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
             with ocp.Checkpointer(handler) as checkpointer:
                 yield checkpointer
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def _write_bytes(path: Path, data: np.ndarray) -> None:
-    if jax.process_count() > 1:
-        # Orbax saves what all processes have in common: it waits for them at every save and
-        # restore, and lets none but the first write numpy's arrays. These are of this one alone.
-        path.mkdir()
-        with open(path / _PLAIN, "wb") as file:
-            file.write(data.data)
-        return
-    with _quiet() as checkpointer:
-        import orbax.checkpoint as ocp
-
-        checkpointer.save(path, args=ocp.args.PyTreeSave({"bytes": data}))
-
-
-def _read_bytes(path: Path) -> np.ndarray:
-    if (path / _PLAIN).exists():
-        return np.fromfile(path / _PLAIN, np.uint8)
-    with _quiet() as checkpointer:
-        import orbax.checkpoint as ocp
-
-        as_numpy = {"bytes": ocp.RestoreArgs(restore_type=np.ndarray)}
-        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        return checkpointer.restore(path, args=args)["bytes"]
 
 
 def _sync(path: Path) -> None:

@@ -14,15 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynajax import compiler
+from dynajax import compiler, schedule
 from dynajax.config import Config, as_dict
 from dynajax.record.checkpoint import Checkpoints, Restored
 from dynajax.record.folder import RunFolder, device_name
-from dynajax.record.loggers import Loggers, NoLoggers
+from dynajax.record.loggers import DEFAULT, Loggers
 from dynajax.record.progress import Progress
 from dynajax.runtime import processes
 from dynajax.runtime.placement import Placement
 from dynajax.types import Interval, TrainState, UsageError
+
+#: Steps of which not one was finite, from which on the user is told.
+LOST_STEPS = 1000
 
 
 class Journal:
@@ -57,6 +60,8 @@ class Journal:
         self._first = processes.first()
         self._quiet = quiet or not self._first
         self._offsets: Mapping[str, int] = {}
+        self._good = 0  # transitions that were finite, and when there last were some
+        self._good_step = 0
 
     def __enter__(self) -> "Journal":
         self._stack = contextlib.ExitStack()
@@ -97,7 +102,7 @@ class Journal:
             if len(set(steps)) == 1:
                 break
             oldest = min(steps)
-            if oldest < 0 and max(steps) > self._config.eval.every:
+            if oldest < 0 and self._evaluated_before(max(steps)):
                 raise UsageError(
                     f"--out={self._folder}: process {steps.index(-1)} has no checkpoint of step "
                     f"{max(steps)}, or of one before it, which others have; give every process "
@@ -108,6 +113,10 @@ class Journal:
             self._offsets = restored.meta["offsets"]
         return restored
 
+    def _evaluated_before(self, step: int) -> bool:
+        """Whether there was an evaluation, and so a checkpoint, before `step` steps were done."""
+        return any(schedule.due(self._config, t).evaluate for t in range(step - 1))
+
     def begin(self, step: int, device_bytes: int, remarks: Sequence[str]) -> None:
         """Opens the logs at an environment step, and tells the user what begins.
 
@@ -115,11 +124,11 @@ class Journal:
           device_bytes: memory that the rows of a device take.
           remarks: what went wrong while the run was restored.
         """
+        self._good_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
-        self._logs = (
-            Loggers(self._folder, self._config, step, self._offsets, self._wandb)
-            if self._first
-            else NoLoggers()
+        names = (*DEFAULT, "wandb") if self._wandb else DEFAULT
+        self._logs = Loggers(
+            self._folder, self._config, step, self._offsets, names if self._first else ()
         )
         self._stack.callback(self._logs.close)
         self._progress = Progress(self._config, step, self._quiet)
@@ -178,6 +187,7 @@ class Journal:
                 learn["start_value"] = np.mean(evaluation.values, 1)
                 learn["start_return"] = np.mean(evaluation.discounted, 1)
         self._progress.evaluation(step, evaluation)
+        self._warn_of_losses(interval)
         elapsed = time.perf_counter() - self._begin_time
         self._logs.write(
             step,
@@ -191,6 +201,17 @@ class Journal:
                 "dropped": int(np.sum(interval.dropped)),
             },
         )
+
+    def _warn_of_losses(self, interval: Interval) -> None:
+        """Says so where nothing of the evaluation, or of the last steps, was a number."""
+        good = int(np.sum(interval.step - np.asarray(interval.dropped)))
+        if good > self._good:
+            self._good, self._good_step = good, interval.step
+        lost, say = interval.step - self._good_step, self._progress.say
+        if lost >= LOST_STEPS:
+            say(f"warning: every transition of the last {lost} steps was dropped, no number in it")
+        if interval.evaluation is not None and np.max(interval.evaluation.lengths) == 0:
+            say("warning: every episode of the evaluation ended at a step without a number")
 
     def save(
         self,

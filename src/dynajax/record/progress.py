@@ -42,7 +42,8 @@ class Progress:
         if self._live:
             self._bar.write(text)
         elif not self._quiet:
-            print(text, flush=True)
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
     def stepped(self, step: int) -> None:
         """Notes that `step` environment steps are done."""

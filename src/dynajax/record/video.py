@@ -12,9 +12,40 @@ import numpy as np
 
 from dynajax import envs
 from dynajax.agents import agent_of
-from dynajax.config import Config
+from dynajax.config import Config, config_of
 from dynajax.envs.pool import episode_seed
 from dynajax.types import TrainState, UsageError
+
+
+def _drawable(config: Config) -> tuple[envs.Env, np.ndarray]:
+    """The task at the start of an episode, and that observation (D,), once it has drawn a picture.
+
+    Raises:
+      UsageError: there is no renderer on this machine, or the task draws no pictures.
+    """
+    if config.env.startswith("brax:"):
+        raise UsageError(f"--video: the pictures come from the host, which has no {config.env}")
+    env = envs.make(config.env, **config.stepping, seed=config.seed, render=True)
+    obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
+    try:
+        env.render()
+    except Exception as error:  # each of the renderers raises errors of its own
+        env.close()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--video: no renderer was found ({reason}); install EGL or OSMesa (Debian: libegl1 or "
+            "libosmesa6) and set MUJOCO_GL to egl or osmesa, or leave --video out"
+        ) from None
+    return env, obs
+
+
+def check(config: Config) -> None:
+    """Refuses what `record` would refuse, before anything is trained.
+
+    Raises:
+      UsageError: as `record` does.
+    """
+    _drawable(config)[0].close()
 
 
 def record(
@@ -31,16 +62,16 @@ def record(
     Raises:
       UsageError: there is no renderer on this machine, or the task draws no pictures.
     """
-    env = envs.make(config.env, time_limit=config.host.time_limit, seed=config.seed, render=True)
-    agent = agent_of(config, envs.spec(config.env, time_limit=config.host.time_limit))
+    env, _ = _drawable(config)
+    spec = envs.spec(config.env, **config.stepping)
     paths = []
-
     try:
         for index, variant in enumerate(config.variants):
             number = index * config.seeds
             if rows is not None and number not in rows:
                 continue
             row = number if rows is None else rows.index(number)
+            agent = agent_of(config_of(config, variant), spec)
             policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.rows.agent))
             name = variant.name.replace(";", "_").replace(",", "+")
             paths.append(folder / f"video-{name}.mp4")
@@ -56,14 +87,7 @@ def _film(env: envs.Env, act: Callable[[np.ndarray], Any], config: Config, path:
     writer: Any = imageio.get_writer
 
     obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
-    try:
-        frame = env.render()
-    except Exception as error:  # each of the renderers raises errors of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"--video: no renderer was found ({reason}); install EGL or OSMesa (Debian: libegl1 or "
-            "libosmesa6) and set MUJOCO_GL to egl or osmesa; the run itself is complete"
-        ) from None
+    frame = env.render()
     fps = min(60, max(1, int(env.metadata.get("render_fps") or 30)))
     partial = path.with_name(f".{path.name}")
     # The encoder is another program; it is executed at once, so JAX's threads are not in danger.

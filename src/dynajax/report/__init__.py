@@ -1,5 +1,15 @@
 """A run's folder, read back and shown."""
 
-from dynajax.report.page import Run, headline, label, read_run, reward_fit, series, write_report
+from dynajax.report.page import headline, reward_fit, write_report
+from dynajax.report.run import Run, label, model_free, read_run, series
 
-__all__ = ["Run", "headline", "label", "read_run", "reward_fit", "series", "write_report"]
+__all__ = [
+    "Run",
+    "headline",
+    "label",
+    "model_free",
+    "read_run",
+    "reward_fit",
+    "series",
+    "write_report",
+]

@@ -1,15 +1,17 @@
-"""How figures and the report's page look: one style, and one colour for each variant.
+"""How figures look: one style, and one colour for each variant.
 
 Colours are Okabe and Ito's (2008), which people with any colour vision can tell apart. Only
 matplotlib's object interface is used, so nothing here needs a display or touches global state.
 """
 
-import base64
+import contextlib
+import importlib
 import io
+import os
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from html import escape
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ _HOME = {"SAC": BLACK, "none": VERMILLION, "scale,target": BLUE, "scale": SKY, "
 _GUESTS = (GREEN, ORANGE)
 _DASHES = ("-", "--", "-.")
 _INK, _FAINT = "#333333", "#8a8a8a"
-STEPS = "environment steps"
+STEPS, FRAMES = "environment steps", "frames"
 RETURN = "return (reward per episode)"
 
 _STYLE: Any = {
@@ -68,8 +70,23 @@ class Panel(NamedTuple):
     scale: str = "linear"  # or "log", "symlog"
     floor: float | None = None  # what lies lower is cut off
     include: float | None = None  # a value that the axis must reach
-    mark: float | None = None  # a step to mark with a vertical line
+    mark: float | None = None  # an x to mark with a vertical line
     xlabel: str = STEPS
+
+    def framed(self, repeat: int) -> "Panel":
+        """The same along frames, the simulator's steps, where a decision lasts several."""
+        if repeat == 1:
+            return self
+
+        def scaled(lines: Series) -> Series:
+            return {name: (repeat * steps, values) for name, (steps, values) in lines.items()}
+
+        return self._replace(
+            lines=scaled(self.lines),
+            dotted=None if self.dotted is None else scaled(self.dotted),
+            mark=None if self.mark is None else repeat * self.mark,
+            xlabel=FRAMES,
+        )
 
 
 class Bars(NamedTuple):
@@ -85,9 +102,10 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
     """A colour and a dash for each name, the same in every figure that shows it.
 
     The paper's variants have colours of their own; others take what is left, then dashes. A name
-    may carry its algorithm ("MBPO scale" is "scale"), as labels of comparisons do.
+    may carry its algorithm and its agent ("MBPO scale" and "MBPO simba scale" are "scale"), as
+    labels of comparisons do; the first of several has the colour.
     """
-    found: dict[str, Style] = {}
+    looks: dict[str, Style] = {}
     free = [
         {"color": colour, "linestyle": dash}
         for dash in _DASHES
@@ -95,13 +113,19 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
     ]
     guests = 0
     for name in dict.fromkeys(names):
-        bare = "none" if name == "MBPO" else name.removeprefix("MBPO ")
-        if bare in _HOME:
-            found[name] = {"color": _HOME[bare], "linestyle": "-"}
-        else:
-            found[name] = free[guests % len(free)]
+        look = {"color": _HOME.get(_variant(name), ""), "linestyle": "-"}
+        if not look["color"] or look in looks.values():
+            look = free[guests % len(free)]
             guests += 1
-    return found
+        looks[name] = look
+    return looks
+
+
+def _variant(name: str) -> str:
+    algorithm, *rest = name.split(" ")
+    if algorithm != "MBPO":
+        return name
+    return rest[-1] if rest else "none"
 
 
 def curves(panels: Sequence[Panel], *, title: str = "") -> "Figure":
@@ -155,6 +179,7 @@ def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
 
 def png(figure: "Figure", dpi: int = 160) -> bytes:
     """The figure as a PNG file's bytes; the same figure always gives the same bytes."""
+    matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
@@ -163,15 +188,41 @@ def png(figure: "Figure", dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def house_style() -> AbstractContextManager[None]:
-    """Inside it, whatever matplotlib draws looks like the other figures."""
-    import matplotlib
+def matplotlib() -> ModuleType:
+    """matplotlib, by an import that MPLBACKEND has no part in.
 
-    return matplotlib.rc_context(_STYLE)
+    Files need no interactive backend, and one that is not installed would end the import. A name
+    that matplotlib knows stays what pyplot will use, if a notebook draws with it later.
+    """
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    backend = os.environ.pop("MPLBACKEND", "")
+    try:
+        module = importlib.import_module("matplotlib")
+    finally:
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            module.rcParams["backend"] = backend
+    return module
+
+
+def house_style() -> contextlib.AbstractContextManager[None]:
+    """Inside it, whatever matplotlib draws looks like the other figures."""
+    return matplotlib().rc_context(_STYLE)
 
 
 def _columns(count: int) -> int:
     return 2 if count == 4 else min(count, 3)
+
+
+def blank(width: float, height: float) -> "Figure":
+    """An empty figure of a size in inches, made inside `house_style`."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
 
 
 def canvas(
@@ -181,14 +232,9 @@ def canvas(
 
     Sizes in inches, for one that stands alone and for each of several.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     columns = _columns(count)
     rows = -(-count // columns)
-    width, height = (alone[0], alone[1]) if count == 1 else (each[0] * columns, each[1] * rows)
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = blank(*(alone if count == 1 else (each[0] * columns, each[1] * rows)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for unused in axes[count:]:
         unused.remove()
@@ -285,123 +331,3 @@ def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
 
 def _thousands(step: float, _: float | None = None) -> str:
     return f"{step / 1000:g}k" if abs(step) >= 1000 else f"{step:g}"
-
-
-_CSS = """
-:root { color-scheme: light }
-body { margin: 0 auto; padding: 1.2rem 1.2rem 4rem; max-width: 1000px; background: #fff;
-  color: #222; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .6rem 0 }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; padding-top: 1rem; border-top: 1px solid #ddd }
-h3 { font-size: 1rem; margin: 0 0 .3rem }
-ul { padding-left: 1.2rem; margin: .4rem 0 1rem } li { margin: .2rem 0 }
-.lead { font-size: 1.1rem; margin: .4rem 0 }
-figure { margin: 0 } img { max-width: 100%; height: auto; display: block; margin: 0 auto }
-figcaption { color: #555; font-size: .88rem; line-height: 1.45; margin: .2rem 0 0 }
-.grid { display: grid; gap: 2rem 2.2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)) }
-.legend { color: #555; font-size: .88rem; margin: 0 0 1.2rem }
-.legend span { margin-right: 1.1rem; white-space: nowrap }
-.legend svg, td svg { vertical-align: middle; margin-right: .4rem }
-.scroll { overflow-x: auto; margin: 1rem 0 } td:first-child { white-space: nowrap }
-table { border-collapse: collapse; font-size: .92rem }
-th, td { text-align: left; padding: .3rem 1.3rem .3rem 0; border-bottom: 1px solid #eee }
-th { color: #666; font-weight: 600 } td { font-variant-numeric: tabular-nums }
-.bar { height: .7rem; min-width: 1px; background: #0072B2; border-radius: 2px }
-summary { cursor: pointer; font-weight: 600; margin: .5rem 0 }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f5f5; padding: .7rem;
-  font-size: .85rem }
-"""
-
-
-def page(
-    *,
-    title: str,
-    sentences: Sequence[str],
-    table: Sequence[Mapping[str, str]],
-    curves: bytes,
-    style: Mapping[str, Style],
-    stories: Mapping[str, Sequence[tuple[Panel, str]]],
-    appendix: str,
-) -> str:
-    """The report as one HTML text that refers to nothing outside itself.
-
-    Args:
-      sentences: the headline in HTML; the first leads, the others become a list.
-      table: a line for each variant, under "variant" its name; curves: the main figure, PNG.
-      style: of each name, see `styles`.
-      stories: heading -> panels with their captions; a panel without values is left out.
-      appendix: HTML that comes last.
-    """
-    parts = [f'<p class="lead">{sentences[0]}</p>']
-    if sentences[1:]:
-        parts.append(f"<ul>{''.join(f'<li>{sentence}</li>' for sentence in sentences[1:])}</ul>")
-    parts.append(
-        picture(
-            "",
-            curves,
-            "Evaluation with the deterministic policy: mean over seeds, with the 95 % t "
-            "interval over seeds shaded. Higher is better.",
-        )
-    )
-    if table:
-        cells = [list(map(escape, row.values())) for row in table]
-        for cell, row in zip(cells, table, strict=True):
-            cell[0] = swatch(style.get(row["variant"])) + cell[0]
-        parts.append(html_table(list(table[0]), cells))
-    for heading, panels in stories.items():
-        body = story(panels, style) or "<p>Nothing has been logged yet.</p>"
-        parts.append(f"<h2>{escape(heading)}</h2>{body}")
-    return document(title, "".join(parts) + appendix)
-
-
-def story(panels: Sequence[tuple[Panel, str]], style: Mapping[str, Style]) -> str:
-    """Small pictures with their captions under one legend, as HTML; "" if none has values."""
-    pictures = [
-        picture(panel.title, png(small(panel._replace(title=""), style)), caption)
-        for panel, caption in panels
-        if panel.lines
-    ]
-    if not pictures:
-        return ""
-    legend = "".join(f"<span>{swatch(style[n])}{escape(n)}</span>" for n in style)
-    return (
-        f'<p class="legend">{legend} shaded: 95 % t interval over seeds</p>'
-        f'<div class="grid">{"".join(pictures)}</div>'
-    )
-
-
-def document(title: str, body: str) -> str:
-    """A whole HTML text that refers to nothing outside itself; `body` is HTML."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>"
-        f"<body><h1>{escape(title)}</h1>{body}</body></html>\n"
-    )
-
-
-def picture(heading: str, data: bytes, caption: str) -> str:
-    """A PNG with a heading and a caption, as HTML."""
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    top = f"<h3>{escape(heading)}</h3>" if heading else ""
-    image = f'<img alt="{escape(heading or "Learning curves")}" src="{source}">'
-    return f"<figure>{top}{image}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def swatch(style: Style | None) -> str:
-    """A short piece of a curve, as HTML."""
-    if style is None:
-        return ""
-    dash = {"-": "", "--": "6 3", "-.": "6 2 2 2"}[style["linestyle"]]
-    return (
-        '<svg width="22" height="6"><line x1="0" y1="3" x2="22" y2="3" stroke-width="3" '
-        f'stroke="{style["color"]}" stroke-dasharray="{dash}"/></svg>'
-    )
-
-
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table from the header's texts and the rows' HTML."""
-    top = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'

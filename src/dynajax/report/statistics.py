@@ -127,3 +127,25 @@ def difference(a: Values, b: Values, confidence: float = 0.95) -> Interval:
         return Interval(point, point, point)
     bounds = stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
     return Interval(point, float(bounds.low), float(bounds.high))
+
+
+def number(value: float) -> str:
+    """Two digits after the point, or three in all, or a power of ten."""
+    if not np.isfinite(value):
+        return "not defined"
+    size = abs(value)
+    if size >= 1e5 or 0 < size < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    text = f"{value:.2f}" if size < 10 else f"{value:,.0f}"
+    return text.replace("-0.00", "0.00")
+
+
+def text(estimate: Interval) -> str:
+    """A scalar with its interval, as pages have it: "0.24 (0.10 to 0.38)"."""
+    point, low, high = map(float, estimate)
+    return number(point) + (f" ({number(low)} to {number(high)})" if np.isfinite(low) else "")
+
+
+def over_seeds(values: Values) -> str:
+    """The mean of (seeds,) values with its t interval, as `text`."""
+    return text(interval(values))

@@ -203,9 +203,9 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     """Jits the functions of this process's rows, spread over devices, by default all local ones.
 
     Raises:
-      UsageError: there are more processes than rows.
+      UsageError: there are more processes than rows, or JAX has no devices.
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = compiler.local_devices() if devices is None else devices
     numbers = processes.share(config.rows)
     pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)

@@ -1,0 +1,74 @@
+"""SimBa (Lee et al., 2024): SAC with residual networks, on normalised observations."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import flax.linen as nn
+import optax
+
+from dynajax import nets
+from dynajax.agents.sac import SAC, SACState
+from dynajax.config import fields, static, traced
+from dynajax.types import Array
+
+
+@fields
+@dataclass(frozen=True)
+class SimBaFields:
+    """Its authors' numbers for tasks that do not terminate."""
+
+    actor_width: int = static(128, 1)
+    actor_blocks: int = static(1, 0)
+    critic_width: int = static(512, 1)
+    critic_blocks: int = static(2, 0)
+    critics: int = static(1, 1)  # two for tasks that terminate
+    normalise: bool = static(True)  # observations, by their running mean and variance
+    learning_rate: float = traced(1e-4, 0)
+    weight_decay: float = traced(1e-2, 0)  # decoupled, of actor and critics
+    polyak: float = traced(0.005, 0, 1)
+    initial_temperature: float = traced(0.01, 1e-8)
+    target_entropy: float = traced(-0.5)  # per action entry
+    log_std_min: float = traced(nets.LOG_STD_MIN)
+    log_std_max: float = traced(nets.LOG_STD_MAX)
+    clip: float = traced(10.0, 0)  # standard deviations, of a normalised observation
+
+
+class SimBa(SAC):
+    """SAC with SimBa's networks, statistics of observations, and decoupled weight decay."""
+
+    Fields: ClassVar[type] = SimBaFields
+
+    @property
+    def actor_network(self) -> nn.Module:
+        """(D,) -> (2A,), which `nets.policy_parameters` reads."""
+        own = self.own
+        return nets.SimBa(own.actor_width, own.actor_blocks, 2 * self.spec.action_dim)
+
+    @property
+    def critic_network(self) -> nn.Module:
+        """One of the critics: (D+A,) -> (1,)."""
+        return nets.SimBa(self.own.critic_width, self.own.critic_blocks, 1)
+
+    @property
+    def optimiser(self) -> optax.GradientTransformation:
+        """AdamW (Loshchilov and Hutter, 2019)."""
+        return optax.adamw(self.own.learning_rate, eps=1e-8, weight_decay=self.own.weight_decay)
+
+    def new(self, key: Array) -> SACState:
+        """A new agent that has seen nothing."""
+        state = super().new(key)
+        if not self.own.normalise:
+            return state
+        return state._replace(observations=nets.no_statistics(self.spec.obs_dim))
+
+    def see(self, state: SACState, obs: Array) -> Array:
+        """Observations in standard deviations from their mean: (..., D) -> (..., D)."""
+        if state.observations is None:
+            return obs
+        return nets.standardise(state.observations, obs, self.own.clip)
+
+    def observe(self, state: SACState, obs: Array, valid: Array) -> SACState:
+        """With one more real observation (D,) in the statistics."""
+        if state.observations is None:
+            return state
+        return state._replace(observations=nets.observed(state.observations, obs, valid))

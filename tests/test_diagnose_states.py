@@ -1,0 +1,124 @@
+"""Restored states in the diagnosis of a run: what is drawn of them, and what is refused."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dynajax import envs
+from dynajax.diagnose import online, runpage, runs, skeleton, strips
+from test_diagnose_run import Ones, trained
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_positions_are_recognised_in_an_observation():
+    env = envs.make("cheetah-run")
+    env.reset(seed=0)
+    states, obs = [], []
+    for _ in range(5):
+        new = env.step(np.full(6, 0.5, np.float32))[0]
+        states.append(env.snapshot())
+        obs.append(new)
+    obs = np.array(obs)
+    positions = np.array([s[1:10] for s in states])
+    # qpos[0], the place along the ground, is not observed.
+    assert skeleton.shown_by(positions, obs) == {i: i - 1 for i in range(1, 9)}
+    shown = skeleton.sticks(env, np.array(states), obs, obs)
+    np.testing.assert_allclose(shown.imagined, shown.real, atol=1e-6)
+    moved = obs.copy()
+    moved[:, 2] += 1.0
+    assert (
+        np.abs(skeleton.sticks(env, np.array(states), obs, moved).imagined - shown.real).max() > 0.1
+    )
+
+
+def test_bodies_that_only_the_world_holds_are_drawn_as_points():
+    """Where no body has a parent that moves there are points, seen from above if all lie flat."""
+    for task, flat in (("point_mass-easy", True), ("ball_in_cup-catch", False)):
+        env = envs.make(task)
+        obs, _ = env.reset(seed=0)
+        states, observed = [], []
+        for _ in range(5):
+            states.append(env.snapshot())
+            observed.append(obs)
+            obs = env.step(np.full(2, 0.5, np.float32))[0]
+        real = np.array(observed)
+        imagined = real.copy()
+        imagined[:, :2] += 0.1
+        poses = skeleton.sticks(env, np.array(states), real, imagined)
+        np.testing.assert_array_equal(poses.real[:, :, 0], poses.real[:, :, 1])
+        assert np.abs(poses.imagined - poses.real).max() == pytest.approx(0.1, abs=1e-6)
+        assert (np.ptp(poses.real[..., 2], axis=0).max() < 1e-6) == flat
+        spec = envs.spec(task)
+        strip = online.Strip(real, imagined, np.array(states))
+        figure = strips.picture(strip, poses, "none", spec)
+        marks = figure.subfigs[0].axes[0].get_lines()
+        heights = [line.get_ydata()[0] for line in marks[: len(poses.real[0])]]
+        np.testing.assert_array_equal(heights, poses.real[0, :, 0, 1 if flat else 2])
+
+
+# --- simulators that a restore does not set as a whole -----------------------------------------
+
+
+class Goal(Ones):
+    """The reward is a goal that every reset draws, and that no snapshot has."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.goal = self.np_random.uniform()
+        return obs, info
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, self.goal, terminated, truncated, info
+
+
+class Stacked(gymnasium.Wrapper):
+    """The last two observations, as wrappers that stack frames give."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.env.reset(seed=seed)
+        self.last = obs
+        return np.concatenate([obs, obs]), info
+
+    def step(self, action):
+        obs, *rest = self.env.step(action)
+        both, self.last = np.concatenate([self.last, obs]), obs
+        return both, *rest
+
+    def snapshot(self):
+        return self.env.unwrapped.snapshot()
+
+    def restore(self, values):
+        self.env.unwrapped.restore(values)
+
+
+gymnasium.register("Goal-v0", Goal, max_episode_steps=8)
+gymnasium.register("Stacked-v0", lambda: Stacked(Ones()), max_episode_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("task", "differs"), [("Goal-v0", "reward"), ("Stacked-v0", "observation"), ("Ones-v0", None)]
+)
+def test_restores_that_do_not_repeat_are_left_out_with_the_reason(task, differs, tmp_path):
+    folder = trained(tmp_path / "run", task)
+    reader = runs.Reader(folder)
+    findings = [online.inspect(reader.load(300), 0, steps=3, starts=8)]
+    numbers = findings[0].numbers
+    runpage.write(findings, reader.config, reader.spec, tmp_path, "x")
+    html = (tmp_path / "diagnosis.html").read_text()
+    # Taken again from their seeds the transitions are the same: only a restore shows it.
+    assert numbers["not_repeated"] == 0 and np.isfinite(numbers["critic_return"])
+    if differs is None:
+        assert findings[0].refused is None and "synthetic_checked" in numbers
+        assert "does not lead to" not in html
+        return
+    assert differs in findings[0].refused
+    assert not [n for n in numbers if n.startswith(("counterfactual", "synthetic"))]
+    assert findings[0].strip.states is None
+    assert "does not lead to the recorded transition" in html and differs in html

@@ -1,0 +1,102 @@
+"""Device tasks of one's own: registered from a module, checked, and trained on."""
+
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dynajax import envs
+from dynajax.envs import mjx
+from dynajax.envs.mjx import EnvState, Task, register_mjx_task
+from dynajax.envs.terminations import never
+from dynajax.types import EnvSpec, UsageError
+
+#: What README shows.
+MODULE = """
+    import jax, jax.numpy as jnp
+    from dynajax.envs.mjx import EnvState, Task, register_mjx_task
+    from dynajax.types import EnvSpec
+
+    def cart():
+        spec = EnvSpec("Cart", 2, 1, 200, ("position", "velocity"), lambda s, a, new: abs(new[0]) > 2)
+        def reset(key):
+            obs = jax.random.uniform(key, (2,), minval=-0.5, maxval=0.5)
+            return EnvState(obs, ())
+        def step(state, action):
+            velocity = state.obs[1] + 0.1 * action[0]
+            obs = jnp.stack([state.obs[0] + 0.1 * velocity, velocity])
+            return EnvState(obs, ()), -jnp.abs(obs[0]), jnp.abs(obs[0]) > 2
+        return Task(spec, reset, step)
+
+    register_mjx_task("Cart", cart)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module that registers the task Cart."""
+    (tmp_path / "carts.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(mjx, "TASKS", dict(mjx.TASKS))
+    monkeypatch.delitem(__import__("sys").modules, "carts", raising=False)
+    return "carts"
+
+
+def test_a_task_of_a_module_is_known_by_its_name(module):
+    spec = envs.spec(f"{module}:Cart")
+    assert (spec.name, spec.obs_dim, spec.time_limit) == ("carts:Cart", 2, 200)
+    assert "Cart" in mjx.names()
+    task = mjx.make(f"{module}:Cart")
+    state = task.reset(jax.random.key(0))
+    state, reward, terminated = task.step(state, jnp.ones(1))
+    assert reward == -abs(state.obs[0]) and not terminated
+    assert mjx.make(f"{module}:Cart", repeat=3).spec.time_limit == 67
+    with pytest.raises(UsageError, match=r"^--env=carts:Cart: .* add --engine=mjx$"):
+        envs.make(f"{module}:Cart")
+    with pytest.raises(UsageError, match="the nearest is Cart"):
+        envs.spec(f"{module}:Carts")
+    with pytest.raises(UsageError, match=r"^--env=carts:Carts: the module 'carts' gives no such"):
+        mjx.make(f"{module}:Carts")
+
+
+def reset(key):
+    return EnvState(jnp.zeros(2), jnp.int32(0))
+
+
+def step(state, action):
+    return EnvState(state.obs + action, state.physics + 1), jnp.float32(0), jnp.bool(False)
+
+
+SPEC = EnvSpec("Wrong", 2, 1, 9, ("x", "y"), never)
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        (3, "returned int, not a Task"),
+        (Task(SPEC._replace(obs_names=("x",)), reset, step), "obs_dim=2 with 1 obs_names"),
+        (Task(SPEC._replace(action_dim=0), reset, step), "action_dim=0"),
+        (Task(SPEC._replace(obs_dim=3, obs_names=("x", "y", "z")), reset, step), "must be float32"),
+        (Task(SPEC, lambda key: EnvState(jnp.zeros(2, int), 0), step), "observation of reset"),
+        (Task(SPEC, reset, lambda s, a: (s, jnp.zeros(1), jnp.bool(False))), "the reward is"),
+        (Task(SPEC, reset, lambda s, a: (s, jnp.float32(0), jnp.float32(0))), "terminated is"),
+        (Task(SPEC, reset, lambda s, a: s), "cannot trace"),
+        (
+            Task(SPEC, reset, lambda s, a: (EnvState(s.obs, 1.0 * s.physics), *step(s, a)[1:])),
+            "no loop can carry it",
+        ),
+    ],
+)
+def test_a_task_whose_parts_do_not_fit_is_refused_in_one_line(monkeypatch, task, text):
+    monkeypatch.setattr(mjx, "TASKS", dict(mjx.TASKS))
+    register_mjx_task("Wrong", lambda: task)
+    with pytest.raises(UsageError) as refused:
+        mjx.make("Wrong")
+    message = str(refused.value)
+    assert message.startswith("--env=Wrong: ") and text in message and "\n" not in message
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(UsageError, match="must be a function"):
+        register_mjx_task("Wrong", 3)

@@ -1,0 +1,330 @@
+"""Rules of trust: none of them costs nothing, a penalty by hand, and what a verdict does."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynajax.algorithm import Algorithm
+from dynajax.models import ensemble, fitting, rollouts, targets, trust
+from dynajax.record.journal import Journal
+from dynajax.runtime.program import build
+from dynajax.types import Code, Shared, Transition, UsageError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+B, E, K, D, A = 8, 3, 2, 3, 2
+OBS = jnp.asarray(np.random.default_rng(0).normal(size=(B, D)), jnp.float32)
+KEY = jax.random.PRNGKey(3)
+
+
+def policy(obs, key):
+    return jnp.tanh(obs[:, :A] + 0.1 * jax.random.normal(key, (len(obs), A)))
+
+
+@pytest.fixture(scope="module")
+def model(make, spec):
+    """A new model of bounds so wide that no log-variance is bent, under another unit."""
+    config = make({"model.log_variance_min": -60, "model.log_variance_max": 60})
+    model = jax.jit(ensemble.init, static_argnums=1)(config.model, spec, jax.random.PRNGKey(0))
+    return config, model._replace(
+        unit=jnp.array([0.5, 2.0, 10.0, 3.0]), elites=jnp.array([2, 0], jnp.int32)
+    )
+
+
+def step(config, spec, rule, model, state=None, h=0, length=1):
+    """One step of rollouts from `OBS`: the rule's state, and what was imagined."""
+    arguments = config, spec, rule, policy
+    inner = jax.jit(lambda *dynamic: rollouts.imagine(*arguments, *dynamic))
+    return inner(model, state, OBS, h, length, KEY)
+
+
+# --- no rule ---------------------------------------------------------------------------------
+
+
+def published(config, spec, model, obs, key):
+    """A step of Janner et al.'s rollouts, where nothing knows of rules."""
+    action_key, order_key, noise_key = jax.random.split(key, 3)
+    action = policy(obs, action_key)
+    order = jax.random.permutation(order_key, model.elites)
+    mean, log_variance = ensemble.predict(
+        config.model, model, order, obs.reshape(K, B // K, D), action.reshape(K, B // K, A)
+    )
+    noise = jax.random.normal(noise_key, mean.shape)
+    z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(B, D + 1)
+    next_obs, reward = targets.decode(model.code, obs, z)
+    ended = jax.vmap(spec.termination)(obs, action, next_obs)
+    return Transition(obs, action, reward, 1.0 - ended.astype(jnp.float32), next_obs)
+
+
+def products(function, *arguments) -> list[tuple[int, ...]]:
+    """Shapes of the results of all matrix products in a function's program."""
+
+    def of(jaxpr) -> list[tuple[int, ...]]:
+        shapes = []
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                shapes.append(equation.outvars[0].aval.shape)
+            for leaf in jax.tree.leaves(
+                equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+            ):
+                inner = getattr(leaf, "jaxpr", leaf)
+                shapes += of(inner) if hasattr(inner, "eqns") else []
+        return shapes
+
+    return of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def test_the_rule_none_is_no_rule_to_the_bit(model, spec):
+    config, network = model
+    rule = trust.rule_of(config, spec)
+    assert type(rule) is trust.Rule and config.trust_name == "none"
+    state, imagined = step(config, spec, rule, network)
+    expected = jax.jit(lambda: published(config, spec, network, OBS, KEY))()
+    chex.assert_trees_all_equal(imagined.transition, expected)
+    assert state is None and imagined.weight is None
+    assert imagined.alive.all() and imagined.store.all()
+
+
+def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
+    layers = [8, 8, 2 * (D + 1)]
+    shapes = {}
+    for name in ("none", "penalty"):
+        config = make(trust=name)
+        rule, model = trust.rule_of(config, spec), ensemble.init(config.model, spec, KEY)
+        imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, model)
+        shapes[name] = products(imagine, None, OBS, 0, 1, KEY)
+    # Every elite on its own share alone; or every member on all.
+    assert shapes["none"] == [(K, B // K, width) for width in layers]
+    assert shapes["penalty"] == [(E, B, width) for width in layers]
+
+
+def test_a_fit_asks_no_more_without_a_rule(make, spec):
+    counts = {}
+    for name in ("none", "penalty"):
+        config = make(trust=name)
+        algorithm = Algorithm(config, spec)
+        row = jax.eval_shape(algorithm.init, config, jnp.array(0), jnp.array(0))
+        counts[name] = len(products(algorithm.fit, row))
+        if name == "none":
+            alone = functools.partial(fitting.fit, config.model, [()])
+            plain = products(alone, row.variant, row.model, row.real, row.key, row.key)
+            assert len(plain) == counts[name] > 0
+            # The ring has a column of weights, and the row a state, only where a rule wants it.
+            assert row.trust is None and row.synthetic.weight is None
+    assert counts["penalty"] > counts["none"]
+
+
+# --- the penalty -------------------------------------------------------------------------------
+
+
+def penalty(kind, scale, mean, variance):
+    """By the rule, of means and variances (E, B, D+1)."""
+    mean, variance = jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)
+    rule = trust.Penalty(trust.PenaltyFields(kind, scale), None, mean.shape[1])
+    predictions = trust.Predictions(mean, variance, jnp.zeros(mean.shape[1], int), mean[0])
+    state, verdict = rule.apply(None, predictions, 0, 1, KEY)
+    assert state is None
+    assert all(part is None for part in verdict._replace(penalty=None))
+    return verdict.penalty
+
+
+def test_the_penalty_of_two_members_and_one_channel_by_hand():
+    mean, variance = [[[1.0], [5.0]], [[3.0], [5.0]]], [[[4.0], [0.25]], [[9.0], [0.04]]]
+    # The larger standard deviation: 3, and 0.5; half of it
+    np.testing.assert_allclose(penalty("noise", 0.5, mean, variance), [1.5, 0.25])
+    # 1 and 3 lie 1 from their mean; equal ones nowhere
+    np.testing.assert_allclose(penalty("spread", 0.5, mean, variance), [0.5, 0.0])
+    np.testing.assert_allclose(penalty("spread", -2.0, mean, variance), [-2.0, 0.0])
+
+
+def test_channels_count_together():
+    # ||(3, 4)|| = 5 against ||(1, 1)||; the means' deviations are 1 and 2
+    mean, variance = [[[0.0, 1.0]], [[2.0, 5.0]]], [[[9.0, 16.0]], [[1.0, 1.0]]]
+    np.testing.assert_allclose(penalty("noise", 1.0, mean, variance), [5.0])
+    np.testing.assert_allclose(penalty("spread", 1.0, mean, variance), [np.sqrt(5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["noise", "spread"])
+@pytest.mark.parametrize(("far", "apart"), [(0, 1e-12), (1e4, 0.1), (1e6, 1.0), (0, 1e15)])
+@pytest.mark.parametrize("variance", [1e-30, 1e-9, 1.0, 1e30])
+def test_float32_is_enough(kind, far, apart, variance):
+    rng = np.random.default_rng(1)
+    mean = np.float32(far + apart * rng.normal(size=(5, 6, 4)))
+    variances = np.float32(variance * np.exp(rng.normal(size=(5, 6, 4))))
+    result = penalty(kind, 1.5, mean, variances)
+    m, v = mean.astype(np.float64), variances.astype(np.float64)
+    u = {
+        "noise": np.sqrt(v.sum(-1)).max(0),
+        "spread": np.sqrt(((m - m.mean(0)) ** 2).mean(0).sum(-1)),
+    }
+    np.testing.assert_allclose(result, 1.5 * u[kind], rtol=0.02)
+
+
+def test_a_reward_loses_the_penalty_in_units_of_its_deviation(make, model, spec):
+    config, network = model
+    for kind in ("noise", "spread"):
+        settings = {"trust.kind": kind, "trust.scale": 0.7}
+        rule = trust.rule_of(make(settings, trust="penalty"), spec)
+        _, plain = step(config, spec, trust.Rule(None, spec, B), network)
+        _, judged = step(config, spec, rule, network)
+        inputs = jnp.broadcast_to(
+            jnp.concatenate([OBS, plain.transition.action], -1), (E, B, D + A)
+        )
+        mean, log_variance = ensemble.distribution(config.model, network.params, inputs)
+        unit = np.asarray(network.unit)
+        u = penalty(kind, 0.7, mean / unit, jnp.exp(log_variance) / unit**2)
+        loss = plain.transition.reward - judged.transition.reward
+        np.testing.assert_allclose(loss, u * unit[-1], rtol=1e-3)
+        assert (np.asarray(loss) > 1e-3).all()
+        np.testing.assert_allclose(
+            judged.transition.next_obs, plain.transition.next_obs, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_units_do_not_depend_on_the_code(make, model, spec):
+    """The same predictions under codes none and scale: the same penalty, and the same sample."""
+    config, plain = model
+    code = Code(
+        plain.code.skip,
+        jnp.array([0.3, -1.0, 4.0, 0.2]),
+        jnp.array([0.5, 2.0, 10.0, 3.0]) / 7,
+        jnp.zeros(()),
+    )
+    scaled = fitting.recode(plain, code)
+    for kind in ("noise", "spread"):
+        rule = trust.rule_of(make({"trust.kind": kind}, trust="penalty"), spec)
+        one, other = (step(config, spec, rule, network)[1] for network in (plain, scaled))
+        chex.assert_trees_all_close(one.transition, other.transition, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"settings": {"trust.scale": -1}},
+        {"settings": {"trust.scale": -1, "trust.kind": "noise"}},
+        {"vary": {"trust.scale": [1, -1]}},
+    ],
+)
+def test_a_bonus_is_for_disagreement_only(make, arguments):
+    with pytest.raises(UsageError, match=r"^--set trust\.scale=-1: .*trust\.kind=spread") as error:
+        make(trust="penalty", **arguments)
+    assert "\n" not in str(error.value)
+    settings = {"trust.kind": "spread", **arguments.get("settings", {}), "trust.scale": -1}
+    assert make(settings | {"trust.kind": "spread"}, trust="penalty").trust.scale == -1
+
+
+# --- what a verdict does -------------------------------------------------------------------------
+
+
+class Strict(trust.Rule):
+    """Ends rollouts and leaves transitions out; its state counts, and says what they are worth."""
+
+    asks = True
+    weighs = True
+
+    def init(self):
+        zero = jnp.zeros((), jnp.int32)
+        return {"calls": zero, "held": zero, "weight": jnp.ones(()), "penalty": jnp.ones(())}
+
+    def calibrate(self, state, predictions, counts):
+        chex.assert_equal_shape_prefix([predictions.sample, counts], 1)
+        return {**state, "held": state["held"] + counts.sum().astype(jnp.int32)}
+
+    def apply(self, state, predictions, h, horizon, key):
+        index = jnp.arange(self.batch)
+        verdict = trust.Verdict(
+            alive=~((index % 4 == 1) & (h == 1)),
+            store=index % 4 != 2,
+            penalty=jnp.broadcast_to(state["penalty"], self.batch),
+            weight=jnp.broadcast_to(state["weight"] * (10.0 * horizon + h), self.batch),
+            sample=jnp.zeros((self.batch, D + 1)) + h,
+        )
+        return {**state, "calls": state["calls"] + 1}, verdict
+
+
+@pytest.fixture
+def strict(make, spec, monkeypatch):
+    """A configuration with that rule, registered as a user would."""
+    monkeypatch.setitem(trust.TRUST, "strict", Strict)
+    return make({"rollout.horizon": 3}, trust="strict")
+
+
+def filled_row(config, spec):
+    """A row with a full real ring, and units that are not its code's."""
+    row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
+    names = jnp.arange(120.0)
+    obs = jnp.stack([names / 100, names, names], -1)
+    data = row.real.data._replace(obs=obs)
+    return row._replace(
+        real=row.real._replace(data=data, valid=jnp.ones(120, bool)),
+        model=row.model._replace(unit=jnp.array([0.5, 2.0, 10.0, 4.0])),
+    )
+
+
+def test_a_verdict_is_obeyed(strict, spec):
+    row = filled_row(strict, spec)
+    shared = Shared(jnp.array(119), jnp.array(0))
+    after = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, shared, 3, KEY))(row)
+    ring = jax.tree.map(lambda x: np.asarray(x).reshape(8, B, *x.shape[1:]), after.synthetic)
+    index = np.arange(B)
+    # Left out by `store`; ended, and then no longer stored, by `alive`.
+    np.testing.assert_array_equal(ring.valid[0], index % 4 != 2)
+    np.testing.assert_array_equal(ring.valid[1], index % 4 != 2)
+    np.testing.assert_array_equal(ring.valid[2], ~np.isin(index % 4, (1, 2)))
+    assert not ring.valid[3:].any()
+    for h in range(3):
+        # The rule's sample, z = h in standard units, less one deviation of the reward.
+        moved = ring.data.next_obs[h] - ring.data.obs[h]
+        np.testing.assert_allclose(moved, h * np.array([[0.5, 2.0, 10.0]] * B), rtol=1e-5)
+        np.testing.assert_allclose(ring.data.reward[h], h * 4.0 - 4.0, rtol=1e-6)
+        np.testing.assert_array_equal(ring.weight[h], 30 + h)
+    assert after.trust == {"calls": 3, "held": 0, "weight": 1, "penalty": 1}
+
+
+def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
+    algorithm, row = Algorithm(strict, spec), filled_row(strict, spec)
+    data = fitting.split(strict.model, row.real, algorithm._holdout_key(row))
+    after, _ = jax.jit(algorithm.fit)(row)
+    assert after.trust["held"] == data.scored_weights.sum() > 10
+
+
+def test_weights_reach_the_critics_loss_and_only_of_synthetic_rows(strict, spec):
+    """Where all synthetic transitions weigh nothing, their rewards teach the critics nothing."""
+    row = filled_row(strict, spec)
+    learn = jax.jit(Algorithm(strict, spec).learn)
+    shared = Shared(jnp.array(119), jnp.array(0))
+    one = Transition(*(jnp.zeros(s) for s in (D, A, (), (), D)))
+
+    def critic(**worth):
+        trusted = {**row.trust, **{name: jnp.float32(value) for name, value in worth.items()}}
+        return learn(row._replace(trust=trusted), shared, one, jnp.array(True))[0].agent.critic
+
+    none = critic(weight=0)
+    chex.assert_trees_all_equal(none, critic(weight=0, penalty=-1000))
+    # The real one of each minibatch counts.
+    for a, b in ((row.agent.critic, none), (none, critic()), (critic(), critic(penalty=-1000))):
+        assert not np.array_equal(a["hidden_0"]["kernel"], b["hidden_0"]["kernel"])
+
+
+def test_the_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
+    program = build(strict, spec)
+    state = program.init()
+    trusted = {name: value + 7 for name, value in state.rows.trust.items()}
+    state = state._replace(rows=state.rows._replace(trust=trusted))
+
+    def journal():
+        parameters = program.parameters()
+        return Journal(tmp_path, strict, program.placement, "test", parameters, True, False)
+
+    with journal() as first:
+        first.begin(0, 0, ())
+        first.save(10, state, {}, {})
+    with journal() as second:
+        restored = second.restore(program.shapes())
+    assert restored.step == 10
+    chex.assert_trees_all_equal(restored.state.rows.trust, state.rows.trust)
+    chex.assert_trees_all_equal(restored.state, state)
