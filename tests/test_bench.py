@@ -14,8 +14,7 @@ from dynajax.measure import benchmark
 ROOT = Path(__file__).parents[1]
 
 
-def test_interleaving_takes_turns_and_times_what_comes_after_itself(monkeypatch):
-    monkeypatch.setattr(benchmark, "_LEAD", 0.002)
+def test_interleaving_takes_turns_and_times_what_comes_after_itself():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
     seconds = benchmark.interleave(runs, 0, least=4)

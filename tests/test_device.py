@@ -209,7 +209,7 @@ def test_a_step_that_is_not_finite_ends_the_episode():
 
 def test_no_ring_is_copied(spec):
     """The branches of the program pass the replays through in place."""
-    from dynajax.measure.benchmark import ring_copies
+    from dynajax.measure.compiled import ring_copies
     from dynajax.runtime.program import build
 
     run = config("mjx", settings={"replay.real": 1003, "replay.synthetic": 1200})

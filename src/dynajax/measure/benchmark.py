@@ -36,7 +36,7 @@ _FILLER = 10_000
 _FIT_STEPS, _ENV_STEPS, _EVAL_STEPS = 40, 3, 5
 # More environments than this are not made only to be timed.
 _MOST_ENVS = 64
-# Seconds for which a run is repeated before it is timed: NumPy's threads look for work for 30 ms
+# Seconds, at most, for which a run is repeated before it is timed: NumPy's threads look for work for 30 ms
 # after a matmul and take a core away from what comes next; after a pause all is slower by a fifth.
 _LEAD = 0.05
 
@@ -58,12 +58,14 @@ def interleave(
     What is timed comes after itself, never after another run. The first two rounds compile and
     warm up, and are not counted.
     """
+    lead = min(_LEAD, seconds / 10)
 
     def once() -> list[float]:
         times = []
         for run in runs.values():
-            lead = time.perf_counter()
-            while time.perf_counter() < lead + _LEAD:
+            begin = time.perf_counter()
+            run()
+            while time.perf_counter() < begin + lead:
                 run()
             begin = time.perf_counter()
             run()

@@ -20,13 +20,16 @@ def count(function: Callable[..., Any], *arguments: Any, trips: int | None = Non
     A loop whose length is known when it is traced counts as often as it runs.
 
     Args:
+      function: jitted, or not.
       arguments: arrays, or their shapes.
       trips: how often a loop runs whose length depends on data.
 
     Raises:
       ValueError: there are matmuls in such a loop, and no `trips`.
     """
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    # One that is jitted with options of the compiler cannot be traced inside another.
+    jitted = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
+    jaxpr = jitted.trace(*arguments).jaxpr.jaxpr
     return _of_jaxpr(jaxpr, [True] * len(jaxpr.outvars), trips)
 
 
