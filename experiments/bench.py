@@ -323,9 +323,9 @@ def _rows() -> list[int]:
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    compiler.use_cores()
+    cli.start()
     settings, counts = cli.assignments("--set", FLAGS.set), _rows()
-    if FLAGS.compare and not Path(FLAGS.compare).is_file():
+    if FLAGS.compare and not cli.folder(FLAGS.compare).is_file():
         raise UsageError(f"--compare={FLAGS.compare}: there is no such file")
 
     def config(env: str, rows: int) -> Config:
@@ -340,7 +340,6 @@ def main(argv: Sequence[str]) -> int:
             settings=settings,
         )
 
-    cli.use_compilation_cache()
     if FLAGS.probe:
         probe(config(FLAGS.probe, 1))
         return 0
@@ -361,14 +360,14 @@ def main(argv: Sequence[str]) -> int:
             for line in measure(work, FLAGS.seconds):
                 print(row(line), flush=True)
                 lines.append(line)
-            write(lines, Path(FLAGS.out))
+            write(lines, cli.folder(FLAGS.out))
     if FLAGS.start:
         for line in start(config(FLAGS.env[0], 1)):
             print(f"{line['stage']:<44}{line['ms'] / 1e3:>9.2f} s", flush=True)
             lines.append(line)
-        write(lines, Path(FLAGS.out))
+        write(lines, cli.folder(FLAGS.out))
     if FLAGS.compare:
-        print("\n" + compare(lines, Path(FLAGS.compare)))
+        print("\n" + compare(lines, cli.folder(FLAGS.compare)))
     print(f"written: {FLAGS.out}/bench.csv, {FLAGS.out}/bench.png")
     return 0
 

@@ -142,7 +142,7 @@ def main(argv: Sequence[str]) -> None:
         rows = [int(r) for r in FLAGS.rows] or [1, 8, 64, 256, *([] if on_cpu else [1024, 4096])]
     except ValueError:
         raise UsageError(f"--rows={','.join(FLAGS.rows)}: whole numbers, as 1,64") from None
-    cli.use_compilation_cache()
+    cli.start()
     lines = []
     for name in FLAGS.env:
         lines += measure(name, rows)

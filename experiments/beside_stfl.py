@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dynajax import UsageError, cli, compiler, envs, make_config
+from dynajax import UsageError, cli, envs, make_config
 from dynajax.measure import benchmark
 from dynajax.record.folder import device_name, write_csv
 
@@ -102,8 +102,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int) -> dict[str, Callable[[],
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.use_compilation_cache()
-    compiler.use_cores()
+    cli.start()
     spec = envs.spec(FLAGS.env)
     configs = {
         p: make_config(FLAGS.env, preset=p, fixes=["scale,target"], seeds=FLAGS.seeds)

@@ -44,7 +44,7 @@ def before(command: str) -> None:
         if codes.count(code) > 1:
             raise UsageError(f"--fix={code}: it stands there twice")
     spec, recordings, source = _recordings()
-    out = Path(FLAGS.out or Path("diagnosis") / re.sub(r"[:/]", ".", spec.name))
+    out = cli.folder(FLAGS.out or f"diagnosis/{re.sub('[:/]', '.', spec.name)}")
     size = min(len(r.episode) for r in recordings)
     print(
         f"{spec.name}: {len(codes)} codes x {len(recordings)} seeds, {size:,} transitions each, "
@@ -82,7 +82,7 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
         spec = envs.spec(FLAGS.env)
         recordings = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
         return spec, recordings, "Random policy, half white and half correlated actions"
-    reader = runs.Reader(Path(FLAGS.data))
+    reader = runs.Reader(cli.folder(FLAGS.data))
     loaded = reader.load(reader.steps[-1])
     # A run with fewer rows gives some of them twice: split, weights and minibatches still differ.
     rows = [row % reader.config.rows for row in range(FLAGS.seeds)]
@@ -95,13 +95,13 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
 def after(command: str) -> None:
     """The diagnosis of a run."""
     begin = time.perf_counter()
-    reader = runs.Reader(Path(FLAGS.run))
+    reader = runs.Reader(cli.folder(FLAGS.run))
     if reader.config.env.startswith("brax:"):
         raise UsageError(
             f"--run={FLAGS.run}: Brax's tasks have no simulator on the host to ask; --data takes "
             "its replay"
         )
-    out = Path(FLAGS.out or Path(FLAGS.run) / "diagnosis")
+    out = cli.folder(FLAGS.out or f"{FLAGS.run}/diagnosis")
     findings = []
     for step in reader.steps:
         loaded = reader.load(step)
@@ -114,7 +114,7 @@ def after(command: str) -> None:
             )
     with _written(out):
         lines = runpage.write(findings, reader.config, reader.spec, out, command)
-        if runpage.add_to_logs(findings, Path(FLAGS.run)):
+        if runpage.add_to_logs(findings, cli.folder(FLAGS.run)):
             report.write_report(FLAGS.run)
         else:
             print("the run is under way, so its logs and its report are left as they are")
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
             f"--{' and --'.join(subjects)} are two things" if subjects else "say what to diagnose"
         )
         raise UsageError(f"{text}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
-    cli.use_compilation_cache()
+    cli.start()
     command = shlex.join(["python", "experiments/diagnose.py", *sys.argv[1:]])
     after(command) if subjects == ["run"] else before(command)
 

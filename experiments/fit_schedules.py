@@ -40,7 +40,7 @@ MEASURES = ("score", "nll", "r2_state", "r2_reward")
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.use_compilation_cache()
+    cli.start()
     sizes, lines = [int(size) for size in FLAGS.sizes], []
     capacity = max(sizes) + 250 * FLAGS.refits
     for env in FLAGS.env:

@@ -65,7 +65,7 @@ def gather(folders: Sequence[str]) -> dict[str, dict[str, Curve]]:
       UsageError: a folder that is no run's, or that has no evaluation yet.
     """
     tasks: dict[str, dict[str, Curve]] = {}
-    for folder in dict.fromkeys(Path(f).resolve() for f in folders):
+    for folder in dict.fromkeys(cli.folder(f).resolve() for f in folders):
         run = report.read_run(folder)
         if not run.steps.size:
             raise UsageError(f"{folder}: the run has no evaluation yet")
@@ -344,7 +344,7 @@ def plot(folders: Sequence[str], out: Path) -> str:
 def main(folders: Sequence[str]) -> int:
     if not folders:
         raise UsageError("name at least one run's folder, such as runs/cheetah-run-*")
-    print(plot(folders, Path(_OUT.value)), end="")
+    print(plot(folders, cli.folder(_OUT.value)), end="")
     return 0
 
 

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     # The accelerator is for the runs. (Their environment does not know of this line.)
     jax.config.update("jax_platforms", "cpu")
     sys.path.insert(0, str(EXPERIMENTS))  # where run.py finds modules with own tasks, too
-    plan = study.load(Path(arguments[0]))
-    out = (Path(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
+    plan = study.load(cli.folder(arguments[0]))
+    out = (cli.folder(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
     for run in plan.runs:
         state.check_folder(run, out)
     if FLAGS.status:

@@ -13,6 +13,7 @@ and `TRUST`.
 from dynajax.agents import AGENTS, Agent
 from dynajax.config import Config, fields, static, traced
 from dynajax.envs import register_termination
+from dynajax.envs.mjx import register_mjx_task
 from dynajax.models.targets import FIXES, Fix
 from dynajax.models.trust import TRUST, Predictions, Rule, Verdict
 from dynajax.report import Run, read_run, write_report
@@ -37,6 +38,7 @@ __all__ = [
     "fields",
     "make_config",
     "read_run",
+    "register_mjx_task",
     "register_termination",
     "static",
     "traced",

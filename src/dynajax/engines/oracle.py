@@ -33,10 +33,10 @@ class Oracle:
         self._envs: list[Any] = [
             envs.make(config.env, **config.stepping, seed=seed) for seed in row_seeds
         ]
-        if not getattr(self._envs[0], "can_restore", True):
+        if (reason := self._envs[0].unrestorable) is not None:
             raise UsageError(
-                f"--oracle={config.oracle}: {config.env} cannot be set to a stored state; give it "
-                "methods snapshot() -> np.ndarray and restore(array), or leave --oracle out"
+                f"--oracle={config.oracle}: {config.env} cannot be set to a stored state: {reason}, "
+                "or leave --oracle out"
             )
         for env in self._envs:
             env.reset(seed=0)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 
 from dynajax.envs import checks, states
+from dynajax.envs.opengl import forget, mujoco
 from dynajax.types import UsageError
 
 # A camera picture in pixels; multiples of 16 suit every video encoder.
@@ -49,11 +49,14 @@ def _suite() -> types.ModuleType:
         warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing")
         if headless():
             os.environ["MUJOCO_GL"] = "egl"
-            try:
-                from dm_control import suite
-            except (ImportError, AttributeError, RuntimeError):
-                os.environ["MUJOCO_GL"] = "disabled"
-        from dm_control import suite
+        try:
+            from dm_control import suite
+        except (
+            Exception
+        ):  # whatever a missing library of OpenGL raises; nothing has to be drawn yet
+            forget("dm_control", "OpenGL")
+            os.environ["MUJOCO_GL"] = "disabled"
+            from dm_control import suite
     return suite
 
 

@@ -14,9 +14,9 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import mujoco
 import numpy as np
 
+from dynajax.envs.opengl import mujoco
 from dynajax.types import Transition
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
