@@ -14,6 +14,9 @@ run, checked as a whole.
     [settings]                          # as --set
     model.width = 400
 
+    [arms.half-fresh]                   # a run of its own for each arm, other keys as above
+    settings = { rollout.fresh = true, rollout.real_fraction = 0.5 }
+
     [resources]                         # of each run
     gpus = 1
 """
@@ -78,6 +81,7 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "engine": ("a text", "host"),
     "settings": ("a table", {}),
     "vary": ("a table", {}),
+    "arms": ("a table", {}),
     "resources": ("a table", {}),
     "slurm": ("a table", {}),
 }
@@ -164,16 +168,38 @@ def load(path: Path) -> Study:
         raise UsageError(f"{path}, line {place[2]}, column {place[3]}: {place[1]}") from None
     source = _Source(path, text)
     given = _checked(raw, _KEYS, source)
+    arms = [(name, _arm(raw, name, arm, source)) for name, arm in given["arms"].items()]
     resources = _resources(given["resources"], source)
     for name, value in given["slurm"].items():
         if not isinstance(value, bool | int | float | str):
             raise source.fault(f"slurm.{name}: an option of sbatch is one value", f"slurm.{name}")
-    runs = tuple(_runs(given, source))
+    runs = tuple(
+        run._replace(name="-".join(filter(None, [run.name, name])))
+        for name, keys in arms or [("", given)]
+        for run in _runs(keys, source)
+    )
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise source.fault(f"two runs would have the name {twice}", "tasks")
     return Study(path.stem, runs, resources, given["slurm"])
+
+
+def _arm(raw: Mapping[str, Any], name: str, arm: Any, source: _Source) -> dict[str, Any]:
+    """The values of all keys in one arm of a study, what it does not name being the study's."""
+    if not isinstance(arm, Mapping):
+        raise source.fault(f"arms.{name} = {arm!r}: it takes a table", f"arms.{name}")
+    if "arms" in arm or "resources" in arm or "slurm" in arm:
+        raise source.fault(f"arms.{name}: it takes what a run is made of", f"arms.{name}")
+    merged = {**raw, **arm, "arms": {}}
+    # Another agent, or another rule, has fields of its own.
+    others = [f"{group}." for key, group in (("agents", "agent"), ("trust", "trust")) if key in arm]
+    for table in ("settings", "vary"):
+        inherited = _flat(raw.get(table, {}))
+        for path in [path for path in inherited if path.startswith(tuple(others))]:
+            del inherited[path]
+        merged[table] = inherited | _flat(arm.get(table, {}))
+    return _checked(merged, _KEYS, source)
 
 
 def _checked(
@@ -228,7 +254,7 @@ def _resources(raw: Mapping[str, Any], source: _Source) -> Resources:
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"learn.utd": 10} from {"sac": {"utd": 10}}, for TOML reads a dotted key as tables."""
+    """{"learn.utd": 10} from {"learn": {"utd": 10}}, for TOML reads a dotted key as tables."""
     flat = {}
     for key, value in table.items():
         inner = isinstance(value, Mapping)
