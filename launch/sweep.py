@@ -118,12 +118,12 @@ def _watch(progress: Iterator[None], names: Sequence[str], out: Path) -> None:
 def _changes(shown: dict[str, tuple[str, int]], out: Path) -> None:
     for name, before in shown.items():
         note = state.read_note(out, name)
-        now = note.get("state", "queued"), note.get("attempts", 0)
-        if now != before:
-            shown[name] = now
-            again = f", start {now[1]}" if now[1] > 1 else ""
+        current = note.get("state", "queued"), note.get("attempts", 0)
+        if current != before:
+            shown[name] = current
+            again = f", start {current[1]}" if current[1] > 1 else ""
             message = f" ({note['message']})" if note.get("message") else ""
-            print(f"{name}: {now[0]}{again}{message}", flush=True)
+            print(f"{name}: {current[0]}{again}{message}", flush=True)
 
 
 def _compare(folders: Sequence[Path], out: Path) -> int:

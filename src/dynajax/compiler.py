@@ -74,12 +74,12 @@ def memory(programs: Sequence[jax.stages.Lowered]) -> int:
 
     It compiles them; a later call with arguments of the same shapes finds them compiled.
     """
-    found = []
+    sizes = []
     for program in programs:
         size: Any = program.compile().memory_analysis()
         results = size.output_size_in_bytes - size.alias_size_in_bytes
-        found.append(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
-    return max(found)
+        sizes.append(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
+    return max(sizes)
 
 
 def count(tree: Any) -> int:

@@ -80,8 +80,8 @@ def share(gpus: Sequence[str], slot: int, slots: int) -> dict[str, str]:
     """The environment in which one of `slots` processes sees its share of the GPUs."""
     if not gpus:
         return {}
-    mine = gpus[slot::slots] or [gpus[slot % len(gpus)]]
-    env = {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+    shared = gpus[slot::slots] or [gpus[slot % len(gpus)]]
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(shared)}
     if slots > len(gpus):
         # JAX takes three quarters of a GPU's memory for the first process that comes.
         env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / -(-slots // len(gpus)):.3f}"
@@ -254,8 +254,8 @@ def _end(kind: str, handle: Any) -> str:
     # Unlike sacct, which submitit asks, scontrol needs no accounting.
     command = ["scontrol", "show", "job", "-o", handle.job_id]
     shown = subprocess.run(command, capture_output=True, text=True)
-    if found := re.search(r"JobState=(\w+)", shown.stdout):
-        return found[1] if found[1] in _ENDS else ""
+    if match := re.search(r"JobState=(\w+)", shown.stdout):
+        return match[1] if match[1] in _ENDS else ""
     return "GONE" if "Invalid job id" in shown.stderr else ""
 
 

@@ -89,16 +89,16 @@ def look(run: Run, out: Path) -> Row:
     note = read_note(out, run.name)
     folder = out / run.name
     try:
-        found = report.read_run(folder)
+        written = report.read_run(folder)
     except UsageError:
-        found = None
-    step = int(found.steps[-1]) if found is not None and found.steps.size else 0
+        written = None
+    step = int(written.steps[-1]) if written is not None and written.steps.size else 0
     returns, left = {}, None
-    if found is not None and step:
-        returns = {v: float(np.nanmean(values[:, -1])) for v, values in found.evals.items()}
-        left = _seconds_left(found.metrics["time"], step, run.config.steps)
+    if written is not None and step:
+        returns = {v: float(np.nanmean(values[:, -1])) for v, values in written.evals.items()}
+        left = _seconds_left(written.metrics["time"], step, run.config.steps)
     state = note.get("state", "missing")
-    if found is not None and _finished(run, found, step):
+    if written is not None and _finished(run, written, step):
         state, step, left = "done", run.config.steps, None
     elif state == "done" or (state == "running" and time.time() - note["time"] > SILENCE):
         state = "stopped"
@@ -109,15 +109,15 @@ def look(run: Run, out: Path) -> Row:
     return Row(run.name, state, step, run.config.steps, returns, left, attempts, message)
 
 
-def _finished(run: Run, found: report.Run, step: int) -> bool:
+def _finished(run: Run, written: report.Run, step: int) -> bool:
     """All evaluations are there, and the page, which is written last."""
-    rows = sum(len(values) for values in found.evals.values())
+    rows = sum(len(values) for values in written.evals.values())
     if step < run.config.steps or rows < run.config.rows:
         return False
-    if not (found.folder / "report.html").exists():
+    if not (written.folder / "report.html").exists():
         return False
     # Checkpoints of a finished run may be deleted; older ones say that it is being extended.
-    saved = saved_step(found.folder)
+    saved = saved_step(written.folder)
     return saved == 0 or saved >= run.config.steps
 
 

@@ -111,11 +111,11 @@ class _Source:
         self._lines: dict[str, int] = {}
         table = ""
         for number, line in enumerate(self._text, 1):
-            if found := re.match(rf"\s*\[\s*({key}(?:\s*\.\s*{key})*)\s*\]", line):
-                table = self._plain(found[1])
+            if match := re.match(rf"\s*\[\s*({key}(?:\s*\.\s*{key})*)\s*\]", line):
+                table = self._plain(match[1])
                 self._lines.setdefault(table, number)
-            elif found := re.match(rf"\s*({key}(?:\s*\.\s*{key})*)\s*=", line):
-                name = self._plain(found[1])
+            elif match := re.match(rf"\s*({key}(?:\s*\.\s*{key})*)\s*=", line):
+                name = self._plain(match[1])
                 self._lines.setdefault(f"{table}.{name}" if table else name, number)
 
     @staticmethod
@@ -167,22 +167,22 @@ def load(path: Path) -> Study:
             raise UsageError(f"{path}: {error}") from None
         raise UsageError(f"{path}, line {place[2]}, column {place[3]}: {place[1]}") from None
     source = _Source(path, text)
-    given = _checked(raw, _KEYS, source)
-    arms = [(name, _arm(raw, name, arm, source)) for name, arm in given["arms"].items()]
-    resources = _resources(given["resources"], source)
-    for name, value in given["slurm"].items():
+    values = _checked(raw, _KEYS, source)
+    arms = [(name, _arm(raw, name, arm, source)) for name, arm in values["arms"].items()]
+    resources = _resources(values["resources"], source)
+    for name, value in values["slurm"].items():
         if not isinstance(value, bool | int | float | str):
             raise source.fault(f"slurm.{name}: an option of sbatch is one value", f"slurm.{name}")
     runs = tuple(
         run._replace(name="-".join(filter(None, [run.name, name])))
-        for name, keys in arms or [("", given)]
-        for run in _runs(keys, source)
+        for name, of_arm in arms or [("", values)]
+        for run in _runs(of_arm, source)
     )
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise source.fault(f"two runs would have the name {twice}", "tasks")
-    return Study(path.stem, runs, resources, given["slurm"])
+    return Study(path.stem, runs, resources, values["slurm"])
 
 
 def _arm(raw: Mapping[str, Any], name: str, arm: Any, source: _Source) -> dict[str, Any]:
@@ -205,12 +205,12 @@ def _arm(raw: Mapping[str, Any], name: str, arm: Any, source: _Source) -> dict[s
 def _checked(
     raw: Mapping[str, Any], keys: Mapping[str, tuple[str, Any]], source: _Source
 ) -> dict[str, Any]:
-    """The values of all `keys`, defaults where none is given."""
+    """The values of all `keys`, defaults for what is missing."""
     for key in raw:
         if key not in keys:
             near = difflib.get_close_matches(key, keys, 1, 0.0)[0]
             raise source.fault(f"{key}: there is no such key; the nearest is {near}", key)
-    given = {}
+    values = {}
     for key, (kind, default) in keys.items():
         value = raw.get(key, default)
         if value is None:
@@ -227,8 +227,8 @@ def _checked(
         if kind == _STRINGS and len(set(value)) < len(value):
             twice = next(v for v in value if value.count(v) > 1)
             raise source.fault(f"{key}: {twice} is given twice", key, twice)
-        given[key] = value
-    return given
+        values[key] = value
+    return values
 
 
 def _resources(raw: Mapping[str, Any], source: _Source) -> Resources:
@@ -269,44 +269,44 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _runs(given: dict[str, Any], source: _Source) -> Iterator[Run]:
-    for task in given["tasks"]:
+def _runs(values: dict[str, Any], source: _Source) -> Iterator[Run]:
+    for task in values["tasks"]:
         try:
             # A user's module may register fixes, so it is imported before they are read.
-            if given["engine"] == "mjx" and task not in mjx.names():
+            if values["engine"] == "mjx" and task not in mjx.names():
                 mjx.make(task)
             elif not task.startswith("brax:"):
                 envs.spec(task)
         except UsageError as error:
             raise source.fault(str(error), "tasks", task) from None
-    seeds, each = given["seeds"], given["seeds_per_run"] or max(1, given["seeds"])
+    seeds, each = values["seeds"], values["seeds_per_run"] or max(1, values["seeds"])
     for task, algo, agent in itertools.product(
-        given["tasks"], given["algorithms"], given["agents"]
+        values["tasks"], values["algorithms"], values["agents"]
     ):
         # Without a model nothing is synthetic that could be trusted.
-        for trust in given["trust"] if algo == "mbpo" else ["none"]:
+        for trust in values["trust"] if algo == "mbpo" else ["none"]:
             kind = [algo, agent] if algo == "mbpo" else [agent]
             kind += [trust] if trust != "none" else []
             for first in range(0, seeds, each) if seeds else (0,):
                 name = re.sub("[:/]", ".", "-".join([task, *kind]))
                 if each < seeds:
-                    name += f"-seed-{given['first_seed'] + first}"
+                    name += f"-seed-{values['first_seed'] + first}"
                 try:
                     count = min(each, seeds - first)
-                    yield _run(name, task, algo, agent, trust, given, first, count)
+                    yield _run(name, task, algo, agent, trust, values, first, count)
                 except UsageError as error:
                     raise source.of_flag(error) from None
 
 
-def _others(agent: str, trust: str, given: dict[str, Any]) -> set[str]:
+def _others(agent: str, trust: str, values: dict[str, Any]) -> set[str]:
     """Paths of the fields that only other agents, or other rules, of the study have."""
 
     def paths(group: str, cls: type) -> set[str]:
         return {f"{group}.{field.name}" for field in dataclasses.fields(cls)}
 
     every: set[str] = set().union(
-        *(paths("agent", agent_class(name).Fields) for name in given["agents"]),
-        *(paths("trust", rule_class(name).Fields) for name in given["trust"]),
+        *(paths("agent", agent_class(name).Fields) for name in values["agents"]),
+        *(paths("trust", rule_class(name).Fields) for name in values["trust"]),
     )
     return (
         every - paths("agent", agent_class(agent).Fields) - paths("trust", rule_class(trust).Fields)
@@ -319,36 +319,38 @@ def _run(
     algo: str,
     agent: str,
     trust: str,
-    given: dict[str, Any],
+    values: dict[str, Any],
     first: int,
     seeds: int,
 ) -> Run:
     with_model = algo != "sac"
-    others = _others(agent, trust, given)
+    others = _others(agent, trust, values)
     sets = {
-        path: _text(value) for path, value in _flat(given["settings"]).items() if path not in others
+        path: _text(value)
+        for path, value in _flat(values["settings"]).items()
+        if path not in others
     }
     # Without a model there is nothing of it that could vary, and nothing to fix.
     vary = {
-        path: [_text(v) for v in (values if isinstance(values, list) else [values])]
-        for path, values in _flat(given["vary"]).items()
+        path: [_text(v) for v in (column if isinstance(column, list) else [column])]
+        for path, column in _flat(values["vary"]).items()
         if path not in others
         and (with_model or path.split(".")[0] not in ("model", "rollout", "trust"))
     }
-    fixes = given["fixes"] if with_model else []
+    fixes = values["fixes"] if with_model else []
     config = settings.make(
         task,
         algo=algo,
         agent=agent,
         trust=trust,
-        preset=given["preset"],
-        engine=given["engine"],
+        preset=values["preset"],
+        engine=values["engine"],
         fixes=fixes,
         vary=vary,
         settings=sets,
         seeds=seeds,
-        seed=given["first_seed"] + first,
-        steps=given["steps"] or None,
+        seed=values["first_seed"] + first,
+        steps=values["steps"] or None,
     )
     flags = [
         f"--env={task}",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dynajax import cli
 from dynajax.launch import state
 
-#: Seconds that a run which was told to end may take to save itself.
+#: Seconds that a run which was asked_to_stop to end may take to save itself.
 SAVING = 90.0
 #: Seconds to wait for an earlier process in a run's folder, which may be compiling.
 WAITING = 300.0
@@ -111,11 +111,11 @@ class Worker:
                 env={**os.environ, **env},
                 start_new_session=True,
             )
-        told, beat = False, time.monotonic()
+        asked_to_stop, beat = False, time.monotonic()
         while self._process.poll() is None:
-            if self._stopping and not told:
+            if self._stopping and not asked_to_stop:
                 self._process.terminate()
-                told = True
+                asked_to_stop = True
             if time.monotonic() - beat > state.BEAT:
                 self._note("running")
                 beat = time.monotonic()

@@ -66,7 +66,7 @@ def device_name() -> str:
 def _git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"],
             capture_output=True,
             text=True,
@@ -75,7 +75,7 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

@@ -109,12 +109,12 @@ def gather(tree: Any, rows: int) -> Any:
         shapes.append(full.shape)
     everyone = _exchange(np.concatenate(parts))
     ends = np.cumsum([part.size for part in parts])
-    found = []
+    wholes = []
     for leaf, shape, part, end in zip(leaves, shapes, parts, ends, strict=True):
         whole = np.ascontiguousarray(everyone[:, end - part.size : end]).view(leaf.dtype)
         whole = whole.reshape(len(shares), *shape)
-        found.append(np.concatenate([w[: len(s)] for w, s in zip(whole, shares, strict=True)]))
-    return jax.tree.unflatten(structure, found)
+        wholes.append(np.concatenate([w[: len(s)] for w, s in zip(whole, shares, strict=True)]))
+    return jax.tree.unflatten(structure, wholes)
 
 
 def everyones(number: int) -> list[int]:
@@ -125,8 +125,8 @@ def everyones(number: int) -> list[int]:
     """
     if not several():
         return [number]
-    found = _exchange(np.array([number], np.int64).view(np.uint8))
-    return np.ascontiguousarray(found).view(np.int64)[:, 0].tolist()
+    numbers = _exchange(np.array([number], np.int64).view(np.uint8))
+    return np.ascontiguousarray(numbers).view(np.int64)[:, 0].tolist()
 
 
 def _exchange(data: np.ndarray) -> np.ndarray:
@@ -149,8 +149,8 @@ def check_same(what: str) -> None:
       UsageError: it is not.
     """
     digest = hashlib.sha256(what.encode()).digest()
-    found = everyones(int.from_bytes(digest[:7]))
-    different = [str(i) for i, other in enumerate(found) if other != found[0]]
+    numbers = everyones(int.from_bytes(digest[:7]))
+    different = [str(i) for i, other in enumerate(numbers) if other != numbers[0]]
     if different:
         raise UsageError(
             f"--process: process {', '.join(different)} was started with other flags than "

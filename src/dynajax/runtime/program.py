@@ -209,13 +209,13 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     numbers = processes.share(config.rows)
     pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)
-    algorithm, own = Algorithm(config, spec), placement.own
+    algorithm, local = Algorithm(config, spec), placement.own
     configs = [config_of(config, config.variants[index]) for index, _ in pairs]
     variants, seeds = zip(*pairs, strict=True)
 
     # The seeds are arguments, so that all seeds share one compiled program in the cache.
     def init(*arguments: Any) -> TrainState:
-        rows = jax.vmap(algorithm.init)(*own(arguments))
+        rows = jax.vmap(algorithm.init)(*local(arguments))
         return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
     functions = over_rows(algorithm)
@@ -240,27 +240,27 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
             np.array(seeds, np.int32),
         ),
         act=placement.spread(
-            lambda state, obs, step: functions.act(state, own(obs), step),
+            lambda state, obs, step: functions.act(state, local(obs), step),
             (STATE, whole, whole),
             BY_ROWS,
         ),
         greedy=placement.spread(
-            lambda state, obs: functions.greedy(state, own(obs)), (STATE, whole), BY_ROWS
+            lambda state, obs: functions.greedy(state, local(obs)), (STATE, whole), BY_ROWS
         ),
         value=placement.spread(
-            lambda state, obs: functions.value(state, own(obs)), (STATE, whole), BY_ROWS
+            lambda state, obs: functions.value(state, local(obs)), (STATE, whole), BY_ROWS
         ),
         insert=donated(
-            lambda state, *step: functions.insert(state, *own(step)), (STATE, whole, whole), STATE
+            lambda state, *step: functions.insert(state, *local(step)), (STATE, whole, whole), STATE
         ),
         fit=fit,
         propose=donated(
-            lambda state, *step: functions.propose(state, *own(step)),
+            lambda state, *step: functions.propose(state, *local(step)),
             (STATE, whole, whole),
             (STATE, BY_ROWS),
         ),
         learn=donated(
-            lambda state, *step: functions.learn(state, *own(step)),
+            lambda state, *step: functions.learn(state, *local(step)),
             (STATE, whole, whole, *corrected),
             (STATE, BY_ROWS),
         ),

@@ -98,8 +98,8 @@ def _collider(contact: Callable[[Geom, Geom], Any], count: int) -> Callable[...,
         first, second = (
             (data.geom_xpos[ids], data.geom_xmat[ids], model.geom_size[ids]) for ids in pairs.T
         )
-        found = jax.vmap(contact)(first, second)
-        return jax.tree.map(jnp.concatenate, found) if count > 1 else found
+        made = jax.vmap(contact)(first, second)
+        return jax.tree.map(jnp.concatenate, made) if count > 1 else made
 
     collide.ncon = count  # type: ignore[attr-defined]
     return collide

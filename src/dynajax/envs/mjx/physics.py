@@ -71,8 +71,8 @@ def prepare(model: mujoco.MjModel) -> mujoco.MjModel:
 
 def sensors(model: mujoco.MjModel, *names: str) -> np.ndarray:
     """Indices into `sensordata` of the sensors of these names, in this order."""
-    found = [model.sensor(name) for name in names]
-    return np.concatenate([np.arange(s.dim[0]) + s.adr[0] for s in found])
+    named = [model.sensor(name) for name in names]
+    return np.concatenate([np.arange(s.dim[0]) + s.adr[0] for s in named])
 
 
 def _without(model: mjx.Model, flags: int) -> mjx.Model:
