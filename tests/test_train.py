@@ -42,8 +42,16 @@ def copy(tree):
 
 def run(config, program, state):
     """The state and metrics after a scripted run of inserts, two fits and twenty learns."""
+    return learn(config, program, fill(config, program, state))
+
+
+def fill(config, program, state):
     for t in range(INSERTS):
         state = program.insert(state, *data_at(config, t))
+    return state
+
+
+def learn(config, program, state):
     for t in range(INSERTS, INSERTS + LEARNS):
         if config.has_model and (t - INSERTS) % FIT_EVERY == 0:
             state, _ = program.fit(state)
@@ -175,16 +183,16 @@ def test_compiler_options_change_no_more_than_rounding(make, spec, monkeypatch):
         "model.learning_rate": 1e-5,
     }
     config = make(settings)
-    states = []
+    begin = build(config, spec)
+    start, states = fill(config, begin, begin.init()), []
     jax.config.update("jax_disable_most_optimizations", False)
     for options in (compiler.options(), {}):
         monkeypatch.setattr(compiler, "options", lambda options=options: options)
         program = build(config, spec)
-        states.append(run(config, program, program.init())[0])
+        states.append(learn(config, program, copy(start))[0])
     jax.config.update("jax_disable_most_optimizations", True)
     new, plain = (state.rows for state in states)
-    start = build(config, spec).init().rows
-    assert not equal(new.agent.critic, start.agent.critic)
+    assert not equal(new.agent.critic, start.rows.agent.critic)
     for part in ("agent", "model"):
         pairs = [jax.tree.leaves(getattr(rows, part)) for rows in (new, plain)]
         for a, b in zip(*pairs, strict=True):
