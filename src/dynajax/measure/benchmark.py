@@ -83,7 +83,7 @@ def interleave(
 def numpy_matmul() -> Stage:
     """NumPy's 256-cubed float32 matmul, in a loop."""
     a = np.random.default_rng(0).standard_normal((SIDE, SIDE)).astype(np.float32)
-    out, count = np.empty_like(a), 60
+    out, count = np.empty_like(a), 5
 
     def run() -> None:
         for _ in range(count):
