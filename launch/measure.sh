@@ -34,7 +34,8 @@ part() {
 
 part tests "$python" -m pytest tests/test_sac.py tests/test_ensemble.py tests/test_fitting.py tests/test_train.py \
   tests/test_device_tasks.py -k "not float64 and not (float32 and (quadruped or humanoid or cheetah))"
-part bench "$python" experiments/bench.py --out="$out/bench" "${bench_flags[@]}"
+part bench "$python" experiments/bench.py --out="$out/bench" --start \
+  --env=cheetah-run,humanoid-stand,quadruped-run --rows=1,2,4,6,16,64 "${bench_flags[@]}"
 part envs "$python" experiments/bench_envs.py --out="$out/bench" "${envs_flags[@]}"
 
 variants=(--fix=none --fix=scale --fix=target --fix=scale,target --fix=scale,auto,beta)
