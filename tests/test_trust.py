@@ -229,7 +229,8 @@ class Strict(trust.Rule):
 
     def init(self):
         zero = jnp.zeros((), jnp.int32)
-        return {"calls": zero, "held": zero, "weight": jnp.ones(()), "penalty": jnp.ones(())}
+        worth = {name: jnp.ones(()) for name in ("weight", "penalty", "store")}
+        return {"calls": zero, "held": zero, **worth}
 
     def calibrate(self, state, predictions, counts):
         chex.assert_equal_shape_prefix([predictions.sample, counts], 1)
@@ -239,7 +240,7 @@ class Strict(trust.Rule):
         index = jnp.arange(self.batch)
         verdict = trust.Verdict(
             alive=~((index % 4 == 1) & (h == 1)),
-            store=index % 4 != 2,
+            store=(index % 4 != 2) & (state["store"] > 0),
             penalty=jnp.broadcast_to(state["penalty"], self.batch),
             weight=jnp.broadcast_to(state["weight"] * (10.0 * horizon + h), self.batch),
             sample=jnp.zeros((self.batch, D + 1)) + h,
@@ -287,7 +288,7 @@ def test_a_verdict_is_obeyed(strict, spec):
     kept = ring.valid[:3].mean(1)
     np.testing.assert_allclose([metrics[f"kept_{h}"] for h in (1, 2, 3)], kept, rtol=1e-6)
     np.testing.assert_allclose(metrics["synthetic_valid"], kept.mean(), rtol=1e-6)
-    assert after.trust == {"calls": 3, "held": 0, "weight": 1, "penalty": 1}
+    assert after.trust == {"calls": 3, "held": 0, "weight": 1, "penalty": 1, "store": 1}
 
 
 def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
@@ -297,22 +298,32 @@ def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
     assert after.trust["held"] == data.scored_weights.sum() > 10
 
 
-def test_weights_reach_the_critics_loss_and_only_of_synthetic_rows(strict, spec):
-    """Where all synthetic transitions weigh nothing, their rewards teach the critics nothing."""
+def test_weights_and_holes_reach_the_losses(strict, spec):
+    """A reward teaches the critics nothing where it weighs nothing, and nobody where it is a hole."""
     row = filled_row(strict, spec)
     learn = jax.jit(Algorithm(strict, spec).learn)
     shared = Shared(jnp.array(119), jnp.array(0))
     one = Transition(*(jnp.zeros(s) for s in (D, A, (), (), D)))
 
-    def critic(**worth):
+    def learned(**worth):
         trusted = {**row.trust, **{name: jnp.float32(value) for name, value in worth.items()}}
-        return learn(row._replace(trust=trusted), shared, one, jnp.array(True))[0].agent.critic
+        after, metrics = learn(row._replace(trust=trusted), shared, one, jnp.array(True))
+        return after.agent, metrics
 
-    none = critic(weight=0)
-    chex.assert_trees_all_equal(none, critic(weight=0, penalty=-1000))
-    # The real one of each minibatch counts.
-    for a, b in ((row.agent.critic, none), (none, critic()), (critic(), critic(penalty=-1000))):
-        assert not np.array_equal(a["hidden_0"]["kernel"], b["hidden_0"]["kernel"])
+    def differ(a, b):
+        return not np.array_equal(a.critic["hidden_0"]["kernel"], b.critic["hidden_0"]["kernel"])
+
+    plain, metrics = learned()
+    assert differ(plain, learned(penalty=-1000)[0]) and metrics["synthetic_valid"] > 0.5
+    weightless, _ = learned(weight=0)
+    chex.assert_trees_all_equal(weightless.critic, learned(weight=0, penalty=-1000)[0].critic)
+    # Nothing but holes is in the ring.
+    real, metrics = learned(store=0)
+    chex.assert_trees_all_equal(real, learned(store=0, penalty=-1000)[0])
+    assert metrics["synthetic_valid"] == 0
+    # The real one of each minibatch counts all the same.
+    for agent in (weightless, real):
+        assert differ(row.agent, agent) and differ(agent, plain)
 
 
 def test_the_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):

@@ -120,13 +120,13 @@ def train(
     spec = envs.spec(config.env, **config.stepping)
     program = build(config, spec, devices)
     placement, shapes = program.placement, program.shapes()
+    needed = placement.check_memory(compiler.size(shapes) // placement.mesh.size)
     with (
         processes.interruptions() as interrupted,
         # First of all, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
         Journal(folder, config, placement, command, program.parameters(), quiet, wandb) as journal,
     ):
-        needed = placement.check_memory(compiler.size(shapes) // placement.mesh.size)
         if journal.saved_step < config.steps:
             with clock("compile"):
                 needed = placement.check_memory(compiler.memory(engine.lower()))
