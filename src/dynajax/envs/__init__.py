@@ -12,6 +12,7 @@ import re
 
 import gymnasium
 
+from dynajax import registry
 from dynajax.envs import dmc, gym, mjx, terminations
 from dynajax.envs.mjx import register_mjx_task
 from dynajax.envs.repeat import Repeat
@@ -28,7 +29,7 @@ def _is_gymnasium(name: str) -> bool:
 
 
 def _check_name(name: str) -> None:
-    gym.import_module(name)
+    registry.import_module("--env", name)
     known = [*gymnasium.registry, *mjx.registered(), *([] if ":" in name else dmc.names())]
     module, _, name_only = name.rpartition(":")
     if name_only not in known:
@@ -45,7 +46,7 @@ def _is_device_only(name: str) -> bool:
     """Whether a task is one of `envs.mjx` and has no simulator on the host."""
     if name.startswith("brax:"):
         return True
-    gym.import_module(name)
+    registry.import_module("--env", name)
     name_only = name.rpartition(":")[2]
     return name_only in mjx.registered() and name_only not in [*gymnasium.registry, *dmc.names()]
 

@@ -1,7 +1,6 @@
 """Any Gymnasium task, made to one shape: a flat float32 observation, actions in [-1, 1]."""
 
 import functools
-import importlib
 import itertools
 import os
 import warnings
@@ -15,24 +14,6 @@ from gymnasium import spaces
 from dynajax.envs import checks, states
 from dynajax.envs.dmc import headless, rescale
 from dynajax.types import UsageError
-
-
-def import_module(name: str) -> None:
-    """Imports the module part of `module:Id-v0`, so that it can register its tasks.
-
-    Raises:
-      UsageError: it cannot be imported.
-    """
-    module, colon, _ = name.rpartition(":")
-    if not colon:
-        return
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        raise UsageError(
-            f"--env={name}: the module {module!r} cannot be imported ({checks.reason(error)}); "
-            "it must be installed or on PYTHONPATH"
-        ) from error
 
 
 def _load(name: str, render: bool) -> gymnasium.Env:

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from dynajax import envs
-from dynajax.envs.gym import import_module
+from dynajax import envs, registry
 from dynajax.types import UsageError
 
 #: (obs (len, D) float32, reward (len,) float32, terminated (len,) bool, truncated (len,) bool)
@@ -82,7 +81,7 @@ def _find(task: Arguments) -> None:
     Raises:
       UsageError: nothing that can be imported does.
     """
-    import_module(task.name)
+    registry.import_module("--env", task.name)
     task_id = task.name.rpartition(":")[2]
     if not task.origin or task_id in gymnasium.registry:
         return

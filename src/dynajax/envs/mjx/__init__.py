@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dynajax.envs import checks, gym
+from dynajax import registry
+from dynajax.envs import checks
 from dynajax.types import Array, EnvSpec, UsageError
 
 __all__ = ["TASKS", "EnvState", "Task", "make", "names", "register_mjx_task"]
@@ -136,7 +137,7 @@ def make(name: str, *, repeat: int = 1) -> Task:
     check_repeat(repeat)
     brax = name.startswith("brax:")
     if not brax:
-        gym.import_module(name)
+        registry.import_module("--env", name)
     maker = TASKS.get(name if brax else name.rpartition(":")[2])
     if maker is None:
         raise UsageError(f"--env={name}: {_why_not(name)}")
