@@ -1,0 +1,197 @@
+"""MACURA, M2AC, Infoprop and WIMLE's weight by numbers worked out by hand, and what they keep."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dynajax.models import trust
+from dynajax.models.trust import TRUST, Predictions
+from dynajax.types import EnvSpec
+
+KEY = jax.random.PRNGKey(0)
+
+
+def rule(name, batch, channels=1, **fields):
+    cls = TRUST[name]
+    spec = EnvSpec("line", channels - 1, 1, 50, tuple(map(str, range(channels - 1))), None)
+    return cls(cls.Fields(**fields), spec, batch)
+
+
+def predictions(mean, variance, member=None, sample=None):
+    """From (E, B) numbers of one channel, or (E, B, X)."""
+    mean, variance = (jnp.asarray(x, jnp.float32) for x in (mean, variance))
+    mean, variance = (x if x.ndim == 3 else x[..., None] for x in (mean, variance))
+    rows = mean.shape[1]
+    member = jnp.zeros(rows, int) if member is None else jnp.asarray(member)
+    sample = mean[member, jnp.arange(rows)] if sample is None else jnp.asarray(sample)[:, None]
+    return Predictions(mean, variance, member, sample)
+
+
+# --- MACURA ---------------------------------------------------------------------------------------
+
+
+def test_macuras_divergence_by_hand():
+    # (0 - 2)^2 / (4 (1 + 3)) + 1/2 ln(4 / (2 sqrt 3)), and nothing where members are the same
+    p = predictions([[0, 5], [2, 5]], [[1, 2], [3, 2]])
+    expected = [4 / 16 + 0.5 * math.log(4 / (2 * math.sqrt(3))), 0]
+    np.testing.assert_allclose(trust.Macura.divergence(p), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_macuras_divergence_is_that_of_the_geometric_mean():
+    """Half the sum of both KL divergences to the normalised geometric mean of two normals."""
+    (m1, v1), (m2, v2) = (0.3, 0.5), (-1.0, 2.0)
+    v = 2 / (1 / v1 + 1 / v2)
+    m = v * (m1 / v1 + m2 / v2) / 2
+
+    def kl(a, va, b, vb):
+        return 0.5 * (math.log(vb / va) + (va + (a - b) ** 2) / vb - 1)
+
+    # The dual form: KL of the geometric mean from each, averaged.
+    expected = 0.5 * (kl(m, v, m1, v1) + kl(m, v, m2, v2))
+    p = predictions([[m1], [m2]], [[v1], [v2]])
+    np.testing.assert_allclose(trust.Macura.divergence(p), [expected], rtol=1e-5)
+
+
+def test_macuras_divergence_survives_float32():
+    p = predictions([[0, 1e10, 1e-9], [0, -1e10, 0]], [[1e-12, 1, 1e-8], [1e12, 1, 1e-8]])
+    u = np.asarray(trust.Macura.divergence(p))
+    assert np.isfinite(u).all()
+    np.testing.assert_allclose(u[0], 0.5 * math.log(1e12 / 2), rtol=1e-4)
+    np.testing.assert_allclose(u[1], 4e20 / 8, rtol=1e-4)
+
+
+def test_macuras_threshold_is_set_at_the_first_step_and_averaged_over_calls():
+    r = rule("macura", 2, xi=0.5, zeta=100)
+    state = r.init()
+    far = predictions([[0, 0], [0, 4]], np.ones((2, 2)))  # u = 0 and 2
+    state, verdict = r.apply(state, far, jnp.array(0), 3, KEY)
+    np.testing.assert_array_equal(verdict.alive, [True, False])  # threshold 0.5 x 2
+    nearer = predictions([[0, 0], [0, 2.5]], np.ones((2, 2)))  # u = 0 and 0.78, still under 1
+    state, verdict = r.apply(state, nearer, jnp.array(1), 3, KEY)
+    np.testing.assert_array_equal(verdict.alive, [True, True])
+    assert state.calls == 1
+    state, verdict = r.apply(state, nearer, jnp.array(0), 3, KEY)
+    assert state.calls == 2  # thresholds 1 and 0.39, on average 0.695
+    np.testing.assert_array_equal(verdict.alive, [True, False])
+
+
+# --- M2AC -----------------------------------------------------------------------------------------
+
+
+def test_m2acs_divergence_by_hand():
+    # Member 0 against members 1 and 2: mean 2, variance (1 + 3)/2 + ((1 - 2)^2 + (3 - 2)^2)/2 = 3.
+    p = predictions([[0.5], [1], [3]], [[2], [1], [3]])
+    expected = 0.5 * (math.log(3 / 2) + (2 + 1.5**2) / 3 - 1)
+    np.testing.assert_allclose(trust.M2AC.divergence(p), [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("h", "horizon", "kept"), [(0, 1, 4), (0, 3, 3), (1, 3, 2), (2, 3, 1)])
+def test_m2ac_keeps_the_lowest(h, horizon, kept):
+    """(H - h) / (2 (H + 1)) of eight rows, and half of them where H is 1."""
+    r = rule("m2ac", 8, scale=0.25)
+    p = predictions([np.zeros(8), [7, 3, 1, 0, 6, 2, 5, 4]], np.ones((2, 8)))
+    _, verdict = r.apply(None, p, jnp.array(h), horizon, KEY)
+    u = np.asarray(trust.M2AC.divergence(p))
+    assert set(np.flatnonzero(verdict.store)) == set(np.argsort(u)[:kept])
+    assert verdict.alive is None
+    np.testing.assert_allclose(verdict.penalty, 0.25 * u, rtol=1e-5)
+
+
+# --- Infoprop -------------------------------------------------------------------------------------
+
+
+def test_infoprops_numbers_by_hand():
+    # v = 1 / mean(1, 1/3) = 1.5; m = 1.5 mean(0, 2/3) = 0.5; eps = mean(0.25, 2.25) = 1.25
+    r = rule("infoprop", 1)
+    p = predictions([[0], [2]], [[1], [3]], sample=[1.3])
+    m, gain, left, loss = (float(x[0, 0]) for x in r._common(p))
+    assert (m, gain, left) == pytest.approx((0.5, 1.5 / 2.75, 1.5 * 1.25 / 2.75), rel=1e-5)
+    bits = 0.5 * math.log2(2 * math.pi * math.e * left) - math.log2(1e-6)
+    assert loss == pytest.approx(bits, rel=1e-5)
+    samples = [
+        float(r.apply(r.init(), p, jnp.array(0), 1, key)[1].sample[0, 0])
+        for key in jax.random.split(KEY, 300)
+    ]
+    expected = stats.norm(m + gain * (1.3 - m), math.sqrt(left))
+    assert stats.kstest(samples, expected.cdf).pvalue > 1e-3
+
+
+def test_infoprop_loses_nothing_where_members_agree():
+    r = rule("infoprop", 2)
+    p = predictions([[1, 1], [1, 1]], [[1e-8, 1e8], [1e-8, 1e8]], sample=[0.5, 3])
+    np.testing.assert_array_equal(r._common(p)[-1], 0)
+    _, verdict = r.apply(r.init(), p, jnp.array(0), 1, KEY)
+    np.testing.assert_allclose(verdict.sample[:, 0], [0.5, 3], rtol=1e-5)
+
+
+def test_infoprop_ends_a_rollout_at_once_or_in_sum():
+    r = rule("infoprop", 3, longest=2.0)
+    p = predictions([[0, 0, 0], [0, 1e-3, 10]], np.ones((2, 3)))
+    loss = np.asarray(r._common(p)[-1])[:, 0]
+    assert 0 == loss[0] < loss[1] < loss[2]
+    limit = trust.InfopropState(
+        jnp.array([(loss[1] + loss[2]) / 2]), jnp.array([0.75 * loss[1]]), r.init().spent
+    )
+    state, verdict = r.apply(limit, p, jnp.array(0), 5, KEY)
+    np.testing.assert_array_equal(verdict.alive, [True, True, False])
+    state, verdict = r.apply(state, p, jnp.array(1), 5, KEY)  # 2 x loss > 2 x 0.75 x loss
+    np.testing.assert_array_equal(verdict.alive, [True, False, False])
+    _, verdict = r.apply(state, p, jnp.array(0), 5, KEY)  # a new call begins with nothing spent
+    np.testing.assert_array_equal(verdict.alive, [True, True, False])
+
+
+def test_infoprop_is_calibrated_on_what_counts():
+    r = rule("infoprop", 4, high=1.0, low=0.0)
+    p = predictions([np.zeros(4), [1, 2, 3, 1000]], np.ones((2, 4)))
+    state = r.calibrate(r.init(), p, jnp.array([1.0, 1, 1, 0]))
+    loss = np.asarray(r._common(p)[-1])[:, 0]
+    np.testing.assert_allclose(state.high, [loss[2]])
+    np.testing.assert_allclose(state.low, [loss[0]])
+
+
+# --- WIMLE's weight -------------------------------------------------------------------------------
+
+
+def test_the_weight_by_hand():
+    mean = np.array([[[1.0, 0.0, 2.0]], [[3.0, 4.0, 8.0]]])  # two channels, then the reward
+    r = rule("weight", 1, channels=3)
+    _, verdict = r.apply(None, predictions(mean, np.ones_like(mean)), jnp.array(0), 1, KEY)
+    # std 1, 2 and 3: sigma = 3 + (1 + 2) / 2
+    np.testing.assert_allclose(verdict.weight, [1 / 5.5], rtol=1e-6)
+    np.testing.assert_allclose(verdict.sample, [[2, 2, 5]])
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["macura", "m2ac", "infoprop", "weight", "penalty"])
+def test_one_wrong_member_is_noticed_where_it_is_wrong(name):
+    """Three members know a linear system; one does not where the state is large."""
+    rng = np.random.default_rng(0)
+    state = rng.uniform(-1, 1, 64)
+    wrong = np.abs(state) > 0.7
+    right = np.stack([0.9 * state, 0.5 * state], -1)
+    mean = np.stack([right + rng.normal(0, 0.01, right.shape) for _ in range(3)])
+    mean[2, wrong] += 2.0
+    fields = {"kind": "spread"} if name == "penalty" else {}
+    r = rule(name, 64, channels=2, **fields)
+    p = predictions(mean, np.full(mean.shape, 0.01), member=rng.integers(0, 3, 64), sample=None)
+    held = predictions(mean[:, ~wrong], np.full(mean[:, ~wrong].shape, 0.01))
+    before = r.calibrate(r.init(), held, jnp.ones((~wrong).sum()))
+    if name == "macura":  # the percentile of what is right
+        r = rule(name, 64, channels=2, xi=2.0, zeta=100 * (~wrong).mean() - 1)
+    _, verdict = r.apply(before, p, jnp.array(0), 1, KEY)
+    if name == "macura":
+        np.testing.assert_array_equal(verdict.alive, ~wrong)
+    elif name == "infoprop":  # its lower quantile ends a few of the others too
+        assert not np.asarray(verdict.alive)[wrong].any()
+        assert np.asarray(verdict.alive)[~wrong].mean() > 0.9
+    elif name == "m2ac":
+        assert not np.asarray(verdict.store)[wrong].any()
+    else:
+        values = np.asarray(verdict.weight if name == "weight" else -verdict.penalty)
+        assert values[wrong].max() < values[~wrong].min()
