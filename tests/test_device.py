@@ -159,18 +159,17 @@ def empty(task, size):
     transition = mjx.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
     whole = jnp.zeros((), jnp.int32)
     return mjx.World(
-        env,
-        whole,
-        jnp.zeros(()),
-        ready,
-        whole,
-        whole,
-        transition,
-        jnp.zeros((), bool),
-        whole,
-        jnp.zeros(()),
-        whole,
-        whole,
+        env=env,
+        age=whole,
+        score=jnp.zeros(()),
+        ready=ready,
+        made=whole,
+        used=whole,
+        pending=transition,
+        valid=jnp.zeros((), bool),
+        ended=whole,
+        ended_score=jnp.zeros(()),
+        dropped=whole,
     )
 
 
