@@ -11,7 +11,17 @@ HERE = Path(__file__).parent
 def test_several_devices():
     """`on_devices.py`, where the host's processor counts as four devices."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "on_devices.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            HERE / "on_devices.py",
+        ],
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
         capture_output=True,
         text=True,
