@@ -1,7 +1,7 @@
 """The command as a user meets it: what it leaves, interruption, refusals, and that it learns."""
 
 import csv
-import importlib.util
+import functools
 import json
 import signal
 import subprocess
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
+import scripts
 from dynajax import UsageError, cli, report, settings, train
 from dynajax.record import folder
 
@@ -73,32 +73,15 @@ def last_state(out: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def program():
-    """`run.py` as a module, whose flags are defined once."""
-    known = set(flags.FLAGS)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("run_py", RUN))
-    module.__spec__.loader.exec_module(module)
-    yield module
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
+    with scripts.loaded(RUN) as module:
+        yield module
 
 
 @pytest.fixture
 def command(program, monkeypatch, tmp_path):
     """Runs the command in this process, where JAX is set up already, and gives its exit status."""
-
-    def run(*arguments: str) -> int:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(cli, "start", lambda process: None)
-        monkeypatch.setattr(sys, "argv", [str(RUN), *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        flags.FLAGS.unparse_flags()
-        for name in flags.FLAGS:
-            flags.FLAGS[name].unparse()
-        with pytest.raises(SystemExit) as left:
-            cli.run(program.main)
-        return left.value.code
-
-    return run
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(scripts.run, program, monkeypatch)
 
 
 @pytest.fixture(scope="module")
