@@ -19,10 +19,12 @@ def loaded(path: Path) -> Iterator[ModuleType]:
     known = set(flags.FLAGS)
     spec = importlib.util.spec_from_file_location(f"{path.stem}_py", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
 
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

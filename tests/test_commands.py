@@ -90,6 +90,9 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     (own,) = [block for block in blocks("README.md", "python") if "# my_module.py" in block]
     (folder / "my_module.py").write_text(TASK + own)
+    # What plot and diagnose are shown.
+    config = dynajax.make_config("cheetah-run", preset="paper", settings=SIZES | OF_SAC, steps=70)
+    dynajax.train(config, folder / "runs" / "cheetah-run-mbpo-sac", quiet=True)
     return folder
 
 
