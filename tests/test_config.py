@@ -25,6 +25,9 @@ PAPER = {
     "agent.polyak": 0.005,
     "agent.initial_temperature": 1.0,
     "agent.target_entropy": -0.5,
+    "agent.critics": 2,
+    "agent.log_std_min": -10.0,
+    "agent.log_std_max": 2.0,
     "model.members": 7,
     "model.elites": 5,
     "model.width": 200,
@@ -48,6 +51,11 @@ PAPER = {
     "rollout.batch": 400,
     "rollout.horizon": (1,),
     "rollout.real_fraction": 0.05,
+    "rollout.fresh": False,
+    "rollout.on_top": False,
+    "rollout.uniform": 0.0,
+    "rollout.state_noise": 1.0,
+    "rollout.reward_noise": 1.0,
     "replay.real": 500_000,
     "replay.synthetic": 1_000_000,
     "eval.every": 5000,
@@ -267,13 +275,17 @@ def test_wrong_arguments_are_refused(arguments, begins, says):
             "replay.real=100000",
         ),
         ({"random_steps": 49}, "random_steps=49: ", "at least 50"),
-        ({"model.elites": 6}, "model.elites=6: ", "model.members=5"),
+        ({"model.elites": 6, "model.members": 5}, "model.elites=6: ", "model.members=5"),
         (
             {"rollout.batch": 250, "model.elites": 4},
             "rollout.batch=250: ",
             "model.elites=4",
         ),
-        ({"replay.synthetic": 100_100}, "replay.synthetic=100100: ", "rollout.batch=200"),
+        (
+            {"replay.synthetic": 100_100, "rollout.batch": 200},
+            "replay.synthetic=100100: ",
+            "rollout.batch=200",
+        ),
         ({"rollout.horizon": 0}, "rollout.horizon=0: ", "from 1"),
         ({"rollout.horizon": "1,2"}, "rollout.horizon=1,2: ", "first_step"),
         ({"rollout.horizon": "5,5,1,3"}, "rollout.horizon=5,5,1,3: ", "first_step"),
@@ -312,10 +324,15 @@ def test_sizes_that_cannot_work_together_are_refused(settings, begins, says):
         ),
         ({"model.elites": 3}, {"rollout.batch": 201, "replay.synthetic": 99_897}),
         ({"rollout.batch": 250}, {"model.elites": 2}),
+        (
+            {"model.elites": 6},
+            {"model.members": 6, "rollout.batch": 204, "replay.synthetic": 99_960},
+        ),
+        ({"replay.synthetic": 100_100}, {"rollout.batch": 140}),
         ({"rollout.batch": 7}, {"model.elites": 1, "replay.synthetic": 99_995}),
         ({"rollout.horizon": 501}, {"replay.synthetic": 100_200}),
         ({"rollout.horizon": "0,9,1,600"}, {"replay.synthetic": 120_000}),
-        ({"model.fit_steps": 250}, {"model.round_steps": 50}),
+        ({"model.fit_steps": 250}, {"model.round_steps": 250}),
         ({"model.round_steps": 70}, {"model.fit_steps": 560}),
         ({"model.batch": 32}, {}),
     ],
@@ -323,7 +340,9 @@ def test_sizes_that_cannot_work_together_are_refused(settings, begins, says):
 def test_sizes_that_nobody_asked_for_follow_those_that_were(settings, follow):
     """All else stays as the preset has it. `quick` stops early here, whatever it comes to do."""
     early = {"model.schedule": "early_stop", "model.fit_steps": 500, "model.round_steps": 100}
-    explicit = {"model.schedule": "early_stop"} | settings
+    stopped = {path: value for path, value in early.items() if not path.endswith("_steps")}
+    steps = {path for path in settings if path.endswith("t_steps") or path.endswith("d_steps")}
+    explicit = (stopped if steps else early) | settings
     c, plain = make("cheetah-run", settings=explicit), make("cheetah-run", settings=early)
     changed = {p for p in all_settings(plain) if value(c, p) != value(plain, p)}
     assert changed == set(settings) | set(follow)

@@ -39,7 +39,8 @@ def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
     module, _, short = name.rpartition(":")
     if short in entries:
         return entries[short]
-    near = difflib.get_close_matches(short, entries, 1, 0.0)[0]
+    by_lower = {name.lower(): name for name in entries}
+    near = by_lower[difflib.get_close_matches(short.lower(), by_lower, 1, 0.0)[0]]
     missing = f"the module {module!r} registers no {short!r}" if module else "there is no such one"
     raise UsageError(
         f"{flag}={name}: {missing}; the nearest is {near} (of {', '.join(entries)}, or "

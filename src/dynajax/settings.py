@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
+from dynajax import sizes
 from dynajax.agents import agent_class
 from dynajax.config import GROUPS, PRESETS, Config, Variant, assign, config_of
 from dynajax.models import targets
@@ -217,9 +218,9 @@ def make(
     )
     for path, value in settings.items():
         config = assign(config, path, parse("--set", path, value, config))
-    config = _following(config, set(settings))
+    config = sizes.following(config, set(settings))
     for variant in config.variants:
-        _check(config_of(config, variant))
+        sizes.check(config_of(config, variant))
     return config
 
 
@@ -260,39 +261,6 @@ def _variants(
     return variants
 
 
-def _following(config: Config, explicit: set[str]) -> Config:
-    """The configuration with sizes that nobody asked for made to go with those that were."""
-
-    def follow(path: str, value: int) -> None:
-        nonlocal config
-        if path not in explicit:
-            config = assign(config, path, value)
-
-    def sizes() -> tuple[Any, Any, Any]:
-        return config.model, config.rollout, config.replay
-
-    model, rollout, replay = sizes()
-    if "random_steps" in explicit:
-        follow("replay.real", max(replay.real, config.random_steps + 1))
-    follow("random_steps", min(config.random_steps, config.replay.real - 1))
-    if not config.has_model:
-        return config
-    follow("model.elites", min(model.elites, model.members))
-    if "rollout.batch" in explicit:
-        divisors = [k for k in range(1, model.elites + 1) if rollout.batch % k == 0]
-        follow("model.elites", min(max(divisors), config.model.elites))
-    model, rollout, replay = sizes()
-    follow("rollout.batch", -(-rollout.batch // model.elites) * model.elites)
-    model, rollout, replay = sizes()
-    least = max(rollout.horizon[-2:]) * rollout.batch
-    follow("replay.synthetic", max(replay.synthetic // rollout.batch * rollout.batch, least))
-    if model.schedule == "early_stop":
-        divisors = [k for k in range(1, model.round_steps + 1) if model.fit_steps % k == 0]
-        follow("model.round_steps", max(divisors))
-        follow("model.fit_steps", -(-model.fit_steps // model.round_steps) * model.round_steps)
-    return config
-
-
 def from_dict(plain: Mapping[str, Any]) -> Config:
     """The configuration that `config.as_dict` made into JSON, as a run's config.json has it.
 
@@ -323,85 +291,3 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
             Variant(targets.parse_fixes(fixes), tuple((path, float(v)) for path, v in pairs))
         )
     return dataclasses.replace(config, variants=tuple(variants))
-
-
-def _check(c: Config) -> None:
-    """Refuses sizes that cannot work together."""
-
-    def need(good: bool, text: str) -> None:
-        if not good:
-            raise UsageError(text)
-
-    need(c.seeds >= 1, f"--seeds={c.seeds}: it must be at least 1")
-    need(0 <= c.seed < 2**31 - c.seeds, f"--seed={c.seed}: it must be from 0 to 2^31 - seeds")
-    need(c.steps >= 1, f"--steps={c.steps}: it must be at least 1")
-    if c.oracle != "none":
-        asked = f"--oracle={c.oracle}: "
-        need(c.has_model, asked + "without a model nothing is synthetic; choose --algo=mbpo")
-        need(c.engine == "host", asked + "the simulator is on the host; choose --engine=host")
-        need(
-            c.rollout.horizon == (1,),
-            asked + "the simulator knows the first step of a rollout only; "
-            "choose --set rollout.horizon=1",
-        )
-    need(
-        c.random_steps < c.replay.real,
-        f"--set random_steps={c.random_steps}: it must be under replay.real={c.replay.real}",
-    )
-    agent_class(c.agent_name).check(c)
-    if not c.has_model:
-        need(
-            c.trust_name == "none",
-            f"--trust={c.trust_name}: without a model nothing is synthetic; choose --algo=mbpo",
-        )
-        return
-    rule = rule_class(c.trust_name)
-    rule.check(c)
-    if rule.asks:
-        asked = f"--trust={c.trust_name}: "
-        need(c.model.members > 1, asked + "it asks several members; choose model.members above 1")
-        need(c.oracle == "none", asked + "a rule judges the model, and an oracle replaces it")
-    if c.rollout.fresh:
-        asked = "--set rollout.fresh=true: "
-        need(c.oracle == "none", asked + "an oracle corrects stored transitions only")
-        need(len(c.rollout.horizon) == 1, asked + "rollout.horizon must be one number")
-    # Fewer might leave the holdout empty.
-    need(
-        c.random_steps >= 50,
-        f"--set random_steps={c.random_steps}: a model needs at least 50 to be fitted to",
-    )
-    m, r = c.model, c.rollout
-    need(
-        m.elites <= m.members,
-        f"--set model.elites={m.elites}: it must be at most model.members={m.members}",
-    )
-    need(
-        r.batch % m.elites == 0,
-        f"--set rollout.batch={r.batch}: it must be a multiple of model.elites={m.elites}",
-    )
-    need(
-        c.replay.synthetic % r.batch == 0,
-        f"--set replay.synthetic={c.replay.synthetic}: it must be a multiple of "
-        f"rollout.batch={r.batch}",
-    )
-    h = r.horizon
-    need(
-        (len(h) == 1 and h[0] >= 1) or (len(h) == 4 and 0 <= h[0] < h[1] and min(h[2:]) >= 1),
-        f"--set rollout.horizon={','.join(map(str, h))}: it must be one number from 1, or "
-        "first_step,last_step,first_horizon,last_horizon",
-    )
-    need(
-        max(h[-2:]) * r.batch <= c.replay.synthetic,
-        f"--set rollout.horizon={','.join(map(str, h))}: rollout.batch x horizon must be at most "
-        f"replay.synthetic={c.replay.synthetic}",
-    )
-    need(
-        m.log_variance_min < m.log_variance_max,
-        f"--set model.log_variance_min={m.log_variance_min}: it must be under "
-        f"model.log_variance_max={m.log_variance_max}",
-    )
-    need(
-        m.schedule == "fixed" or m.fit_steps % m.round_steps == 0,
-        f"--set model.fit_steps={m.fit_steps}: with early_stop it must be a multiple of "
-        f"model.round_steps={m.round_steps}",
-    )

@@ -122,4 +122,7 @@ def imagine(
     alive = finite if verdict.alive is None else finite & verdict.alive
     store = alive if verdict.store is None else finite & verdict.store
     transition = Transition(obs, action, reward, discount, next_obs)
-    return trusted, Imagined(transition, alive, store, verdict.weight, penalty)
+    weight = verdict.weight if rule.weighs else None
+    if rule.weighs and weight is None:
+        weight = jnp.ones(batch)
+    return trusted, Imagined(transition, alive, store, weight, penalty)

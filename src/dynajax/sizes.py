@@ -1,0 +1,133 @@
+"""Which sizes of a configuration go together: some follow others, and the rest is checked."""
+
+from dynajax.agents import agent_class
+from dynajax.config import Config, assign
+from dynajax.models.trust import rule_class
+from dynajax.types import UsageError
+
+
+def following(config: Config, explicit: set[str]) -> Config:
+    """The configuration with sizes that nobody asked for made to go with those that were."""
+
+    def follow(path: str, value: int) -> None:
+        nonlocal config
+        if path not in explicit:
+            config = assign(config, path, value)
+
+    follow("replay.real", max(config.replay.real, config.random_steps + 1))
+    follow("random_steps", min(config.random_steps, config.replay.real - 1))
+    if not config.has_model:
+        return config
+    follow("model.members", max(config.model.members, config.model.elites))
+    follow("model.elites", min(config.model.elites, config.model.members))
+    batch, synthetic = config.rollout.batch, config.replay.synthetic
+    if "replay.synthetic" in explicit:
+        elites = config.model.elites
+        good = [b for b in range(elites, batch + 1, elites) if synthetic % b == 0]
+        follow("rollout.batch", max(good, default=batch))
+    follow("rollout.batch", _multiple(config.rollout.batch, config.model.elites))
+    batch = config.rollout.batch
+    good = [k for k in range(1, config.model.elites + 1) if batch % k == 0]
+    follow("model.elites", max(good))
+    least = max(config.rollout.horizon[-2:]) * batch
+    follow("replay.synthetic", max(synthetic // batch * batch, least))
+    if config.model.schedule == "early_stop":
+        steps, each = config.model.fit_steps, config.model.round_steps
+        follow("model.round_steps", max(k for k in range(1, each + 1) if steps % k == 0))
+        follow("model.fit_steps", _multiple(steps, config.model.round_steps))
+    return config
+
+
+def _multiple(number: int, of: int) -> int:
+    """The smallest multiple that is no less."""
+    return -(-number // of) * of
+
+
+def check(c: Config) -> None:
+    """Refuses sizes that cannot work together.
+
+    Raises:
+      UsageError: with one line that names the field and what would be right.
+    """
+
+    def need(good: bool, text: str) -> None:
+        if not good:
+            raise UsageError(text)
+
+    need(c.seeds >= 1, f"--seeds={c.seeds}: it must be at least 1")
+    need(0 <= c.seed < 2**31 - c.seeds, f"--seed={c.seed}: it must be from 0 to 2^31 - seeds")
+    need(c.steps >= 1, f"--steps={c.steps}: it must be at least 1")
+    if c.oracle != "none":
+        asked = f"--oracle={c.oracle}: "
+        need(c.has_model, asked + "without a model nothing is synthetic; choose --algo=mbpo")
+        need(c.engine == "host", asked + "the simulator is on the host; choose --engine=host")
+        need(
+            c.rollout.horizon == (1,),
+            asked + "the simulator knows the first step of a rollout only; "
+            "choose --set rollout.horizon=1",
+        )
+    need(
+        c.random_steps < c.replay.real,
+        f"--set random_steps={c.random_steps}: it must be under replay.real={c.replay.real}",
+    )
+    agent_class(c.agent_name).check(c)
+    if not c.has_model:
+        need(
+            c.trust_name == "none",
+            f"--trust={c.trust_name}: without a model nothing is synthetic; choose --algo=mbpo",
+        )
+        return
+    rule = rule_class(c.trust_name)
+    rule.check(c)
+    need(
+        rule.asks or not rule.weighs,
+        f"--trust={c.trust_name}: it weighs without asking; its class must say asks = True",
+    )
+    if rule.asks:
+        asked = f"--trust={c.trust_name}: "
+        need(c.model.members > 1, asked + "it asks several members; choose model.members above 1")
+        need(c.oracle == "none", asked + "a rule judges the model, and an oracle replaces it")
+    if c.rollout.fresh:
+        asked = "--set rollout.fresh=true: "
+        need(c.oracle == "none", asked + "an oracle corrects stored transitions only")
+        need(len(c.rollout.horizon) == 1, asked + "rollout.horizon must be one number")
+    # Fewer might leave the holdout empty.
+    need(
+        c.random_steps >= 50,
+        f"--set random_steps={c.random_steps}: a model needs at least 50 to be fitted to",
+    )
+    m, r = c.model, c.rollout
+    need(
+        m.elites <= m.members,
+        f"--set model.elites={m.elites}: it must be at most model.members={m.members}",
+    )
+    need(
+        r.batch % m.elites == 0,
+        f"--set rollout.batch={r.batch}: it must be a multiple of model.elites={m.elites}",
+    )
+    need(
+        c.replay.synthetic % r.batch == 0,
+        f"--set replay.synthetic={c.replay.synthetic}: it must be a multiple of "
+        f"rollout.batch={r.batch}",
+    )
+    h = r.horizon
+    need(
+        (len(h) == 1 and h[0] >= 1) or (len(h) == 4 and 0 <= h[0] < h[1] and min(h[2:]) >= 1),
+        f"--set rollout.horizon={','.join(map(str, h))}: it must be one number from 1, or "
+        "first_step,last_step,first_horizon,last_horizon",
+    )
+    need(
+        max(h[-2:]) * r.batch <= c.replay.synthetic,
+        f"--set rollout.horizon={','.join(map(str, h))}: rollout.batch x horizon must be at most "
+        f"replay.synthetic={c.replay.synthetic}",
+    )
+    need(
+        m.log_variance_min < m.log_variance_max,
+        f"--set model.log_variance_min={m.log_variance_min}: it must be under "
+        f"model.log_variance_max={m.log_variance_max}",
+    )
+    need(
+        m.schedule == "fixed" or m.fit_steps % m.round_steps == 0,
+        f"--set model.fit_steps={m.fit_steps}: with early_stop it must be a multiple of "
+        f"model.round_steps={m.round_steps}",
+    )
