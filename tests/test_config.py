@@ -341,7 +341,7 @@ def test_sizes_that_nobody_asked_for_follow_those_that_were(settings, follow):
     """All else stays as the preset has it. `quick` stops early here, whatever it comes to do."""
     early = {"model.schedule": "early_stop", "model.fit_steps": 500, "model.round_steps": 100}
     stopped = {path: value for path, value in early.items() if not path.endswith("_steps")}
-    steps = {path for path in settings if path.endswith("t_steps") or path.endswith("d_steps")}
+    steps = {path for path in settings if path.endswith(("t_steps", "d_steps"))}
     explicit = (stopped if steps else early) | settings
     c, plain = make("cheetah-run", settings=explicit), make("cheetah-run", settings=early)
     changed = {p for p in all_settings(plain) if value(c, p) != value(plain, p)}

@@ -1,6 +1,8 @@
 """The device engine: the same states as the host engine's, resume, dropped steps, starts."""
 
+import contextlib
 import csv
+import itertools
 import json
 
 import gymnasium
@@ -14,6 +16,7 @@ from dynajax import make_config, register_termination, train
 from dynajax.engines import mjx
 from dynajax.envs import mjx as envs_mjx
 from dynajax.envs.mjx import EnvState, Task
+from dynajax.runtime import processes
 from dynajax.runtime.clock import Clock
 from dynajax.types import EnvSpec
 
@@ -128,14 +131,30 @@ def test_both_engines_come_to_the_same(tmp_path, arguments, settings):
                     assert a["train_return"] == pytest.approx(b["train_return"], abs=1e-4)
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
-    whole = train(config("mjx"), tmp_path / "whole", quiet=True)
-    train(config("mjx", steps=70), tmp_path / "parts", quiet=True)
-    parts = train(config("mjx"), tmp_path / "parts", quiet=True)
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, monkeypatch):
+    """Also after an interruption between two evaluations, which is heard within a segment."""
+
+    def run(name, steps=100, every=30):
+        # Segments have ten steps: fits fall at 50, 70 and 90, evaluations at 30, 60, 90 and 100.
+        settings = {"eval.every": every}
+        return train(config("mjx", steps=steps, settings=settings), tmp_path / name, quiet=True)
+
+    whole = run("whole")
+    calls = itertools.count()
+    with monkeypatch.context() as patch:
+        interrupted = contextlib.nullcontext(lambda: next(calls) >= 5)
+        patch.setattr(processes, "interruptions", lambda: interrupted)
+        stopped = run("parts")
+    assert not stopped.finished and stopped.state.shared.step == 39
+    assert not [line for line in log(tmp_path / "parts", "learn") if line["step"] > 30]
+    parts = run("parts")
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):
         np.testing.assert_array_equal(a, b)
-    same = [(tmp_path / name / "eval.csv").read_bytes() for name in ("whole", "parts")]
-    assert same[0] == same[1]
+    for name in ("eval.csv",):
+        same = [(tmp_path / part / name).read_bytes() for part in ("whole", "parts")]
+        assert same[0] == same[1]
+    lines = [log(tmp_path / part, "learn") for part in ("whole", "parts")]
+    assert lines[0] == lines[1]
 
 
 def spread_task() -> Task:

@@ -329,6 +329,44 @@ def test_agents_and_rules_of_trust_are_runs_too(tmp_path, monkeypatch):
         assert ("--set=trust.scale=0.5" in run.flags) == ("penalty" in name)
 
 
+def test_arms_are_runs_that_differ_in_what_they_name(tmp_path):
+    text = """
+tasks = ["Pendulum-v1"]
+agents = ["simba"]
+seeds = 2
+[settings]
+agent.actor_width = 32
+learn.utd = 4
+[arms.alone]
+algorithms = ["sac"]
+[arms.paper]
+algorithms = ["sac"]
+agents = ["sac"]
+settings = { learn.utd = 2 }
+[arms.fresh]
+fixes = ["none", "scale"]
+settings = { rollout.fresh = true }
+"""
+    plan = study.load(write(tmp_path, text))
+    assert [run.name for run in plan.runs] == [
+        "Pendulum-v1-simba-alone",
+        "Pendulum-v1-sac-paper",
+        "Pendulum-v1-mbpo-simba-fresh",
+    ]
+    alone, paper, fresh = (run.config for run in plan.runs)
+    assert (alone.agent.actor_width, alone.learn.utd, alone.has_model) == (32, 4, False)
+    assert (paper.agent_name, paper.learn.utd) == ("sac", 2)  # simba's fields stay with simba
+    assert fresh.rollout.fresh and fresh.rows == 4 and fresh.agent.actor_width == 32
+    with pytest.raises(UsageError, match=r"line 13: .*utdd"):
+        study.load(write(tmp_path, text.replace("utd = 2", "utdd = 2")))
+    with pytest.raises(UsageError, match=r"arms.alone: it takes what a run is made of"):
+        study.load(
+            write(
+                tmp_path, text.replace('algorithms = ["sac"]\n[arms.p', "resources = {}\n[arms.p")
+            )
+        )
+
+
 def test_seeds_can_be_shared_out_over_runs(tmp_path):
     path = write(
         tmp_path, STUDY.replace("steps = 400", "seeds = 5\nfirst_seed = 1\nseeds_per_run = 2")

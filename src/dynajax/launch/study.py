@@ -107,6 +107,7 @@ class _Source:
 
     def __init__(self, path: Path, text: str) -> None:
         self._path, self._text = path, text.splitlines()
+        self.arm = ""  # that faults are looked for in first
         key = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
         self._lines: dict[str, int] = {}
         table = ""
@@ -124,8 +125,7 @@ class _Source:
 
     def fault(self, reason: str, key: str = "", value: str | None = None) -> UsageError:
         """The error for `key`, or for one of its `value`s, with the line where it is."""
-        while key and key not in self._lines:
-            key = key.rpartition(".")[0]
+        key = self._nearest(f"arms.{self.arm}.{key}", "arms") or self._nearest(key)
         line = self._lines.get(key)
         if line is not None and value is not None:
             ends = min((n for n in self._lines.values() if n > line), default=len(self._text) + 1)
@@ -134,6 +134,12 @@ class _Source:
             line = next(holds, line)
         place = str(self._path) if line is None else f"{self._path}, line {line}"
         return UsageError(f"{place}: {reason}")
+
+    def _nearest(self, key: str, least: str = "") -> str:
+        """The innermost key of the text that `key` is in, inside `least`; empty without one."""
+        while key not in ("", least) and key not in self._lines:
+            key = key.rpartition(".")[0]
+        return "" if key == least else key
 
     def of_flag(self, error: UsageError) -> UsageError:
         """A fault of a run's flags, as one of the study's."""
@@ -173,11 +179,13 @@ def load(path: Path) -> Study:
     for name, value in values["slurm"].items():
         if not isinstance(value, bool | int | float | str):
             raise source.fault(f"slurm.{name}: an option of sbatch is one value", f"slurm.{name}")
-    runs = tuple(
-        run._replace(name="-".join(filter(None, [run.name, name])))
-        for name, of_arm in arms or [("", values)]
-        for run in _runs(of_arm, source)
-    )
+    runs: tuple[Run, ...] = ()
+    for source.arm, of_arm in arms or [("", values)]:
+        named = (
+            run._replace(name="-".join(filter(None, [run.name, source.arm])))
+            for run in _runs(of_arm, source)
+        )
+        runs += tuple(named)
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
