@@ -37,7 +37,7 @@ EXCEPTIONS = {
 OF_SAC = {name: value for name, value in SMALL.items() if name.startswith("agent.")}
 SIZES = {name: value for name, value in SMALL.items() if name not in OF_SAC} | {
     "random_steps": 60,
-    "eval.every": 70,
+    "eval.every": 35,
     "eval.episodes": 1,
     "model.fit_every": 60,
     "rollout.batch": 40,

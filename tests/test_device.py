@@ -66,7 +66,7 @@ def walk(monkeypatch):
     gymnasium.register("DeviceWalk-v0", Walk, max_episode_steps=LIMIT, disable_env_checker=True)
     register_termination("DeviceWalk-v0", ends)
     spec = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
-    monkeypatch.setattr(envs_mjx, "make", lambda name: task(spec))
+    monkeypatch.setattr(envs_mjx, "make", lambda name, repeat: task(spec))
     yield
     del gymnasium.registry["DeviceWalk-v0"]
 

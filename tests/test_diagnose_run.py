@@ -372,5 +372,8 @@ def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"it has no config\.json"):
         runs.Reader(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"env": "cheetah-run"}}')
+    with pytest.raises(UsageError, match="older version of dynajax"):
+        runs.Reader(tmp_path)
+    (tmp_path / "config.json").write_text('{"config": {"agent_name": "sac"}}')
     with pytest.raises(UsageError, match="not the configuration of a run"):
         runs.Reader(tmp_path)

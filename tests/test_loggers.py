@@ -63,9 +63,10 @@ def interrupted_run(folder: Path, names: tuple[str, ...]) -> None:
 def test_files(tmp_path):
     whole_run(tmp_path / "run", ("files",), EVERY)
     table = list(csv.reader((tmp_path / "run" / "eval.csv").open()))
-    assert table[0][:6] == ["variant", "seed", "step", "return_mean", "return_std", "length_mean"]
-    assert table[1][1:] == ["3", "1000", "1000.0", "1.0", "7.0", "999.0", "1001.0"]
-    assert table[2][1:] == ["4", "1000", "1000.25", "1.0", "7.0", "999.25", "1001.25"]
+    columns = ["variant", "seed", "step", "frames", "return_mean", "return_std", "length_mean"]
+    assert table[0][:7] == columns
+    assert table[1][1:] == ["3", "1000", "1000", "1000.0", "1.0", "7.0", "999.0", "1001.0"]
+    assert table[2][1:] == ["4", "1000", "1000", "1000.25", "1.0", "7.0", "999.25", "1001.25"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     order = [(line["kind"], line["step"], line.get("seed")) for line in lines]
     fits = [("fit", at, seed) for at in range(0, 1000, FIT_EVERY) for seed in (3, 4)]

@@ -158,8 +158,8 @@ def test_a_repeat_of_one_is_no_wrapper_and_less_is_refused(task):
 
 def test_rows_take_decisions_and_drop_one_that_is_not_finite(task):
     name = task(nan_at=5)
-    config = make(name, algo="sac")
-    host = HostEnvs(config, envs.spec(name, repeat=3), [0, 1], repeat=3)
+    config = make(name, algo="sac", settings={"task.repeat": 3})
+    host = HostEnvs(config, envs.spec(name, **config.stepping), [0, 1])
     host.start()
     transition, valid = host.step(np.ones((2, 1)))
     np.testing.assert_array_equal(transition.reward, [6, 6])

@@ -278,15 +278,15 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, m
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
     run = settings.make("Pendulum-v1", fixes=["none", "scale,target"], steps=400, settings=values)
-    real = loggers.Loggers.evaluation
+    real = loggers.Files.write
 
-    def full(self, step, result):
-        if step > 200:
+    def full(self, record):
+        if record.step > 200:
             raise UsageError("--out: eval.csv cannot be written (No space left on device)")
-        real(self, step, result)
+        real(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loggers.Loggers, "evaluation", full)
+        patch.setattr(loggers.Files, "write", full)
         with pytest.raises(UsageError, match="No space"):
             train(run, tmp_path / "run", quiet=True)
     for name in ("run", "whole"):

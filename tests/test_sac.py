@@ -409,7 +409,7 @@ def test_a_reset_agent_is_a_new_one():
 
 @pytest.mark.parametrize("shape", [(17, 256), (256, 256), (256, 1), (3, 3)])
 def test_new_weights_are_orthogonal(shape):
-    kernel = np.asarray(nets.orthogonal(jax.random.PRNGKey(3), shape)) / np.sqrt(2)
+    kernel = np.asarray(nets.orthogonal(3.0)(jax.random.PRNGKey(3), shape)) / 3
     gram = kernel @ kernel.T if shape[0] <= shape[1] else kernel.T @ kernel
     np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-5)
 
@@ -417,7 +417,7 @@ def test_new_weights_are_orthogonal(shape):
 def test_new_weights_are_evenly_distributed():
     """An entry of an orthonormal column of 3 lies evenly in [-1, 1] (Archimedes)."""
     keys = jax.random.split(jax.random.PRNGKey(0), 2000)
-    kernels = jax.vmap(lambda key: nets.orthogonal(key, (3, 3)))(keys) / np.sqrt(2)
+    kernels = jax.vmap(lambda key: nets.orthogonal(1.0)(key, (3, 3)))(keys)
     for i, j in [(0, 0), (1, 2)]:
         assert stats.kstest(kernels[:, i, j], stats.uniform(-1, 2).cdf).pvalue > 0.01
     signs = np.sign(np.linalg.det(kernels))

@@ -237,7 +237,7 @@ def test_reset_draws_new_weights_and_keeps_data_and_model(study):
         np.testing.assert_allclose(kernel @ kernel.T, 2 * np.eye(D), atol=1e-5)
     assert equal(rows.agent.critic, rows.agent.target_critic)
     np.testing.assert_array_equal(rows.agent.log_temperature, np.zeros(4))
-    for optimiser in rows.agent[4:]:
+    for optimiser in rows.agent[4:7]:
         np.testing.assert_array_equal(optimiser[0].count, np.zeros(4))
     again = study.program.reset(copy(state)).rows.agent
     assert not equal(again.actor, rows.agent.actor)

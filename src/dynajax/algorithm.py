@@ -315,9 +315,12 @@ class Algorithm:
             if config.synthetic_batch:
                 figures["synthetic_reward_mean"] = synthetic.transition.reward.mean()
             figures |= of_rollouts
-
-        agent = self.agent(row)
         parts = 2 if config.rollout.on_top and config.has_model else 1
+        if parts == 1 and not config.rollout.fresh:
+            real, synthetic = jax.vmap(_beside)(real, synthetic), None
+        # Or XLA takes the minibatches out of the rings inside the loop, and copies the rings for it.
+        real, synthetic = jax.lax.optimization_barrier((real, synthetic))
+        agent = self.agent(row)
 
         def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Metrics]:
             state, trusted = carry

@@ -147,7 +147,8 @@ def _restored(
 ) -> _Restored:
     """States of random places of the replay, verified; none where there is no way to them."""
     if loaded.config.engine != "host" or not can_restore(env):
-        return _Restored(np.zeros(0, int), {}, None, None, {})
+        reason = env.unrestorable if loaded.config.engine == "host" else None
+        return _Restored(np.zeros(0, int), {}, None, reason, {})
     row = loaded.row(index)
     chosen = _some_episodes(loaded, index, data, valid, rng)
     inside = np.concatenate([np.zeros(0, int), *(np.arange(e.start, e.stop) for e in chosen)])
