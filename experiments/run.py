@@ -20,16 +20,16 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
 flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
 flags.DEFINE_string("agent", "sac", "What acts and learns: sac, simba, bro, module:NAME.")
-flags.DEFINE_string("trust", "none", "Rule: none, macura, m2ac, infoprop, penalty, weight, module:NAME.")
+flags.DEFINE_string(
+    "trust", "none", "Rule: none, macura, m2ac, infoprop, penalty, weight, module:NAME."
+)
 flags.DEFINE_multi_string(
     "fix", [], "List of scale, target, auto, beta, or none. Repeat for variants."
 )
 flags.DEFINE_integer("seeds", 1, "Seeds of each variant, as rows of one program.")
 flags.DEFINE_integer("seed", 0, "The first seed.")
 flags.DEFINE_integer("steps", None, "Environment steps of each row; the preset's by default.")
-flags.DEFINE_enum(
-    "preset", "quick", list(PRESETS), "A laptop's sizes; the paper's; faster fits."
-)
+flags.DEFINE_enum("preset", "quick", list(PRESETS), "A laptop's sizes; the paper's; faster fits.")
 flags.DEFINE_enum("engine", "host", ["host", "mjx"], "Environments beside the device, or on it.")
 flags.DEFINE_enum(
     "oracle",

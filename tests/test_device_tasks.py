@@ -21,6 +21,9 @@ from dynajax.envs import mjx as tasks
 from dynajax.envs.mjx import contacts, physics, rewards
 from dynajax.types import UsageError
 
+# Tracing and compiling take the time, not the steps.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TASKS = [name for name in tasks.names() if not name.startswith("brax:")]
 #: Tested by default: the paper's, and some that compile in seconds.
 DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
