@@ -351,6 +351,12 @@ def test_sizes_that_nobody_asked_for_follow_those_that_were(settings, follow):
         assert value(c, path) == parse("--set", path, text, base())
 
 
+def test_a_folder_of_an_older_version_is_named():
+    old, new = {"env": "cheetah-run", "sac": {"utd": 20}}, config.as_dict(make("cheetah-run"))
+    (line,) = config.difference(old, new)
+    assert "older version" in line
+
+
 @pytest.mark.parametrize("steps", [1, 300, 999, 1400, 1500])
 def test_any_number_of_steps_is_a_run(steps):
     for engine in ("host", "mjx"):

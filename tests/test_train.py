@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from dynajax import compiler
+from dynajax.measure.compiled import ring_copies
 from dynajax.runtime.program import build
 from dynajax.types import Transition
 
@@ -143,6 +144,16 @@ def test_everything_compiles_once(study):
         program.act(state, obs, t + 3)
     for name in ("act", "insert", "fit", "learn", "greedy"):
         assert getattr(program, name)._cache_size() == 1, name
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_no_ring_is_copied(make, spec, fresh):
+    config = make({"replay.real": 1003, "replay.synthetic": 1200, "rollout.fresh": fresh})
+    learn, _ = build(config, spec, jax.local_devices()[:1]).lower()
+    jax.config.update("jax_disable_most_optimizations", False)
+    copies = ring_copies(learn.compile(), {1003, 1200})
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert copies == 0
 
 
 def test_a_state_is_donated(study):

@@ -303,6 +303,8 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Lines "path: old -> new" for two `as_dict`; `steps` may differ, for a run can go on."""
+    if not prefix and "agent_name" in new and "agent_name" not in old:
+        return ["made by an older version of dynajax, whose runs can be shown and not gone on with"]
     lines = []
     for name in sorted({*old, *new} - ({"steps"} if not prefix else set())):
         a, b = old.get(name), new.get(name)

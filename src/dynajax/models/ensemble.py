@@ -7,6 +7,7 @@ loss and its training are written for one member; parameters lie stacked, leaves
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -117,6 +118,8 @@ def loss(config: ModelConfig, params: Params, inputs: Array, z: Array, exponent:
 
 def normalise(model: Model, obs: Array, action: Array) -> Array:
     """The network's inputs: (..., D), (..., A) -> (..., D+A)."""
+    chex.assert_equal_shape_prefix([obs, action], obs.ndim - 1)
+    chex.assert_axis_dimension(model.input_mean, -1, obs.shape[-1] + action.shape[-1])
     return (jnp.concatenate([obs, action], -1) - model.input_mean) / model.input_std
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -77,6 +78,7 @@ def imagine(
     Returns:
       The rule's state, and what was imagined.
     """
+    chex.assert_shape(obs, (None, spec.obs_dim))
     batch, k = obs.shape[0], config.model.elites
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action = policy(obs, action_key)

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -132,6 +133,8 @@ def identity_code(obs_dim: int) -> Code:
 
 def raw_target(skip: Array, obs: Array, reward: Array, next_obs: Array) -> Array:
     """y = [s' - k s, r]: (..., D), (...), (..., D) -> (..., D+1)."""
+    chex.assert_equal_shape([obs, next_obs])
+    chex.assert_shape(reward, obs.shape[:-1])
     return jnp.concatenate([next_obs - skip * obs, reward[..., None]], -1)
 
 
