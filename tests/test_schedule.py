@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_anywhere_meets_its_segments(config, step):
 
 #: What a step is compared with, and the files that may: they define it, check it, or decide by it.
 TIMES = {"random_steps", "fit_every", "reset_every", "reset_at", "every"}
-MAY = {"schedule.py", "config.py", "settings.py"}
+MAY = {"schedule.py", "config.py", "settings.py", "sizes.py"}
 
 
 def comparisons(tree: ast.AST) -> list[int]:

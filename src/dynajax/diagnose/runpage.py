@@ -259,8 +259,8 @@ def _states(findings: Sequence[Findings], config: Config) -> str:
     refused = next((f.refused for f in findings if f.refused is not None), None)
     if refused is not None:
         return (
-            "A state of the replay that this task's simulator is set to does not lead to the "
-            f"recorded transition, bit for bit ({refused}), {without}"
+            "This task's simulator cannot be set to a stored state: set to one, it does not lead to "
+            f"the recorded transition, bit for bit ({refused}), {without}"
         )
     repeated = sum(f.numbers.get("repeated", 0) for f in findings)
     differ = sum(f.numbers.get("not_repeated", 0) for f in findings)
