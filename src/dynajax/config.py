@@ -43,6 +43,12 @@ def fields(cls: type[_T]) -> type[_T]:
 
 @fields
 @dataclass(frozen=True)
+class NoFields:
+    """Of an agent, or a rule of trust, that has nothing to set."""
+
+
+@fields
+@dataclass(frozen=True)
 class LearnConfig:
     """What every agent is told: how often it learns, and from how much."""
 

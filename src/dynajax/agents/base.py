@@ -11,14 +11,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from dynajax.config import Config, LearnConfig, fields
+from dynajax.config import Config, LearnConfig, NoFields
 from dynajax.types import Array, EnvSpec, Metrics, Params, Transition
-
-
-@fields
-@dataclass(frozen=True)
-class NoFields:
-    """Of an agent, or a rule, that has nothing to set."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dynajax import registry
-from dynajax.config import Config, fields, static, traced
+from dynajax.config import Config, NoFields, fields, static, traced
 from dynajax.types import Array, EnvSpec, Model, UsageError
 
 
@@ -47,12 +47,6 @@ class Verdict(NamedTuple):
     penalty: Array | None = None  # (B,) off the reward, in its standard deviations
     weight: Array | None = None  # (B,) in the critic's loss
     sample: Array | None = None  # (B, D+1) in place of the given one
-
-
-@fields
-@dataclass(frozen=True)
-class NoFields:
-    """Of a rule that has nothing to set."""
 
 
 @dataclass(frozen=True)
