@@ -10,7 +10,7 @@ import pytest
 from dynajax import nets
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble
-from dynajax.types import EnvSpec
+from dynajax.types import EnvSpec, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -82,7 +82,8 @@ def test_whole_loss_by_numpy(learned):
     config = ModelConfig(
         members=E, elites=2, width=5, depth=4, weight_decay=300.0, learned_bounds=learned
     )
-    params = init(config, SPEC, jax.random.PRNGKey(1)).params
+    model = init(config, SPEC, jax.random.PRNGKey(1))
+    params = model.params
     rng = np.random.default_rng(0)
     inputs, z = rng.normal(size=(E, 6, D + A)), rng.normal(size=(E, 6, D + 1))
     low, high = np.full((E, D + 1), -10.0), np.full((E, D + 1), 0.5)
@@ -94,8 +95,18 @@ def test_whole_loss_by_numpy(learned):
         params = {**params, "bounds": {"low": jnp.float32(low), "high": jnp.float32(high)}}
     else:
         assert params.keys() == {"layers"}
-    member_losses = jax.jit(jax.vmap(functools.partial(ensemble.loss, config), (0, 0, 0, None)))
-    values = member_losses(params, jnp.float32(inputs), jnp.float32(z), 0.5)
+    # Under MBPO's own code z is (s' - s, r).
+    batch = Transition(
+        obs=inputs[..., :D],
+        action=inputs[..., D:],
+        reward=z[..., D],
+        discount=np.ones((E, 6)),
+        next_obs=inputs[..., :D] + z[..., :D],
+    )
+    batch = jax.tree.map(jnp.float32, batch)
+    model = model._replace(code=model.code._replace(exponent=jnp.float32(0.5)))
+    member_losses = jax.jit(jax.vmap(functools.partial(ensemble.loss, config, model)))
+    values = member_losses(params, batch)
     out = forward(params["layers"], inputs)
     mean, raw = out[..., : D + 1], out[..., D + 1 :]
     low_, high_ = low[:, None], high[:, None]
@@ -142,3 +153,55 @@ def test_initial_weights_differ_and_scale_by_the_fan_in_of_one_member():
         np.testing.assert_allclose(kernel.std((1, 2)), 0.8796 * unit, rtol=0.08)
         assert len({kernel[i].tobytes() for i in range(5)}) == 5
         assert not params[name]["bias"].any()
+
+
+def test_a_reward_read_from_the_next_state_by_numpy():
+    """In training from the true one; in predictions from the member's own mean."""
+    config = ModelConfig(members=E, elites=2, width=5, depth=2, reward_from="next_state")
+    model = init(config, SPEC, jax.random.PRNGKey(1))
+    rng = np.random.default_rng(0)
+    mean, std = rng.normal(size=D + A), rng.uniform(1, 2, D + A)
+    scale = rng.uniform(0.5, 2, D + 1)
+    model = model._replace(
+        input_mean=jnp.float32(mean),
+        input_std=jnp.float32(std),
+        code=model.code._replace(scale=jnp.float32(scale)),
+    )
+    obs, action, next_obs = (jnp.float32(rng.normal(size=(6, n))) for n in (D, A, D))
+    inputs = (np.concatenate([obs, action], -1) - mean) / std
+
+    def expected(following):
+        state = forward(model.params["layers"], np.broadcast_to(inputs, (E, *inputs.shape)))
+        if following is None:
+            following = obs + state[..., :D] * scale[:D]
+        following = (following - mean[:D]) / std[:D]
+        both = np.concatenate([np.broadcast_to(inputs, (E, *inputs.shape)), following], -1)
+        return forward(model.params["reward"], both)[..., 0]
+
+    predicted, _ = jax.jit(ensemble.everyone)(config, model, obs, action)
+    np.testing.assert_allclose(predicted[..., -1], expected(None), rtol=1e-4, atol=1e-5)
+    truth = np.broadcast_to(next_obs, (E, *next_obs.shape))
+    read, _ = jax.jit(ensemble.everyone)(config, model, obs, action, next_obs)
+    np.testing.assert_allclose(read[..., -1], expected(truth), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(read[..., :-1], predicted[..., :-1])
+    assert not np.allclose(read[..., -1], predicted[..., -1], atol=1e-3)
+
+
+def test_the_reward_teaches_only_what_reads_it():
+    """No gradient of the state's network comes from a reward that is read from the next state."""
+    config = ModelConfig(
+        members=1, elites=1, width=5, depth=2, reward_from="next_state", weight_decay=0.0
+    )
+    model = init(config, SPEC, jax.random.PRNGKey(1))
+    params = jax.tree.map(lambda x: x[0], model.params)
+    ones = jnp.ones((4, D))
+    batch = Transition(ones, jnp.ones((4, A)), jnp.ones(4), jnp.ones(4), 2 * ones)
+    gradient = jax.jit(jax.grad(ensemble.loss, argnums=2))
+    one, other = (
+        gradient(config, model, params, batch._replace(reward=jnp.full(4, r))) for r in (1.0, 9.0)
+    )
+    for layer in one["layers"]:
+        np.testing.assert_array_equal(
+            one["layers"][layer]["kernel"], other["layers"][layer]["kernel"]
+        )
+    assert not np.allclose(one["reward"]["head"]["bias"], other["reward"]["head"]["bias"])

@@ -35,7 +35,7 @@ HOLDOUT = jax.random.PRNGKey(5)
 # Traced: every field of a configuration that scales arithmetic, the variant, the data, the keys.
 @jax.jit
 def fit(config, model, data, key, variant):
-    return fitting.fit(config, VARIANTS, variant, model, data, HOLDOUT, key)
+    return fitting.fit(config, VARIANTS, variant, model, data, HOLDOUT, key, config.fit_steps)
 
 
 init = jax.jit(ensemble.init, static_argnums=1)
@@ -331,7 +331,7 @@ def test_early_stop_restores_each_members_best_weights(monkeypatch):
         **SIZES | {"fit_steps": 200, "learning_rate": 0.1}, min_gain=0.0, schedule="early_stop"
     )
     # A function of its own, for `fit` may have been traced before.
-    train = jax.jit(lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY))
+    train = jax.jit(lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 200))
     data = linear_data(filled=240)
     _, metrics = train(init(config, SPEC, KEY), data)
     jax.effects_barrier()
@@ -453,3 +453,35 @@ def test_a_filled_ring_is_what_add_leaves():
     """The data of these tests have the form of the real ring."""
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), linear_data())
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), replay.init(N, D, A))
+
+
+def test_a_fit_takes_steps_in_proportion_to_its_data():
+    epochs = ModelConfig(**SIZES, epochs=2.0)
+    lengths = [int(fitting.length(epochs, jnp.array(n))) for n in (0, 1, 160, 170, 10_000)]
+    # 2 n / 32 rounded up, at least one, at most fit_steps.
+    assert lengths == [1, 1, 10, 11, 60]
+    assert fitting.length(FIXED, jnp.array(7)) == 60
+    model, data = init(FIXED, SPEC, KEY), linear_data()
+    train = jax.jit(
+        lambda config, steps: fitting.fit(config, VARIANTS, SCALE, model, data, HOLDOUT, KEY, steps)
+    )
+    dynamic, metrics = train(epochs, jnp.array(11))
+    fixed, _ = train(FIXED, jnp.array(11))
+    longer, _ = train(epochs, jnp.array(12))
+    assert metrics["fit_steps"] == 11
+    kernels = [m.params["layers"]["head"]["kernel"] for m in (dynamic, fixed, longer)]
+    np.testing.assert_allclose(kernels[0], kernels[1], rtol=1e-5, atol=1e-7)
+    assert not np.allclose(kernels[0], kernels[2], atol=1e-6)
+
+
+def test_a_reward_that_is_a_step_in_the_next_state_is_learned_from_it():
+    """The step is sharp in (s, a) too, but there it lies across the inputs."""
+    data = linear_data()
+    reward = (data.data.next_obs[:, 0] > 0.3).astype(jnp.float32)
+    data = data._replace(data=data.data._replace(reward=reward))
+    r2 = {}
+    for reward_from in ("inputs", "next_state"):
+        config = ModelConfig(**SIZES | {"fit_steps": 300}, reward_from=reward_from)
+        _, metrics = fit(config, init(config, SPEC, KEY), data, KEY, SCALE)
+        r2[reward_from] = float(metrics["r2_reward"])
+    assert r2["next_state"] > 0.5, r2

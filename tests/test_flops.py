@@ -53,13 +53,15 @@ def of_update(config, spec, count=flops.count):
 def of_fit_step(config, spec, count=flops.count):
     """All members' gradients on minibatches of their own."""
     _, row, _ = states(config, spec)
-    inputs, outputs, batch = spec.obs_dim + spec.action_dim, spec.obs_dim + 1, config.model.batch
-    gradient = jax.vmap(jax.grad(ensemble.loss, argnums=1), (None, 0, 0, 0, None))
+    members, batch = config.model.members, config.model.batch
+    gradient = jax.vmap(jax.grad(ensemble.loss, argnums=2), (None, None, 0, 0))
+    obs, scalar = real(members, batch, spec.obs_dim), real(members, batch)
+    batches = Transition(obs, real(members, batch, spec.action_dim), scalar, scalar, obs)
     return count(
-        lambda params, x, z: gradient(config.model, params, x, z, 0.0),
+        lambda model, params, batch: gradient(config.model, model, params, batch),
+        row.model,
         row.model.params,
-        real(config.model.members, batch, inputs),
-        real(config.model.members, batch, outputs),
+        batches,
     )
 
 
@@ -185,6 +187,6 @@ def test_whole_step_is_the_sum_of_its_parts():
 
     job = jax.eval_shape(algorithm.begin_fit, row)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), job.members)
-    fit = 7 * flops.count(algorithm.train_member, row, job, *one)
+    fit = 7 * flops.count(algorithm.train_member, row, shared, job, *one)
     assert fit == 5000 * of_fit_step(PAPER, CHEETAH)
     assert 35e9 < learn + policy + fit / 250 < 45e9  # the "about 40 GFLOP" of cheetah

@@ -239,3 +239,38 @@ def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypat
     _, metrics = learn(row, late, one, jnp.array(True))
     # Drawn from all seven blocks, of which three are new: not from the first slot only.
     assert -960 < metrics["synthetic_reward_mean"] < -100
+
+
+@pytest.mark.parametrize("rule", ["none", "penalty"])
+def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
+    """From the sampled one, not from its mean; a rule of trust sees it so."""
+    settings = {"model.reward_from": "next_state", "rollout.reward_noise": 0.0}
+    if rule == "penalty":
+        settings["trust.scale"] = 0.0
+    config = make(settings, trust=rule)
+    model = ensemble.init(config.model, spec, jax.random.PRNGKey(1))
+    seen = []
+    judge = trust.rule_of(config, spec)
+
+    class Watched(type(judge)):
+        def apply(self, state, predictions, h, length, key):
+            seen.append(predictions)
+            return super().apply(state, predictions, h, length, key)
+
+    judge = Watched(judge.own if hasattr(judge, "own") else None, spec, B)
+    obs = jax.random.normal(jax.random.PRNGKey(2), (B, spec.obs_dim))
+    action = jnp.zeros((B, spec.action_dim))
+    _, imagined = rollouts.imagine(
+        config, spec, judge, lambda *_: action, model, None, obs, 0, 1, jax.random.PRNGKey(3)
+    )
+    next_obs = imagined.transition.next_obs
+    means, _ = ensemble.everyone(config.model, model, obs, action, next_obs)
+    at_means, _ = ensemble.everyone(config.model, model, obs, action)
+    # Each row's reward is one member's word on the row's own sample.
+    nearest = np.abs(np.asarray(means[..., -1]) - imagined.transition.reward).min(0)
+    np.testing.assert_allclose(nearest, 0, atol=1e-5)
+    assert (np.abs(np.asarray(at_means[..., -1]) - imagined.transition.reward).min(0) > 1e-4).any()
+    if rule == "penalty":
+        np.testing.assert_allclose(
+            seen[0].mean[..., -1] * model.unit[-1], means[..., -1], rtol=1e-5
+        )

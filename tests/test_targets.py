@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fitting, targets
 from dynajax.models.targets import Fix, parse_fixes
-from dynajax.types import Code, EnvSpec, UsageError
+from dynajax.types import Code, EnvSpec, Transition, UsageError
 
 D, N = 3, 40
 SPEC = EnvSpec("walk", D, 2, 50, ("x", "y", "z"), None)
@@ -239,10 +239,13 @@ BOUNDS = {"real": {}, "wide": {"log_variance_min": -60, "log_variance_max": 60}}
 NONE_FRESH = jnp.zeros(D + 1, bool)
 
 
+@pytest.mark.parametrize("reward_from", ["inputs", "next_state"])
 @pytest.mark.parametrize("bounds", BOUNDS)
-def test_recoding_keeps_decoded_predictions(bounds):
+def test_recoding_keeps_decoded_predictions(bounds, reward_from):
     """Their means in any case, their deviations where no bound bends them."""
-    config = ModelConfig(members=2, elites=1, width=8, depth=1, **BOUNDS[bounds])
+    config = ModelConfig(
+        members=2, elites=1, width=8, depth=1, reward_from=reward_from, **BOUNDS[bounds]
+    )
     model = jax.jit(ensemble.init, static_argnums=1)(config, SPEC, jax.random.PRNGKey(0))
     rng = np.random.default_rng(0)
     old, new = two_codes(rng)
@@ -266,20 +269,28 @@ def test_recoding_keeps_decoded_predictions(bounds):
     assert not np.allclose(*heads)
 
 
-def test_adams_moments_are_those_of_the_recoded_gradient():
-    config = ModelConfig(members=1, elites=1, width=8, depth=1, weight_decay=0.0, **BOUNDS["wide"])
+@pytest.mark.parametrize("reward_from", ["inputs", "next_state"])
+def test_adams_moments_are_those_of_the_recoded_gradient(reward_from):
+    config = ModelConfig(
+        members=1,
+        elites=1,
+        width=8,
+        depth=1,
+        weight_decay=0.0,
+        reward_from=reward_from,
+        **BOUNDS["wide"],
+    )
     model = jax.jit(ensemble.init, static_argnums=1)(config, SPEC, jax.random.PRNGKey(0))
     rng = np.random.default_rng(0)
     old, new = two_codes(rng)
     obs, action, reward, next_obs = (
         jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, D), (5, 2), 5, (5, D))
     )
+    batch = Transition(obs, action, reward, jnp.ones(5), next_obs)
 
     def gradient(model):
-        z = targets.encode(model.code, obs, reward, next_obs)
-        inputs = ensemble.normalise(model, obs, action)
         member = jax.tree.map(lambda x: x[0], model.params)
-        slope = jax.grad(lambda params: ensemble.loss(config, params, inputs, z, 0.0))(member)
+        slope = jax.grad(ensemble.loss, argnums=2)(config, model, member, batch)
         return jax.tree.map(lambda x: x[None], slope)
 
     before = model._replace(code=old)

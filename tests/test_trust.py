@@ -60,6 +60,9 @@ def published(config, spec, model, obs, key):
     return Transition(obs, action, reward, 1.0 - ended.astype(jnp.float32), next_obs)
 
 
+SHARED = Shared(jnp.array(119), jnp.array(0))
+
+
 def products(function, *arguments) -> list[tuple[int, ...]]:
     """Shapes of the results of all matrix products in a function's program."""
 
@@ -108,10 +111,10 @@ def test_a_fit_asks_no_more_without_a_rule(make, spec):
         config = make(trust=name)
         algorithm = Algorithm(config, spec)
         row = jax.eval_shape(algorithm.init, config, jnp.array(0), jnp.array(0))
-        counts[name] = len(products(algorithm.fit, row))
+        counts[name] = len(products(algorithm.fit, row, SHARED))
         if name == "none":
             alone = functools.partial(fitting.fit, config.model, [()])
-            plain = products(alone, row.variant, row.model, row.real, row.key, row.key)
+            plain = products(alone, row.variant, row.model, row.real, row.key, row.key, 5)
             assert len(plain) == counts[name] > 0
             # The ring has a column of weights, and the row a state, only where a rule wants it.
             assert row.trust is None and row.synthetic.weight is None
@@ -171,10 +174,7 @@ def test_a_reward_loses_the_penalty_in_units_of_its_deviation(make, model, spec)
         rule = trust.rule_of(make(settings, trust="penalty"), spec)
         _, plain = step(config, spec, trust.Rule(None, spec, B), network)
         _, judged = step(config, spec, rule, network)
-        inputs = jnp.broadcast_to(
-            jnp.concatenate([OBS, plain.transition.action], -1), (E, B, D + A)
-        )
-        mean, log_variance = ensemble.distribution(config.model, network.params, inputs)
+        mean, log_variance = ensemble.everyone(config.model, network, OBS, plain.transition.action)
         unit = np.asarray(network.unit)
         u = penalty(kind, 0.7, mean / unit, jnp.exp(log_variance) / unit**2)
         loss = plain.transition.reward - judged.transition.reward
@@ -269,8 +269,7 @@ def filled_row(config, spec):
 
 def test_a_verdict_is_obeyed(strict, spec):
     row = filled_row(strict, spec)
-    shared = Shared(jnp.array(119), jnp.array(0))
-    roll_out = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, shared, 3, KEY))
+    roll_out = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, SHARED, 3, KEY))
     after, metrics = roll_out(row)
     ring = jax.tree.map(lambda x: np.asarray(x).reshape(8, B, *x.shape[1:]), after.synthetic)
     index = np.arange(B)
@@ -294,7 +293,7 @@ def test_a_verdict_is_obeyed(strict, spec):
 def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
     algorithm, row = Algorithm(strict, spec), filled_row(strict, spec)
     data = fitting.split(strict.model, row.real, algorithm._holdout_key(row))
-    after, _ = jax.jit(algorithm.fit)(row)
+    after, _ = jax.jit(algorithm.fit)(row, SHARED)
     assert after.trust["held"] == data.scored_weights.sum() > 10
 
 
@@ -302,12 +301,11 @@ def test_weights_and_holes_reach_the_losses(strict, spec):
     """A reward teaches the critics nothing where it weighs nothing, and nobody where it is a hole."""
     row = filled_row(strict, spec)
     learn = jax.jit(Algorithm(strict, spec).learn)
-    shared = Shared(jnp.array(119), jnp.array(0))
     one = Transition(*(jnp.zeros(s) for s in (D, A, (), (), D)))
 
     def learned(**worth):
         trusted = {**row.trust, **{name: jnp.float32(value) for name, value in worth.items()}}
-        after, metrics = learn(row._replace(trust=trusted), shared, one, jnp.array(True))
+        after, metrics = learn(row._replace(trust=trusted), SHARED, one, jnp.array(True))
         return after.agent, metrics
 
     def differ(a, b):

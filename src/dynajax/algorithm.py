@@ -141,13 +141,23 @@ class Algorithm:
     def _holdout_key(self, row: Row) -> Array:
         return jax.random.fold_in(row.seed_key, HOLDOUT)
 
-    def fit(self, row: Row) -> tuple[Row, Metrics]:
+    def _fit_length(self, shared: Shared) -> Array | int:
+        return fitting.length(self.config.model, jnp.minimum(shared.step, self.config.replay.real))
+
+    def fit(self, row: Row, shared: Shared) -> tuple[Row, Metrics]:
         """Refits the row's model to its real transitions."""
         assert row.model is not None
         key, fit_key = jax.random.split(row.key)
         config, holdout_key = row.config.model, self._holdout_key(row)
         model, metrics = fitting.fit(
-            config, self._fixes(), row.variant, row.model, row.real, holdout_key, fit_key
+            config,
+            self._fixes(),
+            row.variant,
+            row.model,
+            row.real,
+            holdout_key,
+            fit_key,
+            self._fit_length(shared),
         )
         return self._calibrated(row._replace(key=key, model=model)), metrics
 
@@ -164,22 +174,24 @@ class Algorithm:
         return fitting.Job(model._replace(params=None, optimiser=None), data, members)
 
     def train_member(
-        self, row: Row, job: fitting.Job, params: Params, adam: Any, key: Array
+        self, row: Row, shared: Shared, job: fitting.Job, params: Params, adam: Any, key: Array
     ) -> tuple[Params, Any]:
         """The second part, for one of `job.members`: its parameters and Adam's state.
 
         Args:
           row: only its configuration and its real ring are read.
         """
-        config, steps = row.config.model, self.config.model.fit_steps
+        config, steps = row.config.model, self._fit_length(shared)
         return fitting.train_member(config, job.model, params, adam, key, row.real, job.data, steps)
 
-    def end_fit(self, row: Row, job: fitting.Job, params: Any, adam: Any) -> tuple[Row, Metrics]:
+    def end_fit(
+        self, row: Row, shared: Shared, job: fitting.Job, params: Any, adam: Any
+    ) -> tuple[Row, Metrics]:
         """The last part, from what was made of all members: the row, and the fit's figures."""
         config = row.config.model
         key, _ = jax.random.split(row.key)
         model = job.model._replace(params=params, optimiser=adam)
-        model, metrics = fitting.end(config, model, job.data, config.fit_steps)
+        model, metrics = fitting.end(config, model, job.data, self._fit_length(shared))
         return self._calibrated(row._replace(key=key, model=model)), metrics
 
     def _calibrated(self, row: Row) -> Row:

@@ -77,6 +77,9 @@ class ModelConfig:
     average_steps: int = static(1, 1)  # a fit's weights are a mean over about so many; 1: its last
     score_size: int = static(5000, 1)  # holdout transitions scored, at most
     learned_bounds: bool = static(False)  # log-variance bounds learned as in Chua et al.
+    # What the reward is learned from: state and action, or these and the next state.
+    reward_from: Literal["inputs", "next_state"] = static("inputs")
+    epochs: float = static(0.0, 0)  # fixed: passes over the data, up to fit_steps; 0: fit_steps
     holdout: float = traced(0.2, 0.001, 0.9)
     min_gain: float = traced(0.01, 0, 0.99)  # early_stop: relative gain that counts
     learning_rate: float = traced(3e-4, 0)

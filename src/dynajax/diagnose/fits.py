@@ -88,7 +88,9 @@ def fit(
     )
 
     def one(model: Model, variant: Array, real: Replay, keys: Array, key: Array) -> Model:
-        return fitting.fit(config, variants, variant, model, real, keys[1], key)[0]
+        return fitting.fit(config, variants, variant, model, real, keys[1], key, config.fit_steps)[
+            0
+        ]
 
     over_codes = jax.vmap(one, in_axes=(0, 0, None, None, None))
     over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
@@ -116,9 +118,7 @@ def fit(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decoded(config: ModelConfig, model: Model, obs: Array, action: Array) -> tuple[Array, Array]:
-    inputs = ensemble.normalise(model, obs, action)
-    inputs = jnp.broadcast_to(inputs, (config.members, *inputs.shape))
-    mean, log_variance = ensemble.distribution(config, model.params, inputs)
+    mean, log_variance = ensemble.everyone(config, model, obs, action)
     next_obs, reward = targets.decode(model.code, obs, mean)
     variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
     return jnp.concatenate([next_obs, reward[..., None]], -1), variance
@@ -135,8 +135,7 @@ def _open_loop(config: ModelConfig, model: Model, obs: Array, actions: Array) ->
 
     def step(obs: Array, action: Array) -> tuple[Array, Array]:
         action = jnp.broadcast_to(action, (config.members, *action.shape))
-        inputs = ensemble.normalise(model, obs, action)
-        mean, _ = ensemble.distribution(config, model.params, inputs)
+        mean, _ = ensemble.predict(config, model, jnp.arange(config.members), obs, action)
         next_obs, reward = targets.decode(model.code, obs, mean)
         return next_obs, jnp.concatenate([next_obs, reward[..., None]], -1)
 

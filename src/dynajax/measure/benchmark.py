@@ -24,7 +24,7 @@ from dynajax.record.checkpoint import Checkpoints
 from dynajax.runtime.clock import Clock
 from dynajax.runtime.placement import BY_ROWS, STATE
 from dynajax.runtime.program import Program, SharedFit, build
-from dynajax.types import Array, Replay, Row, TrainState, Transition
+from dynajax.types import Array, Replay, Row, Shared, TrainState, Transition
 
 #: Side of the square matmuls that a machine's peak is taken from.
 SIDE = 256
@@ -290,18 +290,20 @@ class Workload:
 
         def of_length(steps: int) -> Program:
             config = assign(self.config, "model.schedule", "fixed")
+            config = assign(config, "model.epochs", 0.0)
             return build(assign(config, "model.fit_steps", steps), program.spec, devices)
 
-        def scheduled(state: TrainState, schedule: str, steps: int) -> TrainState:
+        def scheduled(state: TrainState, schedule: str, steps: int, epochs: float) -> TrainState:
             config = assign(state.rows.config, "model.schedule", schedule)
             config = assign(config, "model.fit_steps", steps)
+            config = assign(config, "model.epochs", epochs)
             return state._replace(rows=state.rows._replace(config=config))
 
         shortest = of_length(1)
 
         def begin_and_end() -> None:
-            state, _ = shortest.fit(scheduled(self._state, "fixed", 1))
-            state = scheduled(state, model.schedule, model.fit_steps)
+            state, _ = shortest.fit(scheduled(self._state, "fixed", 1, 0.0))
+            state = scheduled(state, model.schedule, model.fit_steps, model.epochs)
             self._state = jax.block_until_ready(state)
 
         run, operations = self._steps(of_length(_FIT_STEPS))
@@ -317,21 +319,24 @@ class Workload:
         if isinstance(fit, SharedFit):
             rows = self._state.rows._replace(agent=None, model=None, synthetic=None, trust=None)
             # Copies, because other stages give the state's own memory away.
-            job = jax.tree.map(jnp.copy, (fit.begin(self._state), rows))
+            job = jax.tree.map(jnp.copy, (fit.begin(self._state), rows, self._state.shared))
             sent, train = fit.members.send(job), fit.train
             operations = flops.count(train, *sent) * fit.members.rows // fit.members.places
             return lambda: jax.block_until_ready(train(*sent)), operations
 
-        def one(row: Row, job: fitting.Job) -> Any:
+        def one(row: Row, shared: Shared, job: fitting.Job) -> Any:
             return fitting.over_members(
-                functools.partial(algorithm.train_member, row, job), *job.members
+                functools.partial(algorithm.train_member, row, shared, job), *job.members
             )
 
         spread = self.program.placement.spread
         jobs = spread(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)(self._state.rows)
-        mapped = spread(jax.vmap(one), (BY_ROWS, BY_ROWS), BY_ROWS)
-        operations = self._count(mapped, self._state.rows, jobs)
-        return lambda: jax.block_until_ready(mapped(self._state.rows, jobs)), operations
+        every = jax.vmap(one, (0, None, 0))
+        mapped = spread(
+            lambda state, jobs: every(state.rows, state.shared, jobs), (STATE, BY_ROWS), BY_ROWS
+        )
+        operations = self._count(mapped, self._state, jobs)
+        return lambda: jax.block_until_ready(mapped(self._state, jobs)), operations
 
     def _evaluation(self) -> Callable[[], None]:
         config, program = self.config, self.program

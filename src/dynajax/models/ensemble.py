@@ -15,7 +15,10 @@ import optax
 from dynajax import nets
 from dynajax.config import ModelConfig
 from dynajax.models import targets
-from dynajax.types import Array, EnvSpec, Model, Params
+from dynajax.types import Array, EnvSpec, Model, Params, Transition
+
+#: Hidden layers of the network that reads the reward from the next state.
+REWARD_DEPTH = 2
 
 #: L2 decay of the first layer, the second, those between, and the last (Chua et al., 2018).
 DECAY_FIRST, DECAY_SECOND, DECAY_MIDDLE, DECAY_LAST = 2.5e-5, 5e-5, 7.5e-5, 1e-4
@@ -26,6 +29,13 @@ def init(config: ModelConfig, spec: EnvSpec, key: Array) -> Model:
     network = nets.member(config.width, config.depth, spec.obs_dim)
     inputs = spec.obs_dim + spec.action_dim
     params = {"layers": nets.stacked_init(network, key, config.members, inputs)}
+    if config.reward_from == "next_state":
+        params["reward"] = nets.stacked_init(
+            _reward_network(config),
+            jax.random.fold_in(key, 1),
+            config.members,
+            inputs + spec.obs_dim,
+        )
     if config.learned_bounds:
         shape = config.members, spec.obs_dim + 1
         params["bounds"] = {
@@ -56,26 +66,70 @@ def soft_clamp(raw: Array, low: Array | float, high: Array | float) -> Array:
     return low + jax.nn.softplus(raw - low)
 
 
-def member_distribution(config: ModelConfig, params: Params, inputs: Array) -> tuple[Array, Array]:
-    """Mean and log-variance of z from one member: normalised (..., D+A) -> (..., D+1) twice."""
-    outputs = params["layers"]["head"]["bias"].shape[0] // 2
-    network = nets.member(config.width, config.depth, outputs - 1)
-    mean, raw = jnp.split(nets.apply(network, params["layers"], inputs), 2, -1)
-    if config.learned_bounds:
-        return mean, soft_clamp(raw, params["bounds"]["low"], params["bounds"]["high"])
-    return mean, soft_clamp(raw, config.log_variance_min, config.log_variance_max)
+def _reward_network(config: ModelConfig) -> nets.MLP:
+    """(..., 2D+A) -> (..., 2)."""
+    return nets.member(config.width, REWARD_DEPTH, 0)
 
 
-def distribution(config: ModelConfig, params: Params, inputs: Array) -> tuple[Array, Array]:
-    """Mean and log-variance of z from every member, each on inputs of its own.
+def _moments(config: ModelConfig, params: Params, output: Array) -> tuple[Array, Array]:
+    """Mean and clamped log-variance of the last X channels of z: (..., 2X) -> (..., X) twice."""
+    mean, raw = jnp.split(output, 2, -1)
+    if not config.learned_bounds:
+        return mean, soft_clamp(raw, config.log_variance_min, config.log_variance_max)
+    low, high = (params["bounds"][name][-mean.shape[-1] :] for name in ("low", "high"))
+    return mean, soft_clamp(raw, low, high)
+
+
+def member_prediction(
+    config: ModelConfig,
+    model: Model,
+    params: Params,
+    obs: Array,
+    action: Array,
+    next_obs: Array | None = None,
+) -> tuple[Array, Array]:
+    """Mean and log-variance of z from one member: (..., D), (..., A) -> (..., D+1) twice.
 
     Args:
-      inputs: (E, ..., D+A), normalised.
-
-    Returns:
-      (E, ..., D+1) twice.
+      model: for its code and the normalisation of inputs.
+      params: the member's.
+      next_obs: (..., D) what the reward is read from, where it is; the member's own mean by default.
     """
-    return jax.vmap(functools.partial(member_distribution, config))(params, inputs)
+    inputs = normalise(model, obs, action)
+    outputs = params["layers"]["head"]["bias"].shape[0] // 2
+    network = nets.member(config.width, config.depth, outputs - 1)
+    moments = _moments(config, params, nets.apply(network, params["layers"], inputs))
+    if config.reward_from == "inputs":
+        return moments
+    if next_obs is None:
+        next_obs, _ = targets.decode(model.code, obs, moments[0])
+    dim = obs.shape[-1]
+    following = (next_obs - model.input_mean[:dim]) / model.input_std[:dim]
+    read = nets.apply(
+        _reward_network(config), params["reward"], jnp.concatenate([inputs, following], -1)
+    )
+    mean, log_variance = (
+        jnp.concatenate([state_and_reward[..., :-1], reward], -1)
+        for state_and_reward, reward in zip(moments, _moments(config, params, read), strict=True)
+    )
+    return mean, log_variance
+
+
+def everyone(
+    config: ModelConfig,
+    model: Model,
+    obs: Array,
+    action: Array,
+    next_obs: Array | None = None,
+) -> tuple[Array, Array]:
+    """`member_prediction` of every member for the same: (B, D), (B, A) -> (E, B, D+1) twice."""
+    members = (config.members,)
+    obs, action = (jnp.broadcast_to(x, members + x.shape) for x in (obs, action))
+    if next_obs is not None:
+        next_obs = jnp.broadcast_to(next_obs, members + next_obs.shape)
+    return jax.vmap(functools.partial(member_prediction, config, model))(
+        model.params, obs, action, next_obs
+    )
 
 
 def nll(mean: Array, log_variance: Array, z: Array, exponent: Array) -> Array:
@@ -102,14 +156,23 @@ def decay(layers: Params) -> Array:
     )
 
 
-def loss(config: ModelConfig, params: Params, inputs: Array, z: Array, exponent: Array) -> Array:
+def loss(config: ModelConfig, model: Model, params: Params, batch: Transition) -> Array:
     """What a member minimises: its NLL, decay, and its share of the price of learned bounds.
 
     Chua et al. learn bounds that all members have in common; here each has its own, so that no
     member waits for another.
+
+    Args:
+      model: for its code and the normalisation of inputs.
+      params: the member's.
+      batch: leaves (B, ...).
     """
-    value = nll(*member_distribution(config, params, inputs), z, exponent)
+    z = targets.encode(model.code, batch.obs, batch.reward, batch.next_obs)
+    prediction = member_prediction(config, model, params, batch.obs, batch.action, batch.next_obs)
+    value = nll(*prediction, z, model.code.exponent)
     value += config.weight_decay * decay(params["layers"])
+    if config.reward_from == "next_state":
+        value += config.weight_decay * decay(params["reward"])
     if config.learned_bounds:
         spread = params["bounds"]["high"].sum() - params["bounds"]["low"].sum()
         value += config.bound_penalty / config.members * spread
@@ -124,16 +187,23 @@ def normalise(model: Model, obs: Array, action: Array) -> Array:
 
 
 def predict(
-    config: ModelConfig, model: Model, members: Array, obs: Array, action: Array
+    config: ModelConfig,
+    model: Model,
+    members: Array,
+    obs: Array,
+    action: Array,
+    next_obs: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Mean and log-variance of z by the named members, each on its own part.
+    """`member_prediction` of the named members, each on its own part.
 
     Args:
       members: (K,) which.
-      obs, action: (K, B, D), (K, B, A).
+      obs, action, next_obs: (K, B, D), (K, B, A), (K, B, D).
 
     Returns:
       (K, B, D+1) twice.
     """
     chosen = jax.tree.map(lambda p: p[members], model.params)
-    return distribution(config, chosen, normalise(model, obs, action))
+    return jax.vmap(functools.partial(member_prediction, config, model))(
+        chosen, obs, action, next_obs
+    )

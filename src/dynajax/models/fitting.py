@@ -14,7 +14,7 @@ import optax
 from dynajax import compiler, nets
 from dynajax.config import ModelConfig
 from dynajax.models import targets, trust
-from dynajax.models.ensemble import distribution, loss, normalise, optimiser
+from dynajax.models.ensemble import everyone, loss, optimiser
 from dynajax.types import Array, Code, Metrics, Model, Params, Replay, Transition
 
 
@@ -60,18 +60,27 @@ def _weighted_mean(values: Array, weights: Array, axis: int = 0) -> Array:
     return (values * weights.reshape(shape)).sum(axis) / jnp.maximum(weights.sum(), 1.0)
 
 
-def _with_everyone(model: Model, data: Transition, copies: int) -> tuple[Array, Array]:
-    """The same inputs (E, B, D+A) for every member, and z (B, D+1)."""
-    inputs = normalise(model, data.obs, data.action)
-    z = targets.encode(model.code, data.obs, data.reward, data.next_obs)
-    return jnp.broadcast_to(inputs, (copies, *inputs.shape)), z
+def _truth(model: Model, data: Transition) -> Array:
+    """z of transitions, leaves (B, ...) -> (B, D+1)."""
+    return targets.encode(model.code, data.obs, data.reward, data.next_obs)
 
 
 def score(config: ModelConfig, model: Model, data: Split) -> Array:
     """The holdout's mean squared error in z, by member: (E,)."""
-    inputs, z = _with_everyone(model, data.scored, config.members)
-    mean, _ = distribution(config, model.params, inputs)
+    z = _truth(model, data.scored)
+    mean, _ = everyone(config, model, data.scored.obs, data.scored.action)
     return _weighted_mean(jnp.square(mean - z).mean(-1), data.scored_weights, 1)
+
+
+def length(config: ModelConfig, transitions: Array | int) -> Array | int:
+    """A fit's gradient steps when so many real transitions are stored; an early-stopped one's limit.
+
+    All rows have the same, so a loop of so many needs no row's word on when it ends.
+    """
+    if not config.epochs:
+        return config.fit_steps
+    passes = jnp.ceil(config.epochs * transitions / config.batch).astype(jnp.int32)
+    return jnp.clip(passes, 1, config.fit_steps)
 
 
 def train_member(
@@ -82,7 +91,7 @@ def train_member(
     key: Array,
     replay: Replay,
     data: Split,
-    steps: int,
+    steps: Array | int,
 ) -> tuple[Params, Any]:
     """One member's parameters and Adam's state after `steps` gradient steps.
 
@@ -96,7 +105,7 @@ def train_member(
     """
     averaging = config.average_steps > 1
 
-    def step(carry: tuple[Params, Any, Params | None], count: Array) -> Any:
+    def step(count: Array, carry: tuple[Params, Any, Params | None]) -> Any:
         params, adam, mean = carry
         drawn = jax.random.randint(
             jax.random.fold_in(key, count),
@@ -105,18 +114,16 @@ def train_member(
             jnp.maximum(data.training_size, 1),
         )
         batch = jax.tree.map(lambda ring: ring[data.training[drawn]], replay.data)
-        inputs = normalise(model, batch.obs, batch.action)
-        z = targets.encode(model.code, batch.obs, batch.reward, batch.next_obs)
-        gradient = jax.grad(loss, argnums=1)(config, params, inputs, z, model.code.exponent)
+        gradient = jax.grad(loss, argnums=2)(config, model, params, batch)
         updates, adam = optimiser(config).update(gradient, adam, params)
         params = optax.apply_updates(params, updates)
         if averaging:
             share = 1 / jnp.minimum(count, config.average_steps)
             mean = jax.tree.map(lambda m, p: m + share * (p - m), mean, params)
-        return (params, adam, mean), None
+        return params, adam, mean
 
     carry = (params, adam, params if averaging else None)
-    (params, adam, mean), _ = jax.lax.scan(step, carry, jnp.arange(1, steps + 1))
+    params, adam, mean = jax.lax.fori_loop(1, steps + 1, step, carry)
     return (mean if averaging else params), adam
 
 
@@ -132,7 +139,7 @@ def over_members(function: Callable[..., Any], *stacked: Any) -> Any:
 
 
 def train(
-    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: int
+    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: Array | int
 ) -> Model:
     """`steps` gradient steps of every member, each with a key split from `key`."""
 
@@ -162,9 +169,10 @@ def _train_until_stale(
     replay: Replay,
     data: Split,
     key: Array,
+    limit: Array | int,
 ) -> tuple[Model, Array]:
-    """Rounds of steps until `patience` of them pass in which no member's holdout score gained
-    `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
+    """Rounds of steps up to a limit, or until `patience` of them pass in which no member's holdout
+    score gained `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
 
     The weights that the fit began with are no candidates. If they were, a fit to data of a new
     kind, which first has to unlearn its certainty, could end where it began, and so could every
@@ -172,7 +180,7 @@ def _train_until_stale(
     """
 
     def going_on(search: _Search) -> Array:
-        return (search.stale < config.patience) & (search.steps < config.fit_steps)
+        return (search.stale < config.patience) & (search.steps < limit)
 
     def one_round(search: _Search) -> _Search:
         key, round_key = jax.random.split(search.key)
@@ -207,6 +215,12 @@ def _train_until_stale(
     return model._replace(params=end.best, optimiser=end.optimiser), end.steps
 
 
+def _with_head(params: Params, name: str, columns: Array, kept: Params, new: Params) -> Params:
+    """Parameters with another output layer of a network: `new` in some columns, `kept` elsewhere."""
+    head = jax.tree.map(lambda a, b: jnp.where(columns, b, a), kept, new)
+    return {**params, name: {**params[name], "head": head}}
+
+
 def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
     """The model under another code.
 
@@ -214,32 +228,35 @@ def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
     predicted variances stay where the clamp does not bend them. Adam's moments move along. Nothing
     is kept of the channels that are `fresh`, (D+1,): they get new weights, and no moments.
     """
-    layers, old = model.params["layers"], model.code
-    network = layers["head"]["kernel"].shape[-2], 2 * fresh.shape[0]
-    keys = jax.random.split(key, layers["head"]["kernel"].shape[0])
-    new = {
-        "kernel": jax.vmap(lambda k: nets.fan_in(k, network))(keys),
-        "bias": jnp.zeros_like(layers["head"]["bias"]),
-    }
-    columns = jnp.concatenate([fresh, fresh])
-
-    def renewed(kept: Params, new: Params) -> Params:
-        return jax.tree.map(lambda a, b: jnp.where(columns, b, a), kept, new)
-
-    def moved(moment: Params, power: int) -> Params:
-        kept = targets.recode_moment(moment["layers"]["head"], old, code, power)
-        head = renewed(kept, jax.tree.map(jnp.zeros_like, kept))
-        return {**moment, "layers": {**moment["layers"], "head": head}}
-
     first, second = (optax.tree_utils.tree_get(model.optimiser, name) for name in ("mu", "nu"))
-    head = renewed(targets.recode_head(layers["head"], old, code), new)
-    return model._replace(
-        params={**model.params, "layers": {**layers, "head": head}},
-        optimiser=optax.tree_utils.tree_set(
-            model.optimiser, mu=moved(first, 1), nu=moved(second, 2)
-        ),
-        code=code,
-    )
+    params = model.params
+    # The reward is the last channel of the first network's head, and all of the second's.
+    for name, channels in (("layers", slice(None)), ("reward", slice(-1, None))):
+        if name not in params:
+            continue
+        old, new = (targets.of_channels(c, channels) for c in (model.code, code))
+        columns, head = jnp.tile(fresh[channels], 2), params[name]["head"]
+        drawn = key if name == "layers" else jax.random.fold_in(key, 1)
+        keys = jax.random.split(drawn, head["kernel"].shape[0])
+        unwritten = {
+            "kernel": jax.vmap(lambda k, s=head["kernel"].shape[1:]: nets.fan_in(k, s))(keys),
+            "bias": jnp.zeros_like(head["bias"]),
+        }
+        recoded = targets.recode_head(head, old, new)
+        params = _with_head(params, name, columns, recoded, unwritten)
+        nothing = jax.tree.map(jnp.zeros_like, head)
+        first, second = (
+            _with_head(
+                moment,
+                name,
+                columns,
+                targets.recode_moment(moment[name]["head"], old, new, power),
+                nothing,
+            )
+            for power, moment in ((1, first), (2, second))
+        )
+    adam = optax.tree_utils.tree_set(model.optimiser, mu=first, nu=second)
+    return model._replace(params=params, optimiser=adam, code=code)
 
 
 def begin(
@@ -320,6 +337,7 @@ def fit(
     replay: Replay,
     holdout_key: Array,
     key: Array,
+    steps: Array | int,
 ) -> tuple[Model, Metrics]:
     """Refits code, input normalisation and members, warm-started, and chooses the elites.
 
@@ -327,22 +345,24 @@ def fit(
       variants: the fixes of every variant of the run (static); `variant` () is this row's.
       replay: the real transitions.
       holdout_key: the same at every fit.
+      steps: as `length` says.
 
     Returns:
       The model, and scalars by name.
     """
     model, data = begin(config, variants, variant, model, replay, holdout_key)
     if config.schedule == "fixed":
-        model = train(config, model, replay, data, key, config.fit_steps)
-        return end(config, model, data, config.fit_steps)
-    model, steps = _train_until_stale(config, model, replay, data, key)
+        model = train(config, model, replay, data, key, steps)
+    else:
+        model, steps = _train_until_stale(config, model, replay, data, key, steps)
     return end(config, model, data, steps)
 
 
 def on_holdout(config: ModelConfig, model: Model, data: Split) -> trust.Predictions:
     """What the members say of the scored transitions, the truth as the sample."""
-    inputs, z = _with_everyone(model, data.scored, config.members)
-    mean, log_variance = distribution(config, model.params, inputs)
+    scored = data.scored
+    z = _truth(model, scored)
+    mean, log_variance = everyone(config, model, scored.obs, scored.action, scored.next_obs)
     member = jnp.zeros(z.shape[0], jnp.int32)
     return trust.in_standard_units(model, mean, log_variance, member, z)
 
@@ -350,8 +370,8 @@ def on_holdout(config: ModelConfig, model: Model, data: Split) -> trust.Predicti
 def _report(config: ModelConfig, model: Model, data: Split) -> Metrics:
     """How good the elites' mean prediction is on the holdout."""
     held, weights = data.scored, data.scored_weights
-    inputs, z = _with_everyone(model, held, config.members)
-    mean, log_variance = distribution(config, model.params, inputs)
+    z = _truth(model, held)
+    mean, log_variance = everyone(config, model, held.obs, held.action)
     mean, log_variance = mean[model.elites], log_variance[model.elites]
     likelihood = jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance
     next_obs, reward = targets.decode(model.code, held.obs, mean.mean(0))

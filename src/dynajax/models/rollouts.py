@@ -89,21 +89,29 @@ def imagine(
     def shares(x: Array) -> Array:
         return x.reshape(k, batch // k, x.shape[-1])
 
-    if rule.asks:
-        inputs = ensemble.normalise(model, obs, action)
-        everyone = jnp.broadcast_to(inputs, (config.model.members, *inputs.shape))
-        means, log_variances = ensemble.distribution(config.model, model.params, everyone)
-        member = jnp.repeat(order, batch // k)
-        mean, log_variance = (shares(x[member, jnp.arange(batch)]) for x in (means, log_variances))
-    else:
-        mean, log_variance = ensemble.predict(
-            config.model, model, order, shares(obs), shares(action)
-        )
+    member = jnp.repeat(order, batch // k)
+
+    def predicted(following: Array | None = None) -> tuple[tuple[Array, Array], ...]:
+        """Moments by the elites, each on its share; and by all members where the rule asks."""
+        if not rule.asks:
+            part = None if following is None else shares(following)
+            predict = ensemble.predict
+            return (predict(config.model, model, order, shares(obs), shares(action), part),)
+        means, log_variances = ensemble.everyone(config.model, model, obs, action, following)
+        chosen = member, jnp.arange(batch)
+        return (shares(means[chosen]), shares(log_variances[chosen])), (means, log_variances)
+
+    (mean, log_variance), *of_all = predicted()
     noise = jax.random.normal(noise_key, mean.shape) * _noise(config, mean.shape[-1])
     z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(batch, -1)
+    if config.model.reward_from == "next_state":
+        # The same states again, and what their sample says of the reward.
+        following, _ = targets.decode(model.code, obs, z)
+        (mean, log_variance), *of_all = predicted(following)
+        z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(batch, -1)
     verdict = trust.Verdict()
     if rule.asks:
-        predictions = trust.in_standard_units(model, means, log_variances, member, z)
+        predictions = trust.in_standard_units(model, *of_all[0], member, z)
         rule_key = jax.random.fold_in(noise_key, 1)
         trusted, verdict = rule.apply(trusted, predictions, jnp.asarray(h), length, rule_key)
     if verdict.sample is not None:

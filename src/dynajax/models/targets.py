@@ -131,6 +131,11 @@ def identity_code(obs_dim: int) -> Code:
     return Code(jnp.ones(obs_dim), jnp.zeros(obs_dim + 1), jnp.ones(obs_dim + 1), jnp.zeros(()))
 
 
+def of_channels(code: Code, channels: slice) -> Code:
+    """A code whose m and c are those of some of the D+1 channels."""
+    return code._replace(shift=code.shift[channels], scale=code.scale[channels])
+
+
 def raw_target(skip: Array, obs: Array, reward: Array, next_obs: Array) -> Array:
     """y = [s' - k s, r]: (..., D), (...), (..., D) -> (..., D+1)."""
     chex.assert_equal_shape([obs, next_obs])

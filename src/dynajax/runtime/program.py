@@ -49,7 +49,7 @@ def over_rows(algorithm: Algorithm) -> Functions:
         return TrainState(shared._replace(step=shared.step + 1), rows)
 
     def fit(state: TrainState) -> tuple[TrainState, Metrics]:
-        rows, metrics = jax.vmap(algorithm.fit)(state.rows)
+        rows, metrics = jax.vmap(algorithm.fit, (0, None))(state.rows, state.shared)
         return state._replace(rows=rows), metrics
 
     def propose(
@@ -101,16 +101,17 @@ class SharedFit(NamedTuple):
         def alone(rows: Any) -> Any:
             return jax.tree.map(lambda x: x[0], rows)
 
-        def train(job: fitting.Job, row: Row) -> tuple[Any, Any]:
+        def train(job: fitting.Job, row: Row, shared: Shared) -> tuple[Any, Any]:
             # The row's own axis stays: XLA makes faster code of the same matmuls with it.
-            one = jax.vmap(algorithm.train_member)
+            one = jax.vmap(algorithm.train_member, (0, None, 0, 0, 0, 0))
             parts = jax.tree.map(lambda x: x[:, None], members.own(alone(job).members))
-            trained = jax.lax.map(lambda member: one(row, job, *member), parts)
+            trained = jax.lax.map(lambda member: one(row, shared, job, *member), parts)
             return jax.tree.map(lambda x: x[:, 0], trained)
 
         def end(state: TrainState, job: fitting.Job, trained: Any) -> tuple[TrainState, Metrics]:
             trained = jax.tree.map(lambda x: x[None, : members.rows], trained)
-            rows, metrics = jax.vmap(algorithm.end_fit)(state.rows, job, *trained)
+            ended = jax.vmap(algorithm.end_fit, (0, None, 0, 0, 0))
+            rows, metrics = ended(state.rows, state.shared, job, *trained)
             return state._replace(rows=rows), metrics
 
         return cls(
@@ -119,7 +120,7 @@ class SharedFit(NamedTuple):
             placement.spread(
                 lambda state: jax.vmap(algorithm.begin_fit)(state.rows), (STATE,), BY_ROWS
             ),
-            members.spread(train, (EVERYWHERE, EVERYWHERE), BY_ROWS),
+            members.spread(train, (EVERYWHERE, EVERYWHERE, EVERYWHERE), BY_ROWS),
             placement.spread(end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=0),
         )
 
@@ -130,11 +131,11 @@ class SharedFit(NamedTuple):
 
     def lower(self, state: TrainState) -> jax.stages.Lowered:
         """The largest of the programs."""
-        return self.train.lower(jax.eval_shape(self.begin, state), self._read(state))
+        return self.train.lower(jax.eval_shape(self.begin, state), self._read(state), state.shared)
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
         job = self.begin(state)
-        trained = self.train(*self.members.send((job, self._read(state))))
+        trained = self.train(*self.members.send((job, self._read(state), state.shared)))
         return self.end(state, job, jax.device_put(trained, self.device))
 
 
