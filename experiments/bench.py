@@ -40,7 +40,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run"], "Tasks.")
 flags.DEFINE_list("rows", ["1"], "Rows of a program.")
 flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
-flags.DEFINE_string("agent", "sac", "What acts and learns: sac, or module:NAME.")
+flags.DEFINE_string(
+    "agent", None, "What acts and learns: sac, simba, bro, module:NAME; the preset's by default."
+)
 flags.DEFINE_string("trust", "none", "Rule of trust in synthetic data: none, penalty, module:NAME.")
 flags.DEFINE_enum("preset", "paper", list(PRESETS), "Sizes and cadence.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as model.width=400.")
@@ -296,7 +298,7 @@ def write(lines: Sequence[Line], out: Path) -> None:
         "jax": jax.__version__,
         "precision": precision,
         "algo": FLAGS.algo,
-        "agent": FLAGS.agent,
+        "agent": FLAGS.agent or PRESETS[FLAGS.preset].agent,
         "trust": FLAGS.trust,
         "preset": FLAGS.preset,
     }

@@ -2,12 +2,14 @@
 
   python experiments/run.py --env=own_tasks:PendulumMilli-v0 --fix=scale,target
 
-These are well-known tasks in other units. The physics and the optimal policy are the same; only the
-ratio between the scales of the state's and the reward's targets is not. They show the mismatch of
-Barkley and Fridovich-Keil (2025) on tasks that two CPU cores can learn.
+`PendulumMilli-v0` and `CartpoleMilli-v0` are well-known tasks in other units. The physics and the
+optimal policy are the same; only the ratio between the scales of the state's and the reward's
+targets is not. They show the mismatch of Barkley and Fridovich-Keil (2025) on tasks that two CPU
+cores can learn. `Cart-v0` is what a laboratory has: one sensor in metres, one in encoder ticks.
 """
 
 import gymnasium
+import numpy as np
 
 import dynajax
 from dynajax import envs
@@ -30,6 +32,38 @@ class OtherUnits(gymnasium.Wrapper):
         return obs * self._observation, float(reward) * self._reward, terminated, truncated, info
 
 
+class Cart(gymnasium.Env):
+    """A motor pulls a cart along a rail, to the middle and no farther.
+
+    The observation is the position in metres and the speed in encoder ticks a second, some
+    thousands. The reward of a step of 0.05 s is 1 in the middle and 1/2 at a distance of 0.1 m.
+    """
+
+    TICKS = 4096  # a metre
+    STEP, PULL, FRICTION, RAIL = 0.05, 4.0, 1.0, 2.0  # s, m/s^2, 1/s, m
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def _observed(self):
+        return np.array([self._position, self._speed * self.TICKS], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._position = self.np_random.choice([-1.0, 1.0]) * self.np_random.uniform(0.5, 1.5)
+        self._speed = 0.0
+        return self._observed(), {}
+
+    def step(self, action):
+        pull = self.PULL * float(action[0]) - self.FRICTION * self._speed
+        self._speed += self.STEP * pull
+        self._position += self.STEP * self._speed
+        if abs(self._position) > self.RAIL:
+            self._position, self._speed = np.clip(self._position, -self.RAIL, self.RAIL), 0.0
+        reward = 1 / (1 + (self._position / 0.1) ** 2)
+        return self._observed(), float(reward), False, False, {}
+
+
 def _register(name: str, task: str, steps: int, observation: float, reward: float) -> None:
     gymnasium.register(
         name,
@@ -41,3 +75,6 @@ def _register(name: str, task: str, steps: int, observation: float, reward: floa
 
 _register("PendulumMilli-v0", "Pendulum-v1", 200, 1.0, 1e-3)
 _register("CartpoleMilli-v0", "cartpole-swingup", 1000, 1.0, 1e-3)
+
+gymnasium.register("Cart-v0", lambda **_: Cart(), max_episode_steps=200)
+dynajax.register_termination("Cart-v0", never)

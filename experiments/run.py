@@ -19,7 +19,9 @@ from dynajax.runtime import processes
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
 flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
-flags.DEFINE_string("agent", "sac", "What acts and learns: sac, simba, bro, module:NAME.")
+flags.DEFINE_string(
+    "agent", None, "What acts and learns: sac, simba, bro, module:NAME; the preset's by default."
+)
 flags.DEFINE_string(
     "trust", "none", "Rule: none, macura, m2ac, infoprop, penalty, weight, module:NAME."
 )

@@ -48,6 +48,8 @@ PAPER = {
     "model.log_variance_min": -10.0,
     "model.log_variance_max": 0.5,
     "model.bound_penalty": 0.01,
+    "model.reward_from": "inputs",
+    "model.epochs": 0.0,
     "rollout.batch": 400,
     "rollout.horizon": (1,),
     "rollout.real_fraction": 0.05,
@@ -161,7 +163,7 @@ def test_values_are_parsed_by_type(path, text, parsed):
     ],
 )
 def test_wrong_values_are_refused(path, text, says):
-    line = refusal(make, "cheetah-run", settings={path: text})
+    line = refusal(make, "cheetah-run", agent="sac", settings={path: text})
     assert line == f"--set {path}={text}: {says}"
 
 
@@ -206,7 +208,7 @@ def test_a_path_of_older_versions_gets_the_present_one(flag, old, path):
 
 def test_an_agents_and_a_rules_fields_are_named_with_them():
     text = refusal(make, "cheetah-run", settings={"agent.scale": 1})
-    assert "with --agent=sac; the nearest is " in text
+    assert "with --agent=simba; the nearest is " in text
     text = refusal(make, "cheetah-run", settings={"trust.scale": 1})
     assert text.startswith("--set=trust.scale: ") and "with --trust=none" in text
     assert make("cheetah-run", trust="penalty", settings={"trust.scale": 2}).trust.scale == 2
@@ -234,7 +236,7 @@ def test_variants_are_fixes_times_values():
 @pytest.mark.parametrize(
     ("arguments", "begins", "says"),
     [
-        ({"preset": "slow"}, "--preset=slow: ", "quick, paper, fast"),
+        ({"preset": "slow"}, "--preset=slow: ", "quick, paper, fast, modern"),
         ({"algo": "ppo"}, "--algo=ppo: ", "mbpo, sac"),
         ({"engine": "gpu"}, "--engine=gpu: ", "host"),
         ({"fixes": ["scael"]}, "--fix=scael: ", "did you mean scale"),
@@ -331,7 +333,7 @@ def test_sizes_that_cannot_work_together_are_refused(settings, begins, says):
         ({"replay.synthetic": 100_100}, {"rollout.batch": 140}),
         ({"rollout.batch": 7}, {"model.elites": 1, "replay.synthetic": 99_995}),
         ({"rollout.horizon": 501}, {"replay.synthetic": 100_200}),
-        ({"rollout.horizon": "0,9,1,600"}, {"replay.synthetic": 120_000}),
+        ({"rollout.horizon": "0,9,1,600"}, {"replay.synthetic": 120_000, "rollout.fresh": False}),
         ({"model.fit_steps": 250}, {"model.round_steps": 250}),
         ({"model.round_steps": 70}, {"model.fit_steps": 560}),
         ({"model.batch": 32}, {}),
@@ -378,7 +380,7 @@ def test_varied_values_are_checked_against_the_others():
 def test_only_traced_fields_are_leaves():
     leaves = {
         ".".join(key.name for key in path)
-        for path, _ in jax.tree_util.tree_leaves_with_path(make("cheetah-run"))
+        for path, _ in jax.tree_util.tree_leaves_with_path(make("cheetah-run", agent="sac"))
     }
     settings = all_settings(base())
     assert leaves == {path for path, setting in settings.items() if setting.traced}
@@ -432,7 +434,7 @@ def test_difference_names_paths_and_leaves_out_the_length():
 
 def test_run_names_are_readable_and_differ():
     name = config.run_name(make("cheetah-run", fixes=["none", "scale,target"]))
-    assert name.startswith("cheetah-run-mbpo-sac-none_scale+target-quick-")
+    assert name.startswith("cheetah-run-mbpo-simba-none_scale+target-quick-")
     others = [
         make("cheetah-run", fixes=["none", "scale,target"], **arguments)
         for arguments in ({}, {"seed": 1}, {"settings": {"learn.utd": 5}}, {"seeds": 2})
@@ -441,5 +443,22 @@ def test_run_names_are_readable_and_differ():
     assert config.run_name(make("cheetah-run", steps=2000)) == config.run_name(make("cheetah-run"))
     assert "/" not in config.run_name(make("a/b:c-v1", algo="sac"))
     judged = make("cheetah-run", trust="penalty")
-    assert config.run_name(judged).startswith("cheetah-run-mbpo-sac-none-penalty-quick-")
-    assert config.run_name(make("x-y", algo="sac")).startswith("x-y-sac-quick-")
+    assert config.run_name(judged).startswith("cheetah-run-mbpo-simba-none-penalty-quick-")
+    assert config.run_name(make("x-y", algo="sac")).startswith("x-y-simba-quick-")
+
+
+def test_a_preset_brings_its_agent_and_its_agents_sizes():
+    quick, paper = make("cheetah-run"), make("cheetah-run", preset="paper")
+    assert (quick.agent_name, quick.task.repeat, quick.rollout.fresh) == ("simba", 2, True)
+    assert (paper.agent_name, paper.task.repeat, paper.rollout.fresh) == ("sac", 1, False)
+    assert make("cheetah-run", agent="sac").agent.hidden == (64, 64)
+    assert make("cheetah-run", preset="paper", agent="simba").agent.critic_width == 512
+    assert (quick.agent.critic_width, quick.agent.critics) == (64, 2)
+    assert make("cheetah-run", preset="modern").agent.critic_width == 512
+
+
+def test_an_oracle_corrects_what_is_stored():
+    """So nothing is imagined afresh then, unless it is asked for, which is refused."""
+    assert not make("cheetah-run", oracle="reward").rollout.fresh
+    text = refusal(make, "cheetah-run", oracle="reward", settings={"rollout.fresh": True})
+    assert text.startswith("--set rollout.fresh=true: ") and "oracle" in text

@@ -26,7 +26,9 @@ SIZES = SMALL | {
 
 def configured(oracle="none", steps=120, **arguments):
     arguments = {"fixes": ["none", "scale"]} | arguments
-    return settings.make("Hopper-v4", settings=SIZES, oracle=oracle, steps=steps, **arguments)
+    return settings.make(
+        "Hopper-v4", preset="paper", settings=SIZES, oracle=oracle, steps=steps, **arguments
+    )
 
 
 def test_an_oracle_that_agrees_changes_no_bit():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dynajax import envs
+from dynajax import envs, read_run, train
 from dynajax.envs import checks, dmc
 from dynajax.envs.host import HostEnvs
 from dynajax.envs.pool import EnvPool, default_workers
@@ -378,3 +378,17 @@ def test_a_module_that_this_process_imported_is_imported_by_workers_too(monkeypa
     pool = EnvPool("PendulumMilli-v0", 1, workers=1)
     assert pool.reset([0], [0]).shape == (1, 3)
     pool.close()
+
+
+@pytest.mark.parametrize(("algo", "fix"), [("sac", ""), ("mbpo", "scale,auto,beta")])
+def test_a_cart_in_metres_and_ticks_is_learned_by_default(monkeypatch, tmp_path, algo, fix):
+    """By the preset's agent; and from a model whose code is chosen channel by channel."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "experiments")
+    settings = {"random_steps": 250, "eval.every": 250, "model.fit_steps": 250}
+    config = make(
+        "own_tasks:Cart-v0", algo=algo, fixes=[fix], settings=settings, steps=750, seeds=2
+    )
+    train(config, tmp_path, quiet=True)
+    returns = next(iter(read_run(tmp_path).evals.values()))
+    # Of 200; a policy that does nothing has 1.
+    assert returns[:, 0].max() < 20 and returns[:, -1].min() > 120, returns

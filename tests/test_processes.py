@@ -76,7 +76,9 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path, qu
     assert {p.name for p in (out / "checkpoints").iterdir()} == {"process-0", "process-1"}
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
-    run = settings.make("Pendulum-v1", fixes=["scale,target"], seeds=3, steps=300, settings=values)
+    run = settings.make(
+        "Pendulum-v1", preset="paper", fixes=["scale,target"], seeds=3, steps=300, settings=values
+    )
     one = train(run, tmp_path / "one", quiet=True)
     assert one.rows == range(3)
     extra = {p.name for p in out.iterdir()} - {p.name for p in one.folder.iterdir()}

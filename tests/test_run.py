@@ -20,6 +20,7 @@ RUN = Path(__file__).parents[1] / "experiments" / "run.py"
 #: A run of seconds, with everything in it: fits, evaluations, two variants.
 FLAGS = [
     "--env=Pendulum-v1",
+    "--preset=paper",
     "--fix=none",
     "--fix=scale,target",
     "--steps=400",
@@ -90,13 +91,13 @@ def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     code, printed, err = finish(start(out))
     assert code == 0, err
-    assert "2 rows" in printed and "quick" in printed and "report.html" in printed
+    assert "2 rows" in printed and "paper" in printed and "report.html" in printed
     return out
 
 
 def test_a_run_leaves_what_the_readme_lists(whole):
     info = json.loads((whole / "config.json").read_text())
-    assert info["config"]["preset"] == "quick"
+    assert info["config"]["preset"] == "paper"
     assert info["versions"]["jax"] and info["device"] and info["parameters"]["model"] > 0
     lines = list(csv.DictReader((whole / "eval.csv").open()))
     assert [(x["variant"], int(x["step"])) for x in lines] == [

@@ -23,6 +23,7 @@ STUDY = """\
 tasks = ["Pendulum-v1"]
 algorithms = ["mbpo", "sac"]
 fixes = ["none", "scale,target"]
+preset = "paper"
 steps = 400
 
 [settings]

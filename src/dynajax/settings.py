@@ -158,7 +158,7 @@ def make(
     env: str,
     *,
     algo: str = "mbpo",
-    agent: str = "sac",
+    agent: str | None = None,
     trust: str = "none",
     preset: str = "quick",
     fixes: Sequence[str] = ("",),
@@ -175,7 +175,7 @@ def make(
     Args:
       env: a task, see `envs`.
       algo: "mbpo", or "sac" for the agent without a model.
-      agent: a name in `agents.AGENTS`, or "module:name".
+      agent: a name in `agents.AGENTS`, or "module:name"; the preset's if not given.
       trust: a name in `models.trust.TRUST`, or "module:name".
       preset: a name in `config.PRESETS`.
       fixes: for each variant a comma list of names in `targets.FIXES`; "" or "none" is MBPO as
@@ -198,8 +198,9 @@ def make(
     ):
         if value not in choices:
             raise UsageError(f"--{flag}={value}: choose one of {', '.join(choices)}")
-    config = base(agent, trust)
     of_preset = PRESETS[preset]
+    agent = of_preset.agent if agent is None else agent
+    config = base(agent, trust)
     for path, value in of_preset.settings.items():
         config = assign(config, path, value)
     for name, value in of_preset.agents.get(agent, {}).items():

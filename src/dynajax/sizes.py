@@ -9,7 +9,7 @@ from dynajax.types import UsageError
 def following(config: Config, explicit: set[str]) -> Config:
     """The configuration with sizes that nobody asked for made to go with those that were."""
 
-    def follow(path: str, value: int) -> None:
+    def follow(path: str, value: int | bool) -> None:
         nonlocal config
         if path not in explicit:
             config = assign(config, path, value)
@@ -18,6 +18,8 @@ def following(config: Config, explicit: set[str]) -> Config:
     follow("random_steps", min(config.random_steps, config.replay.real - 1))
     if not config.has_model:
         return config
+    if config.oracle != "none" or len(config.rollout.horizon) > 1:
+        follow("rollout.fresh", False)
     follow("model.members", max(config.model.members, config.model.elites))
     follow("model.elites", min(config.model.elites, config.model.members))
     batch, synthetic = config.rollout.batch, config.replay.synthetic

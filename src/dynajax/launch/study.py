@@ -5,7 +5,7 @@ run, checked as a whole.
 
     tasks = ["humanoid-stand", "quadruped-walk"]
     algorithms = ["mbpo", "sac"]        # with a model, and the agent alone
-    agents = ["sac"]                    # as --agent
+    agents = ["sac"]                    # as --agent; the preset's if left out
     trust = ["none"]                    # as --trust, of the mbpo runs
     fixes = ["none", "scale,target"]    # rows of the mbpo runs
     seeds = 6                           # rows too
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from dynajax import envs, settings
 from dynajax.agents import agent_class
-from dynajax.config import Config
+from dynajax.config import PRESETS, Config
 from dynajax.envs import mjx
 from dynajax.models.trust import rule_class
 from dynajax.types import UsageError
@@ -70,7 +70,7 @@ _STRINGS = "a list of texts"
 _KEYS: dict[str, tuple[str, Any]] = {
     "tasks": (_STRINGS, None),
     "algorithms": (_STRINGS, ["mbpo"]),
-    "agents": (_STRINGS, ["sac"]),
+    "agents": (_STRINGS, [""]),
     "trust": (_STRINGS, ["none"]),
     "fixes": (_STRINGS, ["none"]),
     "seeds": ("a whole number", 1),
@@ -287,10 +287,11 @@ def _runs(values: dict[str, Any], source: _Source) -> Iterator[Run]:
                 envs.spec(task)
         except UsageError as error:
             raise source.fault(str(error), "tasks", task) from None
+    preset = PRESETS.get(values["preset"])  # an unknown one is refused with the first run
+    agents = [agent or (preset.agent if preset else "sac") for agent in values["agents"]]
+    values = {**values, "agents": agents}
     seeds, each = values["seeds"], values["seeds_per_run"] or max(1, values["seeds"])
-    for task, algo, agent in itertools.product(
-        values["tasks"], values["algorithms"], values["agents"]
-    ):
+    for task, algo, agent in itertools.product(values["tasks"], values["algorithms"], agents):
         # Without a model nothing is synthetic that could be trusted.
         for trust in values["trust"] if algo == "mbpo" else ["none"]:
             kind = [algo, agent] if algo == "mbpo" else [agent]

@@ -1,0 +1,171 @@
+"""An update of our agent `simba` beside one of its authors', in turn, in one process.
+
+    git clone https://github.com/SonyResearch/simba
+    pip install tensorflow-probability omegaconf
+    python experiments/beside_simba.py --simba=simba --out=beside
+
+Theirs is their agent with its wrapper that normalises, called as their training loop calls it: one
+update after the other, each with a minibatch from the host. Ours is what an environment step does: all
+updates in one program. Rows of theirs are one agent after another, for they have no others. Writes
+beside_simba.csv: milliseconds of an update of all rows, their ratio, and shares of NumPy's matmul rate.
+"""
+
+import importlib
+import sys
+import types
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from dynajax import UsageError, cli, envs, make_config
+from dynajax.measure import benchmark
+from dynajax.record.folder import device_name, write_csv
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("simba", None, "A clone of github.com/SonyResearch/simba.", required=True)
+flags.DEFINE_string("env", "cheetah-run", "Task whose sizes to take.")
+flags.DEFINE_list("seeds", ["1", "4"], "Rows on both sides.")
+flags.DEFINE_integer("critics", 1, "On both sides.", lower_bound=1, upper_bound=2)
+flags.DEFINE_list("widths", ["128", "512"], "Of actor and critic.")
+flags.DEFINE_integer("batch", 256, "Transitions of an update.", lower_bound=1)
+flags.DEFINE_float("seconds", 60, "To spend on timing.", lower_bound=1)
+flags.DEFINE_string("out", "beside", "Folder for the table.")
+
+#: Updates in one timed run, on both sides.
+UPDATES = 10
+
+
+def _their_agent(folder: str) -> tuple[Any, Any]:
+    """Their agent and its wrapper, under a JAX later than the one they were written for."""
+    root = Path(folder).resolve()
+    if not (root / "scale_rl" / "agents" / "sac").is_dir():
+        raise UsageError(f"--simba={folder}: there is no scale_rl/agents/sac in it; clone it there")
+    sys.path.insert(0, str(root))
+    # Their packages import environments and buffers that an update does not need.
+    buffers, base = (types.ModuleType(n) for n in ("buffers", "base_buffer"))
+    vars(buffers)["Batch"] = vars(base)["Batch"] = dict
+    sys.modules |= {"scale_rl.buffers": buffers, "scale_rl.buffers.base_buffer": base}
+    if not hasattr(jax, "tree_map"):
+        vars(jax)["tree_map"] = jax.tree.map
+    try:
+        # tensorflow-probability's JAX backend looks for it where it once was.
+        old, core = (importlib.import_module(n) for n in ("jax.interpreters.xla", "jax._src.core"))
+        vars(old).setdefault("pytype_aval_mappings", core.pytype_aval_mappings)
+        agent = importlib.import_module("scale_rl.agents.sac.sac_agent").SACAgent
+        wrapper = importlib.import_module("scale_rl.agents.wrappers").ObservationNormalizer
+    except ImportError as error:
+        raise UsageError(
+            f"--simba={folder}: their code did not load ({error}); it needs "
+            "tensorflow-probability and omegaconf"
+        ) from None
+    return agent, wrapper
+
+
+def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[], None]:
+    """`UPDATES` updates of each of `rows` agents."""
+    agent_class, wrapper = _their_agent(folder)
+    actor_width, critic_width = map(int, FLAGS.widths)
+    spaces = [types.SimpleNamespace(shape=(1, size)) for size in (obs_dim, action_dim)]
+    parts = {"learning_rate": 1e-4, "weight_decay": 1e-2, "block_type": "residual"}
+    sizes = {
+        "actor": {"num_blocks": 1, "hidden_dim": actor_width},
+        "critic": {"num_blocks": 2, "hidden_dim": critic_width, "use_cdq": FLAGS.critics == 2},
+    }
+    options = {f"{n}_{k}": v for n, own in sizes.items() for k, v in (parts | own).items()}
+    options |= {
+        "num_train_envs": 1,
+        "max_episode_steps": 1000,
+        "normalize_observation": True,
+        "temp_target_entropy": None,
+        "temp_target_entropy_coef": -0.5,
+        "temp_initial_value": 0.01,
+        "temp_learning_rate": 1e-4,
+        "temp_weight_decay": 0.0,
+        "target_tau": 0.005,
+        "gamma": 0.99,
+        "n_step": 1,
+        "mixed_precision": False,
+    }
+    agents = []
+    for seed in range(rows):
+        agent = wrapper(agent_class(*spaces, {"seed": seed, **options}))
+        agent.obs_rms.update(np.random.default_rng(0).normal(size=(100, obs_dim)))
+        agents.append(agent)
+    rng = np.random.default_rng(0)
+    size = FLAGS.batch
+    states = rng.normal(size=(2, size, obs_dim)).astype(np.float32)
+    batch = {
+        "observation": states[0],
+        "action": rng.uniform(-1, 1, (size, action_dim)).astype(np.float32),
+        "reward": rng.normal(size=size).astype(np.float32),
+        "terminated": np.zeros(size, np.float32),
+        "truncated": np.zeros(size, np.float32),
+        "next_observation": states[1],
+    }
+
+    def run() -> None:
+        for agent in agents:
+            for step in range(UPDATES):
+                agent.update(step, dict(batch))
+
+    return run
+
+
+def main(argv: Sequence[str]) -> None:
+    cli.start()
+    spec = envs.spec(FLAGS.env)
+    actor_width, critic_width = map(int, FLAGS.widths)
+    settings = {
+        "learn.utd": UPDATES,
+        "learn.batch": FLAGS.batch,
+        "agent.critics": FLAGS.critics,
+        "agent.actor_width": actor_width,
+        "agent.critic_width": critic_width,
+    }
+    lines = []
+    for rows in map(int, FLAGS.seeds):
+        config = make_config(
+            FLAGS.env, algo="sac", agent="simba", preset="paper", seeds=rows, settings=settings
+        )
+        with ExitStack() as stack:
+            stage = stack.enter_context(benchmark.Workload(config)).stages()["agent update"]
+            peak = benchmark.numpy_matmul()
+            runs = {
+                "theirs": theirs(FLAGS.simba, spec.obs_dim, spec.action_dim, rows),
+                "ours": stage.run,
+                "numpy": peak.run,
+            }
+            seconds = benchmark.interleave(runs, FLAGS.seconds / len(FLAGS.seeds))
+        rate = peak.flops * peak.calls / float(np.median(seconds["numpy"]))
+        each = {"theirs": seconds["theirs"] / UPDATES, "ours": seconds["ours"] / stage.calls}
+        for side, times in each.items():
+            low, ratio, high = np.quantile(times / each["theirs"], (0.25, 0.5, 0.75))
+            median = float(np.median(times))
+            lines.append(
+                {
+                    "device": device_name(),
+                    "jax": jax.__version__,
+                    "env": FLAGS.env,
+                    "rows": rows,
+                    "critics": FLAGS.critics,
+                    "side": side,
+                    "ms": f"{1e3 * median:.2f}",
+                    "of_theirs": f"{ratio:.3f}",
+                    "low": f"{low:.3f}",
+                    "high": f"{high:.3f}",
+                    "share_of_matmul_rate": f"{stage.flops / median / rate:.3f}",
+                }
+            )
+            print(lines[-1], flush=True)
+    out = Path(FLAGS.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "beside_simba.csv", lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
