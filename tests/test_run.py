@@ -278,7 +278,13 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, m
     from dynajax.record import loggers
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
-    run = settings.make("Pendulum-v1", fixes=["none", "scale,target"], steps=400, settings=values)
+    run = settings.make(
+        "Pendulum-v1",
+        preset="paper",
+        fixes=["none", "scale,target"],
+        steps=400,
+        settings=values,
+    )
     real = loggers.Files.write
 
     def full(self, record):
@@ -301,14 +307,12 @@ def test_mbpo_learns_pendulum(tmp_path):
     run = settings.make(
         "Pendulum-v1",
         fixes=["scale,target"],
-        steps=2400,
+        steps=1000,
         settings={
-            "random_steps": 400,
-            "eval.every": 600,
+            "random_steps": 200,
+            "eval.every": 250,
             "eval.episodes": 5,
-            "agent.hidden": "64,64",
             "learn.batch": 64,
-            "agent.learning_rate": 1e-3,
             "model.width": 64,
             "model.depth": 2,
             "model.batch": 64,

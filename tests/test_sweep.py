@@ -23,9 +23,8 @@ STUDY = """\
 tasks = ["Pendulum-v1"]
 algorithms = ["mbpo", "sac"]
 fixes = ["none", "scale,target"]
-preset = "paper"
 steps = 400
-
+preset = "paper"
 [settings]
 random_steps = 100
 eval.every = 100
