@@ -135,13 +135,18 @@ def _variant(name: str) -> str:
     return rest[-1] if rest else "none"
 
 
-def curves(panels: Sequence[Panel], *, title: str = "") -> "Figure":
-    """Panels of curves in at most three columns: mean over seeds, 95 % t interval shaded."""
+def curves(
+    panels: Sequence[Panel], *, title: str = "", alone: tuple[float, float] = (7.2, 4.3)
+) -> "Figure":
+    """Panels of curves in at most three columns: mean over seeds, 95 % t interval shaded.
+
+    `alone` is the size in inches where there is one panel.
+    """
     names = dict.fromkeys(name for panel in panels for name in panel.lines)
     style = styles(list(names))
     behind = published.labels([c for panel in panels for c in panel.published])
     with house_style():
-        figure, grid = canvas(len(panels), (7.2, 4.3), (4.6, 3.4))
+        figure, grid = canvas(len(panels), alone, (4.6, 3.4))
         for axes, panel in zip(grid, panels, strict=True):
             _draw_published(axes, panel.published, behind)
             _draw(axes, panel, style)
