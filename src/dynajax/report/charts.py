@@ -156,7 +156,7 @@ SYNTHETIC = (
     Chart(
         "penalty",
         "Penalty",
-        "standard deviations of the reward",
+        "reward",
         "What the rule takes off the reward, on average over what is kept; below 0 it is a bonus.",
         include=0.0,
     ),
