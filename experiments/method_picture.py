@@ -3,12 +3,14 @@
   python experiments/method_picture.py results/diagnosis/humanoid-stand --out=docs/pictures
 
 The folder is one that `experiments/diagnose.py --env=TASK --out=FOLDER` has written: random
-transitions of three seeds, and small ensembles fitted to them under every fix. Writes method.png.
+transitions of three seeds, and small ensembles fitted to them under every fix. Writes
+targets.png, channels.png and reward.png.
 """
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -17,9 +19,13 @@ from dynajax import UsageError, cli
 from dynajax.record.folder import write_atomically
 from dynajax.report import channels, figures, statistics
 
-_OUT = flags.DEFINE_string("out", "docs/pictures", "Folder for method.png.")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-#: Codes in the order of the third panel, with their colours.
+_OUT = flags.DEFINE_string("out", "docs/pictures", "Folder for the pictures.")
+
+#: Codes with their colours.
 _CODES = {
     "none": figures.VERMILLION,
     "scale": figures.SKY,
@@ -39,74 +45,105 @@ def _table(path: Path) -> list[dict[str, str]]:
         ) from None
 
 
-def draw(folder: Path) -> bytes:
-    """The picture of one diagnosed task, as a PNG."""
-    by_channel, codes = _table(folder / "channels.csv"), _table(folder / "codes.csv")
-    rows = [row for row in by_channel if row["kind"] != "reward"]
-    names = [row["channel"] for row in rows]
-    delta, following = (np.array([float(r[k]) for r in rows]) for k in ("var_delta", "var_next"))
-    reward = np.mean([float(row["var_reward"]) for row in codes])
-    x = np.arange(len(names))
+#: Inches.
+_SIZE = (5.6, 3.5)
+
+
+class Diagnosed(NamedTuple):
+    """What diagnose.py has written of a task."""
+
+    channels: list[dict[str, str]]  # a line for each channel of the observation
+    codes: list[dict[str, str]]  # a line for each code and seed
+
+    @property
+    def names(self) -> list[str]:
+        return [row["channel"] for row in self.channels]
+
+    def of_channels(self, name: str) -> np.ndarray:
+        """A column of the channels, (D,)."""
+        return np.array([float(row[name]) for row in self.channels])
+
+    def of_seeds(self, name: str, code: str) -> np.ndarray:
+        """A column of the seeds of a code, (seeds,)."""
+        return np.array([float(row[name]) for row in self.codes if row["code"] == code])
+
+
+def targets(task: Diagnosed) -> "Figure":
+    """The variance of every target, as published and without the residual."""
+    x = np.arange(len(task.channels))
+    delta, following = (np.maximum(task.of_channels(f"var_{n}"), 1e-12) for n in ("delta", "next"))
+    reward = task.of_seeds("var_reward", "none").mean()
     with figures.house_style():
-        figure, (sizes, learned, gains) = figures.canvas(3, (5.2, 3.8), (5.2, 3.8))
-        shown = np.maximum(delta, 1e-12), np.maximum(following, 1e-12)
-        sizes.vlines(x, *shown, color="#c9c9c9", linewidth=1)
-        sizes.scatter(x, shown[0], 12, color=figures.VERMILLION, label="s' - s, as published")
-        sizes.scatter(x, shown[1], 12, color=figures.PURPLE, marker="s", label="s' itself, target")
-        sizes.axhline(1, color=figures.SKY, linewidth=1.6, label="all targets under scale")
-        sizes.axhline(
-            reward, color=figures.BLACK, linestyle=(0, (4, 3)), label="the reward, as published"
-        )
-        sizes.set_yscale("log")
-        sizes.set_ylim(
-            0.2 * min(reward, shown[0].min(), shown[1].min()), 300 * max(shown[0].max(), 1)
-        )
-        sizes.set_ylabel("variance of a target")
-        sizes.set_title("Two causes: unequal sizes, inflated changes")
-        sizes.legend(loc="upper left", ncols=2, fontsize=8)
-        channels.by_channel(sizes, names)
+        figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
+        axes.vlines(x, delta, following, color="#c9c9c9", linewidth=1)
+        axes.scatter(x, delta, 12, color=figures.VERMILLION, label="s' - s, as published")
+        axes.scatter(x, following, 12, color=figures.PURPLE, marker="s", label="s' itself: target")
+        axes.axhline(1, color=figures.SKY, linewidth=1.6, label="every target: scale")
+        axes.axhline(reward, color=figures.BLACK, linestyle="--", label="the reward, as published")
+        axes.set_yscale("log")
+        axes.set_ylabel("variance of a target")
+        axes.set_title("How large the targets are")
+        _finish(figure, axes, task.names)
+    return figure
 
+
+def learned(task: Diagnosed) -> "Figure":
+    """What is predicted of every channel under three codes."""
+    x = np.arange(len(task.channels))
+    with figures.house_style():
+        figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
         for i, code in enumerate(("none", "scale,target", "scale,auto,beta")):
-            skill = np.array([float(row[f"skill {code}"]) for row in rows])
-            learned.scatter(
-                x + 0.2 * (i - 1), np.maximum(skill, -1), 12, color=_CODES[code], label=code
-            )
-        learned.axhline(0, color="#8a8a8a", linewidth=1)
-        learned.set_ylim(-1.05, 1.45)
-        learned.set_yticks([-1, -0.5, 0, 0.5, 1])
-        learned.set_ylabel("share of the change predicted")
-        learned.set_title("What is learned of each channel")
-        learned.legend(loc="upper left", ncols=3, fontsize=8)
-        channels.by_channel(learned, names)
+            skill = np.maximum(task.of_channels(f"skill {code}"), channels.FLOOR)
+            axes.scatter(x + 0.2 * (i - 1), skill, 12, color=_CODES[code], label=code)
+        axes.axhline(0, color="#8a8a8a", linewidth=1)
+        axes.set_ylim(channels.FLOOR - 0.05, 1.05)
+        axes.set_ylabel("share of the change predicted")
+        axes.set_title("What is learned of each channel")
+        _finish(figure, axes, task.names)
+    return figure
 
+
+def _finish(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
+    place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": 8.5}
+    figure.legend(**place)
+    channels.by_channel(axes, names)
+
+
+def reward(task: Diagnosed) -> "Figure":
+    """What is predicted of the reward under every code."""
+    with figures.house_style():
+        figure, (axes,) = figures.canvas(1, (5.6, 2.9), (5.6, 2.9))
         for place, (code, colour) in enumerate(_CODES.items()):
-            values = np.array([float(row["reward_r2"]) for row in codes if row["code"] == code])
-            point, low, high = (float(v) for v in statistics.interval(values))
-            gains.barh(place, max(point, -1), 0.66, color=colour, alpha=0.85)
-            gains.plot(np.clip([low, high], -1, 1), [place] * 2, color=figures.BLACK, linewidth=1.4)
-            gains.text(1.06, place, statistics.number(point), va="center", fontsize=9)
-        gains.axvline(0, color=figures.BLACK, linewidth=0.8)
-        gains.set_yticks(range(len(_CODES)), list(_CODES))
-        gains.set_ylim(len(_CODES) - 0.4, -0.6)
-        gains.set_xlim(-1, 1.4)
-        gains.set_xticks([-1, -0.5, 0, 0.5, 1])
-        gains.grid(axis="y", visible=False)
-        gains.set_title("What is learned of the reward")
-        gains.set_xlabel("R² on transitions that no fit saw")
-    return figures.png(figure)
+            point, low, high = map(float, statistics.interval(task.of_seeds("reward_r2", code)))
+            axes.barh(place, max(point, -1), 0.66, color=colour, alpha=0.85)
+            axes.plot(np.clip([low, high], -1, 1), [place] * 2, color=figures.BLACK, linewidth=1.4)
+            axes.text(1.06, place, statistics.number(point), va="center", fontsize=9)
+        axes.axvline(0, color=figures.BLACK, linewidth=0.8)
+        axes.set_yticks(range(len(_CODES)), list(_CODES))
+        axes.set_ylim(len(_CODES) - 0.4, -0.6)
+        axes.set_xlim(-1, 1.3)
+        axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+        axes.grid(axis="y", visible=False)
+        axes.set_title("What is learned of the reward")
+        axes.set_xlabel("R² on transitions that no fit saw")
+    return figure
 
 
 def main(folders: Sequence[str]) -> None:
     if len(folders) != 1:
         raise UsageError("name one folder that diagnose.py --env has written")
     out = cli.folder(_OUT.value)
-    picture = draw(cli.folder(folders[0]))
+    folder = cli.folder(folders[0])
+    rows = [row for row in _table(folder / "channels.csv") if row["kind"] != "reward"]
+    task = Diagnosed(rows, _table(folder / "codes.csv"))
+    pictures = {"targets": targets(task), "channels": learned(task), "reward": reward(task)}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "method.png", picture)
+        for name, figure in pictures.items():
+            write_atomically(out / f"{name}.png", figures.png(figure))
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
-    print(f"{out / 'method.png'}")
+    print(f"{', '.join(pictures)}: {out}")
 
 
 if __name__ == "__main__":
