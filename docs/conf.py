@@ -25,8 +25,7 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# The last entry of the contents is whatever page is not named before it.
-suppress_warnings = ["toc.empty_glob"]
+highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -52,14 +51,13 @@ def _formula(display: bool) -> Any:
     return visit, None
 
 
-def _without_substitutions(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: Any
-) -> None:
-    """Bars in a docstring's formulas are no references."""
-    lines[:] = [line.replace("|", r"\|") for line in lines]
+def _tidied(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Bars in a docstring's formulas are no references, and a tuple's field says nothing itself."""
+    alias = lines[:1] and lines[0].startswith("Alias for field number")
+    lines[:] = [] if alias else [line.replace("|", r"\|") for line in lines]
 
 
 def setup(app: Sphinx) -> None:
     """Formulas become MathML, which browsers draw themselves: a page needs no network."""
-    app.connect("autodoc-process-docstring", _without_substitutions)
+    app.connect("autodoc-process-docstring", _tidied)
     app.add_html_math_renderer("mathml", _formula(False), _formula(True))
