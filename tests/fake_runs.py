@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 VARIANTS = ("none", "scale", "target", "scale,target")
+CHANNELS = [*(f"position[{i}]" for i in range(8)), *(f"velocity[{i}]" for i in range(9))]
 _LEVEL = {"none": 120.0, "scale": 560.0, "target": 170.0, "scale,target": 700.0, "SAC": 300.0}
 
 
@@ -69,6 +70,7 @@ def fake_run(
                 "config": plain,
                 "versions": {"jax": "0.10.2", "numpy": "2.4.6"},
                 "device": "cpu: x1",
+                **({} if old else {"machine": "A processor, 2 cores; Linux", "channels": CHANNELS}),
                 "git_commit": "abc1234",
                 "command": f"python experiments/run.py --env={env}",
                 "parameters": {"actor": 12_345, "critic": 23_456, "model": 345_678},
@@ -104,11 +106,19 @@ def fake_run(
                             "entropy": -3 * noise,
                             "real_reward_mean": mean / 1000,
                             "train_return": None,
+                            "start_value": 0.9 * mean / 10,
+                            "start_return": mean / 10,
                             **(
-                                {"synthetic_reward_mean": mean / 1100, "synthetic_valid": 1.0}
+                                {"synthetic_reward_mean": mean / 1100, "synthetic_valid": 0.9}
                                 if synthetic
                                 else {}
                             ),
+                            **(
+                                {f"kept_{h + 1}": 0.9**h * noise**0.1 for h in range(5)}
+                                if trust != "none"
+                                else {}
+                            ),
+                            **({"penalty": 0.1 * noise} if trust == "m2ac" else {}),
                         }
                     )
                     if synthetic:
@@ -123,6 +133,12 @@ def fake_run(
                                 "score": 0.5 * np.exp(-share) * noise,
                                 "r2_state": 0.8 * share,
                                 "r2_reward": r2,
+                                "r2_channels": [
+                                    None,
+                                    *(0.8 * share * c / 17 for c in range(1, 17)),
+                                ],
+                                "noise": 0.2 * np.exp(-share) * noise,
+                                "inside_80": 0.85,
                                 "scale_ratio": (17.0 if scaled else 4e5) * noise,
                                 "spread": 0.1 * np.exp(-share) * noise,
                                 "model_reward_mean": mean / 1000 * (1 if scaled else 0.4),

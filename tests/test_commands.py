@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,20 @@ import dynajax
 import scripts
 from conftest import SMALL
 from dynajax import cli
+from dynajax.config import PRESETS
 from dynajax.diagnose import fits
 from dynajax.envs import mjx
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "launch/README.md")
+PAGES = (
+    "README.md",
+    "launch/README.md",
+    *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))),
+)
+#: The page of what a user writes.
+OWN = "docs/own.md"
 #: Commands that are not run here, by a part of them, with the reason.
 EXCEPTIONS = {
     "-m venv": "it installs; continuous integration begins with it",
@@ -32,6 +40,8 @@ EXCEPTIONS = {
     "pip install": "it installs",
     "tpu-vm.sh": "it needs a TPU",
     "measure.sh": "it needs half an hour of a GPU",
+    "sphinx-build": "continuous integration makes the site",
+    "taxonomy.py": "it reads seventeen diagnoses, which are not made here",
 }
 #: Of the agent sac, for another has other networks.
 OF_SAC = {name: value for name, value in SMALL.items() if name.startswith("agent.")}
@@ -43,6 +53,8 @@ SIZES = {name: value for name, value in SMALL.items() if name not in OF_SAC} | {
     "rollout.batch": 40,
     "replay.synthetic": 400,
 }
+#: Of the agents with residual networks.
+WIDE = {"agent.actor_width": 8, "agent.critic_width": 8}
 TASK = """
 import gymnasium, numpy as np
 
@@ -81,15 +93,18 @@ def commands():
 
 
 def runs():
-    return [line for _, line in commands() if not any(part in line for part in EXCEPTIONS)]
+    lines = [line for _, line in commands() if not any(part in line for part in EXCEPTIONS)]
+    return list(dict.fromkeys(lines))
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """A folder where all of them run, with a task of one's own in it."""
     folder = tmp_path_factory.mktemp("desk")
-    (own,) = [block for block in blocks("README.md", "python") if "# my_module.py" in block]
+    (own,) = [block for block in blocks(OWN, "python") if "# my_module.py" in block]
     (folder / "my_module.py").write_text(TASK + own)
+    diagnosed = "results/diagnosis/humanoid-stand"
+    shutil.copytree(ROOT / diagnosed, folder / diagnosed)
     # What plot and diagnose are shown.
     config = dynajax.make_config("cheetah-run", preset="paper", settings=SIZES | OF_SAC, steps=70)
     dynajax.train(config, folder / "runs" / "cheetah-run-mbpo-sac", quiet=True)
@@ -99,6 +114,7 @@ def desk(tmp_path_factory):
 @pytest.fixture
 def at_desk(desk, monkeypatch):
     monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(ROOT / "experiments")
     monkeypatch.syspath_prepend(desk)
     monkeypatch.setattr(fits, "ROUNDS", 1)
     small = {"width": 8, "depth": 2, "batch": 8, "fit_steps": 2}
@@ -116,13 +132,15 @@ def test_the_pages_show_commands():
 def test_a_run_that_a_page_shows(line, at_desk, monkeypatch, capsys):
     words = shlex.split(line)
     words = words[words.index("python") + 2 :]
-    sizes = SIZES | ({} if any("agent=" in w for w in words) else OF_SAC)
-    if any("--agent=" in word for word in words):
-        sizes |= {"agent.actor_width": 8, "agent.critic_width": 8}
+    flag = {name: value for name, _, value in (word.partition("=") for word in words)}
+    agent = flag.get("--agent") or PRESETS[flag.get("--preset", "quick")].agent
+    sizes = SIZES | (OF_SAC if agent == "sac" else WIDE)
     # What the command itself says of a size is kept.
     said = {name.partition("=")[0] for name in words} | {word.partition("=")[2] for word in words}
     for name in [name for name in sizes if name in said]:
         del sizes[name]
+    if "random_steps" in said:
+        del sizes["replay.real"]
     if any(word.startswith("rollout.horizon") for word in words):
         sizes |= {"replay.synthetic": 4000}
     more = [f"--set={name}={str(value).strip('()')}" for name, value in sizes.items()]
@@ -165,12 +183,12 @@ def test_another_command_that_a_page_shows(line, at_desk, monkeypatch, capsys):
 
 
 def test_what_a_user_writes_of_an_agent_a_rule_and_a_task(monkeypatch, tmp_path):
-    """The blocks of README, run as they stand."""
+    """The blocks of the page, run as they stand."""
     for registry in (dynajax.AGENTS, dynajax.TRUST, dynajax.FIXES):
         for name in list(registry):
             monkeypatch.setitem(registry, name, registry[name])
     names: dict = {"dynajax": dynajax}
-    for block in blocks("README.md", "python"):
+    for block in blocks(OWN, "python"):
         if any(word in block for word in ("AGENTS[", "TRUST[", "FIXES[", "register_mjx_task(")):
             exec(block, names)
     try:
@@ -198,3 +216,20 @@ def test_what_a_user_writes_of_an_agent_a_rule_and_a_task(monkeypatch, tmp_path)
     finally:
         del dynajax.AGENTS["linear"], dynajax.TRUST["agreed"], dynajax.FIXES["slope"]
         del mjx.TASKS["Cart"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
+def test_the_python_that_a_page_shows(page, at_desk, monkeypatch, capsys):
+    (block,) = [b for b in blocks(page, "python") if "make_config(" in b]
+    assert len([line for line in block.splitlines() if line]) <= 10
+    make = dynajax.make_config
+
+    def small(*arguments, **named):
+        return make(*arguments, **named | {"steps": 70, "settings": SIZES | WIDE})
+
+    monkeypatch.setattr(dynajax, "make_config", small)
+    names: dict = {}
+    exec(block, names)
+    assert names["run"].evals["scale,target"].shape == (2, 2)
+    assert (names["result"].folder / "report.html").exists()
+    capsys.readouterr()

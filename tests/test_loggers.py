@@ -12,7 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dynajax.config import Config
-from dynajax.record.loggers import LOGGERS, Loggers, Record
+from dynajax.record.loggers import LOGGERS, Entry, Loggers, Record, _scalars, row_names
 from dynajax.types import Evaluation, UsageError
 
 CONFIG = Config(seeds=2, seed=3)
@@ -220,3 +220,15 @@ def test_a_logger_of_ones_own_is_a_class_and_an_entry(tmp_path, monkeypatch):
 def test_no_loggers_write_nothing(tmp_path):
     assert whole_run(tmp_path / "run", ()) == {}
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_figures_of_every_channel_are_lists_in_the_file_and_nowhere_else(tmp_path):
+    values = np.array([[0.123456, np.nan], [1.0, -2.0]])
+    logs = Loggers(tmp_path, CONFIG, 0, {}, ("files",))
+    logs.write(10, fits=[(10, {"nll": numbers(10), "r2_channels": values})])
+    logs.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["r2_channels"] for line in lines] == [[0.1235, None], [1.0, -2.0]]
+    entry = Entry(10, "fit", {"nll": numbers(10), "r2_channels": values})
+    scalars = _scalars(row_names(CONFIG), entry)
+    assert list(scalars) == [NAME.format("fit/nll"), NAME.format("fit/nll").replace("/3/", "/4/")]

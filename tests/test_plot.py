@@ -124,6 +124,7 @@ def test_plot_refuses_bad_input_with_one_line(tmp_path):
         ([empty], "no evaluation yet"),
         ([fake_run(tmp_path / "whole", steps=1000), f"--out={empty / 'config.json'}"], "--out="),
         (["--ouut=x", empty], "ouut"),
+        ([tmp_path / "whole", "--published=simbo"], "no curves of simbo; choose all, or from sac"),
     )
     tried = json.dumps([[str(a) for a in arguments] for arguments, _ in cases])
     done = subprocess.run(

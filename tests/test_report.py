@@ -12,6 +12,7 @@ import pytest
 
 from dynajax import config, report
 from dynajax.report import figures, statistics
+from dynajax.report.run import last_channels
 from dynajax.types import UsageError
 from fake_runs import VARIANTS, fake_run
 
@@ -204,7 +205,7 @@ def test_frames_are_drawn_where_a_step_has_several(tmp_path, monkeypatch):
     assert main.framed(1) is main
     drawn.clear()
     report.write_report(fake_run(tmp_path / "once", steps=3000))
-    assert {panel.xlabel for panel in drawn} == {"environment steps"}
+    assert {panel.xlabel for panel in drawn if not panel.published} == {"environment steps"}
 
 
 # What a shell, a notebook or a cluster may leave in the variable.
@@ -234,3 +235,37 @@ def test_figures_are_drawn_whatever_backend_is_set(tmp_path, backend):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{backend} False\n", "the variable is as it was"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_channels_what_a_rule_kept_the_critic_and_the_machine(tmp_path):
+    folder = fake_run(tmp_path / "run", env="quadruped-walk", trust="m2ac", repeat=2, steps=2000)
+    page = report.write_report(folder).read_text()
+    for text in (
+        "How much of each channel",
+        "Rule of trust: <b>m2ac</b>",
+        "How far are rollouts trusted?",
+        "Penalty",
+        "the critic expects",
+        "Beside published results",
+        "SimbaV2 results/baseline/simba_utd2.csv (SimBa)",
+        "A processor, 2 cores; Linux",
+        "0.10.2",
+        "<pre>python experiments/run.py --env=quadruped-walk</pre>",
+    ):
+        assert text in page, text
+    run = report.read_run(folder)
+    skills = last_channels(run)
+    assert skills["none"].shape == (3, 17) and np.isnan(skills["none"][:, 0]).all()
+    # At the last step a share of all is learned.
+    np.testing.assert_allclose(skills["scale"][:, 16], 0.8 * 16 / 17)
+    old = report.write_report(fake_run(tmp_path / "old", env="Pendulum-v1", old=True))
+    assert "How much of each channel" not in old.read_text(), "the channels' names are not known"
+
+
+def test_a_page_without_channels_a_rule_or_published_curves(tmp_path):
+    folder = fake_run(tmp_path / "run", env="Pendulum-v1", steps=2000)
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(re.sub(r', "r2_channels": \[[^]]*\]', "", lines))
+    page = report.write_report(folder).read_text()
+    assert "No rule of trust" in page and "How far are rollouts trusted?" not in page
+    assert "Beside published" not in page and "How much of each channel" not in page

@@ -102,3 +102,57 @@ def test_difference_against_welch_by_hand():
     assert result == pytest.approx((gap, gap - reach, gap + reach))
     assert np.isnan(statistics.difference(a[:1], b).low)
     assert statistics.difference([1.0, 1.0], [2.0, 2.0]) == (1.0, 1.0, 1.0)
+
+
+def test_probability_of_improvement_by_hand():
+    # Of six pairs four are won and one is equal; on the second task none of one is.
+    result = statistics.probability_of_improvement([[3.0, 5.0], [0.0]], [[1.0, 3.0, 4.0], [2.0]])
+    assert result.point == pytest.approx(((4 + 0.5) / 6 + 0) / 2)
+    assert np.isnan(result.low) and np.isnan(result.high), "one seed has no interval"
+    with pytest.raises(ValueError, match="same tasks"):
+        statistics.probability_of_improvement([[1.0]], [[1.0], [2.0]])
+
+
+def test_probability_of_improvement_against_loops():
+    rng = np.random.default_rng(3)
+    xs, ys = rng.normal(0.5, 1, (2, 6)), rng.normal(0, 1, (2, 5))
+    result = statistics.probability_of_improvement(xs, ys, resamples=4000)
+    draws = []
+    for _ in range(1500):
+        tasks = []
+        for x, y in zip(xs, ys, strict=True):
+            some, others = rng.choice(x, len(x)), rng.choice(y, len(y))
+            wins = [float(a > b) + 0.5 * (a == b) for a in some for b in others]
+            tasks.append(sum(wins) / len(wins))
+        draws.append(sum(tasks) / len(tasks))
+    assert result.low == pytest.approx(np.quantile(draws, 0.025), abs=0.03)
+    assert result.high == pytest.approx(np.quantile(draws, 0.975), abs=0.03)
+    # Whoever is compared with the other, the two add up to 1.
+    back = statistics.probability_of_improvement(ys, xs)
+    assert result.point + back.point == pytest.approx(1.0)
+    even = statistics.probability_of_improvement([[1.0, 2.0]], [[1.0, 2.0]])
+    assert even.point == 0.5
+
+
+def test_frames_to_reach_by_hand():
+    frames = np.array([10, 20, 40])
+    means = np.array([[0.0, 5.0, 9.0], [6.0, 1.0, 9.0], [0.0, 1.0, 2.0], [0.0, 7.0, 1.0]])
+    reached = statistics.frames_to_reach(frames, means, np.array([7.0, 5.0, 3.0, 7.0]))
+    # Half way from 20 to 40; the first evaluation; never; exactly at one.
+    assert reached.tolist() == [30.0, 10.0, np.inf, 20.0]
+
+
+def test_sample_efficiency_by_hand():
+    base_frames = np.array([100, 200, 300])
+    base = np.array([[0.0, 1.0, 3.0], [0.0, 3.0, 5.0]])  # mean 0, 2, 4: its 4 comes at 300
+    frames = np.array([50, 100, 300])
+    fast = np.array([[0.0, 8.0, 8.0], [0.0, 8.0, 8.0]])  # 4 half way from 50 to 100
+    result = statistics.sample_efficiency(frames, fast, base_frames, base)
+    assert result.point == pytest.approx(300 / 75)
+    assert result.low <= result.point <= result.high
+    assert statistics.sample_efficiency(frames, 0 * fast, base_frames, base) == (0.0, 0.0, 0.0)
+    itself = statistics.sample_efficiency(base_frames, base[:1], base_frames, base[:1])
+    assert itself.point == 1.0 and np.isnan(itself.low)
+    # A base whose mean was higher before comes to its last value on the way up.
+    early = np.array([[0.0, 8.0, 4.0]])
+    assert statistics.sample_efficiency(base_frames, early, base_frames, early).point == 1.0

@@ -125,7 +125,16 @@ def train(
         processes.interruptions() as interrupted,
         # First of all, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
-        Journal(folder, config, placement, command, program.parameters(), quiet, wandb) as journal,
+        Journal(
+            folder,
+            config,
+            placement,
+            command,
+            program.parameters(),
+            spec.obs_names,
+            quiet,
+            wandb,
+        ) as journal,
     ):
         if journal.saved_step < config.steps:
             with clock("compile"):

@@ -149,7 +149,7 @@ class SAC(Agent):
     def target(
         self, batch: Transition, next_q: Array, temperature: Array, log_prob: Array
     ) -> Array:
-        """What the critics are trained on, from `combine`d outputs at s': (B, 1) -> (B,)."""
+        """What the critics are trained on, from what `combine` made at s': (B, 1) -> (B,)."""
         return td_target(self.learn.discount, batch, next_q[..., 0], temperature, log_prob)
 
     def critic_loss(self, q: Array, target: Array, weight: Array | None) -> Array:

@@ -9,10 +9,10 @@ import numpy as np
 
 from dynajax.diagnose import measures, pictures, sentences
 from dynajax.diagnose.offline import Offline
-from dynajax.diagnose.pictures import FLOOR
 from dynajax.models import targets
 from dynajax.record.folder import write_atomically, write_csv
 from dynajax.report import figures, markup, statistics
+from dynajax.report.channels import FLOOR
 from dynajax.report.figures import Panel
 
 #: The line on which a model knows its errors.

@@ -7,50 +7,11 @@ import numpy as np
 
 from dynajax.diagnose import measures
 from dynajax.diagnose.offline import Offline
-from dynajax.report import figures, statistics
+from dynajax.report import channels, figures, statistics
+from dynajax.report.channels import FLOOR, MANY, by_channel
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: What lies lower is cut off in pictures.
-FLOOR = -1.0
-#: Channels from which on their marks are small.
-_MANY = 120
-
-
-def groups(channels: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(name, first, last) of neighbouring channels of one part of the observation."""
-    parts: list[tuple[str, int, int]] = []
-    for i, channel in enumerate(channels):
-        name = channel.split("[")[0]
-        if parts and parts[-1][0] == name:
-            parts[-1] = (name, parts[-1][1], i)
-        else:
-            parts.append((name, i, i))
-    return parts
-
-
-def by_channel(axes: "Axes", channels: Sequence[str]) -> None:
-    """Names the parts of an observation along the x axis, with lines between them."""
-    parts = groups(channels)
-    axes.set_xlim(-0.7, len(channels) - 0.3)
-    axes.grid(axis="x", visible=False)
-    if len(parts) == 1:
-        axes.set_xlabel(f"entry of {parts[0][0]}")
-        return
-    for _, first, _ in parts[1:]:
-        axes.axvline(first - 0.5, color="#dddddd", linewidth=0.8)
-    # Names of small parts would overlap in a long observation.
-    least = len(channels) / 40
-    named = [p for p in parts if p[2] - p[1] + 1 >= least] if len(parts) > 6 else parts
-    turned = len(named) > 5
-    axes.set_xticks(
-        [(a + b) / 2 for _, a, b in named],
-        [n for n, _, _ in named],
-        rotation=30 if turned else 0,
-        ha="right" if turned else "center",
-    )
 
 
 def bars(offline: Offline, best: str) -> "Figure":
@@ -99,7 +60,7 @@ def scales(offline: Offline) -> "Figure":
         a, b = np.maximum(delta, floor), np.maximum(there, floor)
         direct = delta > there
         axes.vlines(x, a, b, color=np.where(direct, figures.VERMILLION, "#c9c9c9"), linewidth=1.2)
-        size = 16 if len(x) < _MANY else 7
+        size = 16 if len(x) < MANY else 7
         axes.scatter(x, b, size, color=figures.SKY, marker="s", label="s' itself")
         axes.scatter(x, a, size, color=figures.BLUE, label="change in a step, s' - s", zorder=3)
         axes.axhline(
@@ -115,24 +76,5 @@ def scales(offline: Offline) -> "Figure":
 
 def skills(offline: Offline, shown: Sequence[str]) -> "Figure":
     """Skill by channel of a few codes."""
-    x, style = np.arange(len(offline.channels)), figures.styles(shown)
-    with figures.house_style():
-        figure, (axes,) = figures.canvas(1, (9.6, 3.2), (9.6, 3.2))
-        for i, code in enumerate(shown):
-            values = offline.scores["skill"][:, offline.codes.index(code)].mean(0)
-            shift = (i - (len(shown) - 1) / 2) * 0.16
-            axes.scatter(
-                x + shift,
-                np.maximum(values, FLOOR),
-                11 if len(x) < _MANY else 5,
-                color=style[code]["color"],
-                label=code,
-                alpha=0.9,
-            )
-        axes.axhline(0, color="#8a8a8a", linewidth=1)
-        axes.set_ylim(FLOOR - 0.05, 1.05)
-        axes.set_ylabel("share predicted")
-        axes.set_title("Which channels are learned")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        by_channel(axes, offline.channels)
-    return figure
+    values = {code: offline.scores["skill"][:, offline.codes.index(code)].mean(0) for code in shown}
+    return channels.skills(offline.channels, values, (9.6, 3.2))

@@ -17,10 +17,10 @@ import numpy as np
 from dynajax.config import Config, as_dict
 from dynajax.diagnose import measures
 from dynajax.diagnose.online import Findings
-from dynajax.diagnose.pictures import by_channel
 from dynajax.diagnose.strips import strips
 from dynajax.record.folder import write_atomically, write_csv
 from dynajax.report import charts, figures, markup
+from dynajax.report.channels import by_channel
 from dynajax.report.charts import Chart
 from dynajax.report.figures import Panel, Series
 from dynajax.report.run import current

@@ -315,7 +315,7 @@ class Job(NamedTuple):
 def end(
     config: ModelConfig, model: Model, data: Split, steps: Array | int
 ) -> tuple[Model, Metrics]:
-    """The trained model with its elites chosen, and the fit's scalars by name.
+    """The trained model with its elites chosen, and the fit's figures by name.
 
     Args:
       steps: gradient steps that it took.
@@ -348,7 +348,7 @@ def fit(
       steps: as `length` says.
 
     Returns:
-      The model, and scalars by name.
+      The model, and figures by name: scalars, and `r2_channels` (D,).
     """
     model, data = begin(config, variants, variant, model, replay, holdout_key)
     if config.schedule == "fixed":
@@ -385,10 +385,12 @@ def _report(config: ModelConfig, model: Model, data: Split) -> Metrics:
         mse = _weighted_mean(jnp.square(error), weights)
         return jnp.where(variance > targets.CONSTANT**2, 1 - mse / variance, jnp.nan)
 
+    channels = share(next_obs - held.next_obs, held.next_obs - held.obs)
     z_variance = _weighted_mean(jnp.square(z - _weighted_mean(z, weights)), weights)
     return {
         "nll": _weighted_mean(likelihood.mean((0, 2)), weights),
-        "r2_state": jnp.nanmedian(share(next_obs - held.next_obs, held.next_obs - held.obs)),
+        "r2_state": jnp.nanmedian(channels),
+        "r2_channels": channels,
         "r2_reward": share(reward - held.reward, held.reward),
         "scale_ratio": z_variance[:-1].sum() / z_variance[-1],
         "spread": jnp.sqrt(_weighted_mean(mean.var(0).mean(-1), weights)),

@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import json
 import os
+import platform
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,21 @@ def device_name() -> str:
     """Platform, kind and number of the local devices."""
     devices = jax.local_devices()
     return f"{devices[0].platform}: {devices[0].device_kind} x{len(devices)}"
+
+
+def machine_name() -> str:
+    """The processor's name, the cores that this process may use, and the system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0))
+    processor = names[0] if names else platform.machine()
+    return (
+        f"{processor}, {cores} core{'s' * (cores > 1)}; {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def _git_commit() -> str | None:
@@ -152,6 +168,7 @@ class RunFolder:
             **self._info,
             "versions": {name: _version(name) for name in _PACKAGES},
             "device": device_name(),
+            "machine": machine_name(),
             "processes": jax.process_count(),
             "git_commit": _git_commit(),
         }

@@ -37,6 +37,7 @@ class Journal:
       placement: this process's rows.
       command: what to type to repeat the run.
       parameters: how many a network of a row has, by its name.
+      channels: names of the observation's D entries.
       quiet: print nothing.
       wandb: log to Weights & Biases too.
 
@@ -51,12 +52,17 @@ class Journal:
         placement: Placement,
         command: str,
         parameters: Mapping[str, int],
+        channels: Sequence[str],
         quiet: bool,
         wandb: bool,
     ) -> None:
         self._folder, self._config, self._wandb = folder, config, wandb
         self._placement, self._parameters = placement, parameters
-        self._info = {"command": command, "parameters": dict(parameters)}
+        self._info = {
+            "command": command,
+            "parameters": dict(parameters),
+            "channels": list(channels),
+        }
         self._first = processes.first()
         self._quiet = quiet or not self._first
         self._offsets: Mapping[str, int] = {}

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
     step: int
     kind: str  # "fit", "learn" or "evaluation"
-    values: Mapping[str, np.ndarray]  # (S,), by name
+    values: Mapping[str, np.ndarray]  # (S,) by name, or (S, D) of every channel
 
 
 class Record(NamedTuple):
@@ -278,16 +278,20 @@ def _entry(step: int, kind: str, values: Mapping[str, Any]) -> Entry:
 
 
 def _scalars(rows: Sequence[tuple[str, int]], entry: Entry) -> dict[str, float]:
-    """The finite values of an entry, such as "none/1/learn/critic_loss"."""
+    """The finite scalars of an entry, such as "none/1/learn/critic_loss"."""
     scalars = {
         f"{variant}/{seed}/{entry.kind}/{name}": _plain(values[s])
         for s, (variant, seed) in enumerate(rows)
         for name, values in entry.values.items()
+        if values.ndim == 1
     }
     return {name: value for name, value in scalars.items() if value is not None}
 
 
-def _plain(value: Any) -> float | int | None:
+def _plain(value: Any) -> Any:
+    """A number as JSON has it, null where it is not finite; of several four digits are enough."""
+    if np.ndim(value):
+        return [None if (x := _plain(v)) is None else float(f"{x:.4g}") for v in value]
     if np.issubdtype(np.asarray(value).dtype, np.integer):
         return int(value)
     number = float(value)

@@ -143,6 +143,40 @@ MODEL = (
     ),
 )
 
+#: Of kind "learn", of what the model has made.
+SYNTHETIC = (
+    Chart(
+        "synthetic_valid",
+        "How much was kept?",
+        "share of synthetic transitions",
+        "Share of the imagined transitions that were learned from: finite, of a rollout that goes on, "
+        "and trusted by the rule, where there is one.",
+        include=1.0,
+    ),
+    Chart(
+        "penalty",
+        "Penalty",
+        "reward",
+        "What the rule takes off the reward, on average over what is kept; below 0 it is a bonus.",
+        include=0.0,
+    ),
+    Chart(
+        "weight",
+        "Weight",
+        "weight in the critic's loss",
+        "What a synthetic transition counts beside a real one, which counts 1, on average.",
+        include=1.0,
+    ),
+    Chart(
+        "synthetic_reward_mean",
+        "Imagined reward",
+        "mean reward of a step",
+        "Mean reward in the agent's minibatches: solid the model's, dotted the real ones'. If they "
+        "part, the agent is learning in a world that is not the one it is tested in.",
+        dotted="real_reward_mean",
+    ),
+)
+
 #: Of kind "diagnosis", by experiments/diagnose.py.
 DIAGNOSED = (
     Chart(
@@ -192,15 +226,6 @@ CRITIC = (
         "squared error",
         "How far the critic is from its targets. It grows with the values.",
         scale="log",
-    ),
-    Chart(
-        "real_reward_mean",
-        "What the agent is fed",
-        "mean reward of a step",
-        "Mean reward in the agent's minibatches: solid from real transitions, dotted from the "
-        "model's, where there is one. If they part, the agent is learning in a world that is not "
-        "the one it is tested in.",
-        dotted="synthetic_reward_mean",
     ),
     Chart(
         "temperature",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dynajax.report import statistics
+from dynajax.report import published, statistics
+from dynajax.report.published import Published
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,9 @@ VERMILLION, PURPLE, ORANGE = "#D55E00", "#CC79A7", "#E69F00"
 _HOME = {"SAC": BLACK, "none": VERMILLION, "scale,target": BLUE, "scale": SKY, "target": PURPLE}
 _GUESTS = (GREEN, ORANGE)
 _DASHES = ("-", "--", "-.")
+#: Of published curves, muted and each with a mark of its own; one for each of `published.METHODS`.
+_BEHIND = ("#8c8c8c", "#c2a15e", "#7d9fc4", "#b58bb9", "#86b08c", "#cd8d8d")
+_MARKS = "os^DvPX<>*hp"
 _INK, _FAINT = "#333333", "#8a8a8a"
 STEPS, FRAMES = "environment steps", "frames"
 RETURN = "return (reward per episode)"
@@ -72,6 +76,8 @@ class Panel(NamedTuple):
     include: float | None = None  # a value that the axis must reach
     mark: float | None = None  # an x to mark with a vertical line
     xlabel: str = STEPS
+    bands: Mapping[str, statistics.Interval] | None = None  # (T,) in place of t intervals
+    published: Sequence[Published] = ()  # drawn behind, along frames
 
     def framed(self, repeat: int) -> "Panel":
         """The same along frames, the simulator's steps, where a decision lasts several."""
@@ -96,6 +102,7 @@ class Bars(NamedTuple):
     xlabel: str
     values: Mapping[str, statistics.Interval]
     reference: float | None = None  # a value to mark with a vertical line
+    most: float | None = None  # the largest value that there can be
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -128,16 +135,25 @@ def _variant(name: str) -> str:
     return rest[-1] if rest else "none"
 
 
-def curves(panels: Sequence[Panel], *, title: str = "") -> "Figure":
-    """Panels of curves in at most three columns: mean over seeds, 95 % t interval shaded."""
+def curves(
+    panels: Sequence[Panel], *, title: str = "", alone: tuple[float, float] = (7.2, 4.3)
+) -> "Figure":
+    """Panels of curves in at most three columns: mean over seeds, 95 % t interval shaded.
+
+    `alone` is the size in inches where there is one panel.
+    """
     names = dict.fromkeys(name for panel in panels for name in panel.lines)
     style = styles(list(names))
+    behind = published.labels([c for panel in panels for c in panel.published])
     with house_style():
-        figure, grid = canvas(len(panels), (7.2, 4.3), (4.6, 3.4))
+        figure, grid = canvas(len(panels), alone, (4.6, 3.4))
         for axes, panel in zip(grid, panels, strict=True):
+            _draw_published(axes, panel.published, behind)
             _draw(axes, panel, style)
         handles = {str(h.get_label()): h for axes in grid for h in axes.get_lines()}
-        handles = {n: h for n, h in handles.items() if not n.startswith("_")}
+        # Our own first.
+        order = [*names, *behind.values()]
+        handles = {n: handles[n] for n in order if n in handles}
         if handles:
             # About twelve characters fit on an inch; rows are filled evenly.
             fit = max(1, int(12 * figure.get_figwidth() / (max(map(len, handles)) + 8)))
@@ -147,8 +163,14 @@ def curves(panels: Sequence[Panel], *, title: str = "") -> "Figure":
             place: Any = {"loc": "outside lower center", "ncols": columns, "handlelength": 2.2}
             figure.legend(list(handles.values()), list(handles), **place)
         if title:
-            figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.02, ha="left")
+            _title(figure, title)
     return figure
+
+
+def _title(figure: "Figure", title: str) -> None:
+    # About ten characters of this size fit on an inch.
+    text = textwrap.fill(title, int(10 * figure.get_figwidth()))
+    figure.suptitle(text, fontsize=11.5, fontweight="bold", x=0.02, ha="left")
 
 
 def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
@@ -171,9 +193,33 @@ def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
             _draw_bars(axes, panel, style)
             if shared and i % _columns(len(panels)):
                 axes.tick_params(labelleft=False)
-        figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.02, ha="left")
+        _title(figure, title)
         if note:
-            figure.supxlabel(note, fontsize=8.5, color=_FAINT, x=0.02, ha="left")
+            # About sixteen characters of this size fit on an inch.
+            width = int(16 * figure.get_figwidth())
+            lines = [part for line in note.split("\n") for part in textwrap.wrap(line, width)]
+            figure.set_figheight(figure.get_figheight() + 0.14 * (len(lines) - 1))
+            look: Any = {"fontsize": 8.5, "color": _FAINT, "x": 0.02, "ha": "left"}
+            figure.supxlabel("\n".join(lines), **look)
+    return figure
+
+
+def mixed(panels: Sequence[Panel | Bars], *, title: str) -> "Figure":
+    """Curves and bars of the same names beside each other."""
+    names = dict.fromkeys(
+        n for p in panels for n in (p.lines if isinstance(p, Panel) else p.values)
+    )
+    style = styles(list(names))
+    most = max(len(p.values) for p in panels if isinstance(p, Bars))
+    height = max(3.6, 1.6 + 0.34 * most)
+    with house_style():
+        figure, grid = canvas(len(panels), (7.2, height), (4.9, height))
+        for axes, panel in zip(grid, panels, strict=True):
+            if isinstance(panel, Bars):
+                _draw_bars(axes, panel, style)
+            else:
+                _draw(axes, panel, style)
+        _title(figure, title)
     return figure
 
 
@@ -251,12 +297,14 @@ def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
                 look |= {"linestyle": ":", "linewidth": 1.5}
             elif len(steps) < 4:
                 look |= {"marker": "o", "markersize": 4}
-            mean, low, high = statistics.interval(values)
+            mean, low, high = (panel.bands or {}).get(name) or statistics.interval(values)
             axes.plot(steps, mean, **look)
             if not dotted:
                 axes.fill_between(steps, low, high, color=look["color"], alpha=shade, linewidth=0)
             shown.append(values[np.isfinite(values)])
             bands += [low[np.isfinite(low)], high[np.isfinite(high)]]
+    shown += [c.mean for c in panel.published]
+    bands += [c.mean + side * np.nan_to_num(c.std) for c in panel.published for side in (-1, 1)]
     data = np.concatenate(shown)
     data = data[data > 0] if panel.scale == "log" else data
     if data.size:
@@ -266,11 +314,26 @@ def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
         axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=_FAINT)
     if panel.mark is not None:
         axes.axvline(panel.mark, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_title(textwrap.fill(panel.title, 44))
+    axes.set_title("\n".join(textwrap.fill(line, 44) for line in panel.title.split("\n")))
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(_thousands)
+
+
+def _draw_published(axes: "Axes", curves: Sequence[Published], labels: Mapping[str, str]) -> None:
+    """Means over seeds, with a standard deviation to either side."""
+    order = list(published.METHODS)
+    for c in curves:
+        i = order.index(c.key)
+        colour = _BEHIND[i % len(_BEHIND)]
+        look: dict[str, Any] = {"color": colour, "marker": _MARKS[i], "markersize": 4, "zorder": 1}
+        axes.plot(c.frames, c.mean, linewidth=1.2, linestyle=":", label=labels[c.key], **look)
+        if len(c.frames) > 1:
+            low, high = c.mean - c.std, c.mean + c.std
+            axes.fill_between(c.frames, low, high, color=colour, alpha=0.1, linewidth=0, zorder=0)
+        else:
+            axes.errorbar(c.frames, c.mean, np.nan_to_num(c.std), color=colour, capsize=2, zorder=0)
 
 
 def _limit(axes: "Axes", panel: Panel, data: np.ndarray, bands: np.ndarray) -> None:
@@ -322,10 +385,10 @@ def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
         axes.axvline(panel.reference, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(right=1.2 * reach)
+    axes.set_xlim(right=1.2 * max(reach, panel.most or 0.0))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(textwrap.fill(panel.title, 44))
+    axes.set_title("\n".join(textwrap.fill(line, 44) for line in panel.title.split("\n")))
     axes.set_xlabel(panel.xlabel)
 
 

@@ -16,7 +16,9 @@ h3 { font-size: 1rem; margin: 0 0 .3rem }
 ul { padding-left: 1.2rem; margin: .4rem 0 1rem } li { margin: .2rem 0 }
 .lead { font-size: 1.1rem; margin: .4rem 0 }
 figure { margin: 0 } img { max-width: 100%; height: auto; display: block; margin: 0 auto }
+.wide { margin: 1.4rem 0 } .wide img { width: 100%; max-width: 700px; margin: 0 }
 figcaption { color: #555; font-size: .88rem; line-height: 1.45; margin: .2rem 0 0 }
+.facts td:first-child { color: #666 } .facts td { white-space: normal; overflow-wrap: anywhere }
 .grid { display: grid; gap: 2rem 2.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)) }
 .legend { color: #555; font-size: .88rem; margin: 0 0 1.2rem }
@@ -64,12 +66,13 @@ def document(title: str, body: str) -> str:
     )
 
 
-def picture(heading: str, data: bytes, caption: str) -> str:
-    """A PNG with a heading and a caption, as HTML."""
+def picture(heading: str, data: bytes, caption: str, *, wide: bool = False) -> str:
+    """A PNG with a heading and a caption, as HTML; `wide`: as large as its text can be read."""
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     top = f"<h3>{escape(heading)}</h3>" if heading else ""
     image = f'<img alt="{escape(heading or "Learning curves")}" src="{source}">'
-    return f"<figure>{top}{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}>{top}{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def swatch(style: Style | None) -> str:
@@ -81,6 +84,12 @@ def swatch(style: Style | None) -> str:
         '<svg width="22" height="6"><line x1="0" y1="3" x2="22" y2="3" stroke-width="3" '
         f'stroke="{style["color"]}" stroke-dasharray="{dash}"/></svg>'
     )
+
+
+def facts(rows: Mapping[str, str]) -> str:
+    """Names and their values, both text, as a table that fits a phone."""
+    lines = "".join(f"<tr><td>{escape(n)}</td><td>{escape(v)}</td></tr>" for n, v in rows.items())
+    return f'<table class="facts">{lines}</table>'
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

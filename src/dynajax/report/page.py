@@ -14,9 +14,26 @@ from typing import Any
 import numpy as np
 
 from dynajax.record.folder import write_atomically
-from dynajax.report import charts, figures, markup, statistics
+from dynajax.report import channels, charts, figures, markup, published, statistics
 from dynajax.report.figures import Panel, Series
-from dynajax.report.run import Run, curve, label, read_run, series
+from dynajax.report.run import Run, curve, label, last_channels, read_run, series
+
+#: Inches of a picture that has a page's width: its text can be read on a phone.
+_ON_PAGE = (5.6, 3.7)
+_CAPTION = """Evaluation with the deterministic policy: mean over seeds, with the 95 % t interval over
+seeds shaded. Higher is better."""
+_PUBLISHED = """The same curves, by frames (the simulator's steps), before published ones of the same
+task: mean over seeds, a standard deviation to either side where one was published. They end where
+this run does, or where each has its first evaluation. UTD is gradient updates a decision, repeat the
+frames of a decision; widths are of the networks (actor/critic)."""
+_CHANNELS = """How much of each channel's change in a step the last fit predicts on transitions that it
+was not trained on: 1 is all, 0 no more than the mean (below -1 is cut off); mean over seeds. Channels
+that did not vary have no mark."""
+_EXPECTED = """Of the first states of the last evaluation's episodes, discounted, mean over seeds. What
+the critic expects counts SAC's reward for randomness, what came does not."""
+_KEPT = (
+    """Share of the rollouts whose step of this number was learned from, at the last evaluation."""
+)
 
 
 def write_report(folder: str | Path) -> Path:
@@ -38,38 +55,106 @@ def write_report(folder: str | Path) -> Path:
     panel = Panel(evals, figures.RETURN, include=0.0).framed(run.repeat)
     write_atomically(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
     path = run.folder / "report.html"
-    write_atomically(path, _html(run, title, figures.png(figures.curves([panel]))).encode())
+    write_atomically(path, _html(run, title, panel).encode())
     return path
 
 
-def _html(run: Run, title: str, picture: bytes) -> str:
+def _html(run: Run, title: str, panel: Panel) -> str:
     style = figures.styles([curve(run, v) for v in run.config["variants"]])
     lead, *sentences = headline(run)
-    parts = [f'<p class="lead">{lead}</p>', markup.bullets(sentences)]
-    caption = (
-        "Evaluation with the deterministic policy: mean over seeds, with the 95 % t interval over "
-        "seeds shaded. Higher is better."
-    )
-    parts.append(markup.picture("", picture, caption))
+    picture = figures.png(figures.curves([panel], alone=_ON_PAGE))
+    parts = [
+        f'<p class="lead">{lead}</p>',
+        markup.bullets(sentences),
+        markup.picture("", picture, _CAPTION, wide=True),
+    ]
     table = _final_table(run)
     if table:
         cells = [list(map(escape, row.values())) for row in table]
         for cell, row in zip(cells, table, strict=True):
             cell[0] = markup.swatch(style.get(row["variant"])) + cell[0]
         parts.append(markup.html_table(list(table[0]), cells))
-    stories = {
-        "The critic's story": [
-            *charts.panels(charts.DIAGNOSED, partial(series, run, "diagnosis"), run.repeat),
-            *charts.panels(charts.CRITIC, partial(series, run, "learn"), run.repeat),
-        ]
-    }
+    parts.append(_published(run, panel))
+    learn = partial(series, run, "learn")
+    stories: dict[str, str] = {}
     if run.config["algo"] == "mbpo":
         model = charts.panels(charts.MODEL, partial(series, run, "fit"), run.repeat)
-        stories = {"The model's story": model} | stories
-    for heading, panels in stories.items():
-        body = markup.story(panels, style) or "<p>Nothing has been logged yet.</p>"
+        stories["The model's story"] = markup.story(model, style) + _channels(run)
+        kept = [*charts.panels(charts.SYNTHETIC, learn, run.repeat), *_kept_by_step(run)]
+        stories["What was kept of the synthetic data"] = _rule(run) + markup.story(kept, style)
+    critic = [
+        *charts.panels(charts.DIAGNOSED, partial(series, run, "diagnosis"), run.repeat),
+        *charts.panels(charts.CRITIC, learn, run.repeat),
+    ]
+    stories["The critic's story"] = _expected(run) + markup.story(critic, style)
+    for heading, body in stories.items():
+        body = body or "<p>Nothing has been logged yet.</p>"
         parts.append(f"<h2>{escape(heading)}</h2>{body}")
     return markup.document(title, "".join(parts) + _time(run) + _provenance(run.info))
+
+
+def _published(run: Run, panel: Panel) -> str:
+    """The run beside the published curves of its task, "" where there are none."""
+    task = run.config["env"]
+    if not run.steps.size:
+        return ""
+    shown = published.beside(task, published.choose("all"), int(run.frames[-1]))
+    if not shown:
+        return ""
+    lines = {name: (run.frames, values) for name, (_, values) in panel.lines.items()}
+    both = panel._replace(lines=lines, xlabel=figures.FRAMES, published=shown)
+    size = (_ON_PAGE[0], _ON_PAGE[1] + 0.9)
+    data = figures.png(figures.curves([both], alone=size))
+    origin = "".join(f"<li>{escape(text)}</li>" for text in published.sources(shown))
+    return (
+        f"<h2>Beside published results</h2>{markup.picture('', data, _PUBLISHED, wide=True)}"
+        f"<details><summary>Where they are from</summary><ul>{origin}</ul></details>"
+    )
+
+
+def _channels(run: Run) -> str:
+    """What the last fit predicts of every channel, "" where it was not logged."""
+    skills = last_channels(run)
+    names = run.info.get("channels") or []
+    if not skills or not names:
+        return ""
+    with np.errstate(all="ignore"):
+        means = {name: _mean(values) for name, values in skills.items()}
+    figure = channels.skills(names, means, _ON_PAGE)
+    return markup.picture("", figures.png(figure), _CHANNELS, wide=True)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over seeds (seeds, D) -> (D,), of those that have a value."""
+    return np.asarray(statistics.interval(values).point)
+
+
+def _rule(run: Run) -> str:
+    """Which rule of trust there was, in words (HTML)."""
+    name = run.config["trust_name"]
+    fields = ", ".join(f"{k} {v}" for k, v in (run.config["trust"] or {}).items())
+    if name == "none":
+        return "<p>No rule of trust: all that is finite and goes on is learned from.</p>"
+    return f"<p>Rule of trust: <b>{escape(name)}</b>{escape(f' ({fields})' if fields else '')}.</p>"
+
+
+def _kept_by_step(run: Run) -> list[tuple[Panel, str]]:
+    """What was kept at each step of the rollouts, at the last evaluation."""
+    names = {k for line in run.metrics["learn"] for k in line if k.startswith("kept_")}
+    longest = len(names)
+    if longest < 2:
+        return []
+    kept = [series(run, "learn", f"kept_{h + 1}") for h in range(longest)]
+    lines = {
+        name: (
+            np.arange(1, longest + 1),
+            np.stack([k[name][1][:, -1] for k in kept], 1),
+        )
+        for name in kept[0]
+        if all(name in k for k in kept)
+    }
+    panel = Panel(lines, "share kept", "How far are rollouts trusted?", xlabel="step of a rollout")
+    return [(panel._replace(include=0.0), _KEPT)]
 
 
 def headline(run: Run) -> list[str]:
@@ -127,6 +212,20 @@ def _beside_none(run: Run, variant: str, final: Mapping[str, np.ndarray]) -> str
         here, there = (f"{r2:.2f}" for r2 in fits)
         sentence += f"; reward R² in the later half of the fits {here} against {there}"
     return sentence + "."
+
+
+def _expected(run: Run) -> str:
+    """What the critic expects of first states, and what came of them, at the last evaluation."""
+    value, real = (series(run, "learn", name) for name in ("start_value", "start_return"))
+    rows = []
+    for name in (n for n in value if n in real):
+        expected, came = (lines[name][1][:, -1] for lines in (value, real))
+        texts = [statistics.over_seeds(x) for x in (expected, came, expected - came)]
+        rows.append([escape(name), *map(escape, texts)])
+    if not rows:
+        return ""
+    header = ["", "the critic expects", "came", "difference"]
+    return f"<p>{_EXPECTED}</p>{markup.html_table(header, rows)}"
 
 
 def reward_fit(run: Run, variant: str) -> float:
@@ -191,20 +290,12 @@ def _provenance(info: Mapping[str, Any]) -> str:
             if isinstance(value, dict)
             else {name: value}
         )
-
-    def listed(values: Mapping[str, Any]) -> str:
-        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
-        return markup.html_table(
-            ["name", "value"], [[escape(k), escape(v)] for k, v in texts.items()]
-        )
-
-    origin = {k: info.get(k) for k in ("device", "git_commit") if info.get(k)}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flat.items()}
+    origin = {k: info[k] for k in ("device", "machine", "git_commit") if info.get(k)}
     counts = {f"{name} parameters": f"{n:,}" for name, n in (info.get("parameters") or {}).items()}
     versions = {k: v for k, v in (info.get("versions") or {}).items() if v}
     command = f"<pre>{escape(info['command'])}</pre>" if info.get("command") else ""
     return (
-        f"<h2>How to repeat it</h2>{command}"
-        f"<details><summary>Configuration</summary>{listed(flat)}</details>"
-        f"<details><summary>Versions and device</summary>"
-        f"{listed({**origin, **counts, **versions})}</details>"
+        f"<h2>How to repeat it</h2>{command}{markup.facts({**origin, **versions, **counts})}"
+        f"<details><summary>Configuration</summary>{markup.facts(texts)}</details>"
     )

@@ -123,6 +123,22 @@ def series(run: Run, kind: str, name: str) -> dict[str, tuple[np.ndarray, np.nda
     return curves
 
 
+def last_channels(run: Run) -> dict[str, np.ndarray]:
+    """Skill of the state's channels on the holdout of the last fit: curve -> (seeds, D).
+
+    Channels that did not vary are NaN; a variant without any, as of older folders, is left out.
+    """
+    newest: dict[str, dict[int, list[float | None]]] = {}
+    for line in run.metrics.get("fit", []):
+        if line.get("r2_channels"):
+            newest.setdefault(line["variant"], {})[line["seed"]] = line["r2_channels"]
+    return {
+        curve(run, v): np.array([newest[v][s] for s in sorted(newest[v])], float)
+        for v in run.config["variants"]
+        if v in newest
+    }
+
+
 def label(run: Run, variant: str) -> str:
     """What a curve is called where methods stand side by side: "SAC", "simba", "MBPO", "MBPO
     scale,target", "MBPO simba scale trust=m2ac"."""

@@ -108,6 +108,112 @@ def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> Interva
     return Interval(mean, mean - reach, mean + reach)
 
 
+def probability_of_improvement(
+    better: Sequence[Values],
+    than: Sequence[Values],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """How probable it is that a seed of one method beats a seed of another, on a task at random.
+
+    On task m, with N scores x and K scores y, P = sum_ij S(x_i, y_j) / (N K), S being 1 where
+    x > y, 1/2 where they are equal, else 0; the estimate is the mean of P over the tasks (Agarwal
+    et al., 2021, section 4.3). The percentile bootstrap draws seeds of both within each task.
+
+    Args:
+      better, than: one array (seeds,) for each task, tasks in the same order; any numbers of seeds.
+      resamples, confidence, seed: see `stratified_bootstrap`.
+
+    Returns:
+      Scalars. No interval (NaN) if either has one seed only on a task.
+
+    Raises:
+      ValueError: no task, different tasks, or a task without a score.
+    """
+    xs, ys = ([np.asarray(v, float).ravel() for v in scores] for scores in (better, than))
+    if not xs or len(xs) != len(ys) or not all(v.size for v in (*xs, *ys)):
+        raise ValueError("both need at least one score on each of the same tasks")
+    rng = np.random.default_rng(seed)
+    points, draws = [], []
+    for x, y in zip(xs, ys, strict=True):
+        beats = np.heaviside(x[:, None] - y, 0.5)  # (N, K)
+        points.append(beats.mean())
+        i, j = (rng.integers(v.size, size=(resamples, v.size)) for v in (x, y))
+        draws.append(beats[i[:, :, None], j[:, None, :]].mean((1, 2)))
+    point = float(np.mean(points))
+    if min(v.size for v in (*xs, *ys)) == 1:
+        return Interval(point, np.nan, np.nan)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(np.mean(draws, 0), [tail, 100 - tail])
+    return Interval(point, float(low), float(high))
+
+
+def frames_to_reach(frames: np.ndarray, means: np.ndarray, level: Values) -> np.ndarray:
+    """When learning curves first come to a level, by straight lines between their evaluations.
+
+    Args:
+      frames: (T,) of the evaluations, rising.
+      means: (..., T) returns.
+      level: (...) of each curve.
+
+    Returns:
+      (...) frames; the first evaluation's where that is as high already, infinite where none is.
+    """
+    level = np.asarray(level, float)[..., None]
+    reached = means >= level
+    at = reached.argmax(-1)[..., None]
+    before = np.maximum(at - 1, 0)
+    low, high = (np.take_along_axis(means, i, -1) for i in (before, at))
+    share = np.where(high > low, (level - low) / np.where(high > low, high - low, 1.0), 1.0)
+    share = np.where(at == 0, 1.0, share)
+    there = frames[before] + share * (frames[at] - frames[before])
+    return np.where(reached.any(-1), there[..., 0], np.inf)
+
+
+def sample_efficiency(
+    frames: np.ndarray,
+    returns: np.ndarray,
+    base_frames: np.ndarray,
+    base_returns: np.ndarray,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """How many times fewer frames a method needs for what its base has learned in the end.
+
+    The frames in which the base's mean over seeds first comes to its last value, over those in
+    which the method's mean comes to the same: 2 is half the frames, 0 that it never does. Both
+    curves should end at the same number of frames. The percentile bootstrap draws seeds of both.
+
+    Args:
+      frames, base_frames: (T,), (P,) of the evaluations.
+      returns, base_returns: (seeds, T), (seeds, P), all finite.
+      resamples, confidence, seed: see `stratified_bootstrap`.
+
+    Returns:
+      Scalars. No interval (NaN) if either has one seed only.
+    """
+
+    def ratio(means: np.ndarray, base_means: np.ndarray) -> np.ndarray:
+        level = base_means[..., -1]
+        base = frames_to_reach(base_frames, base_means, level)
+        return base / frames_to_reach(frames, means, level)
+
+    point = float(ratio(returns.mean(0), base_returns.mean(0)))
+    if min(len(returns), len(base_returns)) == 1:
+        return Interval(point, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    draws = [
+        x[rng.integers(len(x), size=(resamples, len(x)))].mean(1) for x in (returns, base_returns)
+    ]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(ratio(*draws), [tail, 100 - tail])
+    return Interval(point, float(low), float(high))
+
+
 def difference(a: Values, b: Values, confidence: float = 0.95) -> Interval:
     """Mean of `b` less mean of `a`, with Welch's interval for unequal variances.
 
