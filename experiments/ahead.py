@@ -94,7 +94,6 @@ def main(argv: Sequence[str]) -> int:
     devices.accelerator(FLAGS.device)
     # Of an extra only the compiler is used, so JAX looks for no device of its.
     jax.config.update("jax_platforms", "cpu")
-    cli.start()
     # A user's module may register fixes and terminations, so it is imported before they are read.
     envs.spec(FLAGS.env)
     config = run.configured()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 #: Instructions that only name or order what others make.
 _FREE = frozenset(
-    [
+    (
         "parameter",
         "constant",
         "tuple",
@@ -34,11 +34,11 @@ _FREE = frozenset(
         "async-done",
         "send-done",
         "recv-done",
-    ]
+    )
 )
 #: Instructions that are work though their result is one number.
 _WORK = frozenset(
-    [
+    (
         "fusion",
         "custom-call",
         "dot",
@@ -53,7 +53,7 @@ _WORK = frozenset(
         "all-reduce",
         "all-reduce-start",
         "async-start",
-    ]
+    )
 )
 #: Targets of custom calls that do nothing.
 _NO_WORK = ("AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape")
