@@ -38,6 +38,14 @@ class Fix(NamedTuple):
     exponent: float | None = None
 
 
+def _sums(weights: Array, values: Array) -> Array:
+    """Weighted sums (N,), (N, X) -> (X,), in float32 whatever products are made in by default.
+
+    A lower precision would turn what `auto` chooses, and every unit.
+    """
+    return jnp.matmul(weights, values, precision=jax.lax.Precision.HIGHEST)
+
+
 def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and standard deviation (N, X) -> (X,), (X,), each of the N with its weight (N,).
 
@@ -46,8 +54,8 @@ def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     """
     total = jnp.maximum(weights.sum(), 1.0)
     origin = values[weights.argmax()]
-    mean = origin + weights @ (values - origin) / total
-    std = jnp.sqrt(weights @ jnp.square(values - mean) / total)
+    mean = origin + _sums(weights, values - origin) / total
+    std = jnp.sqrt(_sums(weights, jnp.square(values - mean)) / total)
     return mean, jnp.where(std < CONSTANT, 1.0, std)
 
 
@@ -55,8 +63,8 @@ def varies(values: Array, weights: Array) -> Array:
     """Which channels are not constant: (N, X), (N,) -> bool (X,)."""
     total = jnp.maximum(weights.sum(), 1.0)
     around = values - values[weights.argmax()]
-    mean = weights @ around / total
-    return weights @ jnp.square(around - mean) / total >= CONSTANT**2
+    mean = _sums(weights, around) / total
+    return _sums(weights, jnp.square(around - mean)) / total >= CONSTANT**2
 
 
 def unit_variance(raw: Array, weights: Array) -> tuple[Array, Array]:
@@ -75,7 +83,8 @@ def unit_variance(raw: Array, weights: Array) -> tuple[Array, Array]:
 
 def _variance(values: Array, weights: Array) -> Array:
     total = jnp.maximum(weights.sum(), 1.0)
-    return weights @ jnp.square(values - weights @ values / total) / total
+    mean = _sums(weights, values) / total
+    return _sums(weights, jnp.square(values - mean)) / total
 
 
 def _published(obs: Array, next_obs: Array, weights: Array) -> Array:
