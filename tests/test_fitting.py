@@ -513,6 +513,7 @@ def test_statistics_are_in_full_precision_whatever_products_are_made_in(default)
             jax.tree.map(lambda x: x[0], model.params)
         )
     highest = jax.lax.Precision.HIGHEST
-    assert precisions and set(precisions) == {(highest, highest)}
+    # Sums have no precision but their own.
+    assert set(precisions) <= {(highest, highest)}
     # What learns is made as the default says.
     assert (highest, highest) not in set(_products(trained.jaxpr))

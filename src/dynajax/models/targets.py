@@ -41,9 +41,19 @@ class Fix(NamedTuple):
 def _sums(weights: Array, values: Array) -> Array:
     """Weighted sums (N,), (N, X) -> (X,), in float32 whatever products are made in by default.
 
-    A lower precision would turn what `auto` chooses, and every unit.
+    No product: at a lower precision one would turn what `auto` chooses, and every unit; and a TPU
+    would first copy all values into a layout of its own, padded to 128 channels.
     """
-    return jnp.matmul(weights, values, precision=jax.lax.Precision.HIGHEST)
+    return (weights[:, None] * values).sum(0)
+
+
+def _first(values: Array, weights: Array) -> Array:
+    """The first value of those that weigh most (N, X), (N,) -> (X,), to the bit.
+
+    As a sum, since for a look-up a TPU would copy all values too.
+    """
+    first = jnp.arange(weights.size) == weights.argmax()
+    return jnp.where(first[:, None], values, 0.0).sum(0)
 
 
 def moments(values: Array, weights: Array) -> tuple[Array, Array]:
@@ -53,7 +63,7 @@ def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     so that a channel far from zero keeps its digits and a constant one has no spread at all.
     """
     total = jnp.maximum(weights.sum(), 1.0)
-    origin = values[weights.argmax()]
+    origin = _first(values, weights)
     mean = origin + _sums(weights, values - origin) / total
     std = jnp.sqrt(_sums(weights, jnp.square(values - mean)) / total)
     return mean, jnp.where(std < CONSTANT, 1.0, std)
@@ -62,7 +72,7 @@ def moments(values: Array, weights: Array) -> tuple[Array, Array]:
 def varies(values: Array, weights: Array) -> Array:
     """Which channels are not constant: (N, X), (N,) -> bool (X,)."""
     total = jnp.maximum(weights.sum(), 1.0)
-    around = values - values[weights.argmax()]
+    around = values - _first(values, weights)
     mean = _sums(weights, around) / total
     return _sums(weights, jnp.square(around - mean)) / total >= CONSTANT**2
 
