@@ -110,7 +110,11 @@ def jobs(program: Program) -> dict[str, Job]:
         step = transition_shapes(program.placement.rows, program.spec)
         obs = step[0].obs
         add("act", program.act, (state, obs, np.int32(0)), 1, 1)
-        add("learn", program.learn, (state, *step), 1, int(horizon))
+        corrected: tuple[Any, ...] = ()
+        if config.oracle != "none":
+            _, proposal = jax.eval_shape(program.propose, state, *step)
+            corrected = (program.placement.real(proposal),)
+        add("learn", program.learn, (state, *step, *corrected), 1, int(horizon))
     if config.has_model:
         add("fit", program.fit, (state,), 1 / model.fit_every, longest)
     return jobs
@@ -133,7 +137,7 @@ def measure(job: Job, accelerator: devices.Accelerator, *, count: bool = True) -
 
 
 def of_rows(config: Config, rows: int) -> Config:
-    """The configuration with so many seeds of its first variant."""
+    """The configuration with so many rows, seeds of its first variant."""
     return dataclasses.replace(config, seeds=rows, variants=config.variants[:1])
 
 
@@ -144,6 +148,17 @@ class Fit(NamedTuple):
     needed: int  # bytes that so many take
     more: int | None  # bytes that one more row takes; None where its compiler refuses it
     tried: tuple[int, ...]  # numbers of rows that were compiled
+
+
+def _where_line_meets(tried: dict[int, int], low: int, high: int | None, limit: int) -> int:
+    """Rows at which the line through the two known points next to the edge reaches the limit."""
+    known = sorted(tried)
+    right = high if high in tried else known[-1]
+    left = low if low in tried and low != right else known[0]
+    if left == right:
+        return int(limit * right / tried[right])
+    slope = (tried[right] - tried[left]) / (right - left)
+    return left + int((limit - tried[left]) / slope) if slope > 0 else 2 * low
 
 
 def most_rows(
@@ -171,9 +186,8 @@ def most_rows(
         program = build(of_rows(config, rows), spec, targets)
         todo = jobs(program)
         worst = 0
+        # The largest first, for a number of rows is refused by any program that is too large.
         for program_name in by_need:
-            if program_name not in todo:
-                continue
             try:
                 worst = max(worst, measure(todo[program_name], accelerator, count=False).needed)
             except jax.errors.JaxRuntimeError as error:
@@ -188,16 +202,12 @@ def most_rows(
     refused: set[int] = set()
     low, high = (begin, None) if tried[begin] <= limit else (0, begin)
     while high is None or high - low > 1:
-        known = sorted(tried)
-        slope = tried[known[-1]] / known[-1]
-        base = 0.0
-        if len(known) > 1:
-            slope = (tried[known[-1]] - tried[known[0]]) / (known[-1] - known[0])
-            base = tried[known[0]] - slope * known[0]
-        guess = int((limit - base) / slope) if slope > 0 else 2 * low
+        guess = _where_line_meets(tried, low, high, limit)
         if high is not None and not low < guess < high:
-            # The line says that the edge is at one of the ends: look beside it first.
+            # The line says that the edge is at one of the ends: look beside it.
             guess = low + 1 if guess <= low else high - 1
+        if high is not None and len(tried) + len(refused) > 4:
+            guess = (low + high) // 2
         guess = max(guess, low + 1)
         bytes_of = need(guess)
         if bytes_of is None:
