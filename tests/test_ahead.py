@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import scripts
 from dynajax import UsageError, compiler
 from dynajax.measure import ahead, devices, hlo
-import scripts
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ahead.py"
 

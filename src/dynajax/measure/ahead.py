@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dynajax import compiler, schedule
@@ -99,22 +100,20 @@ def jobs(program: Program) -> dict[str, Job]:
         )
 
     if config.engine == "mjx":
-        engine = DeviceEngine(program, Clock())
-        lengths = schedule.segments(config)
-        lowered = engine.lower()
-        for length, segment in zip(lengths, lowered, strict=False):
-            jobs[f"steps of {length}"] = Job(lambda s=segment: s, 1 / length, 1, lambda: 0)
-        jobs["evaluation"] = Job(lambda: lowered[len(lengths)], 1 / config.eval.every, 1, lambda: 0)
-    else:
-        horizon = rollouts.horizon(config, np.int32(config.random_steps))
-        step = transition_shapes(program.placement.rows, program.spec)
-        obs = step[0].obs
-        add("act", program.act, (state, obs, np.int32(0)), 1, 1)
-        corrected: tuple[Any, ...] = ()
-        if config.oracle != "none":
-            _, proposal = jax.eval_shape(program.propose, state, *step)
-            corrected = (program.placement.real(proposal),)
-        add("learn", program.learn, (state, *step, *corrected), 1, int(horizon))
+        every = {"evaluation": config.eval.every, "fit": model.fit_every}
+        every |= {f"steps of {length}": length for length in schedule.segments(config)}
+        for name, (function, arguments) in DeviceEngine(program, Clock()).programs().items():
+            add(name, function, arguments, 1 / every[name], longest if name == "fit" else 1)
+        return jobs
+    horizon = rollouts.horizon(config, jnp.asarray(config.random_steps))
+    step = transition_shapes(program.placement.rows, program.spec)
+    obs = step[0].obs
+    add("act", program.act, (state, obs, np.int32(0)), 1, 1)
+    corrected: tuple[Any, ...] = ()
+    if config.oracle != "none":
+        _, proposal = jax.eval_shape(program.propose, state, *step)
+        corrected = (program.placement.real(proposal),)
+    add("learn", program.learn, (state, *step, *corrected), 1, int(horizon))
     if config.has_model:
         add("fit", program.fit, (state,), 1 / model.fit_every, longest)
     return jobs
@@ -122,7 +121,7 @@ def jobs(program: Program) -> dict[str, Job]:
 
 def measure(job: Job, accelerator: devices.Accelerator, *, count: bool = True) -> Measured:
     """Compiles a program for a device."""
-    compiled = job.lower().compile(compiler_options=accelerator.options)
+    compiled = job.lower().compile(compiler_options=dict(accelerator.options))
     size: Any = compiled.memory_analysis()
     return Measured(
         size.argument_size_in_bytes,
