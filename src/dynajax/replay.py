@@ -72,26 +72,30 @@ def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Ar
     (capacity,) = replay.valid.shape
     size = jnp.clip(count, 1, capacity)
     valid = replay.valid & (jnp.arange(capacity) < size)
-    words = _pack(valid)
-    # In rows, so that a look-up reads one row and the ends of all.
-    width = math.isqrt(max(words.size - 1, 0)) + 1
-    words = jnp.pad(words, (0, width**2 - words.size))
+    # A square, so that a look-up reads one row and the ends of all.
+    width = math.isqrt(max(-(-capacity // _BITS) - 1, 0)) + 1
+    words = _pack(valid, width**2)
     ends = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32))
     total = ends[-1]
-    # Where there is no hole a rank is a slot.
     first_key, _ = jax.random.split(key)
     rank = jax.random.randint(first_key, shape, 0, jnp.where(total > 0, total, size))
-    return jnp.where(total > 0, _slot(words.reshape(width, width), ends, rank), rank)
+    # Where there is no hole a rank is a slot.
+    holes = (total > 0) & (total < size)
+    return jnp.where(holes, _slot(words.reshape(width, width), ends, rank), rank)
 
 
-def _pack(flags: Array) -> Array:
-    """Flags (N,) as the bits of words (N/32,), the first in the lowest."""
-    bits = jnp.pad(flags, (0, -flags.size % _BITS)).reshape(-1, _BITS).astype(jnp.uint32)
-    return (bits << jnp.arange(_BITS, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+def _pack(flags: Array, count: int) -> Array:
+    """Flags (N,) as bits of `count` words, 32 count >= N: flag i is bit i // count of word i % count.
+
+    So that a word's bits lie far apart, for neighbours as a last axis are what vector units lack.
+    """
+    bits = jnp.pad(flags, (0, _BITS * count - flags.size)).reshape(_BITS, count)
+    shifts = jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
+    return (bits.astype(jnp.uint32) << shifts).sum(0, dtype=jnp.uint32)
 
 
 def _slot(words: Array, ends: Array, rank: Array) -> Array:
-    """Which flags are the set ones of these ranks, counted from 0: int (...).
+    """Which flags (see `_pack`) are the set ones of these ranks, counted word by word: int (...).
 
     Args:
       words: (X, X) of 32 flags each.
@@ -113,7 +117,7 @@ def _slot(words: Array, ends: Array, rank: Array) -> Array:
         left = jnp.where(above, left - low, left)
         word = jnp.where(above, word >> half, word)
         bit += jnp.where(above, half, 0)
-    return at * _BITS + bit
+    return at + bit * width**2
 
 
 def take(replay: Replay, slots: Array) -> Transition:
