@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dynajax import UsageError, cli, envs, make_config, train, write_report
-from dynajax.config import PRESETS
+from dynajax.config import PRESETS, Config
 from dynajax.record import video
 from dynajax.runtime import processes
 
@@ -47,13 +47,9 @@ flags.DEFINE_bool("video", False, "Record an episode of the final policy.")
 flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra wandb).")
 
 
-def main(argv: Sequence[str]) -> int:
-    if argv:
-        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    cli.start(FLAGS.process)
-    # A user's module may register fixes and terminations, so it is imported before they are read.
-    envs.spec(FLAGS.env)
-    run = make_config(
+def configured() -> Config:
+    """The configuration that the flags say."""
+    return make_config(
         FLAGS.env,
         algo=FLAGS.algo,
         agent=FLAGS.agent,
@@ -71,6 +67,15 @@ def main(argv: Sequence[str]) -> int:
         engine=FLAGS.engine,
         oracle=FLAGS.oracle,
     )
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv:
+        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+    cli.start(FLAGS.process)
+    # A user's module may register fixes and terminations, so it is imported before they are read.
+    envs.spec(FLAGS.env)
+    run = configured()
     if FLAGS.video:
         video.check(run)
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])

@@ -1,54 +1,72 @@
 #!/usr/bin/env bash
-# Everything that is still to be measured on an accelerator, in the order of its worth:
-# correctness, speed, then learning curves for as long as there is time.
+# What to do with half an hour of an accelerator, in the order of its worth; the same command goes on
+# where it was interrupted.
 #
 #   launch/measure.sh OUT [MINUTES]      default: 30 minutes in all
+#   DRY=1 launch/measure.sh OUT          every part at its smallest, to see on a CPU that it runs
 #
-# Learning curves go on from their checkpoints when the same command is given again. Further flags
-# for the curves' runs in RUN_FLAGS, for the benchmarks in BENCH_FLAGS and ENVS_FLAGS; PYTHON names the
-# interpreter.
+# The plan, in minutes of 30: 4 correctness against a CPU; 6 speed (bench.py, whose table has
+# the lower bound's counterpart: operations of each stage); 2 the kernels' real times beside the lower
+# bound (ahead.py and trace.py, on DEVICE); 17 a learning study, every run a checkpoint at each evaluation.
+# A part that is done leaves OUT/NAME.done, and is not repeated. DEVICE is the name that ahead.py has
+# for the accelerator (h100); PYTHON names the interpreter; RUN_FLAGS are for the study's runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=${1:?usage: launch/measure.sh OUT [MINUTES]}
-end=$((SECONDS + 60 * ${2:-30}))
+minutes=${2:-30}
+end=$((SECONDS + 60 * minutes))
 python=${PYTHON:-python}
+device=${DEVICE:-h100}
 read -ra run_flags <<<"${RUN_FLAGS:-}"
-read -ra bench_flags <<<"${BENCH_FLAGS:-}"
-read -ra envs_flags <<<"${ENVS_FLAGS:-}"
+envs=cheetah-run,humanoid-stand rows=1,6,16,64 seeds=6 seconds=1 preset=(--preset=paper)
+tests=(tests/test_sac.py tests/test_ensemble.py tests/test_fitting.py tests/test_replay.py
+  tests/test_device_tasks.py -k "not float64 and not (float32 and (quadruped or humanoid or cheetah))")
+if [[ -n ${DRY:-} ]]; then
+  envs=pendulum-swingup rows=1 seeds=1 seconds=0.01 device=cpu
+  tests=(tests/test_replay.py -k mapped)
+  preset=(--preset=quick --set=replay.real=500 --set=agent.critic_width=8 --set=agent.actor_width=8
+    --set=model.width=8 --set=model.fit_steps=5 --set=model.score_size=20 --set=rollout.batch=100)
+  run_flags+=(--steps=200 --set=random_steps=100 --set=eval.every=100 --set=eval.episodes=1)
+fi
 mkdir -p "$out/curves"
 
-# part NAME COMMAND...: within the time that is left; SIGTERM, so that a run saves itself. A part
-# that fails does not take the others with it.
+# part NAME MINUTES COMMAND...: within its minutes and those that are left; SIGTERM, so that a run
+# saves itself. A part that fails does not take the others with it.
 part() {
-  local name=$1 left=$((end - SECONDS)) status=0
-  shift
+  local name=$1 limit=$(($2 * 60)) left=$((end - SECONDS)) status=0
+  shift 2
+  if [[ -f $out/$name.done ]]; then
+    echo "== $name: done before"
+    return
+  fi
   if ((left < 60)); then
     echo "== $name: no time left"
     return
   fi
   echo "== $name"
-  timeout --signal=TERM --kill-after=120 "$left" "$@" 2>&1 | tee "$out/$name.log" || status=$?
+  timeout --signal=TERM --kill-after=120 "$((limit < left ? limit : left))" "$@" 2>&1 |
+    tee "$out/$name.log" || status=$?
   echo "== $name: status $status"
+  ((status)) || touch "$out/$name.done"
 }
 
-part tests "$python" -m pytest tests/test_sac.py tests/test_ensemble.py tests/test_fitting.py tests/test_train.py \
-  tests/test_device_tasks.py -k "not float64 and not (float32 and (quadruped or humanoid or cheetah))"
-part bench "$python" experiments/bench.py --out="$out/bench" --start \
-  --env=cheetah-run,humanoid-stand,quadruped-run --rows=1,2,4,6,16,64 "${bench_flags[@]}"
-part envs "$python" experiments/bench_envs.py --out="$out/bench" "${envs_flags[@]}"
+part tests 4 "$python" -m pytest -n 0 "${tests[@]}"
+part bench 6 "$python" experiments/bench.py --out="$out/bench" --env="$envs" --rows="$rows" \
+  --seconds="$seconds" "${preset[@]}"
+part bound 1 env JAX_PLATFORMS=cpu "$python" experiments/ahead.py --device="$device" \
+  --env="${envs%%,*}" --seeds="$seeds" --out="$out/bound" --nofit_rows "${preset[@]}"
+part times 1 "$python" experiments/trace.py --env="${envs%%,*}" --seeds="$seeds" \
+  --bound="$out/bound" --out="$out/times" "${preset[@]}"
 
-variants=(--fix=none --fix=scale --fix=target --fix=scale,target --fix=scale,auto,beta)
-for env in quadruped-run hopper-stand humanoid-stand; do
-  for algo in mbpo sac; do
-    name=$env-$algo flags=(--algo=sac)
-    [[ $algo == mbpo ]] && flags=("${variants[@]}")
-    part "$name" "$python" experiments/run.py --env="$env" --preset=paper --seeds=2 \
-      --out="$out/runs/$name" "${flags[@]}" "${run_flags[@]}"
-    mkdir -p "$out/curves/$name"
-    for file in config.json eval.csv metrics.jsonl; do
-      [[ -f $out/runs/$name/$file ]] && cp "$out/runs/$name/$file" "$out/curves/$name/"
-    done
+variants=(--fix=none --fix=scale,target --fix=scale,auto,beta)
+for env in ${envs//,/ }; do
+  name=study-$env
+  part "$name" 17 "$python" experiments/run.py --env="$env" --seeds="$seeds" \
+    --out="$out/runs/$name" "${preset[@]}" "${variants[@]}" "${run_flags[@]}"
+  mkdir -p "$out/curves/$name"
+  for file in config.json eval.csv metrics.jsonl; do
+    [[ -f $out/runs/$name/$file ]] && cp "$out/runs/$name/$file" "$out/curves/$name/"
   done
 done
 echo "written: $out"

@@ -485,3 +485,35 @@ def test_a_reward_that_is_a_step_in_the_next_state_is_learned_from_it():
         _, metrics = fit(config, init(config, SPEC, KEY), data, KEY, SCALE)
         r2[reward_from] = float(metrics["r2_reward"])
     assert r2["next_state"] > 0.5, r2
+
+
+def _products(jaxpr):
+    """The precision of every matmul in a program, inner ones too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _products(inner)
+
+
+@pytest.mark.parametrize("default", ["bfloat16", "tensorfloat32"])
+def test_statistics_are_in_full_precision_whatever_products_are_made_in(default):
+    model, data = init(FIXED, SPEC, KEY), linear_data()
+
+    def begin(model, data):
+        return fitting.begin(FIXED, [("scale", "auto")], jnp.array(0), model, data, HOLDOUT)
+
+    with jax.default_matmul_precision(default):
+        precisions = list(_products(jax.make_jaxpr(begin)(model, data).jaxpr))
+        trained = jax.make_jaxpr(lambda p: ensemble.loss(FIXED, model, p, data.data))(
+            jax.tree.map(lambda x: x[0], model.params)
+        )
+    highest = jax.lax.Precision.HIGHEST
+    # Sums have no precision but their own.
+    assert set(precisions) <= {(highest, highest)}
+    # What learns is made as the default says.
+    assert (highest, highest) not in set(_products(trained.jaxpr))

@@ -334,7 +334,9 @@ class Algorithm:
         real, synthetic = jax.lax.optimization_barrier((real, synthetic))
         agent = self.agent(row)
 
-        def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Metrics]:
+        names: list[str] = []
+
+        def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Array]:
             state, trusted = carry
             real, synthetic, noises = inputs
             metrics: Metrics = {}
@@ -346,15 +348,18 @@ class Algorithm:
                 counts = batch.valid.astype(jnp.float32)
                 weight = counts if batch.weight is None else counts * batch.weight
                 state, learned = agent.update(state, batch.transition, weight, counts, noise)
-            return (state, trusted), {**learned, **metrics}
+            metrics = {**learned, **metrics}
+            names[:] = metrics
+            # As one array, for each figure alone is a kernel of a GPU.
+            return (state, trusted), jnp.stack(list(metrics.values()))
 
         noise = agent.noise(keys.update, updates * parts)
         noises = tuple(
             jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
         )
         carry = row.agent, row.trust
-        (state, trusted), metrics = jax.lax.scan(update, carry, (real, synthetic, noises))
-        metrics = {name: values.mean() for name, values in metrics.items()}
+        (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises))
+        metrics = dict(zip(names, values.mean(0), strict=True))
         row = row._replace(key=keys.after, agent=state, trust=trusted)
         return row, {**metrics, **figures}
 

@@ -1,9 +1,10 @@
 """How XLA is asked to compile the training programs, and the memory that they take."""
 
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,23 @@ from dynajax.types import UsageError
 # By measurement (BUILD_NOTES.md, "Speed"): on a CPU XLA hands batched matmuls to YNNPACK, which
 # runs most of them on one thread; its own matmuls use all of them.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+#: The share of a device's memory that programs may fill.
+FILLED = 0.9
+
+# The kind of device that programs are made for where it is not the local one.
+_absent: str | None = None
+
+
+@contextlib.contextmanager
+def made_for(platform: str) -> Iterator[None]:
+    """Within it programs are made for devices of a platform that need not be here."""
+    global _absent
+    before, _absent = _absent, platform
+    try:
+        yield
+    finally:
+        _absent = before
 
 
 def local_devices() -> list[jax.Device]:
@@ -39,8 +57,8 @@ def local_devices() -> list[jax.Device]:
 
 
 def small_caches() -> bool:
-    """Whether the local devices are cores of a CPU, where what stays in the cache costs least."""
-    return local_devices()[0].platform == "cpu"
+    """Whether programs are made for cores of a CPU, where what stays in the cache costs least."""
+    return (_absent or local_devices()[0].platform) == "cpu"
 
 
 def use_cores() -> None:
@@ -53,15 +71,18 @@ def use_cores() -> None:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
-@functools.cache
 def options() -> dict[str, str]:
-    """Compiler options for the local devices; none where this XLA does not know them."""
-    wanted = _CPU if small_caches() else {}
+    """Compiler options for the devices; none where this XLA does not know them."""
+    return _on_cpu() if small_caches() else {}
+
+
+@functools.cache
+def _on_cpu() -> dict[str, str]:
     try:
-        jax.jit(lambda x: x, compiler_options=wanted).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options=_CPU).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
         return {}
-    return wanted
+    return _CPU
 
 
 def jit(function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
@@ -74,12 +95,14 @@ def memory(programs: Sequence[jax.stages.Lowered]) -> int:
 
     It compiles them; a later call with arguments of the same shapes finds them compiled.
     """
-    sizes = []
-    for program in programs:
-        size: Any = program.compile().memory_analysis()
-        results = size.output_size_in_bytes - size.alias_size_in_bytes
-        sizes.append(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
-    return max(sizes)
+    return max(needed(program.compile()) for program in programs)
+
+
+def needed(program: jax.stages.Compiled) -> int:
+    """Bytes that a program needs on each device: what it reads, writes and works in."""
+    size: Any = program.memory_analysis()
+    results = size.output_size_in_bytes - size.alias_size_in_bytes
+    return int(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
 
 
 def count(tree: Any) -> int:

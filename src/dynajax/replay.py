@@ -1,9 +1,12 @@
 """A ring of transitions as pure functions on arrays.
 
 A slot is drawn only while it is `valid`: dropped transitions and the ends of rollouts leave holes.
-Draws are even among the valid slots, by rejection: draw among the filled slots, and redraw those
-that hit a hole. This is exact and costs nothing where there is no hole.
+Draws are even among the valid slots: one of their ranks is drawn, and the slot is looked up that
+has it. This is exact, and there is no loop in it whose end depends on data, for which an
+accelerator would have to wait for its host.
 """
+
+import math
 
 import chex
 import jax
@@ -11,8 +14,8 @@ import jax.numpy as jnp
 
 from dynajax.types import Array, Replay, Transition
 
-#: Redraws before a hole is taken as it is; with one slot in 100 valid it happens once in 20,000.
-MAX_REDRAWS = 1000
+#: Flags of slots that lie in one word of an index.
+_BITS = 32
 
 
 def init(capacity: int, obs_dim: int, action_dim: int, *, weighs: bool = False) -> Replay:
@@ -61,25 +64,60 @@ def add(
 def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Array:
     """Slots of valid transitions, evenly and independently: int `shape`.
 
+    Where no slot is valid, of any that are filled.
+
     Args:
       count: () transitions that were added so far.
     """
-    size = jnp.clip(count, 1, replay.valid.shape[0])
-    first_key, key = jax.random.split(key)
+    (capacity,) = replay.valid.shape
+    size = jnp.clip(count, 1, capacity)
+    valid = replay.valid & (jnp.arange(capacity) < size)
+    # A square, so that a look-up reads one row and the ends of all.
+    width = math.isqrt(max(-(-capacity // _BITS) - 1, 0)) + 1
+    words = _pack(valid, width**2)
+    ends = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32))
+    total = ends[-1]
+    first_key, _ = jax.random.split(key)
+    rank = jax.random.randint(first_key, shape, 0, jnp.where(total > 0, total, size))
+    # Where there is no hole a rank is a slot.
+    holes = (total > 0) & (total < size)
+    return jnp.where(holes, _slot(words.reshape(width, width), ends, rank), rank)
 
-    def fresh(key: Array) -> Array:
-        return jax.random.randint(key, shape, 0, size)
 
-    def holes(carry: tuple[Array, Array, Array]) -> Array:
-        slots, _, tries = carry
-        return (tries < MAX_REDRAWS) & ~replay.valid[slots].all()
+def _pack(flags: Array, count: int) -> Array:
+    """Flags (N,) as bits of `count` words, 32 count >= N: flag i is bit i // count of word i % count.
 
-    def redraw(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        slots, key, tries = carry
-        key, redraw_key = jax.random.split(key)
-        return jnp.where(replay.valid[slots], slots, fresh(redraw_key)), key, tries + 1
+    So that a word's bits lie far apart, for neighbours as a last axis are what vector units lack.
+    """
+    bits = jnp.pad(flags, (0, _BITS * count - flags.size)).reshape(_BITS, count)
+    shifts = jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
+    return (bits.astype(jnp.uint32) << shifts).sum(0, dtype=jnp.uint32)
 
-    return jax.lax.while_loop(holes, redraw, (fresh(first_key), key, jnp.zeros((), jnp.int32)))[0]
+
+def _slot(words: Array, ends: Array, rank: Array) -> Array:
+    """Which flags (see `_pack`) are the set ones of these ranks, counted word by word: int (...).
+
+    Args:
+      words: (X, X) of 32 flags each.
+      ends: (X * X,) set flags up to the end of each word.
+      rank: (...) int.
+    """
+    width = words.shape[0]
+    table = ends.reshape(width, width)
+    row = (table[:, -1] <= rank[..., None]).sum(-1)
+    row = jnp.minimum(row, width - 1)
+    column = jnp.minimum((table[row] <= rank[..., None]).sum(-1), width - 1)
+    at = row * width + column
+    word = words[row, column]
+    left = rank - jnp.where(at > 0, ends[at - 1], 0)
+    bit = jnp.zeros_like(rank)
+    for half in (16, 8, 4, 2, 1):
+        low = jax.lax.population_count(word & jnp.uint32((1 << half) - 1)).astype(jnp.int32)
+        above = left >= low
+        left = jnp.where(above, left - low, left)
+        word = jnp.where(above, word >> half, word)
+        bit += jnp.where(above, half, 0)
+    return at + bit * width**2
 
 
 def take(replay: Replay, slots: Array) -> Transition:

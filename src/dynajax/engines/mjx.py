@@ -256,15 +256,21 @@ class DeviceEngine:
         assert self._clocked is not None
         return self._clocked.worlds
 
+    def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """The large programs by name, each with its arguments' shapes."""
+        state, clocked = jax.eval_shape(self._program.init), jax.eval_shape(self._empty)
+        programs: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            f"steps of {length}": (self._steps(length), (state, clocked))
+            for length in schedule.segments(self._config)
+        }
+        programs["evaluation"] = self._evaluate, (state, clocked.step)
+        if self._config.has_model:
+            programs["fit"] = self._program.fit, (state,)
+        return programs
+
     def lower(self) -> list[jax.stages.Lowered]:
         """The large programs, before they are compiled."""
-        state, clocked = jax.eval_shape(self._program.init), jax.eval_shape(self._empty)
-        lengths = schedule.segments(self._config)
-        programs = [self._steps(length).lower(state, clocked) for length in lengths]
-        programs.append(self._evaluate.lower(state, clocked.step))
-        if self._config.has_model:
-            programs.append(self._program.fit.lower(state))
-        return programs
+        return [function.lower(*arguments) for function, arguments in self.programs().values()]
 
     def start(self) -> None:
         """Begins episode 0 of every row."""

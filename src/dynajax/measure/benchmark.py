@@ -217,7 +217,9 @@ class Workload:
             "insert": Stage(lambda: self._go_on(program.insert, *self._transition)),
         }
         if config.has_model:
-            stages |= {"rollout": self._rollout(), **self._fit()}
+            # Rollouts that are made afresh inside the updates are no stage of their own.
+            rollout = {} if config.rollout.fresh else {"rollout": self._rollout()}
+            stages |= {**rollout, **self._fit()}
         evaluation = program.spec.time_limit / config.eval.every
         return stages | {
             "agent update": self._update(),

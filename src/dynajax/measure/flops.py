@@ -35,7 +35,8 @@ def count(function: Callable[..., Any], *arguments: Any, trips: int | None = Non
 
 def _of_jaxpr(jaxpr: Jaxpr, read: Sequence[bool], trips: int | None) -> int:
     """`read`: which of its results are."""
-    total, live = 0, set(itertools.compress(jaxpr.outvars, read))
+    total = 0
+    live = {x for x in itertools.compress(jaxpr.outvars, read) if not isinstance(x, Literal)}
     for equation in reversed(jaxpr.eqns):
         read = [variable in live for variable in equation.outvars]
         if any(read) or equation.effects:

@@ -276,8 +276,9 @@ def begin(
     """
     data = split(config, replay, holdout_key)
     real, never = replay.data, model.fits == 0
-    truth = jnp.concatenate([real.next_obs, real.reward[:, None]], -1)
-    varied = model.varied | targets.varies(truth, data.weights)
+    # Not of one array with both, which would be a copy of the whole replay.
+    parts = (real.next_obs, real.reward[:, None])
+    varied = model.varied | jnp.concatenate([targets.varies(x, data.weights) for x in parts])
     begins = varied & ~model.varied
     code = targets.fit_code(
         variants,
@@ -289,7 +290,8 @@ def begin(
         real.next_obs,
         data.weights,
     )
-    mean, std = targets.moments(jnp.concatenate([real.obs, real.action], -1), data.weights)
+    of_parts = [targets.moments(x, data.weights) for x in (real.obs, real.action)]
+    mean, std = (jnp.concatenate(x) for x in zip(*of_parts, strict=True))
     raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
     _, unit = targets.moments(raw, data.weights)
     # New weights predict nothing that should stay as it is; they are meant for z as they are.

@@ -38,6 +38,24 @@ class Fix(NamedTuple):
     exponent: float | None = None
 
 
+def _sums(weights: Array, values: Array) -> Array:
+    """Weighted sums (N,), (N, X) -> (X,), in float32 whatever products are made in by default.
+
+    No product: at a lower precision one would turn what `auto` chooses, and every unit; and a TPU
+    would first copy all values into a layout of its own, padded to 128 channels.
+    """
+    return (weights[:, None] * values).sum(0)
+
+
+def _first(values: Array, weights: Array) -> Array:
+    """The first value of those that weigh most (N, X), (N,) -> (X,), to the bit.
+
+    As a sum, since for a look-up a TPU would copy all values too.
+    """
+    first = jnp.arange(weights.size) == weights.argmax()
+    return jnp.where(first[:, None], values, 0.0).sum(0)
+
+
 def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and standard deviation (N, X) -> (X,), (X,), each of the N with its weight (N,).
 
@@ -45,18 +63,18 @@ def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     so that a channel far from zero keeps its digits and a constant one has no spread at all.
     """
     total = jnp.maximum(weights.sum(), 1.0)
-    origin = values[weights.argmax()]
-    mean = origin + weights @ (values - origin) / total
-    std = jnp.sqrt(weights @ jnp.square(values - mean) / total)
+    origin = _first(values, weights)
+    mean = origin + _sums(weights, values - origin) / total
+    std = jnp.sqrt(_sums(weights, jnp.square(values - mean)) / total)
     return mean, jnp.where(std < CONSTANT, 1.0, std)
 
 
 def varies(values: Array, weights: Array) -> Array:
     """Which channels are not constant: (N, X), (N,) -> bool (X,)."""
     total = jnp.maximum(weights.sum(), 1.0)
-    around = values - values[weights.argmax()]
-    mean = weights @ around / total
-    return weights @ jnp.square(around - mean) / total >= CONSTANT**2
+    around = values - _first(values, weights)
+    mean = _sums(weights, around) / total
+    return _sums(weights, jnp.square(around - mean)) / total >= CONSTANT**2
 
 
 def unit_variance(raw: Array, weights: Array) -> tuple[Array, Array]:
@@ -75,7 +93,8 @@ def unit_variance(raw: Array, weights: Array) -> tuple[Array, Array]:
 
 def _variance(values: Array, weights: Array) -> Array:
     total = jnp.maximum(weights.sum(), 1.0)
-    return weights @ jnp.square(values - weights @ values / total) / total
+    mean = _sums(weights, values) / total
+    return _sums(weights, jnp.square(values - mean)) / total
 
 
 def _published(obs: Array, next_obs: Array, weights: Array) -> Array:

@@ -95,7 +95,7 @@ class Placement(NamedTuple):
         Raises:
           UsageError: it has not.
         """
-        if needed > 0.9 * (there := compiler.available(self.mesh.size)):
+        if needed > compiler.FILLED * (there := compiler.available(self.mesh.size)):
             raise UsageError(
                 f"--seeds: {self.each} rows on a device take {needed / 2**30:.1f} GiB, and it has "
                 f"{there / 2**30:.1f}; take fewer seeds or variants, or lower "

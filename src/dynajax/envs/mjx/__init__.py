@@ -142,12 +142,23 @@ def make(name: str, *, repeat: int = 1) -> Task:
     if maker is None:
         raise UsageError(f"--env={name}: {_why_not(name)}")
     task = maker()
-    task = task._replace(spec=task.spec._replace(name=name))
+    task = Task(task.spec._replace(name=name), _exact(task.reset), _exact(task.step))
     if repeat == 1:
         return task
     from dynajax.envs.mjx import repeating
 
     return repeating.repeat(task, repeat)
+
+
+def _exact(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Physics is no network: its products keep all digits, whatever is the default of others."""
+
+    @functools.wraps(function)
+    def exactly(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments)
+
+    return exactly
 
 
 def _why_not(name: str) -> str:

@@ -1,0 +1,225 @@
+"""Programs compiled for devices that are not here: the reading of their text, and the command."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import scripts
+from dynajax import UsageError, compiler
+from dynajax.measure import ahead, devices, hlo
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "ahead.py"
+
+#: A loop of three rounds with one in it that data end, as a GPU's compiler writes it.
+GPU = """
+HloModule jit_f, is_scheduled=true
+
+%fused (param_0: f32[100,4], param_1: s32[]) -> f32[2,4] {
+  %param_1 = s32[] parameter(1)
+  %param_0 = f32[100,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  ROOT %part = f32[2,4]{1,0} dynamic-slice(%param_0, %param_1, %zero), dynamic_slice_sizes={2,4}
+}
+
+%inner_body (p.1: (s32[], f32[2,4])) -> (s32[], f32[2,4]) {
+  %p.1 = (s32[], f32[2,4]{1,0}) parameter(0)
+  %x.1 = f32[2,4]{1,0} get-tuple-element(%p.1), index=1
+  %n.1 = s32[] get-tuple-element(%p.1), index=0
+  %sum.1 = f32[2,4]{1,0} all-reduce(%x.1), replica_groups={}, to_apply=%add
+  ROOT %t.1 = (s32[], /*index=1*/f32[2,4]{1,0}) tuple(%n.1, %sum.1)
+}
+
+%inner_condition (p.2: (s32[], f32[2,4])) -> pred[] {
+  %p.2 = (s32[], f32[2,4]{1,0}) parameter(0)
+  %n.2 = s32[] get-tuple-element(%p.2), index=0
+  %five = s32[] constant(5)
+  ROOT %less = pred[] compare(%n.2, %five), direction=LT
+}
+
+%body (p.3: (s32[], f32[100,4], s32[])) -> (s32[], f32[100,4], s32[]) {
+  %p.3 = (s32[], f32[100,4]{1,0}, s32[]) parameter(0)
+  %n.3 = s32[] get-tuple-element(%p.3), index=0
+  %ring = f32[100,4]{1,0} get-tuple-element(%p.3), index=1
+  %at = s32[] get-tuple-element(%p.3), index=2
+  %taken = f32[2,4]{1,0} fusion(%ring, %at), kind=kLoop, calls=%fused
+  %begin = (s32[], f32[2,4]{1,0}) tuple(%at, %taken)
+  %inner = (s32[], f32[2,4]{1,0}) while(%begin), condition=%inner_condition, body=%inner_body
+  ROOT %t.3 = (s32[], f32[100,4]{1,0}, s32[]) tuple(%n.3, %ring, %at)
+}
+
+ENTRY %main (a: f32[100,4], b: s32[]) -> f32[100,4] {
+  %a = f32[100,4]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  %copied = f32[100,4]{1,0} copy(%a)
+  %first = (s32[], f32[100,4]{1,0}, s32[]) tuple(%zero.1, %copied, %b)
+  %outer = (s32[], f32[100,4]{1,0}, s32[]) while(%first), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step":"1"}}
+  ROOT %out = f32[100,4]{1,0} get-tuple-element(%outer), index=1
+}
+"""
+#: A loop from 2 up to 9, as a TPU's compiler writes it: its end is another of the loop's values.
+TPU = """
+HloModule jit_f, is_scheduled=true
+
+%body (p.1: (s32[], s32[], f32[8])) -> (s32[], s32[], f32[8]) {
+  %p.1 = (s32[]{:T(128)}, s32[]{:T(128)}, f32[8]{0:T(256)S(1)}) parameter(0)
+  %n.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %end.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=1
+  %x.1 = f32[8]{0:T(256)S(1)} get-tuple-element(%p.1), index=2
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%n.1, %one)
+  %y.1 = f32[8]{0:T(256)S(1)} sine(%x.1)
+  ROOT %t.1 = (s32[]{:T(128)}, s32[]{:T(128)}, f32[8]{0:T(256)S(1)}) tuple(%next, %end.1, %y.1)
+}
+
+%condition (p.2: (s32[], s32[], f32[8])) -> pred[] {
+  %p.2 = (s32[]{:T(128)}, s32[]{:T(128)}, f32[8]{0:T(256)S(1)}) parameter(0)
+  %n.2 = s32[]{:T(128)} get-tuple-element(%p.2), index=0
+  %end.2 = s32[]{:T(128)} get-tuple-element(%p.2), index=1
+  ROOT %less = pred[]{:T(512)} compare(%n.2, %end.2), direction=LT
+}
+
+ENTRY %main (x: f32[8], n: s32[]) -> f32[8] {
+  %x = f32[8]{0:T(256)} parameter(0)
+  %n = s32[]{:T(128)} parameter(1)
+  %two = s32[]{:T(128)} constant(2)
+  %nine = s32[]{:T(128)} constant(9)
+  %begin = s32[]{:T(128)} copy(%two)
+  %first = (s32[]{:T(128)}, s32[]{:T(128)}, f32[8]{0:T(256)S(1)}) tuple(%begin, %END, %x)
+  %loop = (s32[]{:T(128)}, s32[]{:T(128)}, f32[8]{0:T(256)S(1)}) while(%first), \
+condition=%condition, body=%body
+  ROOT %out = f32[8]{0:T(256)} get-tuple-element(%loop), index=2
+}
+"""
+
+
+def test_a_program_is_read_part_by_part():
+    program = hlo.read(GPU)
+    (outer,) = program.loops
+    (inner,) = outer.loops
+    assert (program.kernels, outer.kernels, inner.kernels) == (1, 1, 1)
+    assert (outer.trips, inner.trips) == (3, None)
+    assert program.copies == (100 * 4 * 4,) and outer.copies == ()
+    assert inner.all_reduces == 1 and program.total("all_reduces", 2) == 3 * 2
+    assert program.total("kernels", 2) == 1 + 3 * (1 + 2 * 1)
+    assert program.main() is outer
+
+
+def test_of_a_sliced_array_the_slice_is_read():
+    outer = hlo.read(GPU).loops[0]
+    # The slice, where it begins, and what is written.
+    assert outer.moved == 2 * 4 * 4 + 4 + 2 * 4 * 4
+    # What is written stays in the round.
+    assert outer.carried == 2 * 4 * 4 + 4
+
+
+@pytest.mark.parametrize("end, trips", [("nine", 7), ("n", None)])
+def test_a_loop_from_one_constant_to_another_has_a_length(end, trips):
+    (loop,) = hlo.read(TPU.replace("END", end)).loops
+    assert loop.trips == trips
+    # Its counter is no kernel.
+    assert loop.kernels == 1
+
+
+def test_a_cache_may_keep_what_a_loop_hands_on():
+    loop = hlo.Part("loop", 10, 1, (), 0, 300, 300, ())
+    program = hlo.Part("program", 1, 1, (), 0, 100, 100, (loop,))
+    assert program.traffic(0) == 100 + 10 * 300
+    assert program.traffic(100) == 0 + 10 * 100
+
+
+@pytest.mark.parametrize(
+    "shape, size",
+    [("f32[2,3]{1,0:T(8,128)S(1)}", 24), ("(pred[5], bf16[2]{0})", 9), ("s32[]", 4), ("u8[0]", 0)],
+)
+def test_bytes_of_a_shape(shape, size):
+    assert hlo.shape_bytes(shape) == size
+
+
+def test_what_is_no_program_is_refused():
+    with pytest.raises(ValueError, match="no entry"):
+        hlo.read("nothing")
+
+
+def test_the_processors_own_program_is_read():
+    def function(x):
+        return jax.lax.fori_loop(0, 7, lambda _, y: jnp.sin(y @ y), x)
+
+    text = jax.jit(function).lower(jnp.ones((64, 64))).compile().as_text()
+    (loop,) = hlo.read(text).loops
+    assert loop.trips == 7 and loop.kernels >= 1
+
+
+def test_programs_are_made_for_the_named_kind_of_device():
+    assert compiler.small_caches()
+    with compiler.made_for("gpu"):
+        assert not compiler.small_caches() and compiler.options() == {}
+    assert compiler.small_caches()
+
+
+def test_rows_that_fit_are_found_at_the_edge(make, spec, monkeypatch):
+    tried = []
+
+    class Needs:
+        def __init__(self, rows):
+            tried.append(rows)
+            # No straight line, so that a guess is not enough.
+            self.needed = 1000 + 90 * rows + rows**2
+
+    monkeypatch.setattr(ahead, "build", lambda config, *_: config.seeds)
+    monkeypatch.setattr(ahead, "jobs", lambda rows: {"fit": rows})
+    monkeypatch.setattr(ahead, "measure", lambda rows, *_, **__: Needs(rows))
+    accelerator = devices.ACCELERATORS["cpu"]._replace(memory=10_000)
+    monkeypatch.setitem(devices.ACCELERATORS, "cpu", accelerator)
+    fits = ahead.most_rows(make(), spec, "cpu", 2, {"fit": 1000 + 180 + 4})
+    limit = compiler.FILLED * 10_000
+    assert fits.needed <= limit < fits.more
+    assert fits.each + 1 in tried and len(tried) <= 8
+
+
+def test_the_command_on_the_processor(tmp_path, monkeypatch, capsys):
+    sizes = {
+        "agent.hidden": "8,8",
+        "model.width": 8,
+        "model.members": 3,
+        "model.elites": 2,
+        "replay.real": 300,
+        "replay.synthetic": 400,
+        "rollout.batch": 8,
+        "learn.utd": 2,
+        "learn.batch": 20,
+    }
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    with scripts.loaded(SCRIPT) as script:
+        arguments = [
+            "--device=cpu",
+            "--env=pendulum-swingup",
+            "--preset=paper",
+            f"--out={tmp_path}",
+            *(f"--set={name}={value}" for name, value in sizes.items()),
+        ]
+        assert scripts.run(script, monkeypatch, *arguments) == 0
+        printed = capsys.readouterr().out
+        assert scripts.run(script, monkeypatch, "--device=h1000") == 2
+    (path,) = tmp_path.glob("*.json")
+    report = json.loads(path.read_text())
+    learn = report["programs"]["learn"]
+    assert learn["kernels"]["main_loop_trips"] == 2 and learn["kernels"]["in_main_loop"] > 0
+    assert report["programs"]["learn"]["data_dependent_loops"] == 0
+    assert report["programs"]["fit"]["data_dependent_loops"] == 0
+    assert report["environment_step"]["operations"] > 0
+    assert "An environment step" in printed and "learn" in printed
+    assert "--device=h1000: choose one of h100" in capsys.readouterr().err
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    def fails(*_, **__):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(devices.topologies, "get_topology_desc", fails)
+    with pytest.raises(UsageError, match=r"--device=h100: .*pip install 'dynajax\[cuda\]'"):
+        devices.devices("h100")
