@@ -145,6 +145,7 @@ def trained(folder, env, **arguments):
     run = settings.make(
         env,
         preset="quick",
+        agent="sac",
         settings=SIZES,
         steps=300,
         fixes=["none", "scale,auto,beta"],
@@ -162,6 +163,7 @@ def hopper(tmp_path_factory):
 def test_a_configuration_comes_back_from_json():
     made = settings.make(
         "cheetah-run",
+        agent="sac",
         fixes=["scale,beta", "none"],
         vary={"model.learning_rate": [1e-3, 3e-4]},
         settings={"rollout.horizon": (20, 90, 1, 5), "agent.critic_layer_norm": True},
