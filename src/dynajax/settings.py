@@ -262,20 +262,39 @@ def _variants(
     return variants
 
 
+def agent_from_dict(plain: Mapping[str, Any], variant: str) -> Config:
+    """What a variant's agent needs of a configuration that `config.as_dict` made into JSON.
+
+    Fixes and rules of trust are not looked up, so their modules need not be there.
+
+    Raises:
+      UsageError: it is another version's, or there is no such agent.
+    """
+    groups = ("learn", "agent")
+    settings = {f"{g}.{name}": value for g in groups for name, value in _group(plain, g).items()}
+    config = make(plain["env"], algo="sac", agent=plain["agent_name"], settings=settings)
+    for item in variant.split(";")[1:]:
+        path, _, value = item.partition("=")
+        config = assign(config, path, float(value)) if path.split(".")[0] in groups else config
+    return config
+
+
+def _group(plain: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    if "agent_name" not in plain:
+        raise UsageError(
+            f"the run of {plain.get('env')} was made by an older version of dynajax: its report "
+            "and its curves can be drawn, and it cannot be gone on with"
+        )
+    return plain[group] or {}
+
+
 def from_dict(plain: Mapping[str, Any]) -> Config:
     """The configuration that `config.as_dict` made into JSON, as a run's config.json has it.
 
     Raises:
       UsageError: it is another version's.
     """
-    if "agent_name" not in plain:
-        raise UsageError(
-            f"the run of {plain.get('env')} was made by an older version of dynajax: its report "
-            "and its curves can be drawn, and it cannot be gone on with"
-        )
-    settings = {
-        f"{group}.{name}": value for group in GROUPS for name, value in (plain[group] or {}).items()
-    }
+    settings = {f"{g}.{name}": value for g in GROUPS for name, value in _group(plain, g).items()}
     settings["random_steps"] = plain["random_steps"]
     names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine", "oracle")
     config = make(

@@ -286,6 +286,13 @@ class SAC(Agent):
         empty = SACState(*cast(Any, [None] * len(SACState._fields)))
         return empty._replace(actor=state.actor, observations=state.observations)
 
+    def layers(self, state: SACState) -> list[nets.Layer]:
+        """`greedy` as layers in a row; of the head only the means are needed."""
+        network: Any = self.actor_network
+        *body, head = network.layers(state.actor)
+        kernel, bias = (array[..., : self.spec.action_dim] for array in head.arrays)
+        return [*body, nets.Layer("dense", (kernel, bias)), nets.Layer("tanh")]
+
     def networks(self, state: SACState) -> dict[str, Params]:
         """Actor and critics."""
         return {"actor": state.actor, "critic": state.critic}

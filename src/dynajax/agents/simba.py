@@ -72,3 +72,11 @@ class SimBa(SAC):
         if state.observations is None:
             return state
         return state._replace(observations=nets.observed(state.observations, obs, valid))
+
+    def layers(self, state: SACState) -> list[nets.Layer]:
+        """`greedy` as layers in a row."""
+        layers, seen = super().layers(state), state.observations
+        if seen is None:
+            return layers
+        arrays = seen.mean, nets.spread(seen), self.own.clip
+        return [nets.Layer("standardise", arrays), *layers]
