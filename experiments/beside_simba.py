@@ -70,7 +70,9 @@ def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[]
     """`UPDATES` updates of each of `rows` agents."""
     agent_class, wrapper = _their_agent(folder)
     actor_width, critic_width = map(int, FLAGS.widths)
-    spaces = [types.SimpleNamespace(shape=(1, size), dtype=np.float32) for size in (obs_dim, action_dim)]
+    spaces = [
+        types.SimpleNamespace(shape=(1, size), dtype=np.float32) for size in (obs_dim, action_dim)
+    ]
     parts = {"learning_rate": 1e-4, "weight_decay": 1e-2, "block_type": "residual"}
     sizes = {
         "actor": {"num_blocks": 1, "hidden_dim": actor_width},
