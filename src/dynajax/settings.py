@@ -43,6 +43,22 @@ class Setting(NamedTuple):
     high: float
     traced: bool
     empty: bool  # whether it may be an empty tuple
+    about: str  # what it is
+
+    @property
+    def values(self) -> str:
+        """What it takes, in words."""
+        if typing.get_origin(self.kind) is Literal:
+            return " or ".join(typing.get_args(self.kind))
+        if self.kind is bool:
+            return "true or false"
+        limits = [
+            f"{word} {bound:g}"
+            for word, bound in (("from", self.low), ("to", self.high))
+            if not math.isinf(bound)
+        ]
+        several = "whole numbers" if typing.get_origin(self.kind) is tuple else "a number"
+        return " ".join(["a whole number" if self.kind is int else several, *limits])
 
 
 def _fields(cls: type, prefix: str) -> list[Setting]:
@@ -53,7 +69,10 @@ def _fields(cls: type, prefix: str) -> list[Setting]:
             low, high = f.metadata["range"]
             traced = bool(f.metadata.get("traced"))
             empty = f.default == ()
-            settings.append(Setting(prefix + f.name, kinds[f.name], low, high, traced, empty))
+            about = f.metadata.get("about", "")
+            settings.append(
+                Setting(prefix + f.name, kinds[f.name], low, high, traced, empty, about)
+            )
     return settings
 
 

@@ -5,6 +5,8 @@
 Run the same command again to go on after an interruption.
 """
 
+import operator
+import textwrap
 from collections.abc import Sequence
 
 from absl import flags
@@ -13,6 +15,7 @@ from dynajax import UsageError, cli, envs, make_config, train, write_report
 from dynajax.config import PRESETS, Config
 from dynajax.record import video
 from dynajax.runtime import processes
+from dynajax.settings import all_settings
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
@@ -41,6 +44,9 @@ flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as learn.utd=10.")
 flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")
 flags.DEFINE_string("process", None, "I/N@HOST:PORT, this one of the run's N processes; or auto.")
+flags.DEFINE_bool(
+    "fields", False, "List what --set takes: values, ranges, meaning. Trains nothing."
+)
 flags.DEFINE_bool("video", False, "Record an episode of the final policy.")
 flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra wandb).")
 
@@ -67,6 +73,25 @@ def configured() -> Config:
     )
 
 
+def listed(config: Config) -> str:
+    """Every field that --set reaches, with its value in a configuration."""
+    lines = [
+        f"Fields of --set for --agent={config.agent_name} --trust={config.trust_name} "
+        f"--preset={config.preset}; * --vary takes them too"
+    ]
+    for path, setting in all_settings(config).items():
+        value = operator.attrgetter(path)(config)
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        shown = shown.lower() if isinstance(value, bool) else shown
+        lines += textwrap.wrap(
+            f"{setting.about} ({setting.values})",
+            110,
+            initial_indent=f"{'* ' if setting.traced else '  '}{path:<26}{shown:<9} ",
+            subsequent_indent=" " * 38,
+        )
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
@@ -74,6 +99,9 @@ def main(argv: Sequence[str]) -> int:
     # A user's module may register fixes and terminations, so it is imported before they are read.
     envs.spec(FLAGS.env)
     run = configured()
+    if FLAGS.fields:
+        print(listed(run))
+        return 0
     if FLAGS.video:
         video.check(run)
     result = train(run, FLAGS.out, command=cli.command(), wandb=FLAGS.wandb)
