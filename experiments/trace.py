@@ -15,8 +15,8 @@ from typing import Any
 import jax
 from absl import flags
 
-import run
 from dynajax import UsageError, cli, envs
+from dynajax.commands import train
 from dynajax.measure.benchmark import Workload
 from dynajax.record.folder import write_atomically
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     reports = bounds(FLAGS.bound and cli.folder(FLAGS.bound))
     cli.start()
     envs.spec(FLAGS.env)
-    config = run.configured()
+    config = train.configured()
     out = cli.folder(FLAGS.out or "trace")
     result: dict[str, Any] = {"env": config.env, "rows": config.rows, "stages": {}}
     with Workload(config) as work:

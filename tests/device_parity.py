@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from dynajax.actions import rescale
 from dynajax.envs import dmc
 from dynajax.envs.mjx import physics, suite
 from dynajax.envs.mjx.physics import Physics
@@ -103,7 +104,7 @@ def _one(name: str, env: Any, action: np.ndarray) -> tuple:
     """The fields of one of `Steps`, which dm_control's `env` takes."""
     data = env.physics.data.ptr
     before, contacts = _state(name, env), data.ncon
-    timestep = env.step(dmc.rescale(action, *dmc.bounds(env)))
+    timestep = env.step(rescale(action, *dmc.bounds(env)))
     obs = np.concatenate([np.ravel(a) for _, a in dmc._in_order(timestep.observation)])
     read = jax.tree.map(np.copy, fields(data))
     return before, action, _state(name, env), read, obs, timestep.reward, contacts
@@ -245,7 +246,7 @@ def device(
     with precision(double):
         dtype = jnp.float64 if double else jnp.float32
         before = jax.tree.map(lambda x: jnp.asarray(x, dtype), given.before)
-        control = dmc.rescale(given.action, loaded.low, loaded.high)
+        control = rescale(given.action, loaded.low, loaded.high)
         model = loaded.model
         if tolerance is not None:
             model = model.tree_replace({"opt.tolerance": jnp.asarray(tolerance, dtype)})

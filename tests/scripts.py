@@ -1,4 +1,4 @@
-"""The scripts of `experiments/` run inside a test's own process."""
+"""The scripts of `experiments/`, and the commands behind them, run inside a test's own process."""
 
 import contextlib
 import importlib.util
@@ -15,14 +15,17 @@ from dynajax import cli
 
 @contextlib.contextmanager
 def loaded(path: Path) -> Iterator[ModuleType]:
-    """A script as a module, whose flags are defined inside the block."""
+    """A script as a module, whose flags are defined inside the block; the command's, if it is one."""
     known = set(flags.FLAGS)
     spec = importlib.util.spec_from_file_location(f"{path.stem}_py", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        yield module
+        yield sys.modules.get(module.main.__module__, module)
     finally:
+        # Its flags are defined again by the next import.
+        for name in [name for name in sys.modules if name.startswith("dynajax.commands.")]:
+            del sys.modules[name]
         for name in set(flags.FLAGS) - known:
             delattr(flags.FLAGS, name)
 
@@ -30,7 +33,9 @@ def loaded(path: Path) -> Iterator[ModuleType]:
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """A script's exit status; JAX is set up already."""
     monkeypatch.setattr(cli, "start", lambda process=None: None)
-    monkeypatch.setattr(sys, "argv", [script.__file__, *arguments])
+    package, _, name = script.__name__.rpartition(".")
+    called = f"dynajax {name}" if package else script.__file__
+    monkeypatch.setattr(sys, "argv", [called, *arguments])
     monkeypatch.setattr(sys, "path", list(sys.path))
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS:

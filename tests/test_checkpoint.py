@@ -23,7 +23,7 @@ import pytest
 
 from dynajax.agents.sac import SACState
 from dynajax.config import Config
-from dynajax.record import checkpoint
+from dynajax.record import checkpoint, tree
 from dynajax.record.checkpoint import Checkpoints
 from dynajax.runtime import placement
 from dynajax.types import (
@@ -379,13 +379,13 @@ def test_no_flipped_bit_is_believed(tmp_path, capfd):
 def test_a_leaf_is_checked_beyond_its_file(tmp_path, monkeypatch, change):
     """Something else than was saved, in files that are as they were written."""
     save(Checkpoints(tmp_path), 5)
-    write, name = checkpoint._write_arrays, "rows/agent/actor/Dense_0/kernel"
+    write, name = tree._write_arrays, "rows/agent/actor/Dense_0/kernel"
 
     def wrong(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         write(folder, arrays | ({name: change(arrays[name])} if name in arrays else {}))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_arrays", wrong)
+        patch.setattr(tree, "_write_arrays", wrong)
         save(Checkpoints(tmp_path), 11)
     with pytest.warns(UserWarning, match=f"{name} in .* fails its checksum"):
         assert restore(tmp_path)[1].step == 50
@@ -480,9 +480,9 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_checkpoint as t
-from dynajax.record import checkpoint
+from dynajax.record import checkpoint, tree
 
-write, calls = checkpoint._write_arrays, 0
+write, calls = tree._write_arrays, 0
 
 def killed(path, arrays):
     global calls
@@ -493,7 +493,7 @@ def killed(path, arrays):
 
 checkpoints = checkpoint.Checkpoints(Path(sys.argv[2]))
 t.save(checkpoints, 5)
-checkpoint._write_arrays = killed
+tree._write_arrays = killed
 t.save(checkpoints, 11)
 """
 
@@ -547,7 +547,7 @@ def test_stop_at_every_moment(tmp_path, monkeypatch):
             patch.setattr(os, "fsync", counted(os.fsync))
             patch.setattr(Path, "rename", counted(Path.rename, renames=True))
             patch.setattr(Path, "write_text", counted(Path.write_text))
-            patch.setattr(checkpoint, "_write_arrays", counted(checkpoint._write_arrays))
+            patch.setattr(tree, "_write_arrays", counted(tree._write_arrays))
             patch.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
             save(checkpoints, 30)
 
@@ -589,7 +589,7 @@ ORBAX_FULL = ValueError(
 def test_full_disk(tmp_path, monkeypatch, error, when):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 5)
-    write, calls = checkpoint._write_arrays, 0
+    write, calls = tree._write_arrays, 0
 
     def full(path: Path, arrays: dict[str, np.ndarray]) -> None:
         nonlocal calls
@@ -599,7 +599,7 @@ def test_full_disk(tmp_path, monkeypatch, error, when):
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_arrays", full)
+        patch.setattr(tree, "_write_arrays", full)
         with pytest.raises(UsageError, match="No space left on device") as caught:
             save(checkpoints, 11)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
@@ -615,7 +615,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_checkpoint as t
-from dynajax.record import checkpoint
+from dynajax.record import checkpoint, tree
 
 def save(count):
     try:
@@ -629,7 +629,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 save(11)
 print("unforeseen", file=sys.stderr, flush=True)
-checkpoint.os.posix_fallocate = lambda *arguments: None
+tree.os.posix_fallocate = lambda *arguments: None
 save(12)
 """
 

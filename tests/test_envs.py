@@ -156,7 +156,7 @@ def test_actions_are_rescaled_to_the_tasks_bounds():
     env.reset(seed=0)
     taken = [env.step(np.float32([a]))[1] for a in (-1, 0, 0.5, 1)]
     assert taken == [-2, 2, 4, 6]
-    from dynajax.envs.dmc import rescale
+    from dynajax.actions import rescale
 
     low, high = np.array([-1.0, -1.0, -1.0]), np.array([1.0, 1.1, 1.0])
     np.testing.assert_allclose(rescale([1, 1, -1], low, high), [1, 1.1, -1])

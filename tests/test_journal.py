@@ -34,14 +34,7 @@ def state(program):
 def opened(program, folder, quiet=True):
     """The journal of a run that begins, or goes on, and the step where it does."""
     journal = Journal(
-        folder,
-        program.config,
-        program.placement,
-        "test",
-        {"actor": 7},
-        ("x", "y", "z"),
-        quiet,
-        False,
+        folder, program.config, program.spec, program.placement, "test", {"actor": 7}, quiet, False
     )
     with journal:
         restored = journal.restore(program.shapes())
@@ -168,7 +161,9 @@ def test_what_an_engine_keeps_comes_back(program, state, tmp_path):
     moved = state._replace(shared=state.shared._replace(step=jnp.asarray(9, jnp.int32)))
     with opened(program, tmp_path) as (journal, _):
         journal.save(10, moved, host, SECONDS)
-    journal = Journal(tmp_path, program.config, program.placement, "test", {}, (), True, False)
+    journal = Journal(
+        tmp_path, program.config, program.spec, program.placement, "test", {}, True, False
+    )
     with journal:
         restored = journal.restore(program.shapes())
     assert restored.step == 10 and restored.meta["seconds"] == SECONDS

@@ -102,9 +102,10 @@ def test_plot_compares_agents_each_with_itself_by_frames(tmp_path):
 _TRY_ALL = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
+from absl import flags
 import plot
 for arguments in json.loads(sys.argv[2]):
-    plot.flags.FLAGS.unparse_flags()
+    flags.FLAGS.unparse_flags()
     sys.argv = ["plot.py", *arguments]
     try:
         status = plot.cli.run(plot.main)

@@ -72,6 +72,12 @@ def last_state(out: Path) -> dict:
     return json.loads((newest / "meta.json").read_text())["content"]["leaves"]
 
 
+def last_policies(out: Path) -> dict:
+    """The same of the best and the last policies."""
+    (newest,) = (out / "policies").glob("*-step-*")
+    return json.loads((newest / "meta.json").read_text())["content"]["leaves"]
+
+
 @pytest.fixture(scope="module")
 def program():
     with scripts.loaded(RUN) as module:
@@ -145,6 +151,7 @@ def test_a_killed_run_continues_bit_for_bit(whole, tmp_path, kills):
     assert code == 0, err
     assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
     assert last_state(out) == last_state(whole)
+    assert last_policies(out) == last_policies(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -222,14 +222,14 @@ def _parent(pid: int) -> int:
 
 
 def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
-    job = places.Job("run", (), str(tmp_path), str(tmp_path / "script.py"), str(tmp_path), 3)
-    Path(job.script).write_text("import sys; sys.exit('no such thing')")
+    job = places.Job("run", (), str(tmp_path), (str(tmp_path / "script.py"),), str(tmp_path), 3)
+    Path(*job.program).write_text("import sys; sys.exit('no such thing')")
     (tmp_path / "launch").mkdir()
     assert places.Worker(job).complete() == "failed"
     note = state.read_note(tmp_path, "run")
     assert note["attempts"] == 3 and note["message"] == "exit status 1: no such thing"
     # A refused command would be refused again.
-    Path(job.script).write_text("import sys; print('error: --x', file=sys.stderr); sys.exit(2)")
+    Path(*job.program).write_text("import sys; print('error: --x', file=sys.stderr); sys.exit(2)")
     state.write_note(tmp_path, "run", attempts=0)
     assert places.Worker(job).complete() == "failed"
     assert state.read_note(tmp_path, "run")["attempts"] == 1
@@ -416,7 +416,7 @@ def test_the_script_for_slurm(slurm):
     text = STUDY + '\n[resources]\ncpus = 8\ngpus = 1\nhours = 12\n[slurm]\npartition = "gpu"\n'
     plan = study.load(write(slurm, text))
     out = slurm / "out"
-    job = places.Job("a", plan.runs[0].flags, str(out), "run.py", str(slurm), 3)
+    job = places.Job("a", plan.runs[0].flags, str(out), ("run.py",), str(slurm), 3)
     place = places.executor("slurm", plan, out)
     handle = place.submit(places.Resumable(tuple(job)))
     script = (slurm / "script.sh").read_text()

@@ -332,7 +332,9 @@ def test_the_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
 
     def journal():
         parameters = program.parameters()
-        return Journal(tmp_path, strict, program.placement, "test", parameters, (), True, False)
+        return Journal(
+            tmp_path, strict, program.spec, program.placement, "test", parameters, True, False
+        )
 
     with journal() as first:
         first.begin(0, 0, ())

@@ -5,21 +5,29 @@
     config = dynajax.make_config("cheetah-run", fixes=["none", "scale,target"], seeds=2)
     result = dynajax.train(config, "runs/mine")
     run = dynajax.read_run(result.folder)
+    policy = dynajax.load_policy(result.folder)
 
 Own tasks: `register_termination`; own fixes, agents and rules of trust: entries of `FIXES`, `AGENTS`
-and `TRUST`.
+and `TRUST`. A name is imported when it is first used, so a trained policy needs no environment's
+packages.
 """
 
-from dynajax.agents import AGENTS, Agent
-from dynajax.config import Config, fields, static, traced
-from dynajax.envs import register_termination
-from dynajax.envs.mjx import register_mjx_task
-from dynajax.models.targets import FIXES, Fix
-from dynajax.models.trust import TRUST, Predictions, Rule, Verdict
-from dynajax.report import Run, read_run, write_report
-from dynajax.settings import make as make_config
-from dynajax.train import Result, train
-from dynajax.types import UsageError
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynajax.agents import AGENTS, Agent
+    from dynajax.config import Config, fields, static, traced
+    from dynajax.envs import register_mjx_task, register_termination
+    from dynajax.models.targets import FIXES, Fix
+    from dynajax.models.trust import TRUST, Predictions, Rule, Verdict
+    from dynajax.policy import load_model, load_policy
+    from dynajax.report import Run, read_run, write_report
+    from dynajax.settings import make as make_config
+    from dynajax.train import Result, train
+    from dynajax.types import UsageError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,6 +44,8 @@ __all__ = [
     "UsageError",
     "Verdict",
     "fields",
+    "load_model",
+    "load_policy",
     "make_config",
     "read_run",
     "register_mjx_task",
@@ -45,3 +55,41 @@ __all__ = [
     "train",
     "write_report",
 ]
+
+#: Where each name is, and what it is called there.
+_PLACES = {
+    **dict.fromkeys(("AGENTS", "Agent"), "agents"),
+    **dict.fromkeys(("Config", "fields", "static", "traced"), "config"),
+    **dict.fromkeys(("register_mjx_task", "register_termination"), "envs"),
+    **dict.fromkeys(("FIXES", "Fix"), "models.targets"),
+    **dict.fromkeys(("TRUST", "Predictions", "Rule", "Verdict"), "models.trust"),
+    **dict.fromkeys(("load_model", "load_policy"), "policy"),
+    **dict.fromkeys(("Run", "read_run", "write_report"), "report"),
+    **dict.fromkeys(("Result", "train"), "train"),
+    "UsageError": "types",
+    "make_config": "settings",
+}
+_CALLED = {"make_config": "make"}
+
+
+class _Package(ModuleType):
+    """Lets `dynajax.train` stay the function: an import of the module would put itself there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_module = name == "train" and isinstance(value, ModuleType)
+        super().__setattr__(name, value.train if is_module else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'dynajax' has no attribute {name!r}")
+    module = importlib.import_module(f"dynajax.{_PLACES[name]}")
+    value = globals()[name] = getattr(module, _CALLED.get(name, name))
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

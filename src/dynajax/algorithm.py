@@ -116,6 +116,10 @@ class Algorithm:
         policy, _ = self.agent(row).act(row.agent, obs, policy_key)
         return jnp.where(schedule.due(self.config, step).random, uniform, policy)
 
+    def policy(self, row: Row) -> Any:
+        """What `greedy` reads of the agent, as it is kept for use elsewhere."""
+        return self.agent(row).policy(row.agent)
+
     def networks(self, row: Row) -> dict[str, Params]:
         """Parameters by the network's name, the model's too."""
         nets = self.agent(row).networks(row.agent)

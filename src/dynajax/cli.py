@@ -1,15 +1,17 @@
-"""What the scripts in `experiments/` share: one-line faults, exit statuses, the compile cache."""
+"""What the commands share: one-line faults, exit statuses, help, the compile cache."""
 
 import io
 import os
 import platform
+import shlex
 import sys
 import tempfile
+import textwrap
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -64,6 +66,47 @@ def _processor() -> str:
     return f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
 
 
+def called() -> str:
+    """How this program was called: "dynajax train", or "python experiments/run.py"."""
+    script = Path(sys.argv[0])
+    return f"python {script.parent.name}/{script.name}" if script.suffix == ".py" else sys.argv[0]
+
+
+def command() -> str:
+    """What to type to call it again."""
+    return " ".join([called(), *map(shlex.quote, sys.argv[1:])])
+
+
+def again() -> list[str]:
+    """The words that call it again from a program."""
+    name = sys.argv[0]
+    words = [name] if name.endswith(".py") else ["-m", *name.split()]
+    return [sys.executable, *words, *sys.argv[1:]]
+
+
+def help_text(main: Callable[..., Any]) -> str:
+    """The docstring of a command's module, and a line for each flag with its default."""
+    module = sys.modules[main.__module__]
+    name = module.__name__.rpartition(".")[2]
+    lines = [(module.__doc__ or "").strip().replace(f"dynajax {name}", called()), ""]
+    for flag in sorted(flags.FLAGS.get_flags_for_module(module.__name__), key=lambda f: f.name):
+        lines += textwrap.wrap(
+            _about(flag), 100, initial_indent=f"  --{_form(flag):<13}", subsequent_indent=" " * 17
+        )
+    return "\n".join(lines)
+
+
+def _form(flag: flags.Flag) -> str:
+    return f"[no]{flag.name}" if flag.boolean else flag.name
+
+
+def _about(flag: flags.Flag) -> str:
+    text = str(flag.help).partition(";\n")[0]  # absl says of a list how to repeat it
+    default = ",".join(map(str, d)) if isinstance(d := flag.default, list) else d
+    nothing = default is None or default is False or default == ""
+    return text if nothing else f"{text} (default: {default})"
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses absl flags and runs `main` with the arguments left over.
 
@@ -71,6 +114,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
+        if {"-h", "-help", "--help", "--helpshort"} & set(argv[1:]):
+            print(help_text(main))
+            sys.exit(0)
         try:
             return flags.FLAGS(list(argv))
         except flags.Error as error:

@@ -19,14 +19,17 @@ import jax
 _T = TypeVar("_T")
 
 
-def traced(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field that only scales arithmetic, from `low` to `high`: rows may differ in it."""
-    return field(default=default, metadata={"traced": True, "range": (low, high)})
+def traced(default: float, low: float = -math.inf, high: float = math.inf, about: str = "") -> Any:
+    """A field that only scales arithmetic, from `low` to `high`: rows may differ in it.
+
+    `about` is what `dynajax train --fields` says of it.
+    """
+    return field(default=default, metadata={"traced": True, "range": (low, high), "about": about})
 
 
-def static(default: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field that shapes the program, each of its numbers from `low` to `high`."""
-    return field(default=default, metadata={"range": (low, high)})
+def static(default: Any, low: float = -math.inf, high: float = math.inf, about: str = "") -> Any:
+    """A field that shapes the program, each of its numbers from `low` to `high`; see `traced`."""
+    return field(default=default, metadata={"range": (low, high), "about": about})
 
 
 def fields(cls: type[_T]) -> type[_T]:
@@ -52,11 +55,11 @@ class NoFields:
 class LearnConfig:
     """What every agent is told: how often it learns, and from how much."""
 
-    utd: int = static(20, 1)  # gradient updates per environment step
-    batch: int = static(256, 1)  # transitions of an update
-    reset_every: int = static(0, 0)  # environment steps between fresh agents; 0: never
-    reset_at: tuple[int, ...] = static((), 1)  # environment steps of fresh agents
-    discount: float = traced(0.99, 0, 1)
+    utd: int = static(20, 1, about="gradient updates per environment step")
+    batch: int = static(256, 1, about="transitions of an update")
+    reset_every: int = static(0, 0, about="environment steps between fresh agents; 0: never")
+    reset_at: tuple[int, ...] = static((), 1, about="environment steps of fresh agents")
+    discount: float = traced(0.99, 0, 1, about="of a step")
 
 
 @fields
@@ -64,29 +67,38 @@ class LearnConfig:
 class ModelConfig:
     """The probabilistic ensemble (Chua et al., 2018; Janner et al., 2019)."""
 
-    members: int = static(7, 1)
-    elites: int = static(5, 1)
-    width: int = static(200, 1)
-    depth: int = static(4, 1)  # hidden layers
-    batch: int = static(256, 1)
-    fit_every: int = static(250, 1)  # environment steps
-    schedule: Literal["fixed", "early_stop"] = static("fixed")
-    fit_steps: int = static(5000, 1)  # gradient steps of a fit; early_stop: at most
-    round_steps: int = static(250, 1)  # early_stop: steps between two holdout scores
-    patience: int = static(5, 1)  # early_stop: rounds without a gain before it ends
-    average_steps: int = static(1, 1)  # a fit's weights are a mean over about so many; 1: its last
-    score_size: int = static(5000, 1)  # holdout transitions scored, at most
-    learned_bounds: bool = static(False)  # log-variance bounds learned as in Chua et al.
-    # What the reward is learned from: state and action, or these and the next state.
-    reward_from: Literal["inputs", "next_state"] = static("inputs")
-    epochs: float = static(0.0, 0)  # fixed: passes over the data, up to fit_steps; 0: fit_steps
-    holdout: float = traced(0.2, 0.001, 0.9)
-    min_gain: float = traced(0.01, 0, 0.99)  # early_stop: relative gain that counts
-    learning_rate: float = traced(3e-4, 0)
-    weight_decay: float = traced(1.0, 0)  # multiplies the decay of each layer
-    log_variance_min: float = traced(-10.0)
-    log_variance_max: float = traced(0.5)
-    bound_penalty: float = traced(0.01, 0)
+    members: int = static(7, 1, about="networks of the ensemble")
+    elites: int = static(5, 1, about="members with the best holdout scores, which alone imagine")
+    width: int = static(200, 1, about="of a hidden layer")
+    depth: int = static(4, 1, about="hidden layers")
+    batch: int = static(256, 1, about="transitions of a gradient step")
+    fit_every: int = static(250, 1, about="environment steps between fits")
+    schedule: Literal["fixed", "early_stop"] = static(
+        "fixed", about="fits of a fixed length, or until the holdout score stays"
+    )
+    fit_steps: int = static(5000, 1, about="gradient steps of a fit; early_stop: at most")
+    round_steps: int = static(250, 1, about="early_stop: steps between two holdout scores")
+    patience: int = static(5, 1, about="early_stop: rounds without a gain before it ends")
+    average_steps: int = static(
+        1, 1, about="a fit's weights are a mean over about so many; 1: its last"
+    )
+    score_size: int = static(5000, 1, about="holdout transitions scored, at most")
+    learned_bounds: bool = static(False, about="log-variance bounds learned as in Chua et al.")
+    reward_from: Literal["inputs", "next_state"] = static(
+        "inputs", about="what the reward is predicted from: state and action, or the next state too"
+    )
+    epochs: float = static(
+        0.0, 0, about="fixed: passes over the data, up to fit_steps; 0: fit_steps"
+    )
+    holdout: float = traced(0.2, 0.001, 0.9, about="share of the transitions that no fit sees")
+    min_gain: float = traced(
+        0.01, 0, 0.99, about="early_stop: relative gain of the score that counts"
+    )
+    learning_rate: float = traced(3e-4, 0, about="Adam's")
+    weight_decay: float = traced(1.0, 0, about="multiplies every layer's decay")
+    log_variance_min: float = traced(-10.0, about="least predicted log-variance")
+    log_variance_max: float = traced(0.5, about="largest predicted log-variance")
+    bound_penalty: float = traced(0.01, 0, about="price of the width of learned bounds")
 
 
 @fields
@@ -94,15 +106,24 @@ class ModelConfig:
 class RolloutConfig:
     """Synthetic rollouts from real states."""
 
-    batch: int = static(400, 1)  # starts per environment step
-    # One number, or Janner's schedule (first step, last step, first horizon, last horizon).
-    horizon: tuple[int, ...] = static((1,), 0)
-    real_fraction: float = static(0.05, 0, 1)  # of an agent's minibatch
-    fresh: bool = static(False)  # imagined by the current policy inside each update, never stored
-    on_top: bool = static(False)  # as many synthetic updates as real ones, in place of a mixture
-    uniform: float = static(0.0, 0, 1)  # share of imagined actions that are uniform
-    state_noise: float = traced(1.0, 0)  # of the predicted standard deviation; 0: the mean
-    reward_noise: float = traced(1.0, 0)
+    batch: int = static(400, 1, about="starts per environment step")
+    horizon: tuple[int, ...] = static(
+        (1,), 0, about="steps; or first step, last step, first horizon, last horizon"
+    )
+    real_fraction: float = static(0.05, 0, 1, about="share of an agent's minibatch that is real")
+    fresh: bool = static(
+        False, about="imagined by the current policy inside each update, never stored"
+    )
+    on_top: bool = static(
+        False, about="as many synthetic updates as real ones, in place of a mixture"
+    )
+    uniform: float = static(0.0, 0, 1, about="share of imagined actions that are uniform")
+    state_noise: float = traced(
+        1.0, 0, about="of the predicted standard deviation of the state; 0: the mean"
+    )
+    reward_noise: float = traced(
+        1.0, 0, about="of the predicted standard deviation of the reward; 0: the mean"
+    )
 
 
 @fields
@@ -110,8 +131,8 @@ class RolloutConfig:
 class ReplayConfig:
     """Capacities in transitions."""
 
-    real: int = static(500_000, 1)
-    synthetic: int = static(1_000_000, 1)
+    real: int = static(500_000, 1, about="transitions of the task that are kept")
+    synthetic: int = static(1_000_000, 1, about="imagined transitions that are kept")
 
 
 @fields
@@ -119,9 +140,11 @@ class ReplayConfig:
 class EvalConfig:
     """Evaluation with the deterministic policy."""
 
-    every: int = static(5000, 1)  # environment steps
-    episodes: int = static(10, 1)
-    checkpoints: int = static(2, 1)  # how many stay, the newest; a diagnosis reads all
+    every: int = static(5000, 1, about="environment steps between evaluations")
+    episodes: int = static(10, 1, about="episodes of an evaluation")
+    checkpoints: int = static(
+        2, 1, about="checkpoints that stay, the newest; a diagnosis reads all"
+    )
 
 
 @fields
@@ -129,8 +152,12 @@ class EvalConfig:
 class HostConfig:
     """The host engine."""
 
-    workers: int = static(-1, -1)  # processes that step environments; 0: none, -1: as measured
-    time_limit: int = static(1000, 1)  # for a task that has none of its own
+    workers: int = static(
+        -1, -1, about="processes that step environments; 0: none, -1: as measured"
+    )
+    time_limit: int = static(
+        1000, 1, about="simulator steps of an episode, for a task without a limit of its own"
+    )
 
 
 @fields
@@ -138,7 +165,9 @@ class HostConfig:
 class TaskConfig:
     """How the task is stepped."""
 
-    repeat: int = static(1, 1)  # simulator steps of one environment step, their rewards summed
+    repeat: int = static(
+        1, 1, about="simulator steps of one environment step, their rewards summed"
+    )
 
 
 class Variant(NamedTuple):
@@ -184,7 +213,7 @@ class Config:
     seed: int = static(0, 0, 2**31 - 1)
     seeds: int = static(1, 1)
     steps: int = static(500_000, 1)
-    random_steps: int = static(10_000, 2)
+    random_steps: int = static(10_000, 2, about="environment steps with uniform actions at first")
     learn: LearnConfig = LearnConfig()
     agent: Any = None  # the agent's own fields
     model: ModelConfig = ModelConfig()

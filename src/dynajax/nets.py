@@ -15,6 +15,36 @@ from dynajax.types import Array, Params
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 
 
+class Layer(NamedTuple):
+    """A step of a network whose steps stand in a row, for use without JAX.
+
+    ===========  =================  ==================================================
+    kind         arrays             what x becomes
+    ===========  =================  ==================================================
+    standardise  mean, scale, clip  (x - mean) / scale, no farther from 0 than clip
+    dense        kernel, bias       x @ kernel + bias
+    norm         scale, bias        LayerNorm over the last axis, epsilon 1e-6
+    relu, tanh                      max(x, 0), tanh(x)
+    keep                            x, which is remembered
+    add                             x + what was remembered
+    ===========  =================  ==================================================
+    """
+
+    kind: str
+    arrays: tuple[Any, ...] = ()
+
+
+def _dense(params: Params, name: str) -> Layer:
+    return Layer("dense", (params[name]["kernel"], params[name]["bias"]))
+
+
+def _norm(params: Params, name: str) -> Layer:
+    return Layer("norm", (params[name]["scale"], params[name]["bias"]))
+
+
+_RELU, _KEEP, _ADD = Layer("relu"), Layer("keep"), Layer("add")
+
+
 @jax.custom_vjp
 def _product(x: Array, kernel: Array) -> Array:
     """x @ kernel: (..., X), (X, Y) -> (..., Y).
@@ -64,6 +94,16 @@ class MLP(nn.Module):
             x = self.activation(x)
         return dense(self.outputs, name="head")(x)
 
+    def layers(self, params: Params) -> list[Layer]:
+        """The same in a row; its activation must be relu."""
+        assert self.activation is nn.relu
+        layers = []
+        for i in range(len(self.hidden)):
+            layers.append(_dense(params, f"hidden_{i}"))
+            layers += [_norm(params, f"norm_{i}")] if self.layer_norm else []
+            layers.append(_RELU)
+        return [*layers, _dense(params, "head")]
+
 
 def orthogonal(gain: float) -> Callable[..., Array]:
     """An initialiser: `gain` times a random matrix whose rows or columns are orthonormal.
@@ -111,6 +151,14 @@ class SimBa(nn.Module):
         x = nn.LayerNorm(name="norm")(x)
         return dense(self.outputs, kernel_init=plain, name="head")(x)
 
+    def layers(self, params: Params) -> list[Layer]:
+        """The same in a row."""
+        layers = [_dense(params, "embed")]
+        for i in range(self.blocks):
+            layers += [_KEEP, _norm(params, f"norm_{i}"), _dense(params, f"wide_{i}"), _RELU]
+            layers += [_dense(params, f"narrow_{i}"), _ADD]
+        return [*layers, _norm(params, "norm"), _dense(params, "head")]
+
 
 class BroNet(nn.Module):
     """Residual blocks with a LayerNorm after each layer: (..., X) -> (..., outputs).
@@ -134,6 +182,14 @@ class BroNet(nn.Module):
             branch = dense(self.width, name=f"second_{i}")(branch)
             x = x + nn.LayerNorm(name=f"second_norm_{i}")(branch)
         return dense(self.outputs, name="head")(x)
+
+    def layers(self, params: Params) -> list[Layer]:
+        """The same in a row."""
+        layers = [_dense(params, "embed"), _norm(params, "norm"), _RELU]
+        for i in range(self.blocks):
+            layers += [_KEEP, _dense(params, f"first_{i}"), _norm(params, f"first_norm_{i}"), _RELU]
+            layers += [_dense(params, f"second_{i}"), _norm(params, f"second_norm_{i}"), _ADD]
+        return [*layers, _dense(params, "head")]
 
 
 def actor(hidden: tuple[int, ...], action_dim: int) -> MLP:
@@ -181,16 +237,20 @@ def observed(statistics: Statistics, obs: Array, valid: Array) -> Statistics:
     return jax.tree.map(lambda new, old: jnp.where(valid, new, old), after, statistics)
 
 
+def spread(statistics: Statistics) -> Array:
+    """Standard deviations (D,); 1 for a channel that has not varied yet."""
+    variance = statistics.squares / jnp.maximum(statistics.seen, 1.0)
+    # What rounding makes of a constant is no variance.
+    varies = variance > 1e-12 * (1 + jnp.square(statistics.mean))
+    return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 1.0)
+
+
 def standardise(statistics: Statistics, obs: Array, clip: Array | float) -> Array:
     """Observations (..., D) in standard deviations from the mean, no farther than `clip`.
 
     A channel that has not varied yet is left in its own unit.
     """
-    variance = statistics.squares / jnp.maximum(statistics.seen, 1.0)
-    # What rounding makes of a constant is no variance.
-    varies = variance > 1e-12 * (1 + jnp.square(statistics.mean))
-    scale = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 1.0)
-    return jnp.clip((obs - statistics.mean) / scale, -clip, clip)
+    return jnp.clip((obs - statistics.mean) / spread(statistics), -clip, clip)
 
 
 def fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

@@ -43,6 +43,22 @@ class Setting(NamedTuple):
     high: float
     traced: bool
     empty: bool  # whether it may be an empty tuple
+    about: str  # what it is
+
+    @property
+    def values(self) -> str:
+        """What it takes, in words."""
+        if typing.get_origin(self.kind) is Literal:
+            return " or ".join(typing.get_args(self.kind))
+        if self.kind is bool:
+            return "true or false"
+        limits = [
+            f"{word} {bound:g}"
+            for word, bound in (("from", self.low), ("to", self.high))
+            if not math.isinf(bound)
+        ]
+        several = "whole numbers" if typing.get_origin(self.kind) is tuple else "a number"
+        return " ".join(["a whole number" if self.kind is int else several, *limits])
 
 
 def _fields(cls: type, prefix: str) -> list[Setting]:
@@ -53,7 +69,10 @@ def _fields(cls: type, prefix: str) -> list[Setting]:
             low, high = f.metadata["range"]
             traced = bool(f.metadata.get("traced"))
             empty = f.default == ()
-            settings.append(Setting(prefix + f.name, kinds[f.name], low, high, traced, empty))
+            about = f.metadata.get("about", "")
+            settings.append(
+                Setting(prefix + f.name, kinds[f.name], low, high, traced, empty, about)
+            )
     return settings
 
 
@@ -262,20 +281,39 @@ def _variants(
     return variants
 
 
+def agent_from_dict(plain: Mapping[str, Any], variant: str) -> Config:
+    """What a variant's agent needs of a configuration that `config.as_dict` made into JSON.
+
+    Fixes and rules of trust are not looked up, so their modules need not be there.
+
+    Raises:
+      UsageError: it is another version's, or there is no such agent.
+    """
+    groups = ("learn", "agent")
+    settings = {f"{g}.{name}": value for g in groups for name, value in _group(plain, g).items()}
+    config = make(plain["env"], algo="sac", agent=plain["agent_name"], settings=settings)
+    for item in variant.split(";")[1:]:
+        path, _, value = item.partition("=")
+        config = assign(config, path, float(value)) if path.split(".")[0] in groups else config
+    return config
+
+
+def _group(plain: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    if "agent_name" not in plain:
+        raise UsageError(
+            f"the run of {plain.get('env')} was made by an older version of dynajax: its report "
+            "and its curves can be drawn, and it cannot be gone on with"
+        )
+    return plain[group] or {}
+
+
 def from_dict(plain: Mapping[str, Any]) -> Config:
     """The configuration that `config.as_dict` made into JSON, as a run's config.json has it.
 
     Raises:
       UsageError: it is another version's.
     """
-    if "agent_name" not in plain:
-        raise UsageError(
-            f"the run of {plain.get('env')} was made by an older version of dynajax: its report "
-            "and its curves can be drawn, and it cannot be gone on with"
-        )
-    settings = {
-        f"{group}.{name}": value for group in GROUPS for name, value in (plain[group] or {}).items()
-    }
+    settings = {f"{g}.{name}": value for g in GROUPS for name, value in _group(plain, g).items()}
     settings["random_steps"] = plain["random_steps"]
     names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine", "oracle")
     config = make(

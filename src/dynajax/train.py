@@ -126,14 +126,7 @@ def train(
         # First of all, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
         Journal(
-            folder,
-            config,
-            placement,
-            command,
-            program.parameters(),
-            spec.obs_names,
-            quiet,
-            wandb,
+            folder, config, spec, placement, command, program.parameters(), quiet, wandb
         ) as journal,
     ):
         if journal.saved_step < config.steps:
@@ -159,8 +152,11 @@ def train(
         while step < config.steps and not interrupted():
             state, interval = until_evaluated(program, engine, clock, state, step, stop)
             step = interval.step
-            journal.write(_of_all(interval, config.rows))
+            of_all = _of_all(interval, config.rows)
+            journal.write(of_all)
             with clock("checkpoint"):
+                if of_all.evaluation is not None:
+                    journal.keep(of_all, processes.gather(program.policies(state), config.rows))
                 journal.save(step, state, engine.progress(), clock.stages())
             _check_numbers(interval, config)
     state = state._replace(rows=placement.real(state.rows))

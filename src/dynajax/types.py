@@ -53,6 +53,8 @@ class EnvSpec(NamedTuple):
     time_limit: int  # environment steps
     obs_names: tuple[str, ...]  # D names such as "velocity[3]"
     termination: Termination | None  # None: not known
+    #: Actions of the task, A each, that -1 and 1 stand for; None: themselves.
+    bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 class Replay(NamedTuple):

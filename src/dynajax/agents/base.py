@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dynajax.config import Config, LearnConfig, NoFields
-from dynajax.types import Array, EnvSpec, Metrics, Params, Transition
+from dynajax.nets import Layer
+from dynajax.types import Array, EnvSpec, Metrics, Params, Transition, UsageError
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,17 @@ class Agent:
     def policy(self, state: Any) -> Any:
         """The state with what `greedy` reads alone, for an exported policy; None for the rest."""
         return state
+
+    def layers(self, state: Any) -> list[Layer]:
+        """`greedy` as layers in a row, (..., D) -> (..., A), for use without JAX.
+
+        Raises:
+          UsageError: it has not been written as such.
+        """
+        raise UsageError(
+            f"{type(self).__name__}: this agent cannot be exported yet; give its class a method "
+            "layers(state), see dynajax.nets.Layer"
+        )
 
     def networks(self, state: Any) -> dict[str, Params]:
         """Parameters by the network's name, such as actor and critic."""

@@ -21,15 +21,23 @@ from dynajax.types import Array, Metrics, Params, Transition
 class SACFields:
     """Numbers of the preset `paper`; BUILD_NOTES.md has their source."""
 
-    hidden: tuple[int, ...] = static((256, 256), 1)
-    critics: int = static(2, 1)
-    critic_layer_norm: bool = static(False)
-    learning_rate: float = traced(3e-4, 0)
-    polyak: float = traced(0.005, 0, 1)
-    initial_temperature: float = traced(1.0, 1e-8)
-    target_entropy: float = traced(-0.5)  # per action entry
-    log_std_min: float = traced(nets.LOG_STD_MIN)
-    log_std_max: float = traced(nets.LOG_STD_MAX)
+    hidden: tuple[int, ...] = static(
+        (256, 256), 1, about="widths of the hidden layers of actor and critics"
+    )
+    critics: int = static(2, 1, about="how many critics")
+    critic_layer_norm: bool = static(False, about="a LayerNorm in each hidden layer of the critics")
+    learning_rate: float = traced(3e-4, 0, about="of actor, critics and temperature")
+    polyak: float = traced(
+        0.005, 0, 1, about="share of the new critics that the target critics take in an update"
+    )
+    initial_temperature: float = traced(1.0, 1e-8, about="price of a nat of log-density at first")
+    target_entropy: float = traced(-0.5, about="of the policy, per action entry")
+    log_std_min: float = traced(
+        nets.LOG_STD_MIN, about="least log standard deviation of the policy"
+    )
+    log_std_max: float = traced(
+        nets.LOG_STD_MAX, about="largest log standard deviation of the policy"
+    )
 
 
 class SACState(NamedTuple):
@@ -285,6 +293,13 @@ class SAC(Agent):
         """The actor alone."""
         empty = SACState(*cast(Any, [None] * len(SACState._fields)))
         return empty._replace(actor=state.actor, observations=state.observations)
+
+    def layers(self, state: SACState) -> list[nets.Layer]:
+        """`greedy` as layers in a row; of the head only the means are needed."""
+        network: Any = self.actor_network
+        *body, head = network.layers(state.actor)
+        kernel, bias = (array[..., : self.spec.action_dim] for array in head.arrays)
+        return [*body, nets.Layer("dense", (kernel, bias)), nets.Layer("tanh")]
 
     def networks(self, state: SACState) -> dict[str, Params]:
         """Actor and critics."""

@@ -17,20 +17,28 @@ from dynajax.types import Array
 class SimBaFields:
     """Its authors' numbers for tasks that do not terminate."""
 
-    actor_width: int = static(128, 1)
-    actor_blocks: int = static(1, 0)
-    critic_width: int = static(512, 1)
-    critic_blocks: int = static(2, 0)
-    critics: int = static(1, 1)  # two for tasks that terminate
-    normalise: bool = static(True)  # observations, by their running mean and variance
-    learning_rate: float = traced(1e-4, 0)
-    weight_decay: float = traced(1e-2, 0)  # decoupled, of actor and critics
-    polyak: float = traced(0.005, 0, 1)
-    initial_temperature: float = traced(0.01, 1e-8)
-    target_entropy: float = traced(-0.5)  # per action entry
-    log_std_min: float = traced(nets.LOG_STD_MIN)
-    log_std_max: float = traced(nets.LOG_STD_MAX)
-    clip: float = traced(10.0, 0)  # standard deviations, of a normalised observation
+    actor_width: int = static(128, 1, about="width of the residual stream of the actor")
+    actor_blocks: int = static(1, 0, about="residual blocks of the actor")
+    critic_width: int = static(512, 1, about="width of the residual stream of a critic")
+    critic_blocks: int = static(2, 0, about="residual blocks of a critic")
+    critics: int = static(1, 1, about="how many critics; two for tasks that terminate")
+    normalise: bool = static(True, about="observations by their running mean and variance")
+    learning_rate: float = traced(1e-4, 0, about="of actor, critics and temperature")
+    weight_decay: float = traced(
+        1e-2, 0, about="decoupled decay of the weights of actor and critics"
+    )
+    polyak: float = traced(
+        0.005, 0, 1, about="share of the new critics that the target critics take in an update"
+    )
+    initial_temperature: float = traced(0.01, 1e-8, about="price of a nat of log-density at first")
+    target_entropy: float = traced(-0.5, about="of the policy, per action entry")
+    log_std_min: float = traced(
+        nets.LOG_STD_MIN, about="least log standard deviation of the policy"
+    )
+    log_std_max: float = traced(
+        nets.LOG_STD_MAX, about="largest log standard deviation of the policy"
+    )
+    clip: float = traced(10.0, 0, about="largest normalised observation, in standard deviations")
 
 
 class SimBa(SAC):
@@ -72,3 +80,11 @@ class SimBa(SAC):
         if state.observations is None:
             return state
         return state._replace(observations=nets.observed(state.observations, obs, valid))
+
+    def layers(self, state: SACState) -> list[nets.Layer]:
+        """`greedy` as layers in a row."""
+        layers, seen = super().layers(state), state.observations
+        if seen is None:
+            return layers
+        arrays = seen.mean, nets.spread(seen), self.own.clip
+        return [nets.Layer("standardise", arrays), *layers]

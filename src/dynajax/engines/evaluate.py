@@ -7,7 +7,7 @@ import numpy as np
 
 from dynajax.config import Config
 from dynajax.envs.host import finite
-from dynajax.envs.pool import EnvPool, default_workers, episode_seed
+from dynajax.envs.pool import EnvPool, Stream, default_workers, episode_seed
 from dynajax.types import EnvSpec, Evaluation
 
 
@@ -19,6 +19,7 @@ class Evaluator:
       spec: what `envs.spec` says of its task.
       row_seeds: S seeds, those of the training environments.
       discounts: S discounts of the rows; the configuration's if not given.
+      stream: of which stream the episodes are, see `episode_seed`.
     """
 
     def __init__(
@@ -27,7 +28,9 @@ class Evaluator:
         spec: EnvSpec,
         row_seeds: Sequence[int],
         discounts: Sequence[float] | None = None,
+        stream: Stream = "evaluate",
     ):
+        self._stream = stream
         self._spec = spec
         self._seeds = [int(s) for s in row_seeds]
         self._episodes = config.eval.episodes
@@ -55,7 +58,7 @@ class Evaluator:
         """
         rows, k = len(self._seeds), self._episodes
         seeds = [
-            episode_seed(seed, "evaluate", step * k + i) for seed in self._seeds for i in range(k)
+            episode_seed(seed, self._stream, step * k + i) for seed in self._seeds for i in range(k)
         ]
         returns, lengths = np.zeros(rows * k), np.zeros(rows * k, np.int64)
         discounted, discount = np.zeros(rows * k), np.repeat(self._discounts, k)

@@ -94,6 +94,7 @@ def spec(name: str, *, time_limit: int = 1000, repeat: int = 1) -> EnvSpec:
     env = make(name, time_limit=time_limit, repeat=repeat)
     unknown = _is_gymnasium(name) or name.startswith("lqr-")
     assert env.observation_space.shape and env.action_space.shape
+    low, high = (tuple(bound.tolist()) for bound in env.bounds)
     result = EnvSpec(
         name=name,
         obs_dim=env.observation_space.shape[0],
@@ -103,6 +104,7 @@ def spec(name: str, *, time_limit: int = 1000, repeat: int = 1) -> EnvSpec:
         termination=TERMINATIONS.get(
             name.rpartition(":")[2], None if unknown else terminations.never
         ),
+        bounds=(low, high),
     )
     env.close()
     return result

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dynajax.actions import rescale
 from dynajax.envs import checks, states
 from dynajax.envs.opengl import forget, mujoco
 from dynajax.types import UsageError
@@ -28,12 +29,6 @@ def headless() -> bool:
     """Whether OpenGL has no window system to draw in, nor a user's choice of something else."""
     screens = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")
     return sys.platform == "linux" and not any(os.environ.get(name) for name in screens)
-
-
-def rescale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Actions (A,) from [-1, 1] to [low, high]; with bounds -1 and 1 it changes no bit."""
-    scaled = (low + high) / 2 + (high - low) / 2 * np.asarray(action, np.float64)
-    return np.clip(scaled, low, high)
 
 
 @functools.cache
@@ -102,6 +97,7 @@ class DMControlEnv(gymnasium.Env):
     Attributes:
       obs_names: D names such as "velocity[3]", or "head_height" where there is one entry.
       time_limit: environment steps of an episode.
+      bounds: actions (A,) of the task that -1 and 1 stand for.
       unrestorable, can_restore, statistics: as of `GymnasiumEnv`; these tasks keep nothing beside
         the physics.
 
@@ -124,7 +120,7 @@ class DMControlEnv(gymnasium.Env):
         self.time_limit = math.ceil(own_limit) if math.isfinite(own_limit) else time_limit
         self._steps = 0
 
-        self._low, self._high = bounds(self._env)
+        self.bounds = self._low, self._high = bounds(self._env)
         loaded = states.parameters(self._env.physics.model)
         self.obs_names = tuple(
             key if array.size == 1 else f"{key}[{i}]"

@@ -11,8 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dynajax.actions import rescale
 from dynajax.envs import checks, states
-from dynajax.envs.dmc import headless, rescale
+from dynajax.envs.dmc import headless
 from dynajax.types import UsageError
 
 
@@ -49,6 +50,7 @@ class GymnasiumEnv(gymnasium.Env):
     Attributes:
       obs_names: D names: "obs[3]", or "position[3]" for a part of a Dict.
       time_limit: environment steps of an episode, at most.
+      bounds: actions (A,) of the task that -1 and 1 stand for.
 
     Args:
       name: a registered id, or `module:Id-v0` whose module has been imported.
@@ -78,6 +80,7 @@ class GymnasiumEnv(gymnasium.Env):
         self._space = env.observation_space
         bounds: Any = env.action_space
         self._low, self._high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
+        self.bounds = self._low.ravel(), self._high.ravel()
         self._dtype = bounds.dtype
         self.obs_names = tuple(
             part if size == 1 else f"{part}[{i}]"

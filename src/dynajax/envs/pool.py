@@ -16,8 +16,8 @@ from dynajax.config import Config
 from dynajax.envs import worker
 from dynajax.types import UsageError
 
-Stream = Literal["train", "evaluate"]
-_STREAMS: tuple[Stream, ...] = ("train", "evaluate")
+Stream = Literal["train", "evaluate", "play"]
+_STREAMS: tuple[Stream, ...] = ("train", "evaluate", "play")
 
 
 def episode_seed(seed: int, stream: Stream, episode: int) -> int:
@@ -28,7 +28,7 @@ def episode_seed(seed: int, stream: Stream, episode: int) -> int:
 
     Args:
       seed: the row's seed, 0 or more.
-      stream: "train" or "evaluate".
+      stream: what it is for.
       episode: 0 or more.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(_STREAMS.index(stream), episode))

@@ -15,6 +15,7 @@ class Repeat(gymnasium.Env):
     Attributes:
       obs_names: D names.
       time_limit: decisions of an episode, at most.
+      bounds: actions (A,) of the task that -1 and 1 stand for.
 
     Args:
       env: what takes the frames.
@@ -23,7 +24,7 @@ class Repeat(gymnasium.Env):
 
     def __init__(self, env: Any, repeat: int) -> None:
         self._env, self._repeat = env, repeat
-        self.obs_names = env.obs_names
+        self.obs_names, self.bounds = env.obs_names, env.bounds
         self.time_limit = -(-env.time_limit // repeat)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_mode = env.render_mode

@@ -25,7 +25,7 @@ class Job(NamedTuple):
     name: str
     flags: tuple[str, ...]
     out: str  # the study's folder
-    script: str  # experiments/run.py
+    program: tuple[str, ...]  # what comes after `python` to train
     cwd: str
     attempts: int  # starts in a row that bring the run no further, until it counts as failed
 
@@ -98,8 +98,8 @@ class Worker:
         """One start; its exit status."""
         self._wait_for_folder()
         tether = Path(__file__).with_name("tether.py")
-        command = [sys.executable, str(tether), str(os.getpid()), sys.executable, self.job.script]
-        command += [*self.job.flags, f"--out={self._folder}"]
+        command = [sys.executable, str(tether), str(os.getpid()), sys.executable]
+        command += [*self.job.program, *self.job.flags, f"--out={self._folder}"]
         with open(self._log, "ab") as log:
             # A session of its own: Ctrl-C reaches the launcher, which tells the run.
             self._process = subprocess.Popen(

@@ -106,8 +106,10 @@ class Rule:
 class PenaltyFields:
     """Of `Penalty`."""
 
-    kind: Literal["noise", "spread"] = static("noise")
-    scale: float = traced(1.0)  # lambda, standard deviations of the reward
+    kind: Literal["noise", "spread"] = static(
+        "noise", about="the largest predicted deviation, or how much the members disagree"
+    )
+    scale: float = traced(1.0, about="lambda, standard deviations of the reward")
 
 
 class Penalty(Rule):
@@ -154,8 +156,8 @@ class MacuraFields:
     """Of `Macura`; its authors take 0.3 and 90 on hopper, 0.3 and 95 on walker, 5 and 95 on ant and
     humanoid."""
 
-    xi: float = traced(2.0, 0)  # times the percentile is the threshold
-    zeta: float = traced(95.0, 0, 100)  # percentile over the rollouts' first steps
+    xi: float = traced(2.0, 0, about="times the percentile is the threshold")
+    zeta: float = traced(95.0, 0, 100, about="percentile over the rollouts' first steps")
 
 
 class MacuraState(NamedTuple):
@@ -219,7 +221,7 @@ class Macura(Rule):
 class M2ACFields:
     """Of `M2AC`."""
 
-    scale: float = traced(1e-3, 0)  # of the penalty, standard deviations of the reward
+    scale: float = traced(1e-3, 0, about="of the penalty, standard deviations of the reward")
 
 
 class M2AC(Rule):
@@ -263,9 +265,11 @@ class M2AC(Rule):
 class InfopropFields:
     """Of `Infoprop`; its authors' numbers."""
 
-    high: float = traced(0.9999, 0, 1)  # quantile of a channel's loss that ends a rollout at once
-    low: float = traced(0.01, 0, 1)  # quantile that, `longest` times, ends it in sum
-    longest: float = traced(100.0, 1)  # steps
+    high: float = traced(
+        0.9999, 0, 1, about="quantile of a channel's loss that ends a rollout at once"
+    )
+    low: float = traced(0.01, 0, 1, about="quantile that, `longest` times, ends it in sum")
+    longest: float = traced(100.0, 1, about="steps that the sum is for")
 
 
 class InfopropState(NamedTuple):

@@ -17,48 +17,26 @@ A real transition never changes once it is in the ring, so the real replay is a 
 later checkpoints share, and a checkpoint writes only the transitions since the one before. The
 first number of a name counts the saves of the folder. No number is used twice, so no checkpoint
 can refer to a piece that another, abandoned continuation of the run wrote.
-
-Orbax 0.12.8 leaves four things to do here:
-
-- Of 25 bits flipped in the file of a tree's data it reads 24 as other numbers, in OCDBT with zarr 2
-  or 3, compressed or not. So every leaf has a checksum.
-- At the first failed request it closes its event loop, and each one still under way then prints a
-  traceback (218 lines when 80 MB went to a disk of 60). So files have checksums too, compared
-  before it reads them, and room on the disk is reserved before it writes.
-- It refuses arrays without entries; those are in meta.json alone.
-- With several processes each has its own checkpoints. `MultiprocessingOptions(active_processes)`
-  makes Orbax wait for nobody, but still only process 0 writes numpy arrays, without an error in
-  the others, and local arrays of JAX are refused. So there the tree is a plain `arrays.npz`.
 """
 
-import contextlib
-import json
-import logging
 import math
-import os
-import re
 import shutil
-import tempfile
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
+from dynajax.record import tree
+from dynajax.record.tree import Arrays, Damaged
 from dynajax.runtime.placement import put
 from dynajax.types import Array, TrainState, UsageError
 
 _FORMAT = 2  # of a checkpoint; 1 was one array of bytes
 _ROWS, _REAL, _HOST = "rows/", "rows/real/", "host/"  # how the names of leaves begin
-_PLAIN = "arrays.npz"
-_NOISY = ("absl", "asyncio")
-
-Arrays = dict[str, np.ndarray]
 
 
 class Restored(NamedTuple):
@@ -76,10 +54,6 @@ class _Piece(NamedTuple):
     name: str
     start: int
     stop: int
-
-
-class _Damaged(Exception):
-    """A checkpoint or a piece that cannot be trusted; its text says why in few words."""
 
 
 class Checkpoints:
@@ -104,7 +78,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, which is not checked; None if there is none."""
-        return next(reversed(self._checkpoints().values()), None)
+        return next(reversed(tree.steps(self._folder).values()), None)
 
     def save(
         self, step: int, state: TrainState, host: Mapping[str, np.ndarray], meta: Mapping[str, Any]
@@ -127,8 +101,8 @@ class Checkpoints:
             pieces = []
         pieces = [p for p in pieces if p.stop > count - capacity]
         start = pieces[-1].stop if pieces else max(0, count - capacity)
-        number = self._next_number()
-        leaves = _flatten(state)
+        number = tree.numbered(self._folder, self._replay)
+        leaves = tree.flatten(state)
         real = {name: leaf for name, leaf in leaves.items() if name.startswith(_REAL)}
         try:
             if start < count:
@@ -142,7 +116,7 @@ class Checkpoints:
             self._write(self._folder / f"{number:06d}-step-{step}", arrays, content)
             self._pieces = pieces
         except (OSError, ValueError) as error:
-            reason = _disk_fault(error)
+            reason = tree.fault(error)
             if reason is None:
                 raise
             raise UsageError(
@@ -154,7 +128,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, oldest first, which are not checked."""
-        return list(self._checkpoints().values())
+        return list(tree.steps(self._folder).values())
 
     def restore(self, template: TrainState, at_most: float = math.inf) -> Restored | None:
         """The newest checkpoint that is whole, or None if there is none.
@@ -171,13 +145,13 @@ class Checkpoints:
           UsageError: the newest checkpoint does not fit `template`, or none can be read.
         """
         damages: list[str] = []
-        checkpoints = self._checkpoints()
+        checkpoints = tree.steps(self._folder)
         for path, step in reversed(checkpoints.items()):
             if step > at_most:
                 continue
             try:
                 state, host, content = self._load(path, template)
-            except _Damaged as damage:
+            except Damaged as damage:
                 damages.append(f"{path}: damaged checkpoint ({damage})")
                 continue
             for text in damages:
@@ -201,34 +175,22 @@ class Checkpoints:
     def _layout(self, state: TrainState) -> dict[str, tuple[str, list[int]]]:
         """Dtype and shape of each leaf as it is stored, the whole ring included."""
         layout = {}
-        for name, leaf in _flatten(state).items():
+        for name, leaf in tree.flatten(state).items():
             shape = list(leaf.shape)
             if name.startswith(_ROWS):
                 shape[0] = self._rows or shape[0]
             layout[name] = jnp.dtype(leaf.dtype).name, shape
         return layout
 
-    def _checkpoints(self) -> dict[Path, int]:
-        """The steps of all checkpoints, oldest first."""
-        return {
-            path: int(match[1])
-            for path in sorted(self._folder.glob("*-step-*"))
-            if (match := re.fullmatch(r"\d+-step-(\d+)", path.name))
-        }
-
-    def _next_number(self) -> int:
-        used = [*self._folder.glob("*-*"), *self._replay.glob("*-*")]
-        return 1 + max((int(m[0]) for p in used if (m := re.match(r"\d+", p.name))), default=0)
-
     def _load(self, path: Path, template: TrainState) -> tuple[TrainState, Arrays, dict[str, Any]]:
         """State, host's arrays, and what meta.json holds."""
-        content, layout = _read_meta(path), self._layout(template)
+        content, layout = tree.read_meta(path), self._layout(template)
         if content.get("format") != _FORMAT:
             raise UsageError(
                 f"{path}: this checkpoint is from another version of dynajax; choose another --out"
             )
         _check_layout(path, content["layout"], layout)
-        arrays = _read_arrays(path, content)
+        arrays = tree.read(path, content)
         ring = {
             name: np.zeros(shape, dtype)
             for name, (dtype, shape) in layout.items()
@@ -236,54 +198,27 @@ class Checkpoints:
         }
         # Oldest first, so that what a later piece overwrote in the ring is overwritten here too.
         for piece, start, stop in content["pieces"]:
-            block = _read_arrays(self._replay / piece, _read_meta(self._replay / piece))
+            block = tree.read(self._replay / piece, tree.read_meta(self._replay / piece))
             slots = np.arange(start, stop) % template.rows.real.valid.shape[1]
             for name, leaf in ring.items():
                 leaf[:, slots] = block[name]
         leaves = arrays | ring
-        state = jax.tree_util.tree_map_with_path(lambda key, _: leaves[_name(key)], template)
+        state = jax.tree_util.tree_map_with_path(lambda key, _: leaves[tree.name(key)], template)
         host = {n.removeprefix(_HOST): a for n, a in arrays.items() if n.startswith(_HOST)}
         return put(state, template), host, content
 
     def _write(self, path: Path, arrays: Arrays, content: dict[str, Any]) -> None:
-        """Writes `path`, which appears whole or not at all."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        path.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=self._partial) as room:
-            # Orbax adds 350 bytes a leaf, and about twenty files.
-            size = sum(array.nbytes + 1024 for array in arrays.values()) + 2**18
-            os.posix_fallocate(room.fileno(), 0, size)
-        folder = self._partial / path.name
-        _write_arrays(folder, {name: array for name, array in arrays.items() if array.size})
-        content = {
-            "format": _FORMAT,
-            "leaves": {name: _describe(array) for name, array in arrays.items()},
-            "files": {
-                str(file.relative_to(folder)): zlib.crc32(file.read_bytes())
-                for file in folder.rglob("*")
-                if file.is_file()
-            },
-            **content,
-        }
-        text = json.dumps(content)
-        (folder / "meta.json").write_text(
-            f'{{"crc32": {zlib.crc32(text.encode())}, "content":\n{text}}}\n', encoding="utf-8"
-        )
-        for inside in (*folder.rglob("*"), folder):
-            _sync(inside)
-        folder.rename(path)
-        _sync(path.parent)
+        tree.write(path, self._partial, arrays, {"format": _FORMAT, **content})
 
     def _prune(self) -> None:
         """Deletes what no later restore can need. What cannot be deleted now waits for later."""
         shutil.rmtree(self._partial, ignore_errors=True)
-        checkpoints = self._checkpoints()
+        checkpoints = tree.steps(self._folder)
         # A failed save has added nothing, so the ones before it must still be there.
         kept = [path for path in checkpoints if path not in self._abandoned][-self._keep :]
         try:
-            needed = {piece[0] for path in kept for piece in _read_meta(path)["pieces"]}
-        except (_Damaged, KeyError):
+            needed = {piece[0] for path in kept for piece in tree.read_meta(path)["pieces"]}
+        except (Damaged, KeyError):
             return
         # Checkpoints go first: one without its pieces would be found damaged.
         for path in set(checkpoints) - set(kept):
@@ -291,21 +226,6 @@ class Checkpoints:
         for path in self._replay.glob("*"):
             if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """The leaves by name, such as "rows/agent/actor/Dense_0/kernel"."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _describe(array: np.ndarray) -> list[Any]:
-    """Dtype, shape, and checksum."""
-    data = np.asarray(array, order="C").reshape(-1).view(np.uint8).data
-    return [array.dtype.name, list(array.shape), zlib.crc32(data)]
 
 
 def _check_layout(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -324,83 +244,3 @@ def _check_layout(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
 def _take(leaves: dict[str, Array], slots: Array) -> dict[str, Array]:
     # On the device, so that only these slots travel to the host.
     return {name: leaf[:, slots] for name, leaf in leaves.items()}
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    try:
-        file = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        good = zlib.crc32(json.dumps(file["content"]).encode()) == file["crc32"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _Damaged(f"{folder.name}/meta.json cannot be read") from None
-    if not good:
-        raise _Damaged(f"{folder.name}/meta.json fails its checksum")
-    return file["content"]
-
-
-def _read_arrays(folder: Path, content: dict[str, Any]) -> Arrays:
-    """The leaves of a checkpoint or a piece by name, all of them checked."""
-    try:
-        for name, checksum in content["files"].items():
-            if zlib.crc32((folder / name).read_bytes()) != checksum:
-                raise _Damaged(f"{folder.name}/{name} fails its checksum")
-        if (folder / _PLAIN).exists():
-            arrays = dict(np.load(folder / _PLAIN))
-        else:
-            with _quiet() as checkpointer:
-                arrays = _flatten(checkpointer.restore(folder))
-    except (_Damaged, MemoryError):
-        raise
-    except Exception:  # Orbax and TensorStore raise whatever they like for a damaged file.
-        raise _Damaged(f"{folder.name} cannot be read") from None
-    for name, leaf in content["leaves"].items():
-        dtype, shape, _ = leaf
-        if 0 in shape:
-            arrays[name] = np.empty(shape, dtype)
-        if name not in arrays or _describe(arrays[name]) != leaf:
-            raise _Damaged(f"{name} in {folder.name} fails its checksum")
-    return arrays
-
-
-def _write_arrays(folder: Path, arrays: Arrays) -> None:
-    if jax.process_count() > 1:
-        folder.mkdir()
-        np.savez(folder / _PLAIN, allow_pickle=False, **arrays)
-        return
-    with _quiet() as checkpointer:
-        checkpointer.save(folder, unflatten_dict(arrays, sep="/"))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """Orbax's checkpointer, with its remarks kept from the terminal."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import orbax.checkpoint as ocp  # takes more than a second, and few commands need it
-
-            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-            with ocp.Checkpointer(handler) as checkpointer:
-                yield checkpointer
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _disk_fault(error: Exception) -> str | None:
-    """What the operating system said, in few words; None if it is not its fault."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error).splitlines()[0]
-    # TensorStore has the system's error number only in the text of a ValueError.
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(match[1])) if match else None

@@ -19,10 +19,11 @@ from dynajax.config import Config, as_dict
 from dynajax.record.checkpoint import Checkpoints, Restored
 from dynajax.record.folder import RunFolder, device_name
 from dynajax.record.loggers import DEFAULT, Loggers
+from dynajax.record.policies import Policies
 from dynajax.record.progress import Progress
 from dynajax.runtime import processes
 from dynajax.runtime.placement import Placement
-from dynajax.types import Interval, TrainState, UsageError
+from dynajax.types import EnvSpec, Interval, TrainState, UsageError
 
 #: Steps of which not one was finite, from which on the user is told.
 LOST_STEPS = 1000
@@ -34,10 +35,10 @@ class Journal:
     Args:
       folder: where.
       config: the run.
+      spec: its task.
       placement: this process's rows.
       command: what to type to repeat the run.
       parameters: how many a network of a row has, by its name.
-      channels: names of the observation's D entries.
       quiet: print nothing.
       wandb: log to Weights & Biases too.
 
@@ -49,10 +50,10 @@ class Journal:
         self,
         folder: Path,
         config: Config,
+        spec: EnvSpec,
         placement: Placement,
         command: str,
         parameters: Mapping[str, int],
-        channels: Sequence[str],
         quiet: bool,
         wandb: bool,
     ) -> None:
@@ -61,8 +62,9 @@ class Journal:
         self._info = {
             "command": command,
             "parameters": dict(parameters),
-            "channels": list(channels),
+            "channels": list(spec.obs_names),
         }
+        self._policies = Policies(folder / "policies", spec)
         self._first = processes.first()
         self._quiet = quiet or not self._first
         self._offsets: Mapping[str, int] = {}
@@ -117,6 +119,7 @@ class Journal:
             restored = self._checkpoints.restore(shapes, oldest)
         if restored is not None:
             self._offsets = restored.meta["offsets"]
+            self._policies.restore(restored.host)
         return restored
 
     def _evaluated_before(self, step: int) -> bool:
@@ -219,6 +222,12 @@ class Journal:
         if interval.evaluation is not None and np.max(interval.evaluation.lengths) == 0:
             say("warning: every episode of the evaluation ended at a step without a number")
 
+    def keep(self, interval: Interval, policies: Any) -> None:
+        """Keeps the policies, leaves (S, ...), of an interval's evaluation, both of all rows."""
+        assert interval.evaluation is not None
+        scores = np.mean(interval.evaluation.returns, 1)
+        self._policies.add(interval.step, policies, scores, write=self._first)
+
     def save(
         self,
         step: int,
@@ -235,4 +244,4 @@ class Journal:
         # Nobody drops its oldest checkpoint before all have their newest one but this.
         processes.everyones(step)
         meta = {"offsets": self._logs.offsets(), "seconds": dict(seconds)}
-        self._checkpoints.save(step, state, host, meta)
+        self._checkpoints.save(step, state, {**host, **self._policies.progress()}, meta)

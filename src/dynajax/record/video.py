@@ -1,5 +1,6 @@
 """A film of what a policy does."""
 
+import contextlib
 import functools
 import os
 import warnings
@@ -62,31 +63,44 @@ def record(
     Raises:
       UsageError: there is no renderer on this machine, or the task draws no pictures.
     """
-    env, _ = _drawable(config)
     spec = envs.spec(config.env, **config.stepping)
     paths = []
-    try:
-        for index, variant in enumerate(config.variants):
-            number = index * config.seeds
-            if rows is not None and number not in rows:
-                continue
-            row = number if rows is None else rows.index(number)
-            agent = agent_of(config_of(config, variant), spec)
-            policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.rows.agent))
-            name = variant.name.replace(";", "_").replace(",", "+")
-            paths.append(folder / f"video-{name}.mp4")
-            _film(env, functools.partial(jax.jit(agent.greedy), policy), config, paths[-1])
-    finally:
-        env.close()
+    for index, variant in enumerate(config.variants):
+        number = index * config.seeds
+        if rows is not None and number not in rows:
+            continue
+        row = number if rows is None else rows.index(number)
+        agent = agent_of(config_of(config, variant), spec)
+        policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.rows.agent))
+        paths.append(folder / f"video-{file_name(variant.name)}.mp4")
+        film(config, functools.partial(jax.jit(agent.greedy), policy), paths[-1])
     return paths
 
 
-def _film(env: envs.Env, act: Callable[[np.ndarray], Any], config: Config, path: Path) -> None:
+def file_name(variant: str) -> str:
+    """A variant's name as part of a file's."""
+    return variant.replace(";", "_").replace(",", "+")
+
+
+def film(config: Config, act: Callable[[np.ndarray], Any], path: Path) -> None:
+    """Films an episode of a configuration's task.
+
+    Args:
+      act: (D,) -> (A,) in [-1, 1].
+
+    Raises:
+      UsageError: there is no renderer on this machine, or the task draws no pictures.
+    """
+    env, obs = _drawable(config)
+    with contextlib.closing(env):
+        _film(env, obs, act, path)
+
+
+def _film(env: envs.Env, obs: np.ndarray, act: Callable[[np.ndarray], Any], path: Path) -> None:
     import imageio
 
     writer: Any = imageio.get_writer
 
-    obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
     frame = env.render()
     fps = min(60, max(1, int(env.metadata.get("render_fps") or 30)))
     partial = path.with_name(f".{path.name}")

@@ -72,13 +72,17 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def share(rows: int, process: int | None = None) -> range:
-    """The rows of a process, by default this one: equal shares, the first ones with one more.
+def share(rows: int, process: int | None = None, count: int | None = None) -> range:
+    """The rows of a process: equal shares, the first ones with one more.
+
+    Args:
+      process: number of the process, by default this one.
+      count: how many there are, by default those of this run.
 
     Raises:
       UsageError: there are more processes than rows.
     """
-    count = jax.process_count()
+    count = jax.process_count() if count is None else count
     if count > rows:
         raise UsageError(
             f"--process: {count} processes for {rows} rows; take at most one for each row"

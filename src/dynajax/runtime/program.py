@@ -170,6 +170,11 @@ class Program(NamedTuple):
         """The state's shapes, which know the devices that they are on."""
         return self.placement.shapes(self.init, STATE)
 
+    def policies(self, state: TrainState) -> Any:
+        """What each row acts by, leaves (S, ...), copied to the host: the state may be donated."""
+        policies = jax.vmap(self.algorithm.policy)(state.rows)
+        return self.placement.real(jax.tree.map(np.array, policies))
+
     def parameters(self) -> dict[str, int]:
         """How many a row's networks have, by the network's name."""
         rows = jax.eval_shape(self.init).rows

@@ -1,0 +1,9 @@
+"""What a run has learned, for use: its policies and its model, in plain numpy from outside.
+
+Nothing here imports an environment but `play`.
+"""
+
+from dynajax.policy.dynamics import Dynamics, Estimate, Imagined, load_model
+from dynajax.policy.policy import Policy, load_policy
+
+__all__ = ["Dynamics", "Estimate", "Imagined", "Policy", "load_model", "load_policy"]

@@ -1,0 +1,121 @@
+"""Episodes with a trained policy, in numbers or on the screen."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dynajax import envs
+from dynajax.config import Config
+from dynajax.engines.evaluate import Evaluator
+from dynajax.envs.pool import episode_seed
+from dynajax.policy.policy import Policy
+from dynajax.settings import make
+from dynajax.types import EnvSpec, Evaluation, UsageError
+
+
+def task(
+    policy: Policy, name: str | None, episodes: int, time_limit: int
+) -> tuple[Config, EnvSpec]:
+    """Where a policy is to play: its own task, or another one of the same shapes.
+
+    Args:
+      name: the other task's.
+      episodes: how many.
+      time_limit: see `envs.make`.
+
+    Raises:
+      UsageError: there is no such task on the host, or its shapes are others.
+    """
+    chosen = name or policy.spec.name
+    if chosen.startswith("brax:"):
+        raise UsageError(
+            f"--env={chosen}: Brax's tasks have no simulator on the host to play in; name another "
+            "task of the same shapes"
+        )
+    settings = {
+        "eval.episodes": episodes,
+        "task.repeat": policy.repeat,
+        "host.time_limit": time_limit,
+    }
+    config = make(chosen, algo="sac", preset="paper", agent="sac", settings=settings)
+    spec = envs.spec(chosen, **config.stepping)
+    shapes = [(s.obs_dim, s.action_dim) for s in (spec, policy.spec)]
+    if shapes[0] != shapes[1]:
+        (a, b), (c, d) = shapes
+        raise UsageError(
+            f"--env={chosen}: it has {a} observations and {b} actions, and a policy of "
+            f"{policy.spec.name} takes {c} and {d}"
+        )
+    return config, spec
+
+
+def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evaluation:
+    """Episodes that neither training nor its evaluations have seen: leaves (1, K, ...).
+
+    Args:
+      config, spec: of `task`.
+      seed: fixes the episodes.
+    """
+    with contextlib.closing(Evaluator(config, spec, [seed], stream="play")) as evaluator:
+        return evaluator(policy.unit, 0)
+
+
+def check_display() -> None:
+    """Refuses what `view` would refuse for want of a screen.
+
+    Raises:
+      UsageError: there is no display.
+    """
+    if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+        raise UsageError(
+            "--view: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); --video "
+            "makes a film instead"
+        )
+
+
+def view(policy: Policy, config: Config, seed: int) -> int:
+    """Shows episodes in MuJoCo's viewer in real time, until they are over or its window is closed.
+
+    Returns:
+      How many episodes began.
+
+    Raises:
+      UsageError: the task has no physics of MuJoCo, or the viewer cannot be opened.
+    """
+    env = envs.make(config.env, **config.stepping)
+    with contextlib.closing(env):
+        env.reset(seed=0)
+        physics = env.mujoco
+        if physics is None:
+            raise UsageError(f"--view: {config.env} is no task of MuJoCo's; --video makes a film")
+        fps = env.metadata.get("render_fps") or 30
+        with _viewer(*physics) as viewer:
+            for episode in range(config.eval.episodes):
+                obs, _ = env.reset(seed=episode_seed(seed, "play", episode))
+                over = False
+                while not over:
+                    if not viewer.is_running():
+                        return episode + 1
+                    begin = time.perf_counter()
+                    obs, _, terminated, truncated, _ = env.step(policy.unit(obs))
+                    over = terminated or truncated or not np.isfinite(obs).all()
+                    viewer.sync()
+                    time.sleep(max(0.0, 1 / fps - (time.perf_counter() - begin)))
+    return config.eval.episodes
+
+
+@contextlib.contextmanager
+def _viewer(model: Any, data: Any) -> Iterator[Any]:
+    try:
+        import mujoco.viewer
+
+        opened = mujoco.viewer.launch_passive(model, data)
+    except Exception as error:  # whatever a window system raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--view: MuJoCo's viewer cannot be opened ({reason})") from None
+    with opened as viewer:
+        yield viewer

@@ -1,0 +1,194 @@
+"""What is installed: the wheel, its version, the command and its help, and the files about it."""
+
+import importlib
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from absl import flags
+
+import dynajax
+import scripts
+from dynajax import cli
+from dynajax.agents import AGENTS
+from dynajax.commands import COMMANDS, overview
+from dynajax.models.trust import TRUST
+from dynajax.settings import all_settings, base
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+#: Where the scripts are that are commands too.
+SCRIPTS = {
+    "train": "experiments/run.py",
+    "plot": "experiments/plot.py",
+    "diagnose": "experiments/diagnose.py",
+    "play": "experiments/play.py",
+    "bench": "experiments/bench.py",
+    "sweep": "launch/sweep.py",
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the sdist, and the wheel that is made of what is in it."""
+    folder = tmp_path_factory.mktemp("dist")
+
+    def hatchling(where: Path, kind: str) -> None:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    hatchling(ROOT, "sdist")
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as file:
+        file.extractall(folder, filter="data")
+    hatchling(folder / sdist.name.removesuffix(".tar.gz"), "wheel")
+    return folder
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = ROOT / "src" / "dynajax"
+    files = {
+        str(path.relative_to(package.parent))
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files <= names
+    assert {name.partition("/")[0] for name in names - files} == {
+        f"dynajax-{dynajax.__version__}.dist-info"
+    }
+
+
+def test_the_wheel_installs_and_runs(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path), str(wheel)], check=True)
+
+    def dynajax_command(*words: str) -> str:
+        """The installed command, which imports the installed package alone."""
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "bin" / "dynajax"), *words],
+            env={"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert dynajax_command("--version") == f"{dynajax.__version__}\n"
+    header, line = dynajax_command("tasks", "pendulum-swingup").splitlines()
+    assert header.split() == ["task", "D", "A", "frames", "ends", "engines"]
+    assert line.split() == ["pendulum-swingup", "3", "1", "1000", "never", "host,", "mjx"]
+
+
+def test_the_version_stands_in_one_place():
+    assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == dynajax.__version__
+    assert citation["license"] == PROJECT["license"]
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    (newest, *_) = re.findall(r"(?m)^## \[(.*)\]", changelog)
+    assert newest == "Unreleased" or newest == dynajax.__version__
+    assert dynajax.__version__ in changelog
+
+
+def test_every_method_is_cited():
+    notes = [
+        r.get("notes", "")
+        for r in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    ]
+    for name in [*AGENTS, *TRUST]:
+        if name not in ("none", "sac"):
+            assert any(re.search(rf"\b{name}\b", note) for note in notes), name
+    assert "SAC." in notes
+
+
+def test_the_workflow_runs_the_checks_on_every_python():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    job = workflow["jobs"]["checks"]
+    classifiers = {c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c}
+    assert set(job["strategy"]["matrix"]["python"]) == classifiers
+    assert job["steps"][-1]["run"] == ".ci/run"
+    checks = (ROOT / ".ci/run").read_text()
+    for check in ('ruff" check', 'ruff" format --check', 'mypy"', "-m pytest"):
+        assert check in checks, check
+
+
+def test_the_command_lists_its_commands(monkeypatch, capsys):
+    assert PROJECT["scripts"] == {"dynajax": "dynajax.commands:main"}
+    modules = {path.stem for path in (ROOT / "src/dynajax/commands").glob("*.py")} - {"__init__"}
+    assert set(COMMANDS) == modules
+    for name, summary in COMMANDS.items():
+        assert re.search(rf"(?m)^  dynajax {name} +{re.escape(summary)}$", overview())
+    for words, status, text in (
+        ([], None, overview()),
+        (["--help"], None, overview()),
+        (["--version"], None, dynajax.__version__),
+        (["trian"], 2, "error: dynajax trian: there is no such command; the nearest is train"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["dynajax", *words])
+        try:
+            assert dynajax.commands.main() is None and status is None
+        except SystemExit as left:
+            assert left.code == status
+        assert "".join(capsys.readouterr()) == text + "\n"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_the_command(name):
+    text = (ROOT / SCRIPTS[name]).read_text()
+    assert f"`dynajax {name}`" in text and len(text.splitlines()) <= 15
+    with scripts.loaded(ROOT / SCRIPTS[name]) as module:
+        assert module.__name__ == f"dynajax.commands.{name}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_every_flag_and_its_default(name, monkeypatch):
+    known = set(flags.FLAGS)
+    module = importlib.import_module(f"dynajax.commands.{name}")
+    try:
+        monkeypatch.setattr(sys, "argv", [f"dynajax {name}", "--help"])
+        text = cli.help_text(module.main)
+        assert f"  dynajax {name}" in text and len(text.splitlines()) <= 50
+        for flag in flags.FLAGS.get_flags_for_module(module.__name__):
+            default = flag.default
+            shown = ",".join(map(str, default)) if isinstance(default, list) else default
+            said = "" if default in (None, False, "") or default == [] else f"(default: {shown})"
+            (line,) = re.findall(rf"(?s)  --(?:\[no\])?{flag.name} .*?(?=\n  --|\Z)", text)
+            assert " ".join(said.split()) in " ".join(line.split()), flag.name
+        monkeypatch.setattr(sys, "argv", ["/x/experiments/other.py"])
+        assert "  python experiments/other.py" in cli.help_text(module.main)
+    finally:
+        for flag_name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, flag_name)
+        del sys.modules[module.__name__]
+
+
+def test_every_field_says_what_it_is():
+    for agent in AGENTS:
+        for trust in TRUST:
+            for path, setting in all_settings(base(agent, trust)).items():
+                assert setting.about, path
+
+
+def test_the_fields_of_a_configuration_are_listed(monkeypatch, capsys):
+    with scripts.loaded(ROOT / "experiments/run.py") as script:
+        words = ["--fields", "--trust=m2ac", "--set=learn.utd=3"]
+        assert scripts.run(script, monkeypatch, *words) == 0
+    text = capsys.readouterr().out
+    for path in all_settings(base("simba", "m2ac")):
+        assert re.search(rf"(?m)^[* ] {re.escape(path)} ", text), path
+    assert re.search(
+        r"learn\.utd +3 +gradient updates per environment step \(a whole number from 1\)", text
+    )
+    assert re.search(r"(?m)^\* learn\.discount", text)
+    assert max(map(len, text.splitlines())) <= 110
