@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "launch/README.md", *DOCS]
 #: Links to what others are about to add.
-COMING = ("results/levers/levers.png",)
+COMING: tuple[str, ...] = ()
 
 
 def named(page: str) -> set[str]:

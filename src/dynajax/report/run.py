@@ -10,6 +10,8 @@ import numpy as np
 
 from dynajax.types import UsageError
 
+#: Fields of a model that older folders do not have, as their runs were.
+_MODEL = {"reward_from": "inputs", "epochs": 0.0}
 #: What the group `sac` of older folders held that is now any agent's, with later fields' defaults.
 _LEARN = {"utd": 20, "batch": 256, "discount": 0.99, "reset_every": 0, "reset_at": []}
 
@@ -47,6 +49,8 @@ def current(config: Mapping[str, Any]) -> dict[str, Any]:
         fields = dict(new.pop("sac"))
         new["learn"] = {name: fields.pop(name, default) for name, default in _LEARN.items()}
         new["agent"] = fields
+    if new.get("model"):
+        new["model"] = _MODEL | new["model"]
     return {"agent_name": "sac", "trust_name": "none", "trust": None, "task": {"repeat": 1}} | new
 
 
