@@ -285,7 +285,9 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, m
     from dynajax.record import loggers
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
-    run = settings.make("Pendulum-v1", fixes=["none", "scale,target"], steps=400, settings=values)
+    run = settings.make(
+        "Pendulum-v1", agent="sac", fixes=["none", "scale,target"], steps=400, settings=values
+    )
     real = loggers.Files.write
 
     def full(self, record):
@@ -307,6 +309,7 @@ def test_mbpo_learns_pendulum(tmp_path):
     """From about -1200 at random to a return that only a swing-up reaches."""
     run = settings.make(
         "Pendulum-v1",
+        agent="sac",
         fixes=["scale,target"],
         steps=2400,
         settings={
