@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom at a tiny size, and are kept without outputs."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,10 +14,10 @@ _SMALL = """
 SEEDS = 2
 STEPS = 200
 SETTINGS |= {
-    "random_steps": 100, "eval.every": 50, "eval.episodes": 1, "agent.hidden": (8, 8), "learn.utd": 2,
-    "learn.batch": 20, "model.members": 3, "model.elites": 2, "model.width": 8, "model.depth": 2,
-    "model.batch": 16, "model.fit_every": 50, "model.fit_steps": 20, "model.round_steps": 10,
-    "rollout.batch": 10, "replay.real": 1000, "replay.synthetic": 1000,
+    "random_steps": 100, "eval.every": 50, "eval.episodes": 1, "learn.utd": 2, "learn.batch": 20,
+    "model.members": 3, "model.elites": 2, "model.width": 8, "model.depth": 2, "model.batch": 16,
+    "model.fit_every": 50, "model.fit_steps": 20, "model.round_steps": 10, "rollout.batch": 10,
+    "replay.real": 1000, "replay.synthetic": 1000,
 }
 """
 SIZES = {
@@ -26,7 +27,7 @@ SIZES = {
 }
 #: What its outputs have to show.
 SHOWN = {
-    "1_quickstart": ["image/png", "<iframe", "video/mp4"],
+    "1_quickstart": ["image/png", "<iframe", "video/mp4", "the run's own evaluation said"],
     "2_the_fixes": ["image/png", "scale,target  missed"],
     "3_your_own_task": ["image/png", "<iframe", "the rule agrees"],
 }
@@ -70,6 +71,12 @@ def test_a_notebook_is_kept_clean(path):
     # A newcomer reads cell by cell; the file that the third one writes is the longest.
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 45
     assert cells[0].source == code_cells(read(NOTEBOOKS[0]))[0].source
+    # Where the first cell says that the project is.
+    (repository,) = re.findall('REPOSITORY = "https://github.com/(.*?)"', cells[0].source)
+    address = (
+        f"colab.research.google.com/github/{repository}/blob/main/experiments/notebooks/{path.name}"
+    )
+    assert f"(https://{address})" in notebook.cells[0].source
 
 
 @pytest.mark.parametrize(

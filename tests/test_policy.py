@@ -1,6 +1,7 @@
 """Trained policies and models, used as someone who did not train them would."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import SMALL
 from dynajax import envs
 from dynajax.engines.evaluate import Evaluator
 from dynajax.models import ensemble, targets
+from dynajax.policy import export
 from dynajax.record import policies, tree
 from dynajax.types import Model, UsageError
 
@@ -249,3 +251,23 @@ class TestStored:
         with pytest.raises(UsageError, match="cannot save the policies"):
             kept.add(2, self.of(2), np.ones(2))
         assert policies.read(tmp_path, 0).step == 1 and not (tmp_path / "partial").exists()
+
+
+def test_the_pages_examples_run(runs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "pendulum").symlink_to(runs["sac"])
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "using-a-policy.md").read_text()
+    names: dict = {}
+    use, model, alone = re.findall(r"(?ms)^```python\n(.*?)^```", page)
+    exec(use, names)
+    assert re.fullmatch(
+        r"-\d+; the run's own evaluation of step \d+ said -\d+\n", capsys.readouterr().out
+    )
+    exec(model, names)
+    assert names["imagined"].reward.mean.shape == ()
+    export.export(names["policy"], tmp_path / "policy.npz")
+    exec(alone, names)
+    obs = np.random.default_rng(0).normal(size=(9, 3))
+    got = names["load_policy"](tmp_path / "policy.npz")(obs)
+    np.testing.assert_allclose(got, names["policy"](obs), atol=1e-5)

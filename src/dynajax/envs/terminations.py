@@ -12,7 +12,7 @@ from dynajax.types import Array, Termination, UsageError
 
 
 def never(obs: Array, action: Array, next_obs: Array) -> Array:
-    """No end but the time limit (dm_control, HalfCheetah)."""
+    """No end but the time limit (dm_control, HalfCheetah, Pendulum)."""
     return jnp.zeros((), bool)
 
 
@@ -60,7 +60,8 @@ _RULES: dict[str, Termination] = {
 }
 #: Known rules by environment id, a Gymnasium id without its `module:` part.
 TERMINATIONS: dict[str, Termination] = {
-    f"{task}-{version}": rule for task, rule in _RULES.items() for version in ("v4", "v5")
+    **{f"{task}-{version}": rule for task, rule in _RULES.items() for version in ("v4", "v5")},
+    "Pendulum-v1": never,
 }
 
 
