@@ -10,7 +10,16 @@ from types import ModuleType
 import pytest
 from absl import flags
 
-from dynajax import cli
+from dynajax import cli, commands
+
+
+def forget(known: set[str]) -> None:
+    """Unloads all commands, and their flags but for the `known` ones."""
+    for name in [name for name in sys.modules if name.startswith("dynajax.commands.")]:
+        del sys.modules[name]
+        vars(commands).pop(name.rpartition(".")[2], None)
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
 
 
 @contextlib.contextmanager
@@ -24,10 +33,7 @@ def loaded(path: Path) -> Iterator[ModuleType]:
         yield sys.modules.get(module.main.__module__, module)
     finally:
         # Its flags are defined again by the next import.
-        for name in [name for name in sys.modules if name.startswith("dynajax.commands.")]:
-            del sys.modules[name]
-        for name in set(flags.FLAGS) - known:
-            delattr(flags.FLAGS, name)
+        forget(known)
 
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

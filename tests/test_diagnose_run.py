@@ -144,8 +144,7 @@ SIZES = SMALL | {
 def trained(folder, env, **arguments):
     run = settings.make(
         env,
-        preset="quick",
-        agent="sac",
+        preset="paper",
         settings=SIZES,
         steps=300,
         fixes=["none", "scale,auto,beta"],

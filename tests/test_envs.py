@@ -94,7 +94,7 @@ gymnasium.register("LineForever-v0", Line)
 
 
 def run_config(env, *, algo="sac", workers=0, episodes=2):
-    config = make(env, algo=algo)
+    config = make(env, preset="paper", algo=algo)
     host, evaluation = HostConfig(workers=workers), EvalConfig(episodes=episodes)
     return dataclasses.replace(config, host=host, eval=evaluation)
 

@@ -1,6 +1,6 @@
 """Compiles a run's programs for a device that is not here, and says what they would take.
 
-    python experiments/ahead.py --device=h100 --env=humanoid-run --preset=paper --seeds=6
+  dynajax ahead --device=h100 --env=humanoid-run --preset=paper --seeds=6
 
 The flags are those of run.py. Prints a table and writes ahead-DEVICE-ENV-PRESET-ROWS.json into --out,
 by default the working directory. docs/absent-devices.md explains the figures.

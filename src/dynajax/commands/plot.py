@@ -1,7 +1,7 @@
 """Lays runs side by side: learning curves, final returns relative to a base, and a table.
 
-    python experiments/plot.py runs/cheetah-run-* --out=comparison
-    python experiments/plot.py runs/cheetah-run-* --published=simba,bro,td-mpc2
+  dynajax plot runs/cheetah-run-* --out=comparison
+  dynajax plot runs/cheetah-run-* --published=simba,bro,td-mpc2
 
 Runs of one task share a panel, and are compared at the largest number of frames (the simulator's
 steps) that all of them have. Runs that differ in their seeds only are joined. The same agent without
