@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,6 +16,7 @@ import dynajax
 import scripts
 from dynajax import agents
 from dynajax.agents.sac import SAC
+from dynajax.envs import mjx
 from dynajax.policy import export, play, standalone
 from dynajax.policy.policy import Policy
 from dynajax.report import statistics
@@ -29,8 +31,6 @@ SPEC = EnvSpec("walk", 5, 2, 50, tuple("abcde"), None, ((-1.0, -0.4), (1.0, 3.0)
 
 def policy_of(agent: str, **settings) -> Policy:
     """A policy of networks whose every number is drawn, and statistics of odd observations."""
-    import jax
-
     own = {f"agent.{name}": value for name, value in settings.items()}
     config = dynajax.make_config(
         "walk", algo="sac", agent=agent, preset="paper", settings=OF_AGENT[agent] | own
@@ -169,13 +169,61 @@ def test_another_task_of_the_same_shapes(run, command):
     )
 
 
+LIMIT, END = 30, 1.4
+
+
+def drifting() -> mjx.Task:
+    """The state drifts to `END`, faster by the action, which is the reward too."""
+    spec = EnvSpec("Drift", 1, 1, LIMIT, ("x",), lambda obs, action, new: new[0] > END)
+
+    def reset(key):
+        x = jax.random.uniform(key, (1,))
+        return mjx.EnvState(x, x)
+
+    def step(state, action):
+        x = state.physics + 0.05 * (2 + action)
+        return mjx.EnvState(x, x), action[0], x[0] > END
+
+    return mjx.Task(spec, reset, step)
+
+
+def test_a_task_of_the_device_alone_is_played_there(command, tmp_path, monkeypatch):
+    mjx.register_mjx_task("Drift", drifting)
+    try:
+        trained(tmp_path / "run", "sac", steps=60, algo="sac", env="Drift", engine="mjx")
+        status, out, err = command(tmp_path / "run", "--episodes=3")
+        assert (status, err) == (0, "")
+        played = [float(x) for x in out.splitlines()[1].removeprefix("  returns ").split(", ")]
+        policy = dynajax.load_policy(tmp_path / "run")
+        config, spec = play.task(policy, None, 3, 1000)
+        evaluation = play.episodes(policy, config, spec, 0)
+        np.testing.assert_allclose(evaluation.returns[0], played, atol=0.06)
+        # The same by hand, from starts that differ.
+        ends = []
+        for i in range(3):
+            x = float(evaluation.starts[0, i, 0])
+            total = steps = 0
+            while x <= END and steps < LIMIT:
+                action = float(policy.unit(np.array([x]))[0])
+                total, steps, x = total + action, steps + 1, x + 0.05 * (2 + action)
+            ends.append((total, steps))
+        np.testing.assert_allclose(evaluation.returns[0], [e[0] for e in ends], atol=1e-4)
+        assert evaluation.lengths[0].tolist() == [e[1] for e in ends]
+        assert len(set(evaluation.starts.ravel().tolist())) == 3
+        assert command(tmp_path / "run", "--video")[2].startswith("error: --video: the pictures")
+        monkeypatch.setenv("DISPLAY", ":9")
+        assert "Drift is on the device alone" in command(tmp_path / "run", "--view")[2]
+    finally:
+        del mjx.TASKS["Drift"]
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["--view"], "--view: there is no display"),
         (["--row=2"], "row=2: "),
         (["--export=policy.npz"], "--export=policy.npz: one policy at a time"),
-        (["--env=brax:ant", "--row=0"], "--env=brax:ant: Brax's tasks have no simulator"),
+        (["--env=nothing", "--row=0"], "--env=nothing: no such task; the nearest is"),
     ],
 )
 def test_what_cannot_be_done_gets_one_line(run, command, monkeypatch, words, line):

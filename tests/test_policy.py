@@ -36,7 +36,12 @@ STEPS = 120
 def trained(folder: Path, agent: str, steps: int = STEPS, **arguments) -> dynajax.Result:
     sizes = SIZES | OF_AGENT[agent] | arguments.pop("settings", {})
     config = dynajax.make_config(
-        "Pendulum-v1", agent=agent, preset="paper", settings=sizes, steps=steps, **arguments
+        arguments.pop("env", "Pendulum-v1"),
+        agent=agent,
+        preset="paper",
+        settings=sizes,
+        steps=steps,
+        **arguments,
     )
     return dynajax.train(config, folder, quiet=True)
 

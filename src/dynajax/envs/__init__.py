@@ -42,7 +42,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _is_device_only(name: str) -> bool:
+def is_device_only(name: str) -> bool:
     """Whether a task is one of `envs.mjx` and has no simulator on the host."""
     if name.startswith("brax:"):
         return True
@@ -72,7 +72,7 @@ def make(
     """
     mjx.check_repeat(repeat)
     if not (_is_gymnasium(name) and name in gymnasium.registry):
-        if _is_device_only(name):
+        if is_device_only(name):
             raise UsageError(f"--env={name}: this task runs on the device only; add --engine=mjx")
         _check_name(name)
     env: Env
@@ -89,7 +89,7 @@ def spec(name: str, *, time_limit: int = 1000, repeat: int = 1) -> EnvSpec:
     `termination` is None where the rule is not known: a Gymnasium id that is not in TERMINATIONS,
     and dm_control's lqr. `time_limit` counts decisions where an action is repeated.
     """
-    if _is_device_only(name):
+    if is_device_only(name):
         return mjx.make(name, repeat=repeat).spec
     env = make(name, time_limit=time_limit, repeat=repeat)
     unknown = _is_gymnasium(name) or name.startswith("lqr-")

@@ -1,20 +1,27 @@
 """Episodes with a trained policy, in numbers or on the screen."""
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dynajax import envs
+from dynajax import compiler, envs
 from dynajax.config import Config
+from dynajax.engines import mjx as on_device
 from dynajax.engines.evaluate import Evaluator
+from dynajax.envs import mjx
 from dynajax.envs.pool import episode_seed
 from dynajax.policy.policy import Policy
 from dynajax.settings import make
 from dynajax.types import EnvSpec, Evaluation, UsageError
+
+_PLAY = 2**31 - 1
 
 
 def task(
@@ -28,20 +35,16 @@ def task(
       time_limit: see `envs.make`.
 
     Raises:
-      UsageError: there is no such task on the host, or its shapes are others.
+      UsageError: there is no such task, or its shapes are others.
     """
     chosen = name or policy.spec.name
-    if chosen.startswith("brax:"):
-        raise UsageError(
-            f"--env={chosen}: Brax's tasks have no simulator on the host to play in; name another "
-            "task of the same shapes"
-        )
     settings = {
         "eval.episodes": episodes,
         "task.repeat": policy.repeat,
         "host.time_limit": time_limit,
     }
-    config = make(chosen, algo="sac", preset="paper", agent="sac", settings=settings)
+    engine = "mjx" if envs.is_device_only(chosen) else "host"
+    config = make(chosen, algo="sac", preset="paper", agent="sac", settings=settings, engine=engine)
     spec = envs.spec(chosen, **config.stepping)
     shapes = [(s.obs_dim, s.action_dim) for s in (spec, policy.spec)]
     if shapes[0] != shapes[1]:
@@ -56,12 +59,33 @@ def task(
 def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evaluation:
     """Episodes that neither training nor its evaluations have seen: leaves (1, K, ...).
 
+    They are on the host, but for a task that is on the device alone.
+
     Args:
       config, spec: of `task`.
       seed: fixes the episodes.
     """
+    if config.engine == "mjx":
+        return _on_device(policy, config, seed)
     with contextlib.closing(Evaluator(config, spec, [seed], stream="play")) as evaluator:
         return evaluator(policy.unit, 0)
+
+
+def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
+    task = mjx.make(config.env, repeat=config.task.repeat)
+
+    @compiler.jit
+    def play(state: Any, keys: jax.Array) -> Evaluation:
+        act = functools.partial(policy.agent.greedy, state)
+        begin = jax.vmap(task.reset)(keys)
+        starts = jax.tree.map(lambda x: x[None], begin)
+        played = on_device.episodes(task, act, jnp.full(1, config.learn.discount), starts)
+        return played._replace(starts=starts.obs)
+
+    # Not the keys of a run of the same seed, which are split from PRNGKey(seed).
+    key = jax.random.fold_in(jax.random.key(seed), _PLAY)
+    played = jax.device_get(play(policy.state, jax.random.split(key, config.eval.episodes)))
+    return played._replace(returns=played.returns.astype(np.float64))
 
 
 def check_display() -> None:
@@ -86,6 +110,8 @@ def view(policy: Policy, config: Config, seed: int) -> int:
     Raises:
       UsageError: the task has no physics of MuJoCo, or the viewer cannot be opened.
     """
+    if config.engine == "mjx":
+        raise UsageError(f"--view: {config.env} is on the device alone, and has nothing to show")
     env = envs.make(config.env, **config.stepping)
     with contextlib.closing(env):
         env.reset(seed=0)

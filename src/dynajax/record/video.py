@@ -24,7 +24,7 @@ def _drawable(config: Config) -> tuple[envs.Env, np.ndarray]:
     Raises:
       UsageError: there is no renderer on this machine, or the task draws no pictures.
     """
-    if config.env.startswith("brax:"):
+    if envs.is_device_only(config.env):
         raise UsageError(f"--video: the pictures come from the host, which has no {config.env}")
     env = envs.make(config.env, **config.stepping, seed=config.seed, render=True)
     obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
