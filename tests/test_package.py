@@ -32,6 +32,7 @@ SCRIPTS = {
     "bench": "experiments/bench.py",
     "sweep": "launch/sweep.py",
     "ahead": "experiments/ahead.py",
+    "ahead": "experiments/ahead.py",
 }
 
 
@@ -165,7 +166,7 @@ def test_help_says_every_flag_and_its_default(name, monkeypatch):
         monkeypatch.setattr(sys, "argv", [f"dynajax {name}", "--help"])
         text = cli.help_text(module.main)
         assert f"  dynajax {name}" in text and len(text.splitlines()) <= 50
-        for flag in flags.FLAGS.get_flags_for_module(module.__name__):
+        for flag in flags.FLAGS.get_key_flags_for_module(module.__name__):
             default = flag.default
             shown = ",".join(map(str, default)) if isinstance(default, list) else default
             said = "" if default in (None, False, "") or default == [] else f"(default: {shown})"
@@ -175,6 +176,18 @@ def test_help_says_every_flag_and_its_default(name, monkeypatch):
         assert "  python experiments/other.py" in cli.help_text(module.main)
     finally:
         scripts.forget(known)
+
+
+def test_the_help_of_ahead_has_the_flags_of_train(monkeypatch):
+    known = set(flags.FLAGS)
+    module = importlib.import_module("dynajax.commands.ahead")
+    try:
+        monkeypatch.setattr(sys, "argv", ["dynajax ahead", "--help"])
+        text = cli.help_text(module.main)
+    finally:
+        scripts.forget(known)
+    for flag in ("device", "env", "preset", "seeds", "set"):
+        assert f"  --{flag} " in text
 
 
 def test_every_field_says_what_it_is():

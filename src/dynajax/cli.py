@@ -85,11 +85,12 @@ def again() -> list[str]:
 
 
 def help_text(main: Callable[..., Any]) -> str:
-    """The docstring of a command's module, and a line for each flag with its default."""
+    """The docstring of a command's module, and a line for each of its key flags with its default."""
     module = sys.modules[main.__module__]
     name = module.__name__.rpartition(".")[2]
     lines = [(module.__doc__ or "").strip().replace(f"dynajax {name}", called()), ""]
-    for flag in sorted(flags.FLAGS.get_flags_for_module(module.__name__), key=lambda f: f.name):
+    key_flags = flags.FLAGS.get_key_flags_for_module(module.__name__)
+    for flag in sorted(key_flags, key=lambda f: f.name):
         lines += textwrap.wrap(
             _about(flag), 100, initial_indent=f"  --{_form(flag):<13}", subsequent_indent=" " * 17
         )

@@ -2,8 +2,9 @@
 
   dynajax ahead --device=h100 --env=humanoid-run --preset=paper --seeds=6
 
-The flags are those of run.py. Prints a table and writes ahead-DEVICE-ENV-PRESET-ROWS.json into --out,
-by default the working directory. docs/absent-devices.md explains the figures.
+The flags that say what to train are those of `dynajax train`. Prints a table and writes
+ahead-DEVICE-ENV-PRESET-ROWS.json into --out, by default the working directory.
+docs/absent-devices.md explains the figures.
 """
 
 import json
@@ -24,6 +25,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "device", None, f"What to compile for: {', '.join(devices.ACCELERATORS)}.", required=True
 )
+flags.adopt_module_key_flags(run)
 flags.DEFINE_bool("fit_rows", True, "Find how many rows fit, by compiling more of them.")
 
 
