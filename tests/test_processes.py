@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from dynajax import UsageError, cli, settings, train
+from dynajax import UsageError, cli, load_model, load_policy, settings, train
+from dynajax.record import tree
 from dynajax.runtime import processes
 from test_run import FLAGS as RUN_FLAGS
 from test_run import _text, finish, start, wait_for
@@ -95,6 +97,19 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path, qu
         assert [a.get(n) for n in same] == [b.get(n) for n in same]
         if a["kind"] == "fit":
             assert a["score"] == pytest.approx(b["score"], rel=0.02)
+    # What was trained is to be had by the run's rows, whichever process had them.
+    last = {int(line["seed"]): line for line in tables[1] if line["step"] == "300"}
+    episodes = [name for name in last[0] if re.fullmatch(r"return_\d+", name)]
+    for row, (process, place) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        policy = load_policy(out, row, "last")
+        returns = [float(last[row][name]) for name in episodes]
+        assert (policy.seed, policy.step) == (row, 300)
+        assert policy.score == pytest.approx(np.mean(returns), rel=1e-9)
+        path = checkpoints(out, process)[-1]
+        leaves = tree.read(path, tree.read_meta(path), lambda name: "model/params" in name)
+        model = load_model(out, row)
+        for name, leaf in tree.flatten(model.model.params).items():
+            np.testing.assert_array_equal(leaf, leaves[f"rows/model/params/{name}"][place])
     with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
         train(run, out, quiet=True)
 
