@@ -217,6 +217,31 @@ def test_a_task_of_the_device_alone_is_played_there(command, tmp_path, monkeypat
         del mjx.TASKS["Drift"]
 
 
+AGENT = """
+import gymnasium, dynajax
+from dynajax.agents.sac import SAC
+
+class Mine(SAC):
+    pass
+
+dynajax.AGENTS["own"] = Mine
+gymnasium.register("Own-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=9)
+"""
+
+
+def test_an_agent_that_the_tasks_module_registers(command, tmp_path, monkeypatch):
+    (tmp_path / "own_agent.py").write_text(AGENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(dynajax.AGENTS, "own", SAC)
+    trained(tmp_path / "run", "sac", steps=60, algo="sac", env="own_agent:Own-v0", named="own")
+    # As in another process, which knows nothing of it yet.
+    monkeypatch.delitem(dynajax.AGENTS, "own")
+    monkeypatch.delitem(sys.modules, "own_agent")
+    status, out, err = command(tmp_path / "run", "--episodes=2")
+    assert (status, err) == (0, "") and "mean" in out
+    assert dynajax.load_policy(tmp_path / "run").agent.__class__.__name__ == "Mine"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

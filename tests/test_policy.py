@@ -35,13 +35,9 @@ STEPS = 120
 
 def trained(folder: Path, agent: str, steps: int = STEPS, **arguments) -> dynajax.Result:
     sizes = SIZES | OF_AGENT[agent] | arguments.pop("settings", {})
+    env, name = arguments.pop("env", "Pendulum-v1"), arguments.pop("named", agent)
     config = dynajax.make_config(
-        arguments.pop("env", "Pendulum-v1"),
-        agent=agent,
-        preset="paper",
-        settings=sizes,
-        steps=steps,
-        **arguments,
+        env, agent=name, preset="paper", settings=sizes, steps=steps, **arguments
     )
     return dynajax.train(config, folder, quiet=True)
 

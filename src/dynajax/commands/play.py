@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dynajax import cli, registry
+from dynajax import cli
 from dynajax.policy import Policy, export, load_policy, play, standalone
 from dynajax.policy.rows import choose, rows
 from dynajax.record import video
@@ -47,7 +47,6 @@ def chosen(folders: Sequence[str]) -> list[tuple[Path, int, Policy]]:
 def show(folder: Path, row: int, policy: Policy) -> None:
     """Plays with one policy, and prints what came of it."""
     plain = choose(folder, row).plain
-    registry.import_module("--env", plain["env"])
     config, spec = play.task(policy, FLAGS.env, FLAGS.episodes, plain["host"]["time_limit"])
     print(
         f"{folder}, row {row}: {policy.variant}, seed {policy.seed}, {FLAGS.which} policy, of step "

@@ -1,5 +1,6 @@
 """A trained policy as a function of observations."""
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynajax import compiler
+from dynajax import compiler, registry
 from dynajax.actions import rescale
 from dynajax.agents import Agent, agent_of
 from dynajax.nets import Layer
@@ -111,6 +112,10 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
     chosen = rows.choose(folder, row)
     place = chosen.folder / "policies"
     stored = policies.read(place, chosen.number, which)
+    # The task's module may be missing here, but where it is not, it may have the agent.
+    if not stored.spec.name.startswith("brax:"):
+        with contextlib.suppress(UsageError):
+            registry.import_module("--env", stored.spec.name)
     config = agent_from_dict(chosen.plain, chosen.variant)
     agent = agent_of(config, stored.spec)
 
