@@ -32,7 +32,6 @@ SCRIPTS = {
     "bench": "experiments/bench.py",
     "sweep": "launch/sweep.py",
     "ahead": "experiments/ahead.py",
-    "ahead": "experiments/ahead.py",
 }
 
 
