@@ -19,6 +19,7 @@ from dynajax import cli
 from dynajax.config import PRESETS
 from dynajax.diagnose import fits
 from dynajax.envs import mjx
+from dynajax.launch import study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -36,6 +37,7 @@ EXCEPTIONS = {
     "--engine=mjx --seeds=16": "MJX compiles for a minute; test_device.py trains on that engine",
     "--on=ray": "it needs a cluster; test_sweep.py starts one on this machine",
     "--on=slurm": "it needs a cluster; test_sweep.py has submitit's own executor for it",
+    "levers.toml": "a study of hours; the test below reads it",
     "tiny.toml": "a whole study; test_sweep.py runs one, and --status",
     "ray start": "it starts a cluster; test_sweep.py starts one on this machine",
     "experiments/bench.py": "it measures for minutes; test_bench.py runs it with small sizes",
@@ -128,6 +130,14 @@ def test_the_pages_show_commands():
     for part in EXCEPTIONS:
         shown = any(part in line for _, line in commands())
         assert shown or any(part in (ROOT / page).read_text() for page in PAGES), part
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "launch/studies").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_a_study_that_is_shipped_can_be_run(path):
+    """Every run's configuration is checked, and none has another's name."""
+    assert study.load(path).runs
 
 
 @pytest.mark.parametrize("line", [line for line in runs() if "run.py" in line])
