@@ -174,7 +174,7 @@ def test_initial_weights_are_orthogonal_with_gain_root_two():
 
 def test_layer_norm_belongs_to_the_critic_alone():
     def layers(normalised):
-        agent = SAC(LearnConfig(), SACFields((8, 8), critic_layer_norm=normalised), SPEC)
+        agent = SAC(LearnConfig(), SACFields(hidden=(8, 8), critic_layer_norm=normalised), SPEC)
         state = jax.eval_shape(agent.new, jax.random.PRNGKey(0))
         q = jax.eval_shape(agent.value, state, jnp.ones((4, D)), jnp.ones((4, A)))
         assert q.shape == (2, 4)

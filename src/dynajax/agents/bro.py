@@ -13,37 +13,21 @@ import jax.numpy as jnp
 import optax
 
 from dynajax import nets
-from dynajax.agents.sac import SAC, weighted_mean
+from dynajax.agents.sac import SAC, ResidualFields, weighted_mean
 from dynajax.config import fields, static, traced
 from dynajax.types import Array, Transition
 
 
 @fields
 @dataclass(frozen=True)
-class BROFields:
+class BROFields(ResidualFields):
     """Its authors' numbers; they reset it after 15k, 50k, 250k, ... steps (`learn.reset_at`)."""
 
     actor_width: int = static(256, 1, about="width of the residual stream of the actor")
-    actor_blocks: int = static(1, 0, about="residual blocks of the actor")
-    critic_width: int = static(512, 1, about="width of the residual stream of a critic")
-    critic_blocks: int = static(2, 0, about="residual blocks of a critic")
-    critics: int = static(2, 1, about="how many critics")
-    quantiles: int = static(100, 1, about="outputs of a critic")
-    learning_rate: float = traced(3e-4, 0, about="of actor, critics and temperature")
     weight_decay: float = traced(
         1e-4, 0, about="decoupled decay of the weights of actor and critics"
     )
-    polyak: float = traced(
-        0.005, 0, 1, about="share of the new critics that the target critics take in an update"
-    )
-    initial_temperature: float = traced(1.0, 1e-8, about="price of a nat of log-density at first")
-    target_entropy: float = traced(-0.5, about="of the policy, per action entry")
-    log_std_min: float = traced(
-        nets.LOG_STD_MIN, about="least log standard deviation of the policy"
-    )
-    log_std_max: float = traced(
-        nets.LOG_STD_MAX, about="largest log standard deviation of the policy"
-    )
+    quantiles: int = static(100, 1, about="outputs of a critic")
 
 
 def quantile_loss(q: Array, target: Array, weight: Array | None = None) -> Array:

@@ -18,14 +18,10 @@ from dynajax.types import Array, Metrics, Params, Transition
 
 @fields
 @dataclass(frozen=True)
-class SACFields:
-    """Numbers of the preset `paper`; BUILD_NOTES.md has their source."""
+class LossFields:
+    """What every agent with SAC's loss is told, whatever its networks are."""
 
-    hidden: tuple[int, ...] = static(
-        (256, 256), 1, about="widths of the hidden layers of actor and critics"
-    )
     critics: int = static(2, 1, about="how many critics")
-    critic_layer_norm: bool = static(False, about="a LayerNorm in each hidden layer of the critics")
     learning_rate: float = traced(3e-4, 0, about="of actor, critics and temperature")
     polyak: float = traced(
         0.005, 0, 1, about="share of the new critics that the target critics take in an update"
@@ -37,6 +33,31 @@ class SACFields:
     )
     log_std_max: float = traced(
         nets.LOG_STD_MAX, about="largest log standard deviation of the policy"
+    )
+
+
+@fields
+@dataclass(frozen=True)
+class SACFields(LossFields):
+    """Numbers of the preset `paper`; BUILD_NOTES.md has their source."""
+
+    hidden: tuple[int, ...] = static(
+        (256, 256), 1, about="widths of the hidden layers of actor and critics"
+    )
+    critic_layer_norm: bool = static(False, about="a LayerNorm in each hidden layer of the critics")
+
+
+@fields
+@dataclass(frozen=True)
+class ResidualFields(LossFields):
+    """Of agents with residual networks."""
+
+    actor_width: int = static(128, 1, about="width of the residual stream of the actor")
+    actor_blocks: int = static(1, 0, about="residual blocks of the actor")
+    critic_width: int = static(512, 1, about="width of the residual stream of a critic")
+    critic_blocks: int = static(2, 0, about="residual blocks of a critic")
+    weight_decay: float = traced(
+        1e-2, 0, about="decoupled decay of the weights of actor and critics"
     )
 
 

@@ -7,37 +7,20 @@ import flax.linen as nn
 import optax
 
 from dynajax import nets
-from dynajax.agents.sac import SAC, SACState
+from dynajax.agents.sac import SAC, ResidualFields, SACState
 from dynajax.config import fields, static, traced
 from dynajax.types import Array
 
 
 @fields
 @dataclass(frozen=True)
-class SimBaFields:
+class SimBaFields(ResidualFields):
     """Its authors' numbers for tasks that do not terminate."""
 
-    actor_width: int = static(128, 1, about="width of the residual stream of the actor")
-    actor_blocks: int = static(1, 0, about="residual blocks of the actor")
-    critic_width: int = static(512, 1, about="width of the residual stream of a critic")
-    critic_blocks: int = static(2, 0, about="residual blocks of a critic")
     critics: int = static(1, 1, about="how many critics; two for tasks that terminate")
-    normalise: bool = static(True, about="observations by their running mean and variance")
     learning_rate: float = traced(1e-4, 0, about="of actor, critics and temperature")
-    weight_decay: float = traced(
-        1e-2, 0, about="decoupled decay of the weights of actor and critics"
-    )
-    polyak: float = traced(
-        0.005, 0, 1, about="share of the new critics that the target critics take in an update"
-    )
     initial_temperature: float = traced(0.01, 1e-8, about="price of a nat of log-density at first")
-    target_entropy: float = traced(-0.5, about="of the policy, per action entry")
-    log_std_min: float = traced(
-        nets.LOG_STD_MIN, about="least log standard deviation of the policy"
-    )
-    log_std_max: float = traced(
-        nets.LOG_STD_MAX, about="largest log standard deviation of the policy"
-    )
+    normalise: bool = static(True, about="observations by their running mean and variance")
     clip: float = traced(10.0, 0, about="largest normalised observation, in standard deviations")
 
 
