@@ -32,6 +32,8 @@ SMALL = {
     "replay.synthetic": 64,
     "eval.every": 10,
 }
+#: The same for an agent with other fields than SAC's.
+SMALL_OF_ANY = {name: value for name, value in SMALL.items() if not name.startswith("agent.")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,7 @@ from absl import flags
 
 import dynajax
 import scripts
-from conftest import SMALL
+from conftest import SMALL, SMALL_OF_ANY
 from dynajax import cli
 from dynajax.config import PRESETS
 from dynajax.diagnose import fits
@@ -49,7 +49,7 @@ EXCEPTIONS = {
 }
 #: Of the agent sac, for another has other networks.
 OF_SAC = {name: value for name, value in SMALL.items() if name.startswith("agent.")}
-SIZES = {name: value for name, value in SMALL.items() if name not in OF_SAC} | {
+SIZES = SMALL_OF_ANY | {
     "random_steps": 60,
     "eval.every": 35,
     "eval.episodes": 1,

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import SMALL
+from conftest import SMALL_OF_ANY
 from dynajax import UsageError, make_config, train
 from dynajax.agents import AGENTS
 from dynajax.models.trust import TRUST
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SIZES = {name: value for name, value in SMALL.items() if not name.startswith("agent.")} | {
+SIZES = SMALL_OF_ANY | {
     "eval.every": 60,
     "eval.episodes": 1,
     "model.fit_every": 30,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dynajax
-from conftest import SMALL
+from conftest import SMALL_OF_ANY
 from dynajax import UsageError
 from dynajax.types import Array
 
@@ -95,7 +95,7 @@ def config(engine, steps):
         fixes=["none", "scale,target"],
         steps=steps,
         engine=engine,
-        settings={k: v for k, v in SMALL.items() if not k.startswith("agent.")}
+        settings=SMALL_OF_ANY
         | {
             "eval.every": 150,
             "eval.episodes": 1,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dynajax
-from conftest import SMALL
+from conftest import SMALL_OF_ANY
 from dynajax import envs
 from dynajax.engines.evaluate import Evaluator
 from dynajax.models import ensemble, targets
@@ -22,7 +22,7 @@ from dynajax.types import Model, UsageError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SIZES = {name: value for name, value in SMALL.items() if not name.startswith("agent.")} | {
+SIZES = SMALL_OF_ANY | {
     "eval.every": 30,
     "eval.episodes": 2,
     "model.fit_every": 25,
