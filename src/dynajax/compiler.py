@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from dynajax.types import UsageError
+from dynajax.types import UsageError, reason
 
 # By measurement (BUILD_NOTES.md, "Speed"): on a CPU XLA hands batched matmuls to YNNPACK, which
 # runs most of them on one thread; its own matmuls use all of them.
@@ -49,9 +49,8 @@ def local_devices() -> list[jax.Device]:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:
         wanted = settings.jax_platforms
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"JAX_PLATFORMS={wanted}: JAX finds no such device ({reason}); install the extra for "
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device ({reason(error)}); install the extra for "
             "it, pip install 'dynajax[cuda]' or 'dynajax[tpu]', or unset JAX_PLATFORMS"
         ) from None
 

@@ -34,7 +34,8 @@ def static(default: Any, low: float = -math.inf, high: float = math.inf, about: 
 
 def fields(cls: type[_T]) -> type[_T]:
     """Makes of a class of fields a frozen dataclass, and a pytree whose leaves are the traced ones."""
-    if not dataclasses.is_dataclass(cls):
+    # One that only inherits from a dataclass has fields of its own still to be found.
+    if "__dataclass_fields__" not in vars(cls):
         cls = dataclass(frozen=True)(cls)
     leaves = {f.name: bool(f.metadata.get("traced")) for f in dataclasses.fields(cast(Any, cls))}
     return jax.tree_util.register_dataclass(
@@ -180,6 +181,12 @@ class Variant(NamedTuple):
     def name(self) -> str:
         fixes = ",".join(self.fixes) or "none"
         return ";".join([fixes, *(f"{path}={shortest(value)}" for path, value in self.values)])
+
+
+def varied(name: str) -> tuple[tuple[str, float], ...]:
+    """The values that a variant's name says, by path; back from `Variant.name`."""
+    pairs = (item.partition("=") for item in name.split(";")[1:])
+    return tuple((path, float(value)) for path, _, value in pairs)
 
 
 def shortest(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from dynajax import sizes
 from dynajax.agents import agent_class
-from dynajax.config import GROUPS, PRESETS, Config, Variant, assign, config_of
+from dynajax.config import GROUPS, PRESETS, Config, Variant, assign, config_of, varied
 from dynajax.models import targets
 from dynajax.models.trust import rule_class
 from dynajax.types import UsageError
@@ -292,9 +292,8 @@ def agent_from_dict(plain: Mapping[str, Any], variant: str) -> Config:
     groups = ("learn", "agent")
     settings = {f"{g}.{name}": value for g in groups for name, value in _group(plain, g).items()}
     config = make(plain["env"], algo="sac", agent=plain["agent_name"], settings=settings)
-    for item in variant.split(";")[1:]:
-        path, _, value = item.partition("=")
-        config = assign(config, path, float(value)) if path.split(".")[0] in groups else config
+    for path, value in varied(variant):
+        config = assign(config, path, value) if path.split(".")[0] in groups else config
     return config
 
 
@@ -322,11 +321,8 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
         trust=plain["trust_name"],
         settings=settings,
     )
-    variants = []
-    for name in plain["variants"]:
-        fixes, *values = name.split(";")
-        pairs = (value.split("=") for value in values)
-        variants.append(
-            Variant(targets.parse_fixes(fixes), tuple((path, float(v)) for path, v in pairs))
-        )
-    return dataclasses.replace(config, variants=tuple(variants))
+    variants = tuple(
+        Variant(targets.parse_fixes(name.partition(";")[0]), varied(name))
+        for name in plain["variants"]
+    )
+    return dataclasses.replace(config, variants=variants)

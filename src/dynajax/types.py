@@ -34,6 +34,11 @@ class UsageError(ValueError):
     """Something that the user can put right; its text is one line that says how."""
 
 
+def reason(error: Exception) -> str:
+    """An error's first line, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class Transition(NamedTuple):
     """One step of an environment, or of a model of it. Any leading axes."""
 

@@ -14,6 +14,7 @@ from dynajax.diagnose.data import Recording
 from dynajax.envs import states as simulator_states
 from dynajax.envs.pool import episode_seed
 from dynajax.record.checkpoint import Checkpoints
+from dynajax.record.folder import reading
 from dynajax.runtime.program import build
 from dynajax.settings import from_dict
 from dynajax.types import EnvSpec, Replay, Row, Transition, UsageError
@@ -42,18 +43,12 @@ class Reader:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with reading(folder):
             plain = json.loads((folder / "config.json").read_text())["config"]
             # A user's module may register fixes, so it is imported before they are read.
             registry.import_module("--env", plain["env"])
             self.config = from_dict(plain)
             self.spec = envs.spec(self.config.env, **self.config.stepping)
-        except FileNotFoundError:
-            raise UsageError(f"{folder}: not a run's folder, it has no config.json") from None
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(f"{folder / 'config.json'}: not the configuration of a run") from None
         self._checkpoints = Checkpoints(folder / "checkpoints")
         alone = build(self.config, self.spec, jax.local_devices()[:1])
         self._template = jax.eval_shape(alone.init)

@@ -81,42 +81,31 @@ def _rounds(loop: hlo.Part, trips: int) -> int:
 
 def jobs(program: Program) -> dict[str, Job]:
     """The programs of a run, by name."""
-    config = program.config
-    state = jax.eval_shape(program.init)
-    model = config.model
+    config, model = program.config, program.config.model
     longest = model.fit_steps
     if model.schedule != "fixed":
         longest = -(-model.fit_steps // model.round_steps)
-    jobs: dict[str, Job] = {}
+    trips = {"fit": longest}
+    every = {"evaluation": config.eval.every, "fit": model.fit_every}
+    if config.engine == "mjx":
+        programs = DeviceEngine(program, Clock()).programs()
+        every |= {f"steps of {length}": length for length in schedule.segments(config)}
+    else:
+        obs = transition_shapes(program.placement.rows, program.spec)[0].obs
+        state = jax.eval_shape(program.init)
+        programs = {"act": (program.act, (state, obs, np.int32(0))), **program.programs()}
+        trips["learn"] = int(rollouts.horizon(config, jnp.asarray(config.random_steps)))
 
-    def add(
-        name: str, function: Any, arguments: tuple[Any, ...], per_step: float, trips: int
-    ) -> None:
-        jobs[name] = Job(
+    def job(name: str, function: Any, arguments: tuple[Any, ...]) -> Job:
+        rounds = trips.get(name, 1)
+        return Job(
             lambda: function.lower(*arguments),
-            per_step,
-            trips,
-            lambda: flops.count(function, *arguments, trips=trips),
+            1 / every.get(name, 1),
+            rounds,
+            lambda: flops.count(function, *arguments, trips=rounds),
         )
 
-    if config.engine == "mjx":
-        every = {"evaluation": config.eval.every, "fit": model.fit_every}
-        every |= {f"steps of {length}": length for length in schedule.segments(config)}
-        for name, (function, arguments) in DeviceEngine(program, Clock()).programs().items():
-            add(name, function, arguments, 1 / every[name], longest if name == "fit" else 1)
-        return jobs
-    horizon = rollouts.horizon(config, jnp.asarray(config.random_steps))
-    step = transition_shapes(program.placement.rows, program.spec)
-    obs = step[0].obs
-    add("act", program.act, (state, obs, np.int32(0)), 1, 1)
-    corrected: tuple[Any, ...] = ()
-    if config.oracle != "none":
-        _, proposal = jax.eval_shape(program.propose, state, *step)
-        corrected = (program.placement.real(proposal),)
-    add("learn", program.learn, (state, *step, *corrected), 1, int(horizon))
-    if config.has_model:
-        add("fit", program.fit, (state,), 1 / model.fit_every, longest)
-    return jobs
+    return {name: job(name, *program) for name, program in programs.items()}
 
 
 def measure(job: Job, accelerator: devices.Accelerator, *, count: bool = True) -> Measured:

@@ -1,6 +1,5 @@
 """A trained ensemble as a function of observations and actions."""
 
-import dataclasses
 import functools
 import warnings
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from dynajax import compiler
 from dynajax.actions import to_unit
-from dynajax.config import ModelConfig
+from dynajax.config import ModelConfig, varied
 from dynajax.models import ensemble, targets
 from dynajax.policy import rows
 from dynajax.record import policies, tree
@@ -115,10 +114,8 @@ def load_model(folder: str | Path, row: int = 0) -> Dynamics:
         raise UsageError(f"{folder}: this run has no model, it was trained with --algo=sac")
     spec = policies.task(chosen.folder / "policies")
     try:
-        varied = (item.partition("=") for item in chosen.variant.split(";")[1:])
-        values = {path.removeprefix("model."): float(value) for path, _, value in varied}
-        known = {field.name for field in dataclasses.fields(ModelConfig)}
-        values = {name: value for name, value in values.items() if name in known}
+        of_variant = varied(chosen.variant)
+        values = {p.removeprefix("model."): v for p, v in of_variant if p.startswith("model.")}
         config = ModelConfig(**{**chosen.plain["model"], **values})
     except TypeError as error:
         raise UsageError(f"{folder}: its model is another version's ({error})") from None

@@ -19,7 +19,7 @@ from dynajax.envs import mjx
 from dynajax.envs.pool import episode_seed
 from dynajax.policy.policy import Policy
 from dynajax.settings import make
-from dynajax.types import EnvSpec, Evaluation, UsageError
+from dynajax.types import EnvSpec, Evaluation, UsageError, reason
 
 _PLAY = 2**31 - 1
 
@@ -141,7 +141,6 @@ def _viewer(model: Any, data: Any) -> Iterator[Any]:
 
         opened = mujoco.viewer.launch_passive(model, data)
     except Exception as error:  # whatever a window system raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--view: MuJoCo's viewer cannot be opened ({reason})") from None
+        raise UsageError(f"--view: MuJoCo's viewer cannot be opened ({reason(error)})") from None
     with opened as viewer:
         yield viewer

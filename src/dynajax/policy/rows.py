@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from dynajax.record import tree
+from dynajax.record.folder import reading
 from dynajax.types import UsageError
 
 
@@ -36,14 +37,10 @@ def choose(folder: str | Path, row: int) -> Chosen:
       UsageError: not a run's folder, or one without such a row.
     """
     path = Path(folder).expanduser()
-    try:
+    with reading(path):
         info = json.loads((path / "config.json").read_text())
         plain = info["config"]
         names = rows(plain)
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: not a run's folder, it has no config.json") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{path / 'config.json'}: not the configuration of a run") from None
     if not isinstance(row, int | np.integer) or not 0 <= row < len(names):
         known = "; ".join(f"{i}: {variant}, seed {seed}" for i, (variant, seed) in enumerate(names))
         raise UsageError(f"row={row}: {folder} has the rows {known}")

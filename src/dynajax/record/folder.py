@@ -1,5 +1,6 @@
 """A run's folder: who holds it, and which configuration it belongs to."""
 
+import contextlib
 import csv
 import fcntl
 import importlib.metadata
@@ -9,7 +10,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +63,23 @@ def device_name() -> str:
     """Platform, kind and number of the local devices."""
     devices = jax.local_devices()
     return f"{devices[0].platform}: {devices[0].device_kind} x{len(devices)}"
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Says of a run's config.json that is missing, or is none, in one line what it is.
+
+    Raises:
+      UsageError: inside, it could not be read or had not what was looked for.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: not a run's folder, it has no config.json") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder / 'config.json'}: not the configuration of a run") from None
 
 
 def machine_name() -> str:

@@ -15,7 +15,7 @@ from dynajax import envs
 from dynajax.agents import agent_of
 from dynajax.config import Config, config_of
 from dynajax.envs.pool import episode_seed
-from dynajax.types import TrainState, UsageError
+from dynajax.types import TrainState, UsageError, reason
 
 
 def _drawable(config: Config) -> tuple[envs.Env, np.ndarray]:
@@ -32,9 +32,8 @@ def _drawable(config: Config) -> tuple[envs.Env, np.ndarray]:
         env.render()
     except Exception as error:  # each of the renderers raises errors of its own
         env.close()
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"--video: no renderer was found ({reason}); install EGL or OSMesa (Debian: libegl1 or "
+            f"--video: no renderer was found ({reason(error)}); install EGL or OSMesa (Debian: libegl1 or "
             "libosmesa6) and set MUJOCO_GL to egl or osmesa, or leave --video out"
         ) from None
     return env, obs

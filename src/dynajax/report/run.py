@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynajax.record.folder import reading
 from dynajax.types import UsageError
 
 #: Fields of a model that older folders do not have, as their runs were.
@@ -66,13 +67,9 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
-    try:
+    with reading(folder):
         info = json.loads((folder / "config.json").read_text())
         variants = list(current(info["config"])["variants"])
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: not a run's folder, it has no config.json") from None
-    except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder / 'config.json'}: not the configuration of a run") from None
 
     returns: dict[tuple[str, int], dict[int, float]] = {}
     for line in csv.DictReader(text for _, text in _lines(folder / "eval.csv")):

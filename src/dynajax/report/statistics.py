@@ -78,8 +78,13 @@ def stratified_bootstrap(
     rng = np.random.default_rng(seed)
     draws = [task[rng.integers(task.size, size=(resamples, task.size))] for task in tasks]
     estimates = statistic(np.concatenate(draws, axis=-1), axis=-1)
+    return _percentiles(point, estimates, confidence)
+
+
+def _percentiles(point: float, draws: np.ndarray, confidence: float) -> Interval:
+    """A point with the percentile bootstrap's interval from draws (R,)."""
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(estimates, [tail, 100 - tail])
+    low, high = np.percentile(draws, [tail, 100 - tail])
     return Interval(point, float(low), float(high))
 
 
@@ -145,9 +150,7 @@ def probability_of_improvement(
     point = float(np.mean(points))
     if min(v.size for v in (*xs, *ys)) == 1:
         return Interval(point, np.nan, np.nan)
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(np.mean(draws, 0), [tail, 100 - tail])
-    return Interval(point, float(low), float(high))
+    return _percentiles(point, np.mean(draws, 0), confidence)
 
 
 def frames_to_reach(frames: np.ndarray, means: np.ndarray, level: Values) -> np.ndarray:
@@ -209,9 +212,7 @@ def sample_efficiency(
     draws = [
         x[rng.integers(len(x), size=(resamples, len(x)))].mean(1) for x in (returns, base_returns)
     ]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(ratio(*draws), [tail, 100 - tail])
-    return Interval(point, float(low), float(high))
+    return _percentiles(point, ratio(*draws), confidence)
 
 
 def difference(a: Values, b: Values, confidence: float = 0.95) -> Interval:

@@ -181,16 +181,20 @@ class Program(NamedTuple):
         row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
         return {name: compiler.count(net) for name, net in self.algorithm.networks(row).items()}
 
-    def lower(self) -> list[jax.stages.Lowered]:
-        """The large programs, before they are compiled."""
+    def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """The large programs by name, each with its arguments' shapes."""
         state = jax.eval_shape(self.init)
         step = transition_shapes(self.placement.rows, self.spec)
         corrected: tuple[Any, ...] = ()
         if self.config.oracle != "none":
             _, proposal = jax.eval_shape(self.propose, state, *step)
             corrected = (self.placement.real(proposal),)
-        learn = self.learn.lower(state, *step, *corrected)
-        return [learn, self.fit.lower(state)] if self.config.has_model else [learn]
+        learn = {"learn": (self.learn, (state, *step, *corrected))}
+        return learn | ({"fit": (self.fit, (state,))} if self.config.has_model else {})
+
+    def lower(self) -> list[jax.stages.Lowered]:
+        """The same, before they are compiled."""
+        return [function.lower(*arguments) for function, arguments in self.programs().values()]
 
 
 def transition_shapes(rows: int, spec: EnvSpec) -> tuple[Transition, Any]:
