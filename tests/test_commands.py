@@ -16,10 +16,10 @@ import dynajax
 import scripts
 from conftest import SMALL, SMALL_OF_ANY
 from dynajax import cli
-from dynajax.config import PRESETS
 from dynajax.diagnose import fits
 from dynajax.envs import mjx
 from dynajax.launch import study
+from dynajax.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

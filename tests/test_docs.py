@@ -9,10 +9,11 @@ import pytest
 
 import dynajax
 from conftest import SMALL
-from dynajax.config import GROUPS, PRESETS
+from dynajax.config import GROUPS
 from dynajax.diagnose import runpage
 from dynajax.models.targets import FIXES
 from dynajax.models.trust import TRUST
+from dynajax.presets import PRESETS
 from dynajax.report import charts, published
 from dynajax.settings import all_settings, base
 

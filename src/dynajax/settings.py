@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, cast
 
 from dynajax import sizes
 from dynajax.agents import agent_class
-from dynajax.config import GROUPS, PRESETS, Config, Variant, assign, config_of, varied
+from dynajax.config import GROUPS, Config, Variant, assign, config_of, varied
 from dynajax.models import targets
 from dynajax.models.trust import rule_class
+from dynajax.presets import PRESETS
 from dynajax.types import UsageError
 
 #: Set by a flag of their own, and so not by `--set`.
@@ -196,7 +197,7 @@ def make(
       algo: "mbpo", or "sac" for the agent without a model.
       agent: a name in `agents.AGENTS`, or "module:name"; the preset's if not given.
       trust: a name in `models.trust.TRUST`, or "module:name".
-      preset: a name in `config.PRESETS`.
+      preset: a name in `presets.PRESETS`.
       fixes: for each variant a comma list of names in `targets.FIXES`; "" or "none" is MBPO as
         published.
       vary: values for traced fields; all combinations, times the fixes, are the variants.

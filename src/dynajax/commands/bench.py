@@ -27,9 +27,10 @@ import numpy as np
 from absl import flags
 
 from dynajax import cli, compiler, envs, make_config
-from dynajax.config import PRESETS, Config
+from dynajax.config import Config
 from dynajax.measure import benchmark
 from dynajax.measure.benchmark import Stage, Workload
+from dynajax.presets import PRESETS
 from dynajax.record.folder import device_name, write_atomically
 from dynajax.report import figures
 from dynajax.report.figures import Panel

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from dynajax import UsageError, cli, envs, make_config, train, write_report
-from dynajax.config import PRESETS, Config
+from dynajax.config import Config
+from dynajax.presets import PRESETS
 from dynajax.record import video
 from dynajax.runtime import processes
 from dynajax.settings import all_settings

@@ -89,7 +89,9 @@ def jobs(program: Program) -> dict[str, Job]:
     every = {"evaluation": config.eval.every, "fit": model.fit_every}
     if config.engine == "mjx":
         programs = DeviceEngine(program, Clock()).programs()
-        every |= {f"steps of {length}": length for length in schedule.segments(config)}
+        length, *rest = schedule.segments(config)
+        # What is left at the end runs once.
+        every |= {f"steps of {length}": length, **{f"steps of {n}": config.steps for n in rest}}
     else:
         obs = transition_shapes(program.placement.rows, program.spec)[0].obs
         state = jax.eval_shape(program.init)
