@@ -10,21 +10,17 @@ updates in one program. Rows of theirs are one agent after another, for they hav
 beside_simba.csv: milliseconds of an update of all rows, their ratio, and shares of NumPy's matmul rate.
 """
 
-import importlib
-import sys
 import types
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
-from dynajax import UsageError, cli, envs, make_config
+import others
+from dynajax import cli, envs, make_config
 from dynajax.measure import benchmark
-from dynajax.record.folder import device_name, write_csv
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("simba", None, "A clone of github.com/SonyResearch/simba.", required=True)
@@ -41,29 +37,20 @@ UPDATES = 10
 
 
 def _their_agent(folder: str) -> tuple[Any, Any]:
-    """Their agent and its wrapper, under a JAX later than the one they were written for."""
-    root = Path(folder).resolve()
-    if not (root / "scale_rl" / "agents" / "sac").is_dir():
-        raise UsageError(f"--simba={folder}: there is no scale_rl/agents/sac in it; clone it there")
-    sys.path.insert(0, str(root))
+    """Their agent and its wrapper."""
     # Their packages import environments and buffers that an update does not need.
-    buffers, base = (types.ModuleType(n) for n in ("buffers", "base_buffer"))
-    vars(buffers)["Batch"] = vars(base)["Batch"] = dict
-    sys.modules |= {"scale_rl.buffers": buffers, "scale_rl.buffers.base_buffer": base}
-    if not hasattr(jax, "tree_map"):
-        vars(jax)["tree_map"] = jax.tree.map
-    try:
-        # tensorflow-probability's JAX backend looks for it where it once was.
-        old, core = (importlib.import_module(n) for n in ("jax.interpreters.xla", "jax._src.core"))
-        vars(old).setdefault("pytype_aval_mappings", core.pytype_aval_mappings)
-        agent = importlib.import_module("scale_rl.agents.sac.sac_agent").SACAgent
-        wrapper = importlib.import_module("scale_rl.agents.wrappers").ObservationNormalizer
-    except ImportError as error:
-        raise UsageError(
-            f"--simba={folder}: their code did not load ({error}); it needs "
-            "tensorflow-probability and omegaconf"
-        ) from None
-    return agent, wrapper
+    buffers = [types.ModuleType(f"scale_rl.buffers{n}") for n in ("", ".base_buffer")]
+    for module in buffers:
+        vars(module)["Batch"] = dict
+    agent, wrappers = others.load(
+        "simba",
+        folder,
+        "scale_rl/agents/sac",
+        buffers,
+        "scale_rl.agents.sac.sac_agent",
+        "scale_rl.agents.wrappers",
+    )
+    return agent.SACAgent, wrappers.ObservationNormalizer
 
 
 def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[], None]:
@@ -146,27 +133,12 @@ def main(argv: Sequence[str]) -> None:
         rate = peak.flops * peak.calls / float(np.median(seconds["numpy"]))
         each = {"theirs": seconds["theirs"] / UPDATES, "ours": seconds["ours"] / stage.calls}
         for side, times in each.items():
-            low, ratio, high = np.quantile(times / each["theirs"], (0.25, 0.5, 0.75))
             median = float(np.median(times))
-            lines.append(
-                {
-                    "device": device_name(),
-                    "jax": jax.__version__,
-                    "env": FLAGS.env,
-                    "rows": rows,
-                    "critics": FLAGS.critics,
-                    "side": side,
-                    "ms": f"{1e3 * median:.2f}",
-                    "of_theirs": f"{ratio:.3f}",
-                    "low": f"{low:.3f}",
-                    "high": f"{high:.3f}",
-                    "share_of_matmul_rate": f"{stage.flops / median / rate:.3f}",
-                }
-            )
-            print(lines[-1], flush=True)
-    out = Path(FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "beside_simba.csv", lines)
+            entry = others.line(FLAGS.env, rows, side, times / each["theirs"], "of_theirs")
+            more = {"critics": FLAGS.critics, "ms": f"{1e3 * median:.2f}"}
+            share = {"share_of_matmul_rate": f"{stage.flops / median / rate:.3f}"}
+            lines.append(entry | more | share)
+    others.write(FLAGS.out, "beside_simba.csv", lines)
 
 
 if __name__ == "__main__":

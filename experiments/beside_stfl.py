@@ -9,8 +9,6 @@ Theirs is their learner and their replay, called as their training loop calls th
 environment itself is in ours and not in theirs. Writes beside.csv: milliseconds, and their ratio.
 """
 
-import importlib
-import sys
 import types
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dynajax import UsageError, cli, envs, make_config
+import others
+from dynajax import cli, envs, make_config
 from dynajax.measure import benchmark
-from dynajax.record.folder import device_name, write_csv
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("stfl", None, "A clone of github.com/CLeARoboticsLab/STFL.", required=True)
@@ -41,30 +39,22 @@ STORED = 20_000  # real transitions while it is timed
 
 
 def _their_modules(folder: str) -> tuple[Any, Any, Any]:
-    """Their learner, replay and batch, under a JAX and without the gym that they were made for."""
-    root = Path(folder).resolve()
-    if not (root / "jaxrl" / "agents" / "mbpo").is_dir():
-        raise UsageError(f"--stfl={folder}: there is no jaxrl/agents/mbpo in it; clone STFL there")
-    sys.path.insert(0, str(root))
+    """Their learner, replay and batch, without the gym that they were made for."""
     # Their packages import every agent and environment of theirs; gym's spaces are annotations.
-    agents, data, gym = (types.ModuleType(n) for n in ("jaxrl.agents", "utils", "gym"))
-    agents.__path__ = [str(root / "jaxrl" / "agents")]
+    names = ("jaxrl.agents", "jaxrl.datasets.dataset_utils", "gym")
+    agents, data, gym = stand_ins = [types.ModuleType(n) for n in names]
+    agents.__path__ = [str(Path(folder).resolve() / "jaxrl" / "agents")]
     vars(data)["make_env_and_dataset"] = None
     vars(gym)["spaces"] = types.SimpleNamespace(Box=object)
-    sys.modules |= {"jaxrl.agents": agents, "jaxrl.datasets.dataset_utils": data, "gym": gym}
-    if not hasattr(jax, "tree_map"):
-        vars(jax)["tree_map"] = jax.tree.map
-    try:
-        # tensorflow-probability's JAX backend looks for it where it once was.
-        old, core = (importlib.import_module(n) for n in ("jax.interpreters.xla", "jax._src.core"))
-        vars(old).setdefault("pytype_aval_mappings", core.pytype_aval_mappings)
-        learner = importlib.import_module("jaxrl.agents.mbpo.mbpo_learner").MBPOLearner
-    except ImportError as error:
-        raise UsageError(
-            f"--stfl={folder}: their code did not load ({error}); it needs tensorflow-probability"
-        ) from None
-    replay = importlib.import_module("jaxrl.datasets.parallel_replay_buffer")
-    return learner, replay.ParallelReplayBuffer, replay.Batch
+    learner, replay = others.load(
+        "stfl",
+        folder,
+        "jaxrl/agents/mbpo",
+        stand_ins,
+        "jaxrl.agents.mbpo.mbpo_learner",
+        "jaxrl.datasets.parallel_replay_buffer",
+    )
+    return learner.MBPOLearner, replay.ParallelReplayBuffer, replay.Batch
 
 
 def theirs(folder: str, obs_dim: int, action_dim: int) -> dict[str, Callable[[], None]]:
@@ -123,30 +113,16 @@ def main(argv: Sequence[str]) -> None:
     }
     lines = []
     for side, total in totals.items():
-        low, ratio, high = np.quantile(totals["theirs"] / total, (0.25, 0.5, 0.75))
         parts = {
             name.split(", ", 1)[1]: 1e3 * share * float(np.median(seconds[name]))
             for name, share in weights[side].items()
         }
         fit = sum(ms for name, ms in parts.items() if name.startswith("fit"))
-        lines.append(
-            {
-                "device": device_name(),
-                "jax": jax.__version__,
-                "env": FLAGS.env,
-                "rows": FLAGS.seeds,
-                "side": side,
-                "ms": f"{1e3 * np.median(total):.1f}",
-                "ms_of_fit": f"{fit:.1f}",
-                "theirs_over_it": f"{ratio:.3f}",
-                "low": f"{low:.3f}",
-                "high": f"{high:.3f}",
-            }
-        )
-        print(lines[-1], flush=True)
-    out = Path(FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "beside.csv", lines)
+        ratios = np.asarray(totals["theirs"] / total)
+        entry = others.line(FLAGS.env, FLAGS.seeds, side, ratios, "theirs_over_it")
+        ms = {"ms": f"{1e3 * np.median(total):.1f}", "ms_of_fit": f"{fit:.1f}"}
+        lines.append(entry | ms)
+    others.write(FLAGS.out, "beside.csv", lines)
 
 
 if __name__ == "__main__":
