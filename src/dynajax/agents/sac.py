@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynajax import nets
+from dynajax import compiler, nets
 from dynajax.agents.base import Agent
 from dynajax.config import fields, static, traced
 from dynajax.types import Array, Metrics, Params, Transition
@@ -211,7 +211,16 @@ class SAC(Agent):
     def _q(self, critic: Params, seen: Array, action: Array) -> Array:
         """Outputs of every critic: (..., D), (..., A) -> (C, ..., outputs of one)."""
         inputs = jnp.concatenate([seen, action], -1)
-        return jax.vmap(lambda params: nets.apply(self.critic_network, params, inputs))(critic)
+        if compiler.small_caches():
+            return jax.vmap(self._one_q, (0, None))(critic, inputs)
+        # A product for each critic. JAX makes one of all first layers, and turns them for it: on an
+        # accelerator that is eleven more kernels an update (BUILD_NOTES.md).
+        each = jnp.broadcast_to(inputs, (self.own.critics, *inputs.shape))
+        return jax.vmap(self._one_q)(critic, each)
+
+    def _one_q(self, critic: Params, inputs: Array) -> Array:
+        """Outputs of one critic: (..., D+A) -> (..., outputs)."""
+        return nets.apply(self.critic_network, critic, inputs)
 
     def act(self, state: SACState, obs: Array, key: Array) -> tuple[Array, Array]:
         """A sample of the policy and its log-density: (..., D) -> (..., A), (...)."""
