@@ -21,7 +21,7 @@ from dynajax import cli, compiler, envs, make_config
 from dynajax.diagnose.data import collect, shuffled
 from dynajax.models import ensemble, fitting
 from dynajax.record.folder import write_csv
-from dynajax.types import Replay
+from dynajax.replay import pack
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run", "humanoid-stand", "quadruped-walk"], "Tasks.")
@@ -63,9 +63,9 @@ def main(argv: Sequence[str]) -> None:
                 model = ensemble.init(config.model, spec, key)
                 for again in range(FLAGS.refits + 1):
                     filled = jnp.arange(capacity) < size + 250 * again
-                    model, metrics = fit(
-                        model, Replay(data, filled), key, jax.random.fold_in(key, again)
-                    )
+                    key_of_fit = jax.random.fold_in(key, again)
+                    steps = config.model.fit_steps
+                    model, metrics = fit(model, pack(data, filled), key, key_of_fit, steps)
                     line = {
                         "env": env,
                         "preset": preset,

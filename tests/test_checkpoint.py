@@ -21,6 +21,7 @@ import optax
 import orbax.checkpoint
 import pytest
 
+from dynajax import replay
 from dynajax.agents.sac import SACState
 from dynajax.config import Config
 from dynajax.record import checkpoint, tree
@@ -56,7 +57,7 @@ def ring(count: int, capacity: int = N) -> Replay:
     valid = np.zeros((S, capacity), bool)
     for whole, new in zip((*data, valid), (*transitions(numbers), numbers % 5 != 2), strict=True):
         whole[:, numbers % capacity] = new
-    return Replay(Transition(*map(jnp.asarray, data)), jnp.asarray(valid))
+    return replay.pack(Transition(*map(jnp.asarray, data)), jnp.asarray(valid))
 
 
 @functools.cache
@@ -85,7 +86,8 @@ def make_state(count: int, seed: int = 0, capacity: int = N, width: int = 4) -> 
     )
     keys = jax.vmap(jax.random.PRNGKey)(jnp.arange(S) + seed + count)
     config = jax.tree.map(lambda x: jnp.full(S, x, jnp.float32), Config())
-    synthetic = Replay(Transition(*(normal(6, 1) for _ in range(5))), normal(6) > 0, normal(6))
+    imagined = Transition(normal(6, 1), normal(6, 1), normal(6), normal(6), normal(6, 1))
+    synthetic = replay.pack(imagined, normal(6) > 0, normal(6))
     real, trust = ring(count, capacity), (normal(), {"threshold": normal(D)})
     row = Row(config, jnp.arange(S), keys, keys + 1, agent, real, model, synthetic, trust)
     return TrainState(Shared(jnp.asarray(count, jnp.int32), jnp.asarray(3, jnp.int32)), row)
@@ -199,7 +201,7 @@ actor, critic = tree["rows"]["agent"]["actor"], tree["rows"]["agent"]["critic"]
 model = tree["rows"]["model"]
 np.savez("{tmp_path}/copy", actor["Dense_0"]["kernel"], critic["Dense_0"]["bias"],
          model["params"]["Dense_0"]["kernel"], model["code"]["skip"], tree["shared"]["step"],
-         tree["rows"]["config"]["learn"]["discount"], tree["rows"]["synthetic"]["data"]["reward"],
+         tree["rows"]["config"]["learn"]["discount"], tree["rows"]["synthetic"]["packed"],
          tree["rows"]["agent"]["actor_optimiser"]["0"]["mu"]["Dense_0"]["bias"], tree["rows"]["key"],
          tree["host"]["pending.obs"])
 """
@@ -212,7 +214,7 @@ np.savez("{tmp_path}/copy", actor["Dense_0"]["kernel"], critic["Dense_0"]["bias"
         rows.model.code.skip,
         state.shared.step,
         rows.config.learn.discount,
-        rows.synthetic.data.reward,
+        rows.synthetic.packed,
         rows.agent.actor_optimiser[0].mu["Dense_0"]["bias"],
         rows.key,
         np.arange(3.0),
@@ -274,7 +276,7 @@ def test_only_new_pieces_are_written_and_old_ones_go(tmp_path):
     for name, slots in (("000001-0-3", slice(0, 3)), ("000002-3-5", slice(3, 5))):
         real = opened(tmp_path / "replay" / name)["rows"]["real"]
         want = jax.tree.map(lambda x, slots=slots: x[:, slots], ring(5))
-        assert_same(Replay(Transition(**real["data"]), real["valid"]), want)
+        assert_same(Replay(real["packed"], real["valid"], None, D), want)
     # The checkpoint itself holds nothing of the ring: its size is not its capacity's.
     assert "real" not in opened(newest(tmp_path))["rows"]
     Checkpoints(tmp_path / "large").save(1, make_state(5, capacity=800), {}, {})

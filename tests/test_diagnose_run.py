@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 import dynajax
 from conftest import SMALL
-from dynajax import config, envs, report, settings
+from dynajax import config, envs, replay, report, settings
 from dynajax.agents.sac import SAC, SACFields
 from dynajax.config import LearnConfig
 from dynajax.diagnose import online, paths, runpage, runs
@@ -346,12 +346,13 @@ def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
     for slot in range(40):
         for name in Transition._fields:
             getattr(ring, name)[slot] = getattr(data, name)[slot]
-    row = row._replace(synthetic=row.synthetic._replace(data=ring))
+    row = row._replace(synthetic=replay.pack(ring, row.synthetic.valid))
     chosen = np.arange(40), np.arange(40)
     numbers = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
     assert numbers["synthetic_checked"] == 40
     assert numbers["synthetic_reward_r2"] == numbers["synthetic_state_skill"] == 1
     ring.reward[:40] += 0.5
+    row = row._replace(synthetic=replay.pack(ring, row.synthetic.valid))
     shifted = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
     expected = 0.5 / data.reward[:40].std()
     assert shifted["synthetic_reward_bias"] == pytest.approx(expected, rel=1e-4)

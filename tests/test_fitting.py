@@ -9,7 +9,7 @@ import pytest
 from dynajax import replay
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fitting, rollouts, targets, trust
-from dynajax.types import EnvSpec, Replay, Transition
+from dynajax.types import EnvSpec, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -50,9 +50,14 @@ def linear_data(seed=0, size=N, filled=N):
     rng = np.random.default_rng(seed)
     obs, action = rng.normal(size=(size, D)), rng.uniform(-1, 1, (size, A))
     data = Transition(obs, action, obs @ W, np.ones(size), obs @ F.T + action @ G.T)
-    return Replay(
+    return replay.pack(
         Transition(*(jnp.asarray(x, jnp.float32) for x in data)), jnp.arange(size) < filled
     )
+
+
+def changed(data, **columns):
+    """The ring with other values of some fields of its transitions."""
+    return replay.pack(data.data._replace(**columns), data.valid)
 
 
 def held_out(data, config=FIXED):
@@ -110,7 +115,7 @@ def test_a_transition_keeps_its_side_of_the_split():
 
 def test_holes_are_on_neither_side():
     data = linear_data()
-    data = data._replace(valid=jnp.arange(N) % 3 > 0)
+    data = replay.pack(data.data, jnp.arange(N) % 3 > 0)
     split = fitting.split(ModelConfig(score_size=N), data, HOLDOUT)
     training = set(np.asarray(split.training)[: int(split.training_size)].tolist())
     chosen = np.asarray(split.scored_weights) == 1
@@ -122,7 +127,7 @@ def test_holes_are_on_neither_side():
 
 def test_a_long_holdout_is_scored_at_even_spaces():
     data = linear_data()
-    data = data._replace(data=data.data._replace(reward=jnp.arange(N, dtype=jnp.float32)))
+    data = changed(data, reward=jnp.arange(N, dtype=jnp.float32))
     slots = np.flatnonzero(held_out(data))
     assert len(slots) > 60
     split = fitting.split(FIXED, data, HOLDOUT)
@@ -135,12 +140,11 @@ def test_the_holdout_never_reaches_the_parameters():
     data = linear_data()
     held = held_out(data)[:, None]
     clean = data.data
-    poisoned = data._replace(
-        data=clean._replace(
-            obs=clean.obs + 1e6 * held,
-            reward=clean.reward - 1e6 * held[:, 0],
-            next_obs=clean.next_obs * (1 - 1e6 * held),
-        )
+    poisoned = changed(
+        data,
+        obs=clean.obs + 1e6 * held,
+        reward=clean.reward - 1e6 * held[:, 0],
+        next_obs=clean.next_obs * (1 - 1e6 * held),
     )
     model = init(FIXED, SPEC, KEY)
     ours, metrics = fit(FIXED, model, data, KEY, SCALE)
@@ -148,7 +152,8 @@ def test_the_holdout_never_reaches_the_parameters():
     assert equal(ours._replace(elites=0), theirs._replace(elites=0))
     assert spoiled["score"] > 1e6 * metrics["score"]
     # and the same change to a transition of the training split is seen
-    learned = poisoned._replace(data=jax.tree.map(lambda x: jnp.roll(x, 1, 0), poisoned.data))
+    rolled = jax.tree.map(lambda x: jnp.roll(x, 1, 0), poisoned.data)
+    learned = replay.pack(rolled, poisoned.valid)
     assert not equal(ours.params, fit(FIXED, model, learned, KEY, SCALE)[0].params)
 
 
@@ -326,18 +331,18 @@ def test_early_stop_restores_each_members_best_weights(monkeypatch):
         return scores
 
     monkeypatch.setattr(fitting, "score", watched)
-    # Steps so large that a round can make a member worse; of all gains even the smallest counts.
+    # Steps so large that rounds make members worse, until for a while none has gained.
     config = ModelConfig(
-        **SIZES | {"fit_steps": 200, "learning_rate": 0.1}, min_gain=0.0, schedule="early_stop"
+        **SIZES | {"fit_steps": 4000, "learning_rate": 0.1}, min_gain=0.0, schedule="early_stop"
     )
     # A function of its own, for `fit` may have been traced before.
-    train = jax.jit(lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 200))
+    train = jax.jit(lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 4000))
     data = linear_data(filled=240)
     _, metrics = train(init(config, SPEC, KEY), data)
     jax.effects_barrier()
     *rounds, last = seen
     assert len(rounds) == metrics["fit_steps"] // 20
-    assert (rounds[-1] > 1.05 * np.min(rounds, 0)).any()
+    assert len(rounds) < 200 and (rounds[-1] > np.min(rounds, 0)).all()
     np.testing.assert_allclose(last, np.min(rounds, 0), rtol=1e-5)
 
 
@@ -388,7 +393,8 @@ def test_a_linear_system_is_learned(learned, make):
 def test_a_channel_that_begins_to_vary_is_fitted_to_for_the_first_time():
     """A sparse reward, and an observation that has not moved: no weight explodes."""
     data = linear_data()
-    still = data.data._replace(
+    still = changed(
+        data,
         obs=data.data.obs.at[:, 1].set(0),
         next_obs=data.data.next_obs.at[:, 1].set(0),
         reward=jnp.zeros(N),
@@ -402,13 +408,11 @@ def test_a_channel_that_begins_to_vary_is_fitted_to_for_the_first_time():
     def begin(model, data):
         return fitting.begin(config, auto, both, model, data, HOLDOUT)[0]
 
-    first = begin(init(config, SPEC, KEY), data._replace(data=still))
+    first = begin(init(config, SPEC, KEY), still)
     np.testing.assert_array_equal(first.varied, [True, False, False])
     np.testing.assert_array_equal(first.code.scale[1:], [1, 1])
     moments = jax.tree.map(jnp.ones_like, first.optimiser)
-    second = begin(
-        first._replace(optimiser=moments), data._replace(data=data.data._replace(reward=rare))
-    )
+    second = begin(first._replace(optimiser=moments), changed(data, reward=rare))
     assert second.varied.all() and second.code.scale[2] < 1e-4
     columns = np.array([1, 2, 4, 5])  # means and log-variances of the channels that begin
     head, adam = second.params["layers"]["head"], second.optimiser[0]
@@ -428,12 +432,11 @@ def test_units_do_not_matter_to_scale():
     def in_units(obs_unit, reward_unit):
         data = linear_data()
         plain = data.data
-        return data._replace(
-            data=plain._replace(
-                obs=plain.obs * obs_unit,
-                next_obs=plain.next_obs * obs_unit,
-                reward=plain.reward * reward_unit,
-            )
+        return changed(
+            data,
+            obs=plain.obs * obs_unit,
+            next_obs=plain.next_obs * obs_unit,
+            reward=plain.reward * reward_unit,
         )
 
     changes = [(np.array([1e-3, 1e3], np.float32), 30.0), (np.array([70.0, 0.02]), 1e-3)]
@@ -478,7 +481,7 @@ def test_a_reward_that_is_a_step_in_the_next_state_is_learned_from_it():
     """The step is sharp in (s, a) too, but there it lies across the inputs."""
     data = linear_data()
     reward = (data.data.next_obs[:, 0] > 0.3).astype(jnp.float32)
-    data = data._replace(data=data.data._replace(reward=reward))
+    data = changed(data, reward=reward)
     r2 = {}
     for reward_from in ("inputs", "next_state"):
         config = ModelConfig(**SIZES | {"fit_steps": 300}, reward_from=reward_from)

@@ -1,5 +1,7 @@
 """The ring of transitions: what is written where, and that draws are even."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,16 +21,20 @@ def block(numbers):
     return Transition(x[:, None] + jnp.zeros(2), x[:, None], x, x, x[:, None] + jnp.ones(2))
 
 
+def add(ring, numbers, valid, count, weight=None):
+    return replay.add(ring, replay.pack(block(numbers), valid, weight), jnp.array(count))
+
+
 def ring_of(valid):
-    return replay.init(N, 2, 1)._replace(valid=jnp.asarray(valid))
+    return dataclasses.replace(replay.init(N, 2, 1), valid=jnp.asarray(valid))
 
 
 def test_new_blocks_overwrite_the_oldest():
     ring = replay.init(6, 2, 1)
     for first in range(0, 10, 2):
-        ring = replay.add(ring, block([first, first + 1]), jnp.ones(2, bool), jnp.array(first))
+        ring = add(ring, [first, first + 1], jnp.ones(2, bool), first)
     np.testing.assert_array_equal(ring.data.reward, [6, 7, 8, 9, 4, 5])
-    taken = replay.take(ring, jnp.array([[3, 4]]))
+    taken = replay.take(ring, jnp.array([[3, 4]])).data
     np.testing.assert_array_equal(taken.reward, [[9, 4]])
     np.testing.assert_array_equal(taken.next_obs, [[[10, 10], [5, 5]]])
     np.testing.assert_array_equal(taken.action, [[[9], [4]]])
@@ -37,10 +43,10 @@ def test_new_blocks_overwrite_the_oldest():
 def test_valid_flags_follow_their_slots():
     ring = replay.init(4, 2, 1)
     assert not ring.valid.any()
-    ring = replay.add(ring, block([0, 1]), jnp.array([True, False]), jnp.array(0))
+    ring = add(ring, [0, 1], jnp.array([True, False]), 0)
     np.testing.assert_array_equal(ring.valid, [True, False, False, False])
-    ring = replay.add(ring, block([2, 3]), jnp.array([False, True]), jnp.array(2))
-    ring = replay.add(ring, block([4, 5]), jnp.array([False, True]), jnp.array(4))
+    ring = add(ring, [2, 3], jnp.array([False, True]), 2)
+    ring = add(ring, [4, 5], jnp.array([False, True]), 4)
     np.testing.assert_array_equal(ring.valid, [False, True, False, True])
 
 
@@ -48,7 +54,7 @@ def test_weights_follow_their_slots_where_there_is_a_column():
     ring = replay.init(4, 2, 1, weighs=True)
     for first in (0, 2, 4):
         weight = jnp.array([0.25, 0.5]) + first
-        ring = replay.add(ring, block([0, 1]), jnp.ones(2, bool), jnp.array(first), weight)
+        ring = add(ring, [0, 1], jnp.ones(2, bool), first, weight)
     np.testing.assert_array_equal(ring.weight, [4.25, 4.5, 2.25, 2.5])
     assert replay.init(4, 2, 1).weight is None
 
@@ -83,7 +89,7 @@ def test_mapped_draw_equals_each_row_alone():
     rng = np.random.default_rng(0)
     # Rows that need very different numbers of redraws.
     rings = ring_of(rng.random((4, N)) < np.array([[1.0], [0.8], [0.3], [0.05]]))
-    rings = rings._replace(data=jax.tree.map(lambda x: jnp.stack([x] * 4), rings.data))
+    rings = dataclasses.replace(rings, packed=jnp.stack([rings.packed] * 4))
     keys = jax.random.split(jax.random.PRNGKey(0), 4)
     draw_all = jax.jit(jax.vmap(lambda key, ring: replay.draw(key, ring, jnp.array(N), (6, 5))))
     mapped = draw_all(keys, rings)

@@ -46,8 +46,8 @@ def row(make, spec):
     row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
     names = jnp.arange(120.0)
     obs = counter(jnp.zeros(120), names, jnp.zeros(120))
-    data = row.real.data._replace(obs=obs)
-    return row._replace(real=row.real._replace(data=data, valid=jnp.ones(120, bool)))
+    real = replay.pack(row.real.data._replace(obs=obs), jnp.ones(120, bool))
+    return row._replace(real=real)
 
 
 # --- length ----------------------------------------------------------------------------------
@@ -227,9 +227,8 @@ def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypat
     late = shared(step=119, blocks=2**28 + 5)
     sizes = dataclasses.replace(row.config.replay, synthetic=56)
     ring = replay.init(56, 3, 2)
-    ring = ring._replace(
-        data=ring.data._replace(reward=jnp.arange(56.0) - 1000), valid=jnp.ones(56, bool)
-    )
+    old = ring.data._replace(reward=jnp.arange(56.0) - 1000)
+    ring = replay.pack(old, jnp.ones(56, bool))
     row = row._replace(config=dataclasses.replace(row.config, replay=sizes), synthetic=ring)
     ring, _ = roll_out(row, spec, late, 2)
     written = np.asarray(ring.data.reward).reshape(7, B)[:, 0] >= 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dynajax import replay
 from dynajax.algorithm import Algorithm
 from dynajax.models import ensemble, fitting, rollouts, targets, trust
 from dynajax.record.journal import Journal
@@ -260,9 +261,9 @@ def filled_row(config, spec):
     row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
     names = jnp.arange(120.0)
     obs = jnp.stack([names / 100, names, names], -1)
-    data = row.real.data._replace(obs=obs)
+    real = replay.pack(row.real.data._replace(obs=obs), jnp.ones(120, bool))
     return row._replace(
-        real=row.real._replace(data=data, valid=jnp.ones(120, bool)),
+        real=real,
         model=row.model._replace(unit=jnp.array([0.5, 2.0, 10.0, 4.0])),
     )
 

@@ -5,6 +5,7 @@ model-free agent alone. `schedule` says when each happens, and `runtime.program`
 the rows.
 """
 
+import dataclasses
 import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from dynajax import replay, schedule
 from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
 from dynajax.models import ensemble, fitting, rollouts, trust
-from dynajax.types import Array, EnvSpec, Metrics, Params, Row, Shared, Transition
+from dynajax.types import Array, EnvSpec, Metrics, Params, Replay, Row, Shared, Transition
 
 #: What is folded into a row's `seed_key`, here and where environments run.
 EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
@@ -41,20 +42,12 @@ class _Keys(NamedTuple):
     update: Array
 
 
-class _Minibatches(NamedTuple):
-    """What U updates learn from."""
-
-    transition: Transition  # leaves (U, B, ...)
-    valid: Array  # (U, B) bool
-    weight: Array | None  # (U, B) in the critic's loss; None: 1
-
-
-def _beside(real: _Minibatches, synthetic: _Minibatches | None) -> _Minibatches:
+def _beside(real: Replay, synthetic: Replay | None) -> Replay:
     """A minibatch of both, leaves (B, ...)."""
     if synthetic is None:
         return real
     if synthetic.weight is not None:
-        real = real._replace(weight=jnp.ones(real.valid.shape))
+        real = dataclasses.replace(real, weight=jnp.ones(real.valid.shape))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), real, synthetic)
 
 
@@ -136,9 +129,9 @@ class Algorithm:
 
     def insert(self, row: Row, shared: Shared, transition: Transition, valid: Array) -> Row:
         """Stores one real transition, leaves (...) of one step, if it is `valid` ()."""
-        block = jax.tree.map(lambda x: x[None], transition)
+        block = jax.tree.map(lambda x: x[None], replay.pack(transition, valid))
         return row._replace(
-            real=replay.add(row.real, block, valid[None], shared.step),
+            real=replay.add(row.real, block, shared.step),
             agent=self.agent(row).observe(row.agent, transition.obs, valid),
         )
 
@@ -251,7 +244,7 @@ class Algorithm:
         size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
         blocks = self.config.replay.synthetic // size
         slots, key = self._starts(row, shared, key)
-        starts = replay.take(row.real, slots)
+        starts = replay.take(row.real, slots).data
 
         def extend(h: Array, carry: Any) -> Any:
             ring, trusted, obs, alive, figures = carry
@@ -259,7 +252,7 @@ class Algorithm:
             # The remainder first: in all there can be more transitions than an int32 holds.
             at = (shared.blocks + h) % blocks * size
             store = alive & imagined.store
-            ring = replay.add(ring, imagined.transition, store, at, imagined.weight)
+            ring = replay.add(ring, replay.pack(imagined.transition, store, imagined.weight), at)
             kept = store.mean()
             figures = {"synthetic_valid": figures["synthetic_valid"].at[h].set(kept)} | {
                 name: total + jnp.where(store, values, 0.0).sum()
@@ -292,7 +285,7 @@ class Algorithm:
         """
         row = self.insert(row, shared, transition, valid)
         slots, key = self._starts(row, shared, self._keys(row).rollout)
-        starts = replay.take(row.real, slots)
+        starts = replay.take(row.real, slots).data
         _, imagined = self._imagine(row, row.trust, starts.obs, 0, 1, key)
         return row, Proposal(slots, imagined.transition, imagined.store)
 
@@ -317,19 +310,19 @@ class Algorithm:
             row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
         slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, config.real_batch))
-        real = _Minibatches(replay.take(row.real, slots), row.real.valid[slots], None)
-        figures = {"real_reward_mean": real.transition.reward.mean()} if config.real_batch else {}
+        real = replay.take(row.real, slots)
+        figures = {"real_reward_mean": real.data.reward.mean()} if config.real_batch else {}
         synthetic: Any = None
         if config.rollout.fresh and config.has_model:
             # One slot of the real ring for each rollout of each update, and a key.
             shape = updates, config.rollouts_beside
             starts = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
-            begin = replay.take(row.real, starts).obs
+            begin = replay.take(row.real, starts).data.obs
             synthetic = begin, jax.random.split(keys.rollout, updates)
         elif config.has_model:
             row, synthetic, of_rollouts = self._stored(row, shared, keys, corrected)
             if config.synthetic_batch:
-                figures["synthetic_reward_mean"] = synthetic.transition.reward.mean()
+                figures["synthetic_reward_mean"] = synthetic.data.reward.mean()
             figures |= of_rollouts
         parts = 2 if config.rollout.on_top and config.has_model else 1
         if parts == 1 and not config.rollout.fresh:
@@ -351,7 +344,7 @@ class Algorithm:
                 # A hole counts for nothing: it is drawn only where there is hardly anything else.
                 counts = batch.valid.astype(jnp.float32)
                 weight = counts if batch.weight is None else counts * batch.weight
-                state, learned = agent.update(state, batch.transition, weight, counts, noise)
+                state, learned = agent.update(state, batch.data, weight, counts, noise)
             metrics = {**learned, **metrics}
             names[:] = metrics
             # As one array, for each figure alone is a kernel of a GPU.
@@ -369,7 +362,7 @@ class Algorithm:
 
     def _fresh(
         self, row: Row, state: Any, trusted: Any, obs: Array, key: Array
-    ) -> tuple[Any, _Minibatches, Metrics]:
+    ) -> tuple[Any, Replay, Metrics]:
         """Rollouts of the agent in `state` from obs (B, D), as the synthetic part of a minibatch.
 
         All steps of a rollout are learned from, of its later ones only those that go on so far.
@@ -379,20 +372,21 @@ class Algorithm:
         row = row._replace(agent=state)
         for h in range(length):
             trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
-            steps.append(_Minibatches(imagined.transition, alive & imagined.store, imagined.weight))
+            store = alive & imagined.store
+            steps.append(replay.pack(imagined.transition, store, imagined.weight))
             alive = alive & imagined.alive & (imagined.transition.discount > 0)
             obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
         # Rollout by rollout, so that what is cut off is whole rollouts.
         batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
         metrics = {
-            "synthetic_reward_mean": batch.transition.reward.mean(),
+            "synthetic_reward_mean": batch.data.reward.mean(),
             "synthetic_valid": batch.valid.mean(),
         }
         return trusted, batch, metrics
 
     def _stored(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
-    ) -> tuple[Row, _Minibatches, Metrics]:
+    ) -> tuple[Row, Replay, Metrics]:
         """The row with this step's rollouts, the synthetic part of U minibatches, and figures."""
         config = self.config
         size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
@@ -402,16 +396,15 @@ class Algorithm:
         else:
             assert row.synthetic is not None
             at = shared.blocks % blocks * size
-            added = replay.add(row.synthetic, corrected.transition, corrected.store, at)
-            row = row._replace(synthetic=added)
+            block = replay.pack(corrected.transition, corrected.store)
+            row = row._replace(synthetic=replay.add(row.synthetic, block, at))
             figures = {"synthetic_valid": corrected.store.mean()}
         ring = row.synthetic
         assert ring is not None
         filled = jnp.minimum(shared.blocks + length, blocks) * size
         shape = (config.learn.utd, config.synthetic_batch)
         slots = replay.draw(keys.synthetic, ring, filled, shape)
-        weight = None if ring.weight is None else ring.weight[slots]
-        return row, _Minibatches(replay.take(ring, slots), ring.valid[slots], weight), figures
+        return row, replay.take(ring, slots), figures
 
     def count(self, shared: Shared) -> Shared:
         """The counters after an environment step that learned."""

@@ -21,33 +21,29 @@ _BITS = 32
 def init(capacity: int, obs_dim: int, action_dim: int, *, weighs: bool = False) -> Replay:
     """An empty ring of N = `capacity` slots, with a column of weights if it `weighs`."""
     return Replay(
-        data=Transition(
-            obs=jnp.zeros((capacity, obs_dim)),
-            action=jnp.zeros((capacity, action_dim)),
-            reward=jnp.zeros(capacity),
-            discount=jnp.zeros(capacity),
-            next_obs=jnp.zeros((capacity, obs_dim)),
-        ),
+        packed=jnp.zeros((capacity, 2 * obs_dim + action_dim + 2)),
         valid=jnp.zeros(capacity, bool),
         weight=jnp.zeros(capacity) if weighs else None,
+        obs_dim=obs_dim,
     )
 
 
-def add(
-    replay: Replay,
-    transitions: Transition,
-    valid: Array,
-    count: Array,
-    weight: Array | None = None,
-) -> Replay:
+def pack(transitions: Transition, valid: Array, weight: Array | None = None) -> Replay:
+    """Transitions, leaves (B, ...), with their flags and weights (B,)."""
+    obs, action, reward, discount, next_obs = transitions
+    chex.assert_equal_shape_prefix([*transitions, valid], valid.ndim)
+    columns = [obs, action, reward[..., None], discount[..., None], next_obs]
+    return Replay(jnp.concatenate(columns, -1), valid, weight, obs.shape[-1])
+
+
+def add(replay: Replay, block: Replay, count: Array) -> Replay:
     """Writes B transitions over the oldest.
 
     Args:
-      transitions, valid: leaves (B, ...), (B,). B divides N, so that a block never wraps.
+      block: leaves (B, ...). B divides N, so that a block never wraps.
       count: () transitions that were added so far, a multiple of B. It is an argument, not part
         of the ring, because all rows share it: under vmap an unbatched position keeps this a
         slice update in place.
-      weight: (B,) where the ring has a column of them.
     """
     (capacity,) = replay.valid.shape
     start = count % capacity
@@ -56,8 +52,6 @@ def add(
         at = (start,) + (0,) * (ring.ndim - 1)
         return jax.lax.dynamic_update_slice(ring, block.astype(ring.dtype), at)
 
-    block = Replay(transitions, valid, weight)
-    chex.assert_equal_shape_prefix(jax.tree.leaves(block), 1)
     return jax.tree.map(write, replay, block)
 
 
@@ -120,6 +114,6 @@ def _slot(words: Array, ends: Array, rank: Array) -> Array:
     return at + bit * width**2
 
 
-def take(replay: Replay, slots: Array) -> Transition:
-    """The transitions in `slots`: leaves (*slots.shape, ...)."""
-    return jax.tree.map(lambda ring: ring[slots], replay.data)
+def take(replay: Replay, slots: Array) -> Replay:
+    """What is in `slots`: leaves (*slots.shape, ...)."""
+    return jax.tree.map(lambda ring: ring[slots], replay)

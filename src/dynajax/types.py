@@ -18,7 +18,9 @@ H   steps of a rollout
 Functions of the algorithm are written for one row; ``runtime/program.py`` maps them over S.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -62,12 +64,36 @@ class EnvSpec(NamedTuple):
     bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
-class Replay(NamedTuple):
-    """A ring of transitions. Its write position is the caller's, so that it can be unbatched."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["packed", "valid", "weight"],
+    meta_fields=["obs_dim"],
+)
+@dataclass(frozen=True)
+class Replay:
+    """Transitions as a ring or a minibatch has them: each lies in a row of one array.
 
-    data: Transition  # leaves (N, ...)
+    So one is written and looked up in one piece, and a TPU, which pads a last axis to 128 entries,
+    pads once. A ring's write position is the caller's, so that it can be unbatched. Leaves (N, ...)
+    or with any other leading axes.
+    """
+
+    packed: Array  # (N, 2D+A+2): observation, action, reward, discount, next observation
     valid: Array  # (N,) bool: the slot holds a transition that may be drawn
-    weight: Array | None = None  # (N,) in the critic's loss; None where no rule of trust weighs
+    weight: Array | None  # (N,) in the critic's loss; None where no rule of trust weighs
+    obs_dim: int  # D
+
+    @property
+    def data(self) -> Transition:
+        """The transitions, leaves (N, ...)."""
+        after = self.packed.shape[-1] - self.obs_dim
+        return Transition(
+            obs=self.packed[..., : self.obs_dim],
+            action=self.packed[..., self.obs_dim : after - 2],
+            reward=self.packed[..., after - 2],
+            discount=self.packed[..., after - 1],
+            next_obs=self.packed[..., after:],
+        )
 
 
 class Code(NamedTuple):

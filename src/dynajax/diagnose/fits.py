@@ -11,6 +11,7 @@ import numpy as np
 from dynajax import compiler
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fitting, targets
+from dynajax.replay import pack
 from dynajax.types import Array, EnvSpec, Model, Replay, Transition
 
 #: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
@@ -79,7 +80,7 @@ def fit(
       progress: is called with the rounds done so far.
     """
     variants = [targets.parse_fixes(code) for code in codes]
-    rows = Replay(
+    rows = pack(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *data),
         jnp.ones((len(data), len(data[0].reward)), bool),
     )

@@ -1,6 +1,7 @@
 """What `experiments/bench.py` times: the machine's matmuls, and each stage of training alone."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -21,6 +22,7 @@ from dynajax.envs.pool import EnvPool, default_workers
 from dynajax.measure import compiled, flops
 from dynajax.models import fitting, rollouts
 from dynajax.record.checkpoint import Checkpoints
+from dynajax.replay import pack
 from dynajax.runtime.clock import Clock
 from dynajax.runtime.placement import BY_ROWS, STATE
 from dynajax.runtime.program import Program, SharedFit, build
@@ -143,10 +145,10 @@ def _filled(state: TrainState, config: Config) -> TrainState:
         copies = [-(-ring.shape[1] // size)] + [1] * (ring.ndim - 2)
         return jnp.broadcast_to(jnp.tile(block, copies)[: ring.shape[1]], ring.shape)
 
-    def full(replay: Replay) -> Replay:
-        data = jax.tree.map(fill, replay.data)
+    def full(ring: Replay) -> Replay:
+        data = dataclasses.replace(ring, packed=fill(ring.packed)).data
         data = data._replace(discount=jnp.ones_like(data.discount))
-        return Replay(data, *jax.tree.map(jnp.ones_like, replay[1:]))
+        return pack(data, *jax.tree.map(jnp.ones_like, (ring.valid, ring.weight)))
 
     rows: Row = state.rows
     shared = state.shared._replace(

@@ -15,6 +15,7 @@ from dynajax import compiler, nets
 from dynajax.config import ModelConfig
 from dynajax.models import targets, trust
 from dynajax.models.ensemble import everyone, loss, optimiser
+from dynajax.replay import take
 from dynajax.types import Array, Code, Metrics, Model, Params, Replay, Transition
 
 
@@ -49,7 +50,7 @@ def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> Split:
         training=jnp.nonzero(training, size=capacity, fill_value=0)[0],
         training_size=training.sum(),
         weights=training.astype(jnp.float32),
-        scored=jax.tree.map(lambda ring: ring[slots], replay.data),
+        scored=take(replay, slots).data,
         scored_weights=(rank < n).astype(jnp.float32),
     )
 
@@ -113,7 +114,7 @@ def train_member(
             0,
             jnp.maximum(data.training_size, 1),
         )
-        batch = jax.tree.map(lambda ring: ring[data.training[drawn]], replay.data)
+        batch = take(replay, data.training[drawn]).data
         gradient = jax.grad(loss, argnums=2)(config, model, params, batch)
         updates, adam = optimiser(config).update(gradient, adam, params)
         params = optax.apply_updates(params, updates)
