@@ -336,7 +336,9 @@ def test_early_stop_restores_each_members_best_weights(monkeypatch):
         **SIZES | {"fit_steps": 4000, "learning_rate": 0.1}, min_gain=0.0, schedule="early_stop"
     )
     # A function of its own, for `fit` may have been traced before.
-    train = jax.jit(lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 4000))
+    train = jax.jit(
+        lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 4000)
+    )
     data = linear_data(filled=240)
     _, metrics = train(init(config, SPEC, KEY), data)
     jax.effects_barrier()
