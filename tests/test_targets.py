@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, fitting, targets
+from dynajax.models import ensemble, targets
+from dynajax.models.recoding import recode
 from dynajax.models.targets import Fix, parse_fixes
 from dynajax.types import Code, EnvSpec, Transition, UsageError
 
@@ -250,7 +251,7 @@ def test_recoding_keeps_decoded_predictions(bounds, reward_from):
     rng = np.random.default_rng(0)
     old, new = two_codes(rng)
     before = model._replace(code=old)
-    after = fitting.recode(before, new, NONE_FRESH, jax.random.PRNGKey(1))
+    after = recode(before, new, NONE_FRESH, jax.random.PRNGKey(1))
     obs, action = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
     members = jnp.arange(2)
 
@@ -298,7 +299,7 @@ def test_adams_moments_are_those_of_the_recoded_gradient(reward_from):
     slope = gradient(before)
     adam = adam._replace(mu=slope, nu=jax.tree.map(jnp.square, slope))
     before = before._replace(optimiser=(adam, rest))
-    after = fitting.recode(before, new, NONE_FRESH, jax.random.PRNGKey(1))
+    after = recode(before, new, NONE_FRESH, jax.random.PRNGKey(1))
     expected = gradient(after)
     moved = after.optimiser[0]
     chex.assert_trees_all_close(moved.mu, expected, rtol=1e-3, atol=1e-5)

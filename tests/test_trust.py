@@ -11,6 +11,7 @@ import pytest
 from dynajax import replay
 from dynajax.algorithm import Algorithm
 from dynajax.models import ensemble, fitting, rollouts, targets, trust
+from dynajax.models.recoding import recode
 from dynajax.record.journal import Journal
 from dynajax.runtime.program import build
 from dynajax.types import Code, Shared, Transition, UsageError
@@ -196,7 +197,7 @@ def test_units_do_not_depend_on_the_code(make, model, spec):
         jnp.array([0.5, 2.0, 10.0, 3.0]) / 7,
         jnp.zeros(()),
     )
-    scaled = fitting.recode(plain, code, jnp.zeros(D + 1, bool), KEY)
+    scaled = recode(plain, code, jnp.zeros(D + 1, bool), KEY)
     for kind in ("noise", "spread"):
         rule = trust.rule_of(make({"trust.kind": kind}, trust="penalty"), spec)
         one, other = (step(config, spec, rule, network)[1] for network in (plain, scaled))
