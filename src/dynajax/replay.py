@@ -31,7 +31,7 @@ def init(capacity: int, obs_dim: int, action_dim: int, *, weighs: bool = False) 
 def pack(transitions: Transition, valid: Array, weight: Array | None = None) -> Replay:
     """Transitions, leaves (B, ...), with their flags and weights (B,)."""
     obs, action, reward, discount, next_obs = transitions
-    chex.assert_equal_shape_prefix([*transitions, valid], valid.ndim)
+    chex.assert_equal_shape_prefix(jax.tree.leaves((transitions, valid, weight)), valid.ndim)
     columns = [obs, action, reward[..., None], discount[..., None], next_obs]
     return Replay(jnp.concatenate(columns, -1), valid, weight, obs.shape[-1])
 
