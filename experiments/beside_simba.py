@@ -46,6 +46,7 @@ def _their_agent(folder: str) -> tuple[Any, Any]:
         "simba",
         folder,
         "scale_rl/agents/sac",
+        "tensorflow-probability and omegaconf",
         buffers,
         "scale_rl.agents.sac.sac_agent",
         "scale_rl.agents.wrappers",
@@ -138,6 +139,7 @@ def main(argv: Sequence[str]) -> None:
             more = {"critics": FLAGS.critics, "ms": f"{1e3 * median:.2f}"}
             share = {"share_of_matmul_rate": f"{stage.flops / median / rate:.3f}"}
             lines.append(entry | more | share)
+            print(lines[-1], flush=True)
     others.write(FLAGS.out, "beside_simba.csv", lines)
 
 

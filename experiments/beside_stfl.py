@@ -50,6 +50,7 @@ def _their_modules(folder: str) -> tuple[Any, Any, Any]:
         "stfl",
         folder,
         "jaxrl/agents/mbpo",
+        "tensorflow-probability",
         stand_ins,
         "jaxrl.agents.mbpo.mbpo_learner",
         "jaxrl.datasets.parallel_replay_buffer",
@@ -122,6 +123,7 @@ def main(argv: Sequence[str]) -> None:
         entry = others.line(FLAGS.env, FLAGS.seeds, side, ratios, "theirs_over_it")
         ms = {"ms": f"{1e3 * np.median(total):.1f}", "ms_of_fit": f"{fit:.1f}"}
         lines.append(entry | ms)
+        print(lines[-1], flush=True)
     others.write(FLAGS.out, "beside.csv", lines)
 
 

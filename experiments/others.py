@@ -15,13 +15,19 @@ from dynajax.record.folder import device_name, write_csv
 
 
 def load(
-    flag: str, folder: str, marker: str, stand_ins: Sequence[types.ModuleType], *names: str
+    flag: str,
+    folder: str,
+    marker: str,
+    needs: str,
+    stand_ins: Sequence[types.ModuleType],
+    *names: str,
 ) -> list[Any]:
     """Modules of a clone that was written for an earlier JAX.
 
     Args:
       flag: that named the `folder`.
       marker: a folder that is in such a clone.
+      needs: the packages to install for it.
       stand_ins: modules for those of theirs that are not needed here.
       names: of the modules.
 
@@ -42,8 +48,7 @@ def load(
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise UsageError(
-            f"--{flag}={folder}: their code did not load ({error}); the head of the script says "
-            "what it needs"
+            f"--{flag}={folder}: their code did not load ({error}); it needs {needs}"
         ) from None
 
 
@@ -63,9 +68,7 @@ def line(env: str, rows: int, side: str, ratios: np.ndarray, name: str) -> dict[
 
 
 def write(out: str, name: str, lines: Sequence[dict[str, Any]]) -> None:
-    """The table, printed and as `name` in a folder."""
-    for entry in lines:
-        print(entry)
+    """The table as `name` in a folder."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / name, lines)
