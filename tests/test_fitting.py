@@ -323,14 +323,14 @@ def early(**changes):
 
 def test_early_stop_restores_each_members_best_weights(monkeypatch):
     seen = []
-    score = fitting.score
+    errors = fitting._errors
 
-    def watched(config, model, data):
-        scores = score(config, model, data)
+    def watched(model, mean, data):
+        scores = errors(model, mean, data)
         jax.debug.callback(lambda x: seen.append(np.array(x)), scores, ordered=True)
         return scores
 
-    monkeypatch.setattr(fitting, "score", watched)
+    monkeypatch.setattr(fitting, "_errors", watched)
     # Steps so large that rounds make members worse, until for a while none has gained.
     config = ModelConfig(
         **SIZES | {"fit_steps": 4000, "learning_rate": 0.1}, min_gain=0.0, schedule="early_stop"

@@ -38,7 +38,12 @@ LEVERS = {
     "sac, penalty": ("penalty", {"model.reward_from": "next_state", "trust.kind": "spread"}),
     "simba, weight": (
         "weight",
-        {"rollout.fresh": True, "rollout.on_top": True, "model.epochs": 2.0},
+        {
+            "rollout.fresh": True,
+            "rollout.on_top": True,
+            "model.epochs": 2.0,
+            "precision": "bfloat16",
+        },
     ),
 }
 

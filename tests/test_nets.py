@@ -31,3 +31,28 @@ def test_the_gradient_of_a_kernel_is_not_turned():
     program = jax.jit(jax.grad(loss)).lower(params, jnp.zeros((6, 4))).as_text()
     assert "stablehlo.dot_general" in program
     assert "stablehlo.transpose" not in program
+
+
+def test_at_bfloat16_values_and_gradients_are_of_rounded_arrays_and_sums_of_float32():
+    def rounded(x):
+        return jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)
+
+    keys = jax.random.split(jax.random.PRNGKey(0), 3)
+    x, kernel = jax.random.normal(keys[0], (4, 500)), jax.random.normal(keys[1], (500, 3))
+    weights = rounded(jax.random.normal(keys[2], (4, 3)))
+
+    @jax.jit
+    def value_and_gradients(x, kernel):
+        return nets._product(x, kernel), *jax.vjp(nets._product, x, kernel)[1](weights)
+
+    plain = value_and_gradients(x, kernel)
+    with nets.products("bfloat16"):
+        low = value_and_gradients(x, kernel)
+    with nets.products("float32"):
+        again = value_and_gradients(x, kernel)
+    expected = value_and_gradients(rounded(x), rounded(kernel))
+    for a, b, c, d in zip(plain, low, again, expected, strict=True):
+        np.testing.assert_array_equal(a, c)
+        assert b.dtype == jnp.float32
+        np.testing.assert_allclose(b, d, rtol=1e-5, atol=1e-4)
+        assert np.abs(a - b).max() > 1e-3

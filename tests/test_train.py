@@ -1,5 +1,6 @@
 """The jitted functions of a run: rows beside each other, and each compiled once."""
 
+import collections
 import functools
 
 import jax
@@ -9,9 +10,12 @@ import pytest
 from scipy import stats
 
 from dynajax import compiler
+from dynajax.algorithm import Algorithm
+from dynajax.config import config_of
 from dynajax.measure.compiled import ring_copies
+from dynajax.models import fitting
 from dynajax.runtime.program import build
-from dynajax.types import Transition
+from dynajax.types import Shared, Transition
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -296,3 +300,50 @@ def test_the_real_ring_holds_what_was_inserted(study):
         state.rows.real.valid[:, :count], np.stack([valid for _, valid in steps], 1)
     )
     assert not state.rows.real.valid[:, count:].any()
+
+
+def kinds_of_products(function, *arguments):
+    """What arrays are multiplied in a program, and what they are summed in, by how often."""
+
+    def of(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                yield (
+                    *(str(x.aval.dtype) for x in equation.invars),
+                    str(equation.outvars[0].aval.dtype),
+                )
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from of(inner)
+
+    return collections.Counter(of(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_lower_precision_is_of_updates_and_fit_steps_alone(make, spec, fresh):
+    low, plain = ("bfloat16", "bfloat16", "float32"), ("float32",) * 3
+    counts = {}
+    for precision in ("float32", "bfloat16"):
+        config = make({"precision": precision, "rollout.fresh": fresh}, fixes=["scale,auto"])
+        algorithm = Algorithm(config, spec)
+        row = algorithm.init(config_of(config, config.variants[0]), jnp.array(0), jnp.array(0))
+        shared, obs = Shared(jnp.array(60), jnp.array(0)), jnp.zeros(D)
+        transition = jax.tree.map(jnp.asarray, one_step(0, 0))
+        held = fitting.split(row.config.model, row.real, row.key)
+        counts[precision] = {
+            "act": kinds_of_products(algorithm.act, row, obs, shared.step),
+            "learn": kinds_of_products(algorithm.learn, row, shared, transition, True),
+            "fit": kinds_of_products(algorithm.fit, row, shared),
+            "end": kinds_of_products(fitting.end, row.config.model, row.model, held, 1),
+        }
+    for name, before in counts["float32"].items():
+        assert set(before) == {plain}
+        after = counts["bfloat16"][name]
+        assert after.total() == before.total()
+        assert bool(after[low]) == (name in ("learn", "fit"))
+    # Neither are stored rollouts, nor what scores a fit.
+    assert (counts["bfloat16"]["learn"][plain] == 0) == fresh
+    assert counts["bfloat16"]["fit"][plain] == counts["bfloat16"]["end"].total()

@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dynajax import replay, schedule
+from dynajax import nets, replay, schedule
 from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
 from dynajax.models import ensemble, fitting, rollouts, trust
@@ -115,8 +115,8 @@ class Algorithm:
 
     def networks(self, row: Row) -> dict[str, Params]:
         """Parameters by the network's name, the model's too."""
-        nets = self.agent(row).networks(row.agent)
-        return nets if row.model is None else {**nets, "model": row.model.params}
+        networks = self.agent(row).networks(row.agent)
+        return networks if row.model is None else {**networks, "model": row.model.params}
 
     def greedy(self, row: Row, obs: Array) -> Array:
         """The deterministic action: (..., D) -> (..., A)."""
@@ -155,6 +155,7 @@ class Algorithm:
             holdout_key,
             fit_key,
             self._fit_length(shared),
+            self.config.precision,
         )
         return self._calibrated(row._replace(key=key, model=model)), metrics
 
@@ -179,7 +180,8 @@ class Algorithm:
           row: only its configuration and its real ring are read.
         """
         config, steps = row.config.model, self._fit_length(shared)
-        return fitting.train_member(config, job.model, params, adam, key, row.real, job.data, steps)
+        inputs = config, job.model, params, adam, key, row.real, job.data, steps
+        return fitting.train_member(*inputs, self.config.precision)
 
     def end_fit(
         self, row: Row, shared: Shared, job: fitting.Job, params: Any, adam: Any
@@ -355,7 +357,8 @@ class Algorithm:
             jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
         )
         carry = row.agent, row.trust
-        (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises))
+        with nets.products(config.precision):
+            (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises))
         metrics = dict(zip(names, values.mean(0), strict=True))
         row = row._replace(key=keys.after, agent=state, trust=trusted)
         return row, {**metrics, **figures}

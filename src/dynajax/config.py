@@ -221,6 +221,10 @@ class Config:
     seeds: int = static(1, 1)
     steps: int = static(500_000, 1)
     random_steps: int = static(10_000, 2, about="environment steps with uniform actions at first")
+    precision: Literal["float32", "bfloat16"] = static(
+        "float32",
+        about="of what products in updates and fits' steps are made; they are summed in float32",
+    )
     learn: LearnConfig = LearnConfig()
     agent: Any = None  # the agent's own fields
     model: ModelConfig = ModelConfig()

@@ -1,5 +1,6 @@
 """Networks in flax.linen."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -45,6 +46,30 @@ def _norm(params: Params, name: str) -> Layer:
 _RELU, _KEEP, _ADD = Layer("relu"), Layer("keep"), Layer("add")
 
 
+# JAX's name for it. A setting of JAX is part of what it keeps a traced function by.
+_BFLOAT16 = "BF16_BF16_F32"
+
+
+def products(precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Within it the networks' products are made at a `Config.precision`.
+
+    With "bfloat16" of arrays rounded to it, and summed in float32; with "float32" as JAX has been
+    told to make those of float32 arrays.
+    """
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(_BFLOAT16)
+
+
+def _contract(x: Array, y: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    """The sum of x y over `axes` of x and of y."""
+    settings: Any = jax.config
+    if settings.jax_default_matmul_precision == _BFLOAT16:
+        # A CPU takes the name and computes in float32.
+        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=jnp.float32)
+
+
 @jax.custom_vjp
 def _product(x: Array, kernel: Array) -> Array:
     """x @ kernel: (..., X), (X, Y) -> (..., Y).
@@ -52,19 +77,18 @@ def _product(x: Array, kernel: Array) -> Array:
     The gradient of the kernel comes as (X, Y). JAX's own comes as (Y, X) and turned, and Adam's
     moments, which read it with the turn fused in, take three times as long on a CPU.
     """
-    return x @ kernel
+    return _contract(x, kernel, ((x.ndim - 1,), (0,)))
 
 
 def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+    return _product(x, kernel), (x, kernel)
 
 
 def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
     batch = tuple(range(x.ndim - 1))
-    of_kernel = jax.lax.dot_general(x, gradient, ((batch, batch), ((), ())))
-    of_x = jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())))
-    return of_x, of_kernel
+    of_x = _contract(gradient, kernel, ((x.ndim - 1,), (1,)))
+    return of_x, _contract(x, gradient, (batch, batch))
 
 
 _product.defvjp(_product_forward, _product_backward)

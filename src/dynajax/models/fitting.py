@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynajax import compiler
+from dynajax import compiler, nets
 from dynajax.config import ModelConfig
 from dynajax.models import targets, trust
 from dynajax.models.ensemble import everyone, loss, optimiser
 from dynajax.models.recoding import recode
 from dynajax.replay import take
 from dynajax.types import Array, Metrics, Model, Params, Replay, Transition
+
+#: Holdout transitions that all members predict together.
+SCORED_AT_ONCE = 500
 
 
 class Split(NamedTuple):
@@ -67,11 +70,28 @@ def _truth(model: Model, data: Transition) -> Array:
     return targets.encode(model.code, data.obs, data.reward, data.next_obs)
 
 
+def _predictions(config: ModelConfig, model: Model, data: Transition) -> tuple[Array, Array]:
+    """Every member's mean and log-variance of z: leaves (B, ...) -> (E, B, D+1) twice."""
+
+    # In parts, for all members' hidden layers at once would be most of a fit's memory.
+    predicted = jax.lax.map(
+        lambda inputs: everyone(config, model, *inputs),
+        (data.obs, data.action),
+        batch_size=SCORED_AT_ONCE,
+    )
+    mean, log_variance = (jnp.swapaxes(x, 0, 1) for x in predicted)
+    return mean, log_variance
+
+
+def _errors(model: Model, mean: Array, data: Split) -> Array:
+    """The holdout's mean squared error in z by member, of their means (E, B, D+1): (E,)."""
+    squares = jnp.square(mean - _truth(model, data.scored))
+    return _weighted_mean(squares.mean(-1), data.scored_weights, 1)
+
+
 def score(config: ModelConfig, model: Model, data: Split) -> Array:
     """The holdout's mean squared error in z, by member: (E,)."""
-    z = _truth(model, data.scored)
-    mean, _ = everyone(config, model, data.scored.obs, data.scored.action)
-    return _weighted_mean(jnp.square(mean - z).mean(-1), data.scored_weights, 1)
+    return _errors(model, _predictions(config, model, data.scored)[0], data)
 
 
 def length(config: ModelConfig, transitions: Array | int) -> Array | int:
@@ -94,6 +114,7 @@ def train_member(
     replay: Replay,
     data: Split,
     steps: Array | int,
+    precision: str = "float32",
 ) -> tuple[Params, Any]:
     """One member's parameters and Adam's state after `steps` gradient steps.
 
@@ -104,6 +125,7 @@ def train_member(
     Args:
       model: for its code and the normalisation of inputs.
       key: of the member's own minibatches from the training split.
+      precision: of its networks' products (see `nets.products`).
     """
     averaging = config.average_steps > 1
 
@@ -116,7 +138,8 @@ def train_member(
             jnp.maximum(data.training_size, 1),
         )
         batch = take(replay, data.training[drawn]).data
-        gradient = jax.grad(loss, argnums=2)(config, model, params, batch)
+        with nets.products(precision):
+            gradient = jax.grad(loss, argnums=2)(config, model, params, batch)
         updates, adam = optimiser(config).update(gradient, adam, params)
         params = optax.apply_updates(params, updates)
         if averaging:
@@ -141,12 +164,18 @@ def over_members(function: Callable[..., Any], *stacked: Any) -> Any:
 
 
 def train(
-    config: ModelConfig, model: Model, replay: Replay, data: Split, key: Array, steps: Array | int
+    config: ModelConfig,
+    model: Model,
+    replay: Replay,
+    data: Split,
+    key: Array,
+    steps: Array | int,
+    precision: str = "float32",
 ) -> Model:
     """`steps` gradient steps of every member, each with a key split from `key`."""
 
     def one(params: Params, adam: Any, key: Array) -> tuple[Params, Any]:
-        return train_member(config, model, params, adam, key, replay, data, steps)
+        return train_member(config, model, params, adam, key, replay, data, steps, precision)
 
     keys = jax.random.split(key, config.members)
     params, adam = over_members(one, model.params, model.optimiser, keys)
@@ -172,6 +201,7 @@ def _train_until_stale(
     data: Split,
     key: Array,
     limit: Array | int,
+    precision: str,
 ) -> tuple[Model, Array]:
     """Rounds of steps up to a limit, or until `patience` of them pass in which no member's holdout
     score gained `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
@@ -187,7 +217,7 @@ def _train_until_stale(
     def one_round(search: _Search) -> _Search:
         key, round_key = jax.random.split(search.key)
         begun = model._replace(params=search.params, optimiser=search.optimiser)
-        trained = train(config, begun, replay, data, round_key, config.round_steps)
+        trained = train(config, begun, replay, data, round_key, config.round_steps, precision)
         scores = score(config, trained, data)
         gained = scores < (1 - config.min_gain) * search.best_score
 
@@ -280,12 +310,14 @@ def end(
     Args:
       steps: gradient steps that it took.
     """
-    scores = score(config, model, data)
-    model = model._replace(elites=jnp.argsort(scores)[: config.elites])
+    mean, log_variance = _predictions(config, model, data.scored)
+    scores = _errors(model, mean, data)
+    elites = jnp.argsort(scores)[: config.elites]
+    model = model._replace(elites=elites)
     return model, {
         "fit_steps": jnp.asarray(steps),
-        "score": scores[model.elites].mean(),
-        **_report(config, model, data),
+        "score": scores[elites].mean(),
+        **_report(model, mean[elites], log_variance[elites], data),
     }
 
 
@@ -298,6 +330,7 @@ def fit(
     holdout_key: Array,
     key: Array,
     steps: Array | int,
+    precision: str = "float32",
 ) -> tuple[Model, Metrics]:
     """Refits code, input normalisation and members, warm-started, and chooses the elites.
 
@@ -306,15 +339,16 @@ def fit(
       replay: the real transitions.
       holdout_key: the same at every fit.
       steps: as `length` says.
+      precision: of the products in gradient steps; never of scores and statistics.
 
     Returns:
       The model, and figures by name: scalars, and `r2_channels` (D,).
     """
     model, data = begin(config, variants, variant, model, replay, holdout_key)
     if config.schedule == "fixed":
-        model = train(config, model, replay, data, key, steps)
+        model = train(config, model, replay, data, key, steps, precision)
     else:
-        model, steps = _train_until_stale(config, model, replay, data, key, steps)
+        model, steps = _train_until_stale(config, model, replay, data, key, steps, precision)
     return end(config, model, data, steps)
 
 
@@ -327,12 +361,10 @@ def on_holdout(config: ModelConfig, model: Model, data: Split) -> trust.Predicti
     return trust.in_standard_units(model, mean, log_variance, member, z)
 
 
-def _report(config: ModelConfig, model: Model, data: Split) -> Metrics:
-    """How good the elites' mean prediction is on the holdout."""
+def _report(model: Model, mean: Array, log_variance: Array, data: Split) -> Metrics:
+    """How good the elites' mean prediction is on the holdout, where they predict (K, B, D+1) twice."""
     held, weights = data.scored, data.scored_weights
     z = _truth(model, held)
-    mean, log_variance = everyone(config, model, held.obs, held.action)
-    mean, log_variance = mean[model.elites], log_variance[model.elites]
     likelihood = jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance
     next_obs, reward = targets.decode(model.code, held.obs, mean.mean(0))
     # Where a truth lies in the mixture of the elites, which is what rollouts draw from.
