@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dynajax import compiler
 from dynajax.types import Array, Params
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
@@ -64,10 +65,12 @@ def products(precision: str) -> contextlib.AbstractContextManager[Any]:
 def _contract(x: Array, y: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
     """The sum of x y over `axes` of x and of y."""
     settings: Any = jax.config
-    if settings.jax_default_matmul_precision == _BFLOAT16:
-        # A CPU takes the name and computes in float32.
-        x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return jax.lax.dot_general(x, y, (axes, ((), ())), preferred_element_type=jnp.float32)
+    precision = None
+    if settings.jax_default_matmul_precision == _BFLOAT16 and compiler.small_caches():
+        # A CPU computes in float32 all the same, so this is what an accelerator would do.
+        x, y = (jax.lax.reduce_precision(one, 8, 7) for one in (x, y))
+        precision = jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(x, y, (axes, ((), ())), precision=precision)
 
 
 @jax.custom_vjp
