@@ -14,6 +14,7 @@ from dynajax.types import UsageError
 make = make_config
 
 PAPER = {
+    "precision": "float32",
     "random_steps": 10_000,
     "agent.hidden": (256, 256),
     "learn.utd": 20,
