@@ -10,6 +10,7 @@ from dynajax import replay
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fitting, rollouts, targets, trust
 from dynajax.types import EnvSpec, Transition
+from jaxprs import equations
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -495,15 +496,9 @@ def test_a_reward_that_is_a_step_in_the_next_state_is_learned_from_it():
 
 def _products(jaxpr):
     """The precision of every matmul in a program, inner ones too."""
-    for equation in jaxpr.eqns:
+    for equation in equations(jaxpr):
         if equation.primitive.name == "dot_general":
             yield equation.params["precision"]
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from _products(inner)
 
 
 @pytest.mark.parametrize("default", ["bfloat16", "tensorfloat32"])

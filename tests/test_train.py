@@ -16,6 +16,7 @@ from dynajax.measure.compiled import ring_copies
 from dynajax.models import fitting
 from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
+from jaxprs import equations
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -305,18 +306,8 @@ def test_the_real_ring_holds_what_was_inserted(study):
 def products(function, *arguments):
     """How many products of a program are of rounded arrays, as a CPU makes them, and of others."""
 
-    def of(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name in ("dot_general", "reduce_precision"):
-                yield equation.primitive.name
-            for inner in jax.tree.leaves(
-                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-            ):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from of(inner)
-
-    count = collections.Counter(of(jax.make_jaxpr(function)(*arguments).jaxpr))
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    count = collections.Counter(equation.primitive.name for equation in equations(program))
     rounded = count["reduce_precision"] // 2
     return rounded, count["dot_general"] - rounded
 

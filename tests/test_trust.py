@@ -15,6 +15,7 @@ from dynajax.models.recoding import recode
 from dynajax.record.journal import Journal
 from dynajax.runtime.program import build
 from dynajax.types import Code, Shared, Transition, UsageError
+from jaxprs import equations
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -68,19 +69,12 @@ SHARED = Shared(jnp.array(119), jnp.array(0))
 def products(function, *arguments) -> list[tuple[int, ...]]:
     """Shapes of the results of all matrix products in a function's program."""
 
-    def of(jaxpr) -> list[tuple[int, ...]]:
-        shapes = []
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                shapes.append(equation.outvars[0].aval.shape)
-            for leaf in jax.tree.leaves(
-                equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-            ):
-                inner = getattr(leaf, "jaxpr", leaf)
-                shapes += of(inner) if hasattr(inner, "eqns") else []
-        return shapes
-
-    return of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    return [
+        equation.outvars[0].aval.shape
+        for equation in equations(program)
+        if equation.primitive.name == "dot_general"
+    ]
 
 
 def test_the_rule_none_is_no_rule_to_the_bit(model, spec):

@@ -72,7 +72,6 @@ def _truth(model: Model, data: Transition) -> Array:
 
 def _predictions(config: ModelConfig, model: Model, data: Transition) -> tuple[Array, Array]:
     """Every member's mean and log-variance of z: leaves (B, ...) -> (E, B, D+1) twice."""
-
     # In parts, for all members' hidden layers at once would be most of a fit's memory.
     predicted = jax.lax.map(
         lambda inputs: everyone(config, model, *inputs),
