@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 from absl import flags
-from scipy import stats
 
 from dynajax import cli
 from dynajax.record.folder import write_atomically, write_csv
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
                 "failing": f"{np.nanmin(a):.3g} to {np.nanmax(a):.3g}",
                 "working": f"{np.nanmin(b):.3g} to {np.nanmax(b):.3g}",
                 "rank correlation with return": float(
-                    stats.spearmanr(values[known], mbpo[known]).statistic
+                    scipy.stats.spearmanr(values[known], mbpo[known]).statistic
                 ),
                 "tasks": int(known.sum()),
             }

@@ -1,14 +1,27 @@
 """What the tests share: the compilation cache, a small task, and a small configuration."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 
-import jax
+# Most of the tests' time is compilation of tiny programs. For these processes and those that they
+# start, and before jax is imported: no optimisation by LLVM, XLA's older code generator for
+# fusions, which takes a third of the newer one's time, one LLVM module for each program, and
+# every program kept for the next process.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
+
 import pytest
 
 from dynajax import cli, config, make_config
 from dynajax.types import EnvSpec
 
-# Most of the tests' time is compilation; a second run takes it from here.
 cli.use_compilation_cache()
 
 #: Sizes at which a program compiles and runs in seconds.
@@ -72,11 +85,3 @@ def make() -> Callable[..., config.Config]:
         )
 
     return small
-
-
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Leaves out most optimisations: tiny programs take far longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

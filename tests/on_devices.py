@@ -21,7 +21,6 @@ from test_device import walk
 
 __all__ = ["walk"]  # the fixture, which every test here uses
 train_module = sys.modules["dynajax.train"]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 DEVICES = jax.local_devices()
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")

@@ -12,8 +12,6 @@ from dynajax.agents import AGENTS, agent_of
 from dynajax.agents.bro import quantile_loss
 from dynajax.types import EnvSpec, Transition
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D, A, B = 3, 2, 5
 SPEC = EnvSpec("walk", D, A, 50, ("x", "y", "z"), None)
 SMALL_NETS = {

@@ -31,7 +31,6 @@ def bench(*arguments):
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )
 
 

@@ -21,8 +21,6 @@ from dynajax.envs import mjx
 from dynajax.launch import study
 from dynajax.presets import PRESETS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",

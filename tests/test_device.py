@@ -20,8 +20,6 @@ from dynajax.runtime import processes
 from dynajax.runtime.clock import Clock
 from dynajax.types import EnvSpec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LIMIT = 15
 SIZES = SMALL | {"model.fit_every": 20, "eval.episodes": 2, "agent.learning_rate": 1e-4}
 

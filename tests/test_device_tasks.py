@@ -22,7 +22,6 @@ from dynajax.envs.mjx import contacts, physics, rewards
 from dynajax.types import UsageError
 
 # Tracing and compiling take the time, not the steps.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TASKS = [name for name in tasks.names() if not name.startswith("brax:")]
 #: Tested by default: the paper's, and some that compile in seconds.

@@ -13,8 +13,6 @@ from dynajax.diagnose import data, fits, measures, offline, page, sentences
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, Transition
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D, A = 3, 2
 SPEC = EnvSpec("planted", D, A, 50, ("pos[0]", "pos[1]", "speed"), None)
 SMALL = ModelConfig(

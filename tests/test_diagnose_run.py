@@ -25,8 +25,6 @@ from dynajax.engines.oracle import Oracle
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, Transition, UsageError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GAMMA = 0.9
 
 

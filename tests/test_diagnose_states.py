@@ -9,8 +9,6 @@ from dynajax import envs
 from dynajax.diagnose import online, runpage, runs, skeleton, strips
 from test_diagnose_run import Ones, trained
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_positions_are_recognised_in_an_observation():
     env = envs.make("cheetah-run")

@@ -17,8 +17,6 @@ from dynajax.presets import PRESETS
 from dynajax.report import charts, published
 from dynajax.settings import all_settings, base
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "launch/README.md", *DOCS]

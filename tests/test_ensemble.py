@@ -12,8 +12,6 @@ from dynajax.config import ModelConfig
 from dynajax.models import ensemble
 from dynajax.types import EnvSpec, Transition
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D, A, E = 2, 1, 3
 SPEC = EnvSpec("line", D, A, 50, ("x", "v"), None)
 init = jax.jit(ensemble.init, static_argnums=1)

@@ -23,8 +23,6 @@ from dynajax.report import statistics
 from dynajax.types import EnvSpec, UsageError
 from test_policy import OF_AGENT, trained
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[1]
 SPEC = EnvSpec("walk", 5, 2, 50, tuple("abcde"), None, ((-1.0, -0.4), (1.0, 3.0)))
 

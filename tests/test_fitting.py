@@ -12,8 +12,6 @@ from dynajax.models import ensemble, fitting, rollouts, targets, trust
 from dynajax.types import EnvSpec, Transition
 from jaxprs import equations
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D, A, E, N = 2, 1, 3, 400
 SPEC = EnvSpec("line", D, A, 50, ("x", "v"), None)
 VARIANTS = [(), ("scale",), ("scale", "target")]

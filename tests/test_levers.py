@@ -9,8 +9,6 @@ from dynajax import UsageError, make_config, train
 from dynajax.agents import AGENTS
 from dynajax.models.trust import TRUST
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = SMALL_OF_ANY | {
     "eval.every": 60,
     "eval.episodes": 1,

@@ -47,8 +47,6 @@ def test_all_are_tested():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
-    # The programs are tiny, and take far longer to compile than to run.
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     notebook = read(path)
     (place,) = (
         k for k, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ())

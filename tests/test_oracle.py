@@ -11,8 +11,6 @@ from dynajax.diagnose import runs
 from dynajax.runtime.program import build
 from dynajax.types import Transition, UsageError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = SMALL | {
     "eval.every": 60,
     "eval.episodes": 1,

@@ -13,9 +13,6 @@ from conftest import SMALL_OF_ANY
 from dynajax import UsageError
 from dynajax.types import Array
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # --- what a user writes -----------------------------------------------------------------------
 
 

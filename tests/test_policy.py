@@ -20,8 +20,6 @@ from dynajax.policy import export
 from dynajax.record import policies, tree
 from dynajax.types import Model, UsageError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = SMALL_OF_ANY | {
     "eval.every": 30,
     "eval.episodes": 2,

@@ -30,9 +30,7 @@ def start_two(out: Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        return [start(out, f"--process={i}/2@127.0.0.1:{port}", command=FLAGS) for i in range(2)]
+    return [start(out, f"--process={i}/2@127.0.0.1:{port}", command=FLAGS) for i in range(2)]
 
 
 def wait_for_step(out: Path, step: int, two: list[subprocess.Popen]) -> None:
@@ -44,7 +42,7 @@ def checkpoints(out: Path, process: int) -> list[Path]:
     return sorted((out / "checkpoints" / f"process-{process}").glob("*-step-*"))
 
 
-def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path, quick_compilation):
+def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     """Rows 0 and 1, and row 2; to rounding, for other batches round differently."""
     out = tmp_path / "run"
     two = start_two(out)

@@ -15,8 +15,6 @@ from dynajax.models import ensemble, rollouts, trust
 from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 B = 8  # starts
 
 

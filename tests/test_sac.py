@@ -16,8 +16,6 @@ from dynajax.agents.sac import SAC, SACFields
 from dynajax.config import LearnConfig
 from dynajax.types import EnvSpec, Transition
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D, A, B = 3, 2, 6
 KEY = jax.random.PRNGKey(0)
 SPEC = EnvSpec("walk", D, A, 50, ("x", "y", "z"), None)

@@ -93,14 +93,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_runs() -> Iterator[None]:
-    """The runs' programs are tiny, and take far longer to compile than to run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The study's folder after an undisturbed sweep, two runs at once."""

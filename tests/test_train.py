@@ -18,8 +18,6 @@ from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
 from jaxprs import equations
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D, A = 3, 2
 INSERTS, LEARNS, FIT_EVERY = 60, 20, 10
 

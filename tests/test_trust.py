@@ -17,8 +17,6 @@ from dynajax.runtime.program import build
 from dynajax.types import Code, Shared, Transition, UsageError
 from jaxprs import equations
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 B, E, K, D, A = 8, 3, 2, 3, 2
 OBS = jnp.asarray(np.random.default_rng(0).normal(size=(B, D)), jnp.float32)
 KEY = jax.random.PRNGKey(3)

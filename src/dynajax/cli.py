@@ -45,7 +45,8 @@ def use_compilation_cache() -> None:
         # A home may be shared by machines, and JAX's own key does not tell processors apart.
         name = f"xla-{jax.__version__}-{_processor()}"
         jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / name))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _home() -> Path:

@@ -5,7 +5,7 @@ ensemble is the even mixture of its members' Gaussians, which is what rollouts s
 """
 
 import numpy as np
-from scipy.special import ndtr
+import scipy
 
 from dynajax.models.targets import CONSTANT
 
@@ -52,7 +52,7 @@ def median(values: np.ndarray) -> np.ndarray:
 def coverage(mean: np.ndarray, variance: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Share of the truths (B, X) inside the mixture's central intervals: (3, X), `COVERAGES`."""
     std = np.sqrt(np.maximum(np.asarray(variance, float), 1e-300))
-    rank = ndtr((np.asarray(true, float) - mean) / std).mean(0)
+    rank = scipy.special.ndtr((np.asarray(true, float) - mean) / std).mean(0)
     return np.array([(np.abs(rank - 0.5) <= c / 2).mean(0) for c in COVERAGES])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 Values = np.ndarray | Sequence[float]
 #: (..., X), axis -> (...): a statistic such as `iqm`, `numpy.mean` or `numpy.median`.
@@ -40,7 +40,7 @@ def iqm(values: Values, axis: int | None = None) -> Any:
     """
     if np.size(values) == 0:
         raise ValueError("the IQM of no values is not defined")
-    return stats.trim_mean(np.asarray(values, float), 0.25, axis=axis)
+    return scipy.stats.trim_mean(np.asarray(values, float), 0.25, axis=axis)
 
 
 def stratified_bootstrap(
@@ -108,7 +108,7 @@ def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> Interva
         mean = np.where(finite, data, 0.0).sum(axis) / count
         deviation = np.where(finite, data - np.expand_dims(mean, axis), 0.0)
         error = np.sqrt(np.square(deviation).sum(axis) / (count - 1) / count)
-        reach = stats.t.ppf(0.5 + confidence / 2, np.maximum(count - 1, 1)) * error
+        reach = scipy.stats.t.ppf(0.5 + confidence / 2, np.maximum(count - 1, 1)) * error
     reach = np.where(count > 1, reach, np.nan)
     return Interval(mean, mean - reach, mean + reach)
 
@@ -232,7 +232,7 @@ def difference(a: Values, b: Values, confidence: float = 0.95) -> Interval:
         return Interval(point, np.nan, np.nan)
     if np.ptp(a) == np.ptp(b) == 0:
         return Interval(point, point, point)
-    bounds = stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
+    bounds = scipy.stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
     return Interval(point, float(bounds.low), float(bounds.high))
 
 
