@@ -301,4 +301,5 @@ def apply(network: nn.Module, params: Params, inputs: Array) -> Array:
 def stacked_init(network: nn.Module, key: Array, copies: int, inputs: int) -> Params:
     """Independent parameters for `copies` of a network: leaves (copies, ...)."""
     keys = jax.random.split(key, copies)
-    return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs))["params"])(keys)
+    # One after the other: random numbers for a batch of keys take XLA twice as long to compile.
+    return jax.lax.map(lambda k: network.init(k, jnp.zeros(inputs))["params"], keys)

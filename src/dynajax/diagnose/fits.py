@@ -103,7 +103,7 @@ def fit(
 
     @jax.jit
     def init(keys: Array) -> Model:
-        models = jax.vmap(lambda k: ensemble.init(config, spec, k[0]))(keys)
+        models = jax.lax.map(lambda k: ensemble.init(config, spec, k[0]), keys)
         return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(codes), 1), models)
 
     @jax.jit

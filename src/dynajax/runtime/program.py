@@ -223,8 +223,9 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     variants, seeds = zip(*pairs, strict=True)
 
     # The seeds are arguments, so that all seeds share one compiled program in the cache.
+    # One row after the other, for `nets.stacked_init`'s reason.
     def init(*arguments: Any) -> TrainState:
-        rows = jax.vmap(algorithm.init)(*local(arguments))
+        rows = jax.lax.map(lambda row: algorithm.init(*row), local(arguments))
         return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
     functions = over_rows(algorithm)
