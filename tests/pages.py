@@ -1,0 +1,89 @@
+"""What the pages show: their commands, and sizes that keep each one short."""
+
+import re
+from pathlib import Path
+
+from conftest import SMALL, SMALL_OF_ANY
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (
+    "README.md",
+    "launch/README.md",
+    *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))),
+)
+#: The page of what a user writes.
+OWN = "docs/own.md"
+#: Commands that are not run here, by a part of them, with the reason.
+EXCEPTIONS = {
+    "-m venv": "it installs; continuous integration begins with it",
+    "--engine=mjx --seeds=16": "MJX compiles for a minute; test_device.py trains on that engine",
+    "--on=ray": "it needs a cluster; test_sweep.py starts one on this machine",
+    "--on=slurm": "it needs a cluster; test_sweep.py has submitit's own executor for it",
+    "levers.toml": "a study of hours; the test below reads it",
+    "tiny.toml": "a whole study; test_sweep.py runs one, and --status",
+    "ray start": "it starts a cluster; test_sweep.py starts one on this machine",
+    "experiments/bench.py": "it measures for minutes; test_bench.py runs it with small sizes",
+    "pip install": "it installs",
+    "tpu-vm.sh": "it needs a TPU",
+    "measure.sh": "it needs half an hour of a GPU",
+    "sphinx-build": "continuous integration makes the site",
+    "taxonomy.py": "it reads seventeen diagnoses, which are not made here",
+}
+#: Of the agent sac, for another has other networks.
+OF_SAC = {name: value for name, value in SMALL.items() if name.startswith("agent.")}
+SIZES = SMALL_OF_ANY | {
+    "random_steps": 60,
+    "eval.every": 35,
+    "eval.episodes": 1,
+    "model.fit_every": 60,
+    "rollout.batch": 40,
+    "replay.synthetic": 400,
+}
+#: Of the agents with residual networks.
+WIDE = {"agent.actor_width": 8, "agent.critic_width": 8}
+TASK = """
+import gymnasium, numpy as np
+
+class MyEnv(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(1, 2, 2).astype(np.float32)
+        return self.state, {}
+    def step(self, action):
+        self.state = np.clip(self.state + 0.1 * action, -9, 9).astype(np.float32)
+        return self.state, 1.0, bool(self.state[0] < 0.2), False, {}
+"""
+
+
+def blocks(page, language):
+    """The code blocks of a page in a language."""
+    text = (ROOT / page).read_text()
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", text)
+
+
+def commands():
+    """(page, command) for every line of a shell block that starts a program."""
+    lines = [
+        (page, line)
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    return [
+        (page, line.split("  #")[0].strip())
+        for page, line in lines
+        if line.strip() and not line.startswith("#")
+    ]
+
+
+def runs():
+    lines = [line for _, line in commands() if not any(part in line for part in EXCEPTIONS)]
+    return list(dict.fromkeys(lines))
+
+
+def write_own_task(folder):
+    """The module that the page of what a user writes is about, with a task in it."""
+    (own,) = [block for block in blocks(OWN, "python") if "# my_module.py" in block]
+    (folder / "my_module.py").write_text(TASK + own)
