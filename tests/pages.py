@@ -19,7 +19,7 @@ EXCEPTIONS = {
     "--engine=mjx --seeds=16": "MJX compiles for a minute; test_device.py trains on that engine",
     "--on=ray": "it needs a cluster; test_sweep.py starts one on this machine",
     "--on=slurm": "it needs a cluster; test_sweep.py has submitit's own executor for it",
-    "levers.toml": "a study of hours; the test below reads it",
+    "levers.toml": "a study of hours; test_commands.py reads it",
     "tiny.toml": "a whole study; test_sweep.py runs one, and --status",
     "ray start": "it starts a cluster; test_sweep.py starts one on this machine",
     "experiments/bench.py": "it measures for minutes; test_bench.py runs it with small sizes",
