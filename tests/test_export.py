@@ -4,6 +4,7 @@ import contextlib
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -257,6 +258,15 @@ def test_what_cannot_be_done_gets_one_line(run, command, monkeypatch, words, lin
     assert err.startswith(f"error: {line}") and err.count("\n") == 1
 
 
+def test_a_display_that_is_none_gets_one_line(run, command, monkeypatch):
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":4242")
+    status, out, err = command(run, "--view")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: --view: the display cannot be used (") and ":4242" in err
+    assert err.count("\n") == 1
+
+
 def test_an_export_says_where_its_function_is(run, command, tmp_path):
     status, out, _ = command(run, "--row=0", "--export=~/policy.npz".replace("~", str(tmp_path)))
     assert status == 0
@@ -270,16 +280,28 @@ def test_an_export_says_where_its_function_is(run, command, tmp_path):
 
 
 def test_the_viewer_is_shown_every_step(monkeypatch):
-    """With a window that is closed in the second episode."""
+    """With a window that is closed in the second episode; its thread is over before we go on."""
     import mujoco.viewer
 
-    shown = []
+    shown, closed, over = [], threading.Event(), threading.Event()
+
+    def window():
+        closed.wait(60)
+        threading.Event().wait(0.2)
+        over.set()
 
     @contextlib.contextmanager
-    def launch(model, data):
+    def handle(data):
         yield SimpleNamespace(
-            sync=lambda: shown.append(data.qpos.copy()), is_running=lambda: len(shown) < 7
+            sync=lambda: shown.append(data.qpos.copy()),
+            is_running=lambda: len(shown) < 7,
+            cam=mujoco.MjvCamera(),
         )
+        closed.set()
+
+    def launch(model, data, **panels):
+        threading.Thread(target=window, daemon=True).start()
+        return handle(data)
 
     monkeypatch.setattr(mujoco.viewer, "launch_passive", launch)
     monkeypatch.setattr(play.time, "sleep", lambda seconds: None)
@@ -288,6 +310,7 @@ def test_the_viewer_is_shown_every_step(monkeypatch):
     )
     config, _ = play.task(policy, None, 9, 1000)
     assert play.view(policy, config, 0) > 1
+    assert over.is_set()
     assert len(shown) == 7 and np.std(shown, 0).min() > 0
     pendulum = SimpleNamespace(
         spec=EnvSpec("Pendulum-v1", 3, 1, 200, (), None), repeat=1, unit=lambda obs: [1.0]

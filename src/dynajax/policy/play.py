@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import os
+import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +24,8 @@ from dynajax.settings import make
 from dynajax.types import EnvSpec, Evaluation, UsageError, reason
 
 _PLAY = 2**31 - 1
+#: Seconds that a closed window is waited for.
+CLOSING = 10.0
 
 
 def task(
@@ -92,12 +96,26 @@ def check_display() -> None:
     """Refuses what `view` would refuse for want of a screen.
 
     Raises:
-      UsageError: there is no display.
+      UsageError: there is no display, or it cannot be used.
     """
     if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
         raise UsageError(
             "--view: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); --video "
             "makes a film instead"
+        )
+    # Asked here, because MuJoCo's viewer ends the process where it is refused.
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        try:
+            import glfw
+
+            usable = glfw.init()
+        except ImportError as error:
+            raise UsageError(f"--view: no window can be opened ({reason(error)})") from None
+    if not usable:
+        why = "; ".join(str(remark.message) for remark in remarks) or "GLFW does not say why"
+        raise UsageError(
+            f"--view: the display cannot be used ({why}); --video makes a film instead"
         )
 
 
@@ -136,11 +154,23 @@ def view(policy: Policy, config: Config, seed: int) -> int:
 
 @contextlib.contextmanager
 def _viewer(model: Any, data: Any) -> Iterator[Any]:
+    before = set(threading.enumerate())
     try:
         import mujoco.viewer
 
-        opened = mujoco.viewer.launch_passive(model, data)
+        # Tab and Shift-Tab bring the panels.
+        opened = mujoco.viewer.launch_passive(model, data, show_left_ui=False, show_right_ui=False)
     except Exception as error:  # whatever a window system raises
         raise UsageError(f"--view: MuJoCo's viewer cannot be opened ({reason(error)})") from None
-    with opened as viewer:
-        yield viewer
+    window = set(threading.enumerate()) - before
+    try:
+        with opened as viewer:
+            if model.ncam:
+                # The films' camera, which goes along with what runs away.
+                viewer.cam.type = mujoco.mjtCamera.mjCAMERA_FIXED
+                viewer.cam.fixedcamid = 0
+            yield viewer
+    finally:
+        # Nobody waits for the window's own thread, and a process that ends meanwhile dies in it.
+        for thread in window:
+            thread.join(CLOSING)
