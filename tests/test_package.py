@@ -1,7 +1,9 @@
 """What is installed: the wheel, its version, the command and its help, and the files about it."""
 
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -147,6 +149,20 @@ def test_the_command_lists_its_commands(monkeypatch, capsys):
         except SystemExit as left:
             assert left.code == status
         assert "".join(capsys.readouterr()) == text + "\n"
+
+
+@pytest.mark.parametrize("words", [["tasks"], ["train", "--help"]])
+def test_a_reader_may_leave(words):
+    """As `head` does: no traceback, and the status that a shell has for it."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "dynajax", *words], stdout=write, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

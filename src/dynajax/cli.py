@@ -3,7 +3,9 @@
 import io
 import os
 import platform
+import select
 import shlex
+import signal
 import sys
 import tempfile
 import textwrap
@@ -19,8 +21,9 @@ from dynajax import compiler
 from dynajax.runtime import processes
 from dynajax.types import UsageError
 
-#: Exit statuses: a fault that the user can put right; a run that saved itself when interrupted.
-USAGE, INTERRUPTED = 2, 75
+#: Exit statuses: a fault that the user can put right; a run that saved itself when interrupted;
+#: output that nobody reads any more, as a shell has it for a program that dies of that.
+USAGE, INTERRUPTED, UNREAD = 2, 75, 128 + signal.SIGPIPE
 
 
 def start(process: str | None = None) -> None:
@@ -145,7 +148,24 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     # A user's own task lives beside where the command is typed.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    app.run(guarded, flags_parser=parse)
+    try:
+        try:
+            app.run(guarded, flags_parser=parse)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        # Or Python would say so again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
+
+
+def _unread() -> bool:
+    """Whether who read our output has left, as `head` does."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def folder(text: str) -> Path:
