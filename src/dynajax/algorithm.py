@@ -5,7 +5,6 @@ model-free agent alone. `schedule` says when each happens, and `runtime.program`
 the rows.
 """
 
-import dataclasses
 import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,17 @@ from dynajax import nets, replay, schedule
 from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
 from dynajax.models import ensemble, fitting, rollouts, trust
-from dynajax.types import Array, EnvSpec, Metrics, Params, Replay, Row, Shared, Transition
+from dynajax.types import (
+    Array,
+    EnvSpec,
+    Metrics,
+    Minibatch,
+    Params,
+    Replay,
+    Row,
+    Shared,
+    Transition,
+)
 
 #: What is folded into a row's `seed_key`, here and where environments run.
 EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
@@ -40,15 +49,6 @@ class _Keys(NamedTuple):
     real: Array
     synthetic: Array
     update: Array
-
-
-def _beside(real: Replay, synthetic: Replay | None) -> Replay:
-    """A minibatch of both, leaves (B, ...)."""
-    if synthetic is None:
-        return real
-    if synthetic.weight is not None:
-        real = dataclasses.replace(real, weight=jnp.ones(real.valid.shape))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), real, synthetic)
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ class Algorithm:
             figures |= of_rollouts
         parts = 2 if config.rollout.on_top and config.has_model else 1
         if parts == 1 and not config.rollout.fresh:
-            real, synthetic = jax.vmap(_beside)(real, synthetic), None
+            real, synthetic = jax.vmap(replay.beside)(real, synthetic), None
         # Or XLA takes the minibatches out of the rings inside the loop, and copies the rings for it.
         real, synthetic = jax.lax.optimization_barrier((real, synthetic))
         agent = self.agent(row)
@@ -337,11 +337,14 @@ class Algorithm:
 
         def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Array]:
             state, trusted = carry
-            real, synthetic, noises = inputs
+            packed, synthetic, noises = inputs
+            real = replay.minibatch(packed)
             metrics: Metrics = {}
             if config.rollout.fresh and config.has_model:
                 trusted, synthetic, metrics = self._fresh(row, state, trusted, *synthetic)
-            batches = (real, synthetic) if parts == 2 else (_beside(real, synthetic),)
+            elif parts == 2:
+                synthetic = replay.minibatch(synthetic)
+            batches = (real, synthetic) if parts == 2 else (replay.beside(real, synthetic),)
             for batch, noise in zip(batches, noises, strict=True):
                 # A hole counts for nothing: it is drawn only where there is hardly anything else.
                 counts = batch.valid.astype(jnp.float32)
@@ -365,7 +368,7 @@ class Algorithm:
 
     def _fresh(
         self, row: Row, state: Any, trusted: Any, obs: Array, key: Array
-    ) -> tuple[Any, Replay, Metrics]:
+    ) -> tuple[Any, Minibatch, Metrics]:
         """Rollouts of the agent in `state` from obs (B, D), as the synthetic part of a minibatch.
 
         All steps of a rollout are learned from, of its later ones only those that go on so far.
@@ -376,7 +379,8 @@ class Algorithm:
         for h in range(length):
             trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
             store = alive & imagined.store
-            steps.append(replay.pack(imagined.transition, store, imagined.weight))
+            # Not packed: what is put together to be taken apart again cost a CPU 6 % of a step.
+            steps.append(Minibatch(imagined.transition, store, imagined.weight))
             alive = alive & imagined.alive & (imagined.transition.discount > 0)
             obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
         # Rollout by rollout, so that what is cut off is whole rollouts.

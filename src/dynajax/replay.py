@@ -6,13 +6,17 @@ has it. This is exact, and there is no loop in it whose end depends on data, for
 accelerator would have to wait for its host.
 """
 
+import dataclasses
 import math
+from typing import TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from dynajax.types import Array, Replay, Transition
+from dynajax.types import Array, Minibatch, Replay, Transition
+
+_Block = TypeVar("_Block", Replay, Minibatch)
 
 #: Flags of slots that lie in one word of an index.
 _BITS = 32
@@ -117,3 +121,17 @@ def _slot(words: Array, ends: Array, rank: Array) -> Array:
 def take(replay: Replay, slots: Array) -> Replay:
     """What is in `slots`: leaves (*slots.shape, ...)."""
     return jax.tree.map(lambda ring: ring[slots], replay)
+
+
+def minibatch(block: Replay) -> Minibatch:
+    """Transitions as they are learned from."""
+    return Minibatch(block.data, block.valid, block.weight)
+
+
+def beside(real: _Block, synthetic: _Block | None) -> _Block:
+    """A minibatch of both, leaves (B, ...)."""
+    if synthetic is None:
+        return real
+    if synthetic.weight is not None:
+        real = dataclasses.replace(real, weight=jnp.ones(real.valid.shape))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), real, synthetic)

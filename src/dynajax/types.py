@@ -96,6 +96,16 @@ class Replay:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Minibatch:
+    """Transitions that are learned from, each array alone, as networks read them. Leaves (B, ...)."""
+
+    data: Transition
+    valid: Array  # (B,) bool
+    weight: Array | None  # (B,) in the critic's loss
+
+
 class Code(NamedTuple):
     """The affine code of the model's targets, z = ([s' - k s, r] - m) / c."""
 
