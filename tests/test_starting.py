@@ -79,6 +79,15 @@ def test_no_home(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", old)
 
 
+def test_a_start_where_jax_is_in_use_already(monkeypatch):
+    """As in a notebook, whose cells are run again: it has the devices that it had."""
+    devices = jax.devices()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(len(devices) + 1))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    compiler.use_cores()
+    assert jax.devices() == devices
+
+
 def test_float64_is_refused():
     with jax.enable_x64(True), pytest.raises(UsageError, match=r"^JAX_ENABLE_X64=1: .*float32"):
         compiler.local_devices()

@@ -61,13 +61,14 @@ def small_caches() -> bool:
 
 
 def use_cores() -> None:
-    """Lets a CPU be as many devices as it has cores; before JAX is used.
+    """Lets a CPU be as many devices as it has cores; where JAX is in use already, nothing changes.
 
     A row, or a member, on a core of its own waits for no other core, and its data stay in that
     core's cache. Where there is another kind of device this changes nothing.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def options() -> dict[str, str]:
