@@ -220,6 +220,7 @@ class Strict(trust.Rule):
 
     asks = True
     weighs = True
+    figures = ("penalty", "weight")
 
     def init(self):
         zero = jnp.zeros((), jnp.int32)
@@ -279,9 +280,35 @@ def test_a_verdict_is_obeyed(strict, spec):
         np.testing.assert_allclose(ring.data.reward[h], h * 4.0 - 4.0, rtol=1e-6)
         np.testing.assert_array_equal(ring.weight[h], 30 + h)
     kept = ring.valid[:3].mean(1)
+    _says(metrics, kept)
+    assert after.trust == {"calls": 3, "held": 0, "weight": 1, "penalty": 1, "store": 1}
+
+
+def _says(metrics, kept):
+    """Three steps of `Strict`, of which `kept` (3,) are learned from: the reward's unit is 4."""
     np.testing.assert_allclose([metrics[f"kept_{h}"] for h in (1, 2, 3)], kept, rtol=1e-6)
     np.testing.assert_allclose(metrics["synthetic_valid"], kept.mean(), rtol=1e-6)
-    assert after.trust == {"calls": 3, "held": 0, "weight": 1, "penalty": 1, "store": 1}
+    np.testing.assert_allclose(metrics["penalty"], 4.0, rtol=1e-6)
+    weight = np.average(30.0 + np.arange(3), weights=kept)
+    np.testing.assert_allclose(metrics["weight"], weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("on_top", [False, True])
+def test_a_verdict_on_what_is_imagined_afresh_is_logged(make, strict, spec, on_top):
+    """Of the same rule, by a whole step's learning."""
+    settings = {"rollout.fresh": True, "rollout.on_top": on_top, "rollout.horizon": 3}
+    config = make(settings, trust="strict")
+    row = filled_row(config, spec)
+    transition = jax.tree.map(lambda x: x[0], row.real.data)
+    learn = jax.jit(Algorithm(config, spec).learn)
+    _, metrics = learn(row, SHARED, transition, jnp.array(True))
+    index = np.arange(config.rollouts_beside) % 4
+    _says(
+        metrics,
+        np.array(
+            [(index != 2).mean(), (index != 2).mean(), (index == 0).mean() + (index == 3).mean()]
+        ),
+    )
 
 
 def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):

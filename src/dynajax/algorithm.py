@@ -255,27 +255,15 @@ class Algorithm:
             at = (shared.blocks + h) % blocks * size
             store = alive & imagined.store
             ring = replay.add(ring, replay.pack(imagined.transition, store, imagined.weight), at)
-            kept = store.mean()
-            figures = {"synthetic_valid": figures["synthetic_valid"].at[h].set(kept)} | {
-                name: total + jnp.where(store, values, 0.0).sum()
-                for name, total in figures.items()
-                if (values := getattr(imagined, name, None)) is not None
-            }
+            figures = rollouts.count_in(figures, h, store, imagined)
             alive = alive & imagined.alive & (imagined.transition.discount > 0)
             obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
             return ring, trusted, obs, alive, figures
 
-        figures = {"synthetic_valid": jnp.zeros(longest)}
-        rule = self._rule(row)
-        figures |= {name: jnp.zeros(()) for name in rule.figures}
+        figures = rollouts.no_figures(self._rule(row), longest)
         carry = (row.synthetic, row.trust, starts.obs, jnp.ones(size, bool), figures)
         ring, trusted, _, _, figures = jax.lax.fori_loop(0, length, extend, carry)
-        kept = figures.pop("synthetic_valid")
-        count = jnp.maximum(kept.sum() * size, 1.0)
-        metrics = {name: total / count for name, total in figures.items()}
-        metrics["synthetic_valid"] = kept.sum() / length
-        if rule.asks:
-            metrics |= {f"kept_{h + 1}": kept[h] for h in range(longest)}
+        metrics = rollouts.figures(self._rule(row), figures, size, length)
         return row._replace(synthetic=ring, trust=trusted), metrics
 
     def propose(
@@ -375,21 +363,19 @@ class Algorithm:
         """
         length, size = self.config.rollout.horizon[0], self.config.synthetic_batch
         alive, steps = jnp.ones(obs.shape[0], bool), []
-        row = row._replace(agent=state)
+        row, figures = row._replace(agent=state), rollouts.no_figures(self._rule(row), length)
         for h in range(length):
             trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
             store = alive & imagined.store
             # Not packed: what is put together to be taken apart again cost a CPU 6 % of a step.
             steps.append(Minibatch(imagined.transition, store, imagined.weight))
+            figures = rollouts.count_in(figures, h, store, imagined)
             alive = alive & imagined.alive & (imagined.transition.discount > 0)
             obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
         # Rollout by rollout, so that what is cut off is whole rollouts.
         batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
-        metrics = {
-            "synthetic_reward_mean": batch.data.reward.mean(),
-            "synthetic_valid": batch.valid.mean(),
-        }
-        return trusted, batch, metrics
+        metrics = rollouts.figures(self._rule(row), figures, alive.size, length)
+        return trusted, batch, {**metrics, "synthetic_reward_mean": batch.data.reward.mean()}
 
     def _stored(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None

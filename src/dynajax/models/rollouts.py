@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dynajax.config import Config
 from dynajax.models import ensemble, targets, trust
-from dynajax.types import Array, EnvSpec, Model, Transition
+from dynajax.types import Array, EnvSpec, Metrics, Model, Transition
 
 #: (observations (B, D), key) -> actions (B, A)
 Policy = Callable[[Array, Array], Array]
@@ -136,3 +136,31 @@ def imagine(
     if rule.weighs and weight is None:
         weight = jnp.ones(batch)
     return trusted, Imagined(transition, alive, store, weight, penalty)
+
+
+def no_figures(rule: trust.Rule, longest: int) -> Metrics:
+    """What `count_in` begins with, of rollouts of at most `longest` steps."""
+    return {"kept": jnp.zeros(longest)} | dict.fromkeys(rule.figures, jnp.zeros(()))
+
+
+def count_in(totals: Metrics, h: Array | int, store: Array, imagined: Imagined) -> Metrics:
+    """The totals with step `h` of B rollouts, of which `store` (B,) is learned from: the share that
+    it is, and sums over it of what the rule says.
+    """
+    sums = {
+        name: total + jnp.where(store, values, 0.0).sum()
+        for name, total in totals.items()
+        if (values := getattr(imagined, name, None)) is not None
+    }
+    return totals | {"kept": totals["kept"].at[h].set(store.mean())} | sums
+
+
+def figures(rule: trust.Rule, totals: Metrics, batch: int, length: Array | int) -> Metrics:
+    """What is logged of B = `batch` rollouts of `length`: the share that was kept, and with a rule of
+    trust that by step, and means over it of what the rule says.
+    """
+    kept = totals["kept"]
+    count = jnp.maximum(kept.sum() * batch, 1.0)
+    by_step = {f"kept_{h + 1}": kept[h] for h in range(len(kept))} if rule.asks else {}
+    means = {name: totals[name] / count for name in rule.figures}
+    return {"synthetic_valid": kept.sum() / length} | by_step | means
