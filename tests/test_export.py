@@ -211,6 +211,7 @@ def test_a_task_of_the_device_alone_is_played_there(command, tmp_path, monkeypat
         assert len(set(evaluation.starts.ravel().tolist())) == 3
         assert command(tmp_path / "run", "--video")[2].startswith("error: --video: the pictures")
         monkeypatch.setenv("DISPLAY", ":9")
+        monkeypatch.setattr("glfw.init", lambda: True)
         assert "Drift is on the device alone" in command(tmp_path / "run", "--view")[2]
     finally:
         del mjx.TASKS["Drift"]
