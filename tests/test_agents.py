@@ -222,7 +222,7 @@ def test_quantiles_of_a_known_distribution_have_no_gradient():
 # --- weights, statistics, resets ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(AGENTS))
+@pytest.mark.parametrize("name", ["sac", "simba", "bro"])
 def test_what_weighs_nothing_teaches_nothing(name):
     names = dataclasses.fields(AGENTS[name].Fields)
     small = {p: v for p, v in SMALL_NETS.items() if p.split(".")[1] in {f.name for f in names}}
