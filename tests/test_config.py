@@ -57,6 +57,7 @@ PAPER = {
     "rollout.real_fraction": 0.05,
     "rollout.fresh": False,
     "rollout.on_top": False,
+    "rollout.expand": 0,
     "rollout.uniform": 0.0,
     "rollout.state_noise": 1.0,
     "rollout.reward_noise": 1.0,

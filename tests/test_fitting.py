@@ -377,7 +377,7 @@ def test_a_linear_system_is_learned(learned, make):
     rule = trust.Rule(None, SPEC, 200)
 
     def policy(obs, key):
-        return jax.random.uniform(key, (200, A), minval=-1)
+        return jax.random.uniform(key, (200, A), minval=-1), jnp.zeros(200)
 
     @jax.jit
     def imagine(model, obs):

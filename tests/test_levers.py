@@ -30,10 +30,21 @@ NETWORKS = {
 #: What each is tried with; all agents and all rules are here, and every lever once.
 LEVERS = {
     "sac": ("none", {"rollout.on_top": True, "rollout.uniform": 0.5}),
-    "simba": ("macura", {"rollout.fresh": True, "rollout.real_fraction": 0.5, "task.repeat": 2}),
+    "simba": (
+        "macura",
+        {
+            "rollout.fresh": True,
+            "rollout.real_fraction": 0.5,
+            "rollout.expand": 1,
+            "task.repeat": 2,
+        },
+    ),
     "bro": ("m2ac", {"rollout.real_fraction": 0.0, "rollout.horizon": 2}),
     "simba, infoprop": ("infoprop", {"rollout.horizon": 3, "rollout.state_noise": 0.0}),
-    "sac, penalty": ("penalty", {"model.reward_from": "next_state", "trust.kind": "spread"}),
+    "sac, penalty": (
+        "penalty",
+        {"model.reward_from": "next_state", "trust.kind": "spread", "rollout.expand": 2},
+    ),
     "simba, weight": (
         "weight",
         {
@@ -103,6 +114,9 @@ def test_what_does_not_go_together_is_refused_in_one_line():
         ("none", {"task.repeat": 0}, "task.repeat=0: it must be at least 1"),
         ("none", {"rollout.fresh": True, "rollout.horizon": (0, 9, 1, 5)}, "must be one number"),
         ("none", {"rollout.real_fraction": 1.5}, "at least 0 and at most 1"),
+        ("none", {"rollout.expand": -1}, "rollout.expand=-1: it must be at least 0"),
+        ("none", {"rollout.expand": 1, "rollout.uniform": 0.5}, "expand=1: .*rollout.uniform=0"),
+        ("infoprop", {"rollout.expand": 1}, "expand=1: --trust=infoprop keeps account"),
         ("none", {"model.reward_from": "s'"}, "choose one of inputs, next_state"),
         ("none", {"model.epochs": -1}, "it must be at least 0"),
     ):

@@ -10,10 +10,11 @@ import pytest
 
 from dynajax import replay, settings
 from dynajax.agents import agent_of
+from dynajax.agents.sac import td_target
 from dynajax.algorithm import Algorithm
 from dynajax.models import ensemble, rollouts, trust
 from dynajax.runtime.program import build
-from dynajax.types import Shared, Transition
+from dynajax.types import Minibatch, Shared, Transition
 
 B = 8  # starts
 
@@ -23,7 +24,7 @@ def imagine(config, spec, agent, state, model, obs, key):
     """One step in the model by the agent's policy, with no rule of trust."""
 
     def policy(obs, key):
-        return agent.act(state, obs, key)[0]
+        return agent.act(state, obs, key)
 
     rule = trust.Rule(None, spec, len(obs))
     return rollouts.imagine(config, spec, rule, policy, model, None, obs, 0, 1, key)[1]
@@ -103,7 +104,7 @@ def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model):
     obs = jnp.arange(B * 3.0).reshape(B, 3) / 100
     shares = []
     for i in range(8):
-        step, finite, store, weight, penalty = imagine(model, obs, jax.random.PRNGKey(i))
+        step, finite, store, weight, penalty, _ = imagine(model, obs, jax.random.PRNGKey(i))
         moved = np.asarray(step.next_obs - obs)
         np.testing.assert_allclose(moved, np.round(moved[:, :1]) * np.ones(3), atol=1e-5)
         np.testing.assert_allclose(step.reward, 10 * moved[:, 0], rtol=1e-5)
@@ -141,7 +142,7 @@ def test_predictions_that_are_not_finite_are_marked(constant_model, bad, output)
     model, imagine = constant_model
     model = with_bias(model, model.params["layers"]["head"]["bias"].at[0, output].set(bad))
     obs = jnp.ones((B, 3))
-    step, finite, store, weight, penalty = imagine(model, obs, jax.random.PRNGKey(0))
+    step, finite, store, weight, penalty, _ = imagine(model, obs, jax.random.PRNGKey(0))
     good = np.asarray(finite)
     assert good.sum() == 4
     np.testing.assert_array_equal(store, good)
@@ -161,7 +162,7 @@ def counting(config, spec, rule, policy, model, trusted, obs, h, length, key):
     reward = 10.0 * model.fits + obs[:, 0]
     action = jnp.zeros((len(obs), 2))
     transition = Transition(obs, action, reward, 1.0 - ended, next_obs)
-    return trusted, rollouts.Imagined(transition, finite, finite, None, None)
+    return trusted, rollouts.Imagined(transition, finite, finite, None, None, jnp.zeros(len(obs)))
 
 
 def roll_out(row, spec, shared, length):
@@ -258,7 +259,16 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
     obs = jax.random.normal(jax.random.PRNGKey(2), (B, spec.obs_dim))
     action = jnp.zeros((B, spec.action_dim))
     _, imagined = rollouts.imagine(
-        config, spec, judge, lambda *_: action, model, None, obs, 0, 1, jax.random.PRNGKey(3)
+        config,
+        spec,
+        judge,
+        lambda *_: (action, None),
+        model,
+        None,
+        obs,
+        0,
+        1,
+        jax.random.PRNGKey(3),
     )
     next_obs = imagined.transition.next_obs
     means, _ = ensemble.everyone(config.model, model, obs, action, next_obs)
@@ -271,3 +281,79 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
         np.testing.assert_allclose(
             seen[0].mean[..., -1] * model.unit[-1], means[..., -1], rtol=1e-5
         )
+
+
+# --- value expansion -------------------------------------------------------------------------
+
+
+def test_a_target_reaches_further_by_hand():
+    """Three transitions, rollouts in pairs: one goes on twice, one once, one has ended."""
+    seen = []
+
+    def step(calls, obs, h):
+        seen.append(np.asarray(obs))
+        ended = jnp.array([h == 1, False, False, False])
+        further = Transition(
+            obs=obs,
+            action=jnp.zeros((4, 1)),
+            reward=10.0 * (h + 1) + jnp.arange(4.0),
+            discount=1.0 - ended,
+            next_obs=obs + 1,
+        )
+        kept = jnp.array([True, h == 0, True, True])
+        price = jnp.array([2.0, -4.0, 100.0, 0.0])
+        weight = jnp.array([0.5, 0.25, 0.1, 0.1])
+        return calls + 1, rollouts.Imagined(
+            further, jnp.ones(4, bool), kept, weight, None, log_prob=price
+        )
+
+    real = Transition(
+        obs=jnp.zeros((3, 1)),
+        action=jnp.ones((3, 1)),
+        reward=jnp.array([1.0, 2.0, 3.0]),
+        discount=jnp.array([1.0, 1.0, 0.0]),
+        next_obs=jnp.array([[5.0], [6.0], [7.0]]),
+    )
+    batch = Minibatch(real, jnp.array([True, False, True]), None)
+    calls, after, metrics = rollouts.expand(step, 0, batch, 2, 2, 0.5, jnp.array(0.1))
+    assert calls == 2
+    # The fourth rollout is there for the pairs, and is the first once more.
+    np.testing.assert_array_equal(seen[0][:, 0], [5, 6, 7, 5])
+    # 1 + .5 (10 - .2) + .25 (20 - .2); 2 + .5 (11 + .4); ended.
+    np.testing.assert_allclose(after.data.reward, [10.85, 7.7, 3.0], rtol=1e-6)
+    # Ended at the second step; .5 on; ended before.
+    np.testing.assert_allclose(after.data.discount, [0.0, 0.5, 0.0])
+    np.testing.assert_array_equal(after.data.next_obs[:, 0], [7, 7, 7])
+    np.testing.assert_array_equal(after.data.obs, real.obs)
+    np.testing.assert_array_equal(after.data.action, real.action)
+    np.testing.assert_array_equal(after.valid, batch.valid)
+    np.testing.assert_allclose(after.weight, [0.25, 0.25, 1.0])
+    np.testing.assert_allclose(metrics["expanded_steps"], 1.0)
+
+
+def test_an_expanded_target_is_the_agents_own_of_the_longer_return(make, spec):
+    """SAC's target of the expanded transition, against the sum written out."""
+    config = make({"rollout.expand": 1})
+    agent = agent_of(config, spec)
+    state = agent.new(jax.random.PRNGKey(0))._replace(log_temperature=jnp.log(0.3))
+    model = ensemble.init(config.model, spec, jax.random.PRNGKey(1))
+    row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
+    algorithm, key = Algorithm(config, spec), jax.random.PRNGKey(2)
+    step = algorithm._step(row._replace(model=model), state, 1, key)
+    obs, next_obs = jax.random.normal(jax.random.PRNGKey(3), (2, B, 3))
+    data = Transition(obs, jnp.zeros((B, 2)), jnp.arange(8.0), jnp.ones(B), next_obs)
+    batch = Minibatch(data, jnp.ones(B, bool), None)
+    temperature = agent.temperature(state)
+    _, after, _ = rollouts.expand(step, None, batch, 1, config.model.elites, 0.9, temperature)
+    _, one = step(None, next_obs, 0)
+    first = data.reward + 0.9 * (one.transition.reward - 0.3 * one.log_prob)
+    next_q, log_prob = jnp.arange(B) - 3.0, jnp.linspace(-1, 1, B)
+    expected = first + 0.81 * one.transition.discount * (next_q - 0.3 * log_prob)
+    target = td_target(0.9, after.data, next_q, jnp.array(0.3), log_prob)
+    np.testing.assert_allclose(target, expected, rtol=1e-5, atol=1e-5)
+    # The price is that of the imagined action.
+    action, log_prob = agent.act(
+        state, next_obs, jax.random.split(jax.random.fold_in(key, 0), 3)[0]
+    )
+    np.testing.assert_allclose(one.transition.action, action, rtol=1e-6)
+    np.testing.assert_allclose(one.log_prob, log_prob, rtol=1e-5)

@@ -23,7 +23,8 @@ KEY = jax.random.PRNGKey(3)
 
 
 def policy(obs, key):
-    return jnp.tanh(obs[:, :A] + 0.1 * jax.random.normal(key, (len(obs), A)))
+    noise = jax.random.normal(key, (len(obs), A))
+    return jnp.tanh(obs[:, :A] + 0.1 * noise), -noise.sum(-1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def step(config, spec, rule, model, state=None, h=0, length=1):
 def published(config, spec, model, obs, key):
     """A step of Janner et al.'s rollouts, where nothing knows of rules."""
     action_key, order_key, noise_key = jax.random.split(key, 3)
-    action = policy(obs, action_key)
+    action, _ = policy(obs, action_key)
     order = jax.random.permutation(order_key, model.elites)
     mean, log_variance = ensemble.predict(
         config.model, model, order, obs.reshape(K, B // K, D), action.reshape(K, B // K, A)

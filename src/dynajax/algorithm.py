@@ -5,6 +5,7 @@ model-free agent alone. `schedule` says when each happens, and `runtime.program`
 the rows.
 """
 
+import functools
 import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +22,6 @@ from dynajax.types import (
     Array,
     EnvSpec,
     Metrics,
-    Minibatch,
     Params,
     Replay,
     Row,
@@ -49,6 +49,7 @@ class _Keys(NamedTuple):
     real: Array
     synthetic: Array
     update: Array
+    expand: Array
 
 
 @dataclass(frozen=True)
@@ -212,20 +213,21 @@ class Algorithm:
         return replay.draw(start_key, row.real, shared.step + 1, size), key
 
     def _imagine(
-        self, row: Row, trusted: Any, obs: Array, h: Array | int, length: Array | int, key: Array
+        self,
+        row: Row,
+        length: Array | int,
+        key: Array,
+        trusted: Any,
+        obs: Array,
+        h: Array | int,
     ) -> tuple[Any, rollouts.Imagined]:
         """Step `h` of rollouts of `length` from obs (B, D), see `rollouts.imagine`."""
         assert row.model is not None
-        agent = self.agent(row)
-
-        def policy(obs: Array, key: Array) -> Array:
-            return agent.act(row.agent, obs, key)[0]
-
         return rollouts.imagine(
             row.config,
             self.spec,
             self._rule(row),
-            policy,
+            functools.partial(self.agent(row).act, row.agent),
             row.model,
             trusted,
             obs,
@@ -233,6 +235,10 @@ class Algorithm:
             length,
             jax.random.fold_in(key, h),
         )
+
+    def _step(self, row: Row, state: Any, length: int, key: Array) -> rollouts.Step:
+        """The steps of rollouts of `length` by the agent in `state`."""
+        return functools.partial(self._imagine, row._replace(agent=state), length, key)
 
     def roll_out(
         self, row: Row, shared: Shared, length: Array | int, key: Array
@@ -250,7 +256,7 @@ class Algorithm:
 
         def extend(h: Array, carry: Any) -> Any:
             ring, trusted, obs, alive, figures = carry
-            trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
+            trusted, imagined = self._imagine(row, length, key, trusted, obs, h)
             # The remainder first: in all there can be more transitions than an int32 holds.
             at = (shared.blocks + h) % blocks * size
             store = alive & imagined.store
@@ -276,7 +282,7 @@ class Algorithm:
         row = self.insert(row, shared, transition, valid)
         slots, key = self._starts(row, shared, self._keys(row).rollout)
         starts = replay.take(row.real, slots).data
-        _, imagined = self._imagine(row, row.trust, starts.obs, 0, 1, key)
+        _, imagined = self._imagine(row, 1, key, row.trust, starts.obs, 0)
         return row, Proposal(slots, imagined.transition, imagined.store)
 
     def learn(
@@ -315,6 +321,7 @@ class Algorithm:
                 figures["synthetic_reward_mean"] = synthetic.data.reward.mean()
             figures |= of_rollouts
         parts = 2 if config.rollout.on_top and config.has_model else 1
+        expand = config.rollout.expand if config.has_model else 0
         if parts == 1 and not config.rollout.fresh:
             real, synthetic = jax.vmap(replay.beside)(real, synthetic), None
         # Or XLA takes the minibatches out of the rings inside the loop, and copies the rings for it.
@@ -325,15 +332,35 @@ class Algorithm:
 
         def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Array]:
             state, trusted = carry
-            packed, synthetic, noises = inputs
+            packed, synthetic, noises, key = inputs
             real = replay.minibatch(packed)
             metrics: Metrics = {}
             if config.rollout.fresh and config.has_model:
-                trusted, synthetic, metrics = self._fresh(row, state, trusted, *synthetic)
+                begin, fresh_key = synthetic
+                length = config.rollout.horizon[0]
+                trusted, synthetic, metrics = rollouts.fresh(
+                    self._step(row, state, length, fresh_key),
+                    self._rule(row),
+                    trusted,
+                    begin,
+                    length,
+                    config.synthetic_batch,
+                )
             elif parts == 2:
                 synthetic = replay.minibatch(synthetic)
             batches = (real, synthetic) if parts == 2 else (replay.beside(real, synthetic),)
-            for batch, noise in zip(batches, noises, strict=True):
+            for part, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
+                if expand:
+                    trusted, batch, expanded = rollouts.expand(
+                        self._step(row, state, expand, jax.random.fold_in(key, part)),
+                        trusted,
+                        batch,
+                        expand,
+                        config.model.elites,
+                        row.config.learn.discount,
+                        agent.temperature(state),
+                    )
+                    metrics |= expanded
                 # A hole counts for nothing: it is drawn only where there is hardly anything else.
                 counts = batch.valid.astype(jnp.float32)
                 weight = counts if batch.weight is None else counts * batch.weight
@@ -343,39 +370,17 @@ class Algorithm:
             # As one array, for each figure alone is a kernel of a GPU.
             return (state, trusted), jnp.stack(list(metrics.values()))
 
+        each = jax.random.split(keys.expand, updates) if expand else None
         noise = agent.noise(keys.update, updates * parts)
         noises = tuple(
             jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
         )
         carry = row.agent, row.trust
         with nets.products(config.precision):
-            (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises))
+            (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises, each))
         metrics = dict(zip(names, values.mean(0), strict=True))
         row = row._replace(key=keys.after, agent=state, trust=trusted)
         return row, {**metrics, **figures}
-
-    def _fresh(
-        self, row: Row, state: Any, trusted: Any, obs: Array, key: Array
-    ) -> tuple[Any, Minibatch, Metrics]:
-        """Rollouts of the agent in `state` from obs (B, D), as the synthetic part of a minibatch.
-
-        All steps of a rollout are learned from, of its later ones only those that go on so far.
-        """
-        length, size = self.config.rollout.horizon[0], self.config.synthetic_batch
-        alive, steps = jnp.ones(obs.shape[0], bool), []
-        row, figures = row._replace(agent=state), rollouts.no_figures(self._rule(row), length)
-        for h in range(length):
-            trusted, imagined = self._imagine(row, trusted, obs, h, length, key)
-            store = alive & imagined.store
-            # Not packed: what is put together to be taken apart again cost a CPU 6 % of a step.
-            steps.append(Minibatch(imagined.transition, store, imagined.weight))
-            figures = rollouts.count_in(figures, h, store, imagined)
-            alive = alive & imagined.alive & (imagined.transition.discount > 0)
-            obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
-        # Rollout by rollout, so that what is cut off is whole rollouts.
-        batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
-        metrics = rollouts.figures(self._rule(row), figures, alive.size, length)
-        return trusted, batch, {**metrics, "synthetic_reward_mean": batch.data.reward.mean()}
 
     def _stored(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None

@@ -118,6 +118,9 @@ class RolloutConfig:
     on_top: bool = static(
         False, about="as many synthetic updates as real ones, in place of a mixture"
     )
+    expand: int = static(
+        0, 0, about="imagined steps that a critic's target reaches further: value expansion"
+    )
     uniform: float = static(0.0, 0, 1, about="share of imagined actions that are uniform")
     state_noise: float = traced(
         1.0, 0, about="of the predicted standard deviation of the state; 0: the mean"

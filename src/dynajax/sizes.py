@@ -93,6 +93,17 @@ def check(c: Config) -> None:
         asked = "--set rollout.fresh=true: "
         need(c.oracle == "none", asked + "an oracle corrects stored transitions only")
         need(len(c.rollout.horizon) == 1, asked + "rollout.horizon must be one number")
+    if c.rollout.expand:
+        asked = f"--set rollout.expand={c.rollout.expand}: "
+        need(c.oracle == "none", asked + "an oracle corrects stored transitions only")
+        need(
+            not c.rollout.uniform,
+            asked + "a target expects the policy's actions; choose --set rollout.uniform=0",
+        )
+        need(
+            not rule.remembers,
+            asked + f"--trust={c.trust_name} keeps account of each rollout, and targets are others",
+        )
     # Fewer might leave the holdout empty.
     need(
         c.random_steps >= 50,

@@ -1,5 +1,6 @@
 """Synthetic transitions: short rollouts of a policy in the ensemble. For one row."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 
 from dynajax.config import Config
 from dynajax.models import ensemble, targets, trust
-from dynajax.types import Array, EnvSpec, Metrics, Model, Transition
+from dynajax.types import Array, EnvSpec, Metrics, Minibatch, Model, Transition
 
-#: (observations (B, D), key) -> actions (B, A)
-Policy = Callable[[Array, Array], Array]
+#: (observations (B, D), key) -> actions (B, A) and their log-densities (B,)
+Policy = Callable[[Array, Array], tuple[Array, Array]]
 
 
 def horizon(config: Config, step: Array) -> Array | int:
@@ -36,6 +37,11 @@ class Imagined(NamedTuple):
     store: Array  # (B,) bool: may be learned from
     weight: Array | None  # (B,) in the critic's loss; None where the rule of trust gives none
     penalty: Array | None  # (B,) what the rule took off the reward
+    log_prob: Array  # (B,) of the policy's action
+
+
+#: (the rule's state, observations (B, D), h) -> the rule's state and step h of B rollouts
+Step = Callable[[Any, Array, int], tuple[Any, Imagined]]
 
 
 def _some_uniform(share: float, action: Array, key: Array) -> Array:
@@ -81,7 +87,7 @@ def imagine(
     chex.assert_shape(obs, (None, spec.obs_dim))
     batch, k = obs.shape[0], config.model.elites
     action_key, order_key, noise_key = jax.random.split(key, 3)
-    action = policy(obs, action_key)
+    action, log_prob = policy(obs, action_key)
     if config.rollout.uniform:
         action = _some_uniform(config.rollout.uniform, action, jax.random.fold_in(action_key, 1))
     order = jax.random.permutation(order_key, model.elites)
@@ -135,7 +141,7 @@ def imagine(
     weight = verdict.weight if rule.weighs else None
     if rule.weighs and weight is None:
         weight = jnp.ones(batch)
-    return trusted, Imagined(transition, alive, store, weight, penalty)
+    return trusted, Imagined(transition, alive, store, weight, penalty, log_prob)
 
 
 def no_figures(rule: trust.Rule, longest: int) -> Metrics:
@@ -164,3 +170,73 @@ def figures(rule: trust.Rule, totals: Metrics, batch: int, length: Array | int) 
     by_step = {f"kept_{h + 1}": kept[h] for h in range(len(kept))} if rule.asks else {}
     means = {name: totals[name] / count for name in rule.figures}
     return {"synthetic_valid": kept.sum() / length} | by_step | means
+
+
+def fresh(
+    step: Step, rule: trust.Rule, trusted: Any, obs: Array, length: int, size: int
+) -> tuple[Any, Minibatch, Metrics]:
+    """Rollouts of `length` steps from obs (B, D) as the synthetic part of a minibatch, of `size`.
+
+    All steps of a rollout are learned from, of its later ones only those that go on so far.
+    """
+    alive, steps = jnp.ones(obs.shape[0], bool), []
+    totals = no_figures(rule, length)
+    for h in range(length):
+        trusted, imagined = step(trusted, obs, h)
+        store = alive & imagined.store
+        # Not packed: what is put together to be taken apart again cost a CPU 6 % of a step.
+        steps.append(Minibatch(imagined.transition, store, imagined.weight))
+        totals = count_in(totals, h, store, imagined)
+        alive = alive & imagined.alive & (imagined.transition.discount > 0)
+        obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
+    # Rollout by rollout, so that what is cut off is whole rollouts.
+    batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
+    metrics = figures(rule, totals, alive.size, length)
+    return trusted, batch, {**metrics, "synthetic_reward_mean": batch.data.reward.mean()}
+
+
+def expand(
+    step: Step,
+    trusted: Any,
+    batch: Minibatch,
+    length: int,
+    together: int,
+    discount: Array | float,
+    temperature: Array,
+) -> tuple[Any, Minibatch, Metrics]:
+    """A minibatch whose critic's targets reach up to `length` imagined steps further.
+
+    Model-based value expansion (Feinberg et al., 2018) with SAC's price of actions: a transition
+    (s, a, r, d, s') becomes (s, a, r + g d (r_0 - alpha log pi(a_0|s')), g d d_0, s_0) for the
+    imagined (s', a_0, r_0, d_0, s_0), g the discount, and so on for the next step. It is as it was
+    where the episode ended, and goes no further than the rule of trust lets it; a weight that the
+    rule gives an imagined step counts for the whole.
+
+    Args:
+      batch: leaves (B, ...).
+      together: rollouts are made in multiples of so many.
+    """
+    size = batch.valid.shape[0]
+    data, weight = batch.data, batch.weight
+    # The whole of a multiple; what is beyond the batch counts for nothing.
+    padded = jnp.arange(-(-size // together) * together) % size
+    going, steps = data.discount > 0, jnp.zeros(size)
+    for h in range(length):
+        trusted, imagined = step(trusted, data.next_obs[padded], h)
+        imagined = jax.tree.map(lambda x: x[:size], imagined)
+        further = imagined.transition
+        goes = going & imagined.store
+        ahead = discount * data.discount
+        gained = data.reward + ahead * (further.reward - temperature * imagined.log_prob)
+        data = data._replace(
+            reward=jnp.where(goes, gained, data.reward),
+            discount=jnp.where(goes, ahead * further.discount, data.discount),
+            next_obs=jnp.where(goes[:, None], further.next_obs, data.next_obs),
+        )
+        if imagined.weight is not None:
+            counts = jnp.where(goes, imagined.weight, 1.0)
+            weight = counts if weight is None else weight * counts
+        steps += goes
+        going = goes & imagined.alive & (further.discount > 0)
+    expanded = dataclasses.replace(batch, data=data, weight=weight)
+    return trusted, expanded, {"expanded_steps": steps.mean()}

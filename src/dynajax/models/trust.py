@@ -70,6 +70,8 @@ class Rule:
     asks: ClassVar[bool] = False
     #: Whether its verdicts have weights, for which the synthetic ring then has a column.
     weighs: ClassVar[bool] = False
+    #: Whether its state has a part for each of the rollouts beside each other.
+    remembers: ClassVar[bool] = False
     #: Which of its verdicts' means are logged, of penalty and weight.
     figures: ClassVar[tuple[str, ...]] = ()
 
@@ -291,6 +293,7 @@ class Infoprop(Rule):
 
     Fields: ClassVar[type] = InfopropFields
     asks = True
+    remembers = True
     RESOLUTION: ClassVar[float] = 1e-6
 
     def init(self) -> InfopropState:
