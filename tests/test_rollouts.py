@@ -357,3 +357,17 @@ def test_an_expanded_target_is_the_agents_own_of_the_longer_return(make, spec):
     )
     np.testing.assert_allclose(one.transition.action, action, rtol=1e-6)
     np.testing.assert_allclose(one.log_prob, log_prob, rtol=1e-5)
+
+
+def test_all_data_may_be_real_and_only_targets_imagined(make, spec):
+    config = make({"rollout.fresh": True, "rollout.real_fraction": 1.0, "rollout.expand": 1})
+    algorithm = Algorithm(config, spec)
+    row = jax.jit(algorithm.init)(config, jnp.array(0), jnp.array(0))
+    real = replay.pack(row.real.data._replace(discount=jnp.ones(120)), jnp.ones(120, bool))
+    one = Transition(*(jnp.ones(s) for s in (3, 2, (), (), 3)))
+    learn = jax.jit(algorithm.learn)
+    after, metrics = learn(row._replace(real=real), shared(step=119), one, jnp.array(True))
+    assert after.synthetic is None and config.synthetic_batch == 0
+    assert "synthetic_reward_mean" not in metrics and "synthetic_valid" not in metrics
+    np.testing.assert_allclose(metrics["expanded_steps"], 1.0)
+    assert all(np.isfinite(value).all() for value in metrics.values())

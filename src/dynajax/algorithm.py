@@ -309,13 +309,14 @@ class Algorithm:
         real = replay.take(row.real, slots)
         figures = {"real_reward_mean": real.data.reward.mean()} if config.real_batch else {}
         synthetic: Any = None
-        if config.rollout.fresh and config.has_model:
+        fresh = config.has_model and config.rollout.fresh and config.synthetic_batch > 0
+        if fresh:
             # One slot of the real ring for each rollout of each update, and a key.
             shape = updates, config.rollouts_beside
             starts = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
             begin = replay.take(row.real, starts).data.obs
             synthetic = begin, jax.random.split(keys.rollout, updates)
-        elif config.has_model:
+        elif config.has_model and not config.rollout.fresh:
             row, synthetic, of_rollouts = self._stored(row, shared, keys, corrected)
             if config.synthetic_batch:
                 figures["synthetic_reward_mean"] = synthetic.data.reward.mean()
@@ -335,7 +336,7 @@ class Algorithm:
             packed, synthetic, noises, key = inputs
             real = replay.minibatch(packed)
             metrics: Metrics = {}
-            if config.rollout.fresh and config.has_model:
+            if fresh:
                 begin, fresh_key = synthetic
                 length = config.rollout.horizon[0]
                 trusted, synthetic, metrics = rollouts.fresh(
