@@ -7,7 +7,6 @@ the rows.
 
 import functools
 import operator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import chex
@@ -15,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from dynajax import nets, replay, schedule
-from dynajax.agents import Agent, agent_of
+from dynajax.agents import agent_of
 from dynajax.config import Config
-from dynajax.models import ensemble, fitting, rollouts, trust
+from dynajax.models import ensemble, rollouts
+from dynajax.refit import Refits
 from dynajax.types import (
+    EXPLORE,
     Array,
-    EnvSpec,
     Metrics,
     Params,
     Replay,
@@ -28,9 +28,6 @@ from dynajax.types import (
     Shared,
     Transition,
 )
-
-#: What is folded into a row's `seed_key`, here and where environments run.
-EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
 
 
 class Proposal(NamedTuple):
@@ -52,25 +49,8 @@ class _Keys(NamedTuple):
     expand: Array
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """The algorithm, bound to a run's static configuration and its task.
-
-    A row carries a configuration of its own, whose traced fields are arrays.
-    """
-
-    config: Config
-    spec: EnvSpec
-
-    def agent(self, row: Row) -> Agent:
-        """The row's agent."""
-        return agent_of(row.config, self.spec)
-
-    def _rule(self, row: Row) -> trust.Rule:
-        return trust.rule_of(row.config, self.spec)
-
-    def _fixes(self) -> list[tuple[str, ...]]:
-        return [variant.fixes for variant in self.config.variants]
+class Algorithm(Refits):
+    """The algorithm, bound to a run's static configuration and its task."""
 
     def init(self, config: Config, variant: Array, seed: Array) -> Row:
         """A new row. Its keys come from its seed alone, so rows do not depend on their neighbours.
@@ -135,73 +115,6 @@ class Algorithm:
             real=replay.add(row.real, block, shared.step),
             agent=self.agent(row).observe(row.agent, transition.obs, valid),
         )
-
-    def _holdout_key(self, row: Row) -> Array:
-        return jax.random.fold_in(row.seed_key, HOLDOUT)
-
-    def _fit_length(self, shared: Shared) -> Array | int:
-        return fitting.length(self.config.model, jnp.minimum(shared.step, self.config.replay.real))
-
-    def fit(self, row: Row, shared: Shared) -> tuple[Row, Metrics]:
-        """Refits the row's model to its real transitions."""
-        assert row.model is not None
-        key, fit_key = jax.random.split(row.key)
-        config, holdout_key = row.config.model, self._holdout_key(row)
-        model, metrics = fitting.fit(
-            config,
-            self._fixes(),
-            row.variant,
-            row.model,
-            row.real,
-            holdout_key,
-            fit_key,
-            self._fit_length(shared),
-            self.config.precision,
-        )
-        return self._calibrated(row._replace(key=key, model=model)), metrics
-
-    def begin_fit(self, row: Row) -> fitting.Job:
-        """The first part of a `fit` on the fixed schedule, whose members may be trained anywhere."""
-        assert row.model is not None
-        _, fit_key = jax.random.split(row.key)
-        config = row.config.model
-        model, data = fitting.begin(
-            config, self._fixes(), row.variant, row.model, row.real, self._holdout_key(row)
-        )
-        keys = jax.random.split(fit_key, config.members)
-        members = model.params, model.optimiser, keys
-        return fitting.Job(model._replace(params=None, optimiser=None), data, members)
-
-    def train_member(
-        self, row: Row, shared: Shared, job: fitting.Job, params: Params, adam: Any, key: Array
-    ) -> tuple[Params, Any]:
-        """The second part, for one of `job.members`: its parameters and Adam's state.
-
-        Args:
-          row: only its configuration and its real ring are read.
-        """
-        config, steps = row.config.model, self._fit_length(shared)
-        inputs = config, job.model, params, adam, key, row.real, job.data, steps
-        return fitting.train_member(*inputs, self.config.precision)
-
-    def end_fit(
-        self, row: Row, shared: Shared, job: fitting.Job, params: Any, adam: Any
-    ) -> tuple[Row, Metrics]:
-        """The last part, from what was made of all members: the row, and the fit's figures."""
-        config = row.config.model
-        key, _ = jax.random.split(row.key)
-        model = job.model._replace(params=params, optimiser=adam)
-        model, metrics = fitting.end(config, model, job.data, self._fit_length(shared))
-        return self._calibrated(row._replace(key=key, model=model)), metrics
-
-    def _calibrated(self, row: Row) -> Row:
-        """The row with its rule of trust adjusted to the model's errors on the holdout."""
-        rule, model = self._rule(row), row.model
-        if not rule.asks or model is None:
-            return row
-        data = fitting.split(row.config.model, row.real, self._holdout_key(row))
-        predictions = fitting.on_holdout(row.config.model, model, data)
-        return row._replace(trust=rule.calibrate(row.trust, predictions, data.scored_weights))
 
     def _keys(self, row: Row) -> _Keys:
         return _Keys(*jax.random.split(row.key, len(_Keys._fields)))

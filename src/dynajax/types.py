@@ -31,6 +31,9 @@ Metrics = dict[str, Array]
 #: (observation (D,), action (A,), next observation (D,)) -> bool scalar, in pure JAX.
 Termination = Callable[[Array, Array, Array], Array]
 
+#: What is folded into a row's `seed_key`, in the algorithm and where environments run.
+EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
+
 
 class UsageError(ValueError):
     """Something that the user can put right; its text is one line that says how."""

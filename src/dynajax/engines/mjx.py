@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynajax import schedule
-from dynajax.algorithm import EPISODES, EVALUATIONS
 from dynajax.config import Config
 from dynajax.envs import mjx
 from dynajax.envs.mjx import EnvState, Task
@@ -23,7 +22,16 @@ from dynajax.envs.terminations import never
 from dynajax.runtime.clock import Clock
 from dynajax.runtime.placement import BY_ROWS, EVERYWHERE, STATE, put
 from dynajax.runtime.program import Functions, Program, over_rows, transition_shapes
-from dynajax.types import Array, EnvSpec, Evaluation, Metrics, TrainState, Transition
+from dynajax.types import (
+    EPISODES,
+    EVALUATIONS,
+    Array,
+    EnvSpec,
+    Evaluation,
+    Metrics,
+    TrainState,
+    Transition,
+)
 
 # Steps that an episode of a task that can terminate lasts at least, on average over an interval; if
 # episodes are shorter, initial states are used again.

@@ -1,0 +1,100 @@
+"""What a fit of the model does to one row; `models.fitting` has the fit itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dynajax.agents import Agent, agent_of
+from dynajax.config import Config
+from dynajax.models import fitting, trust
+from dynajax.types import HOLDOUT, Array, EnvSpec, Metrics, Params, Row, Shared
+
+
+@dataclass(frozen=True)
+class Refits:
+    """The algorithm's fits, bound to a run's static configuration and its task.
+
+    A row carries a configuration of its own, whose traced fields are arrays.
+    """
+
+    config: Config
+    spec: EnvSpec
+
+    def agent(self, row: Row) -> Agent:
+        """The row's agent."""
+        return agent_of(row.config, self.spec)
+
+    def _rule(self, row: Row) -> trust.Rule:
+        return trust.rule_of(row.config, self.spec)
+
+    def _fixes(self) -> list[tuple[str, ...]]:
+        return [variant.fixes for variant in self.config.variants]
+
+    def _holdout_key(self, row: Row) -> Array:
+        return jax.random.fold_in(row.seed_key, HOLDOUT)
+
+    def _fit_length(self, shared: Shared) -> Array | int:
+        return fitting.length(self.config.model, jnp.minimum(shared.step, self.config.replay.real))
+
+    def fit(self, row: Row, shared: Shared) -> tuple[Row, Metrics]:
+        """Refits the row's model to its real transitions."""
+        assert row.model is not None
+        key, fit_key = jax.random.split(row.key)
+        config, holdout_key = row.config.model, self._holdout_key(row)
+        model, metrics = fitting.fit(
+            config,
+            self._fixes(),
+            row.variant,
+            row.model,
+            row.real,
+            holdout_key,
+            fit_key,
+            self._fit_length(shared),
+            self.config.precision,
+        )
+        return self._calibrated(row._replace(key=key, model=model)), metrics
+
+    def begin_fit(self, row: Row) -> fitting.Job:
+        """The first part of a `fit` on the fixed schedule, whose members may be trained anywhere."""
+        assert row.model is not None
+        _, fit_key = jax.random.split(row.key)
+        config = row.config.model
+        model, data = fitting.begin(
+            config, self._fixes(), row.variant, row.model, row.real, self._holdout_key(row)
+        )
+        keys = jax.random.split(fit_key, config.members)
+        members = model.params, model.optimiser, keys
+        return fitting.Job(model._replace(params=None, optimiser=None), data, members)
+
+    def train_member(
+        self, row: Row, shared: Shared, job: fitting.Job, params: Params, adam: Any, key: Array
+    ) -> tuple[Params, Any]:
+        """The second part, for one of `job.members`: its parameters and Adam's state.
+
+        Args:
+          row: only its configuration and its real ring are read.
+        """
+        config, steps = row.config.model, self._fit_length(shared)
+        inputs = config, job.model, params, adam, key, row.real, job.data, steps
+        return fitting.train_member(*inputs, self.config.precision)
+
+    def end_fit(
+        self, row: Row, shared: Shared, job: fitting.Job, params: Any, adam: Any
+    ) -> tuple[Row, Metrics]:
+        """The last part, from what was made of all members: the row, and the fit's figures."""
+        config = row.config.model
+        key, _ = jax.random.split(row.key)
+        model = job.model._replace(params=params, optimiser=adam)
+        model, metrics = fitting.end(config, model, job.data, self._fit_length(shared))
+        return self._calibrated(row._replace(key=key, model=model)), metrics
+
+    def _calibrated(self, row: Row) -> Row:
+        """The row with its rule of trust adjusted to the model's errors on the holdout."""
+        rule, model = self._rule(row), row.model
+        if not rule.asks or model is None:
+            return row
+        data = fitting.split(row.config.model, row.real, self._holdout_key(row))
+        predictions = fitting.on_holdout(row.config.model, model, data)
+        return row._replace(trust=rule.calibrate(row.trust, predictions, data.scored_weights))
