@@ -22,11 +22,7 @@ B = 8  # starts
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def imagine(config, spec, agent, state, model, obs, key):
     """One step in the model by the agent's policy, with no rule of trust."""
-
-    def policy(obs, key):
-        return agent.act(state, obs, key)
-
-    rule = trust.Rule(None, spec, len(obs))
+    policy, rule = functools.partial(agent.act, state), trust.Rule(None, spec, len(obs))
     return rollouts.imagine(config, spec, rule, policy, model, None, obs, 0, 1, key)[1]
 
 

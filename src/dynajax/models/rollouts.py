@@ -218,11 +218,12 @@ def expand(
     """
     size = batch.valid.shape[0]
     data, weight = batch.data, batch.weight
-    # The whole of a multiple; what is beyond the batch counts for nothing.
-    padded = jnp.arange(-(-size // together) * together) % size
+    whole = -(-size // together) * together
     going, steps = data.discount > 0, jnp.zeros(size)
     for h in range(length):
-        trusted, imagined = step(trusted, data.next_obs[padded], h)
+        # Some once more, to fill the multiple; they are cut off again.
+        begin = jnp.resize(data.next_obs, (whole, data.next_obs.shape[-1]))
+        trusted, imagined = step(trusted, begin, h)
         imagined = jax.tree.map(lambda x: x[:size], imagined)
         further = imagined.transition
         goes = going & imagined.store
