@@ -21,7 +21,7 @@ PRESETS: dict[str, Preset] = {
         "simba",
         {
             "task.repeat": 2,
-            "steps": 15_000,
+            "steps": 8_000,
             "random_steps": 1_000,
             "learn.utd": 10,
             "learn.batch": 128,
