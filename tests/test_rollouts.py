@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,17 @@ def test_each_elite_takes_an_equal_share_with_its_own_weights(constant_model):
         assert finite.all() and store.all() and weight is None and penalty is None
         shares.append(moved[0, 0].round())
     assert set(shares) == {1, 3}  # who takes which share is drawn anew
+
+
+@pytest.mark.parametrize(("size", "each"), [(7, [4, 3]), (1, [1])])
+def test_states_that_do_not_divide_leave_the_last_elite_fewer(constant_model, size, each):
+    model, imagine = constant_model
+    obs = jnp.arange(size * 3.0).reshape(size, 3) / 100
+    step, finite, *_ = imagine(model, obs, jax.random.PRNGKey(0))
+    moved = np.asarray(step.next_obs - obs)[:, 0].round()
+    assert finite.shape == (size,) and set(moved) <= {1, 3}
+    np.testing.assert_allclose(step.reward, 10 * moved, rtol=1e-5)
+    assert [len(list(of_one)) for _, of_one in itertools.groupby(moved)] == each
 
 
 def test_state_and_reward_are_sampled(constant_model):
@@ -283,24 +295,24 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
 
 
 def test_a_target_reaches_further_by_hand():
-    """Three transitions, rollouts in pairs: one goes on twice, one once, one has ended."""
+    """Three transitions: one goes on twice, one once, one has ended."""
     seen = []
 
     def step(calls, obs, h):
         seen.append(np.asarray(obs))
-        ended = jnp.array([h == 1, False, False, False])
+        ended = jnp.array([h == 1, False, False])
         further = Transition(
             obs=obs,
-            action=jnp.zeros((4, 1)),
-            reward=10.0 * (h + 1) + jnp.arange(4.0),
+            action=jnp.zeros((3, 1)),
+            reward=10.0 * (h + 1) + jnp.arange(3.0),
             discount=1.0 - ended,
             next_obs=obs + 1,
         )
-        kept = jnp.array([True, h == 0, True, True])
-        price = jnp.array([2.0, -4.0, 100.0, 0.0])
-        weight = jnp.array([0.5, 0.25, 0.1, 0.1])
+        kept = jnp.array([True, h == 0, True])
+        price = jnp.array([2.0, -4.0, 100.0])
+        weight = jnp.array([0.5, 0.25, 0.1])
         return calls + 1, rollouts.Imagined(
-            further, jnp.ones(4, bool), kept, weight, None, log_prob=price
+            further, jnp.ones(3, bool), kept, weight, None, log_prob=price
         )
 
     real = Transition(
@@ -311,10 +323,9 @@ def test_a_target_reaches_further_by_hand():
         next_obs=jnp.array([[5.0], [6.0], [7.0]]),
     )
     batch = Minibatch(real, jnp.array([True, False, True]), None)
-    calls, after, metrics = rollouts.expand(step, 0, batch, 2, 2, 0.5, jnp.array(0.1))
+    calls, after, metrics = rollouts.expand(step, 0, batch, 2, 0.5, jnp.array(0.1))
     assert calls == 2
-    # The fourth rollout is there for the pairs, and is the first once more.
-    np.testing.assert_array_equal(seen[0][:, 0], [5, 6, 7, 5])
+    np.testing.assert_array_equal(seen[0][:, 0], [5, 6, 7])
     # 1 + .5 (10 - .2) + .25 (20 - .2); 2 + .5 (11 + .4); ended.
     np.testing.assert_allclose(after.data.reward, [10.85, 7.7, 3.0], rtol=1e-6)
     # Ended at the second step; .5 on; ended before.
@@ -340,7 +351,7 @@ def test_an_expanded_target_is_the_agents_own_of_the_longer_return(make, spec):
     data = Transition(obs, jnp.zeros((B, 2)), jnp.arange(8.0), jnp.ones(B), next_obs)
     batch = Minibatch(data, jnp.ones(B, bool), None)
     temperature = agent.temperature(state)
-    _, after, _ = rollouts.expand(step, None, batch, 1, config.model.elites, 0.9, temperature)
+    _, after, _ = rollouts.expand(step, None, batch, 1, 0.9, temperature)
     _, one = step(None, next_obs, 0)
     first = data.reward + 0.9 * (one.transition.reward - 0.3 * one.log_prob)
     next_q, log_prob = jnp.arange(B) - 3.0, jnp.linspace(-1, 1, B)

@@ -172,11 +172,9 @@ class Algorithm(Refits):
             trusted, imagined = self._imagine(row, length, key, trusted, obs, h)
             # The remainder first: in all there can be more transitions than an int32 holds.
             at = (shared.blocks + h) % blocks * size
-            store = alive & imagined.store
+            store, alive, obs = rollouts.onward(alive, obs, imagined)
             ring = replay.add(ring, replay.pack(imagined.transition, store, imagined.weight), at)
             figures = rollouts.count_in(figures, h, store, imagined)
-            alive = alive & imagined.alive & (imagined.transition.discount > 0)
-            obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
             return ring, trusted, obs, alive, figures
 
         figures = rollouts.no_figures(self._rule(row), longest)
@@ -270,7 +268,6 @@ class Algorithm(Refits):
                         trusted,
                         batch,
                         expand,
-                        config.model.elites,
                         row.config.learn.discount,
                         agent.temperature(state),
                     )

@@ -273,12 +273,10 @@ class Config:
 
     @property
     def rollouts_beside(self) -> int:
-        """Rollouts that are made at once; a multiple of the elites."""
+        """Rollouts that are made at once."""
         if not self.rollout.fresh:
             return self.rollout.batch
-        elites = self.model.elites
-        starts = -(-self.synthetic_batch // self.rollout.horizon[0])
-        return -(-starts // elites) * elites
+        return -(-self.synthetic_batch // self.rollout.horizon[0])
 
 
 jax.tree_util.register_dataclass(

@@ -24,25 +24,16 @@ def following(config: Config, explicit: set[str]) -> Config:
     follow("model.elites", min(config.model.elites, config.model.members))
     batch, synthetic = config.rollout.batch, config.replay.synthetic
     if "replay.synthetic" in explicit:
-        elites = config.model.elites
-        good = [b for b in range(elites, batch + 1, elites) if synthetic % b == 0]
-        follow("rollout.batch", max(good, default=batch))
-    follow("rollout.batch", _multiple(config.rollout.batch, config.model.elites))
+        follow("rollout.batch", max(b for b in range(1, batch + 1) if synthetic % b == 0))
     batch = config.rollout.batch
-    good = [k for k in range(1, config.model.elites + 1) if batch % k == 0]
-    follow("model.elites", max(good))
     least = max(config.rollout.horizon[-2:]) * batch
     follow("replay.synthetic", max(synthetic // batch * batch, least))
     if config.model.schedule == "early_stop":
         steps, each = config.model.fit_steps, config.model.round_steps
         follow("model.round_steps", max(k for k in range(1, each + 1) if steps % k == 0))
-        follow("model.fit_steps", _multiple(steps, config.model.round_steps))
+        each = config.model.round_steps
+        follow("model.fit_steps", -(-steps // each) * each)
     return config
-
-
-def _multiple(number: int, of: int) -> int:
-    """The smallest multiple that is no less."""
-    return -(-number // of) * of
 
 
 def check(c: Config) -> None:
@@ -113,10 +104,6 @@ def check(c: Config) -> None:
     need(
         m.elites <= m.members,
         f"--set model.elites={m.elites}: it must be at most model.members={m.members}",
-    )
-    need(
-        r.batch % m.elites == 0,
-        f"--set rollout.batch={r.batch}: it must be a multiple of model.elites={m.elites}",
     )
     need(
         c.replay.synthetic % r.batch == 0,

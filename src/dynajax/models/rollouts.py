@@ -72,9 +72,10 @@ def imagine(
 ) -> tuple[Any, Imagined]:
     """One step from every state by the policy in the model, state and reward sampled.
 
-    Every elite takes an equal share of the states, which one being redrawn at each call. The
-    states were drawn independently, so this is one random elite a state; and each elite computes
-    its own share alone, unless the rule asks what the others say.
+    Every elite takes an equal share of the states (the last one less, where they do not divide),
+    which one being redrawn at each call. The states were drawn independently, so this is one random
+    elite a state; and each elite computes its own share alone, unless the rule asks what the others
+    say.
 
     Args:
       trusted: the rule's state.
@@ -86,35 +87,41 @@ def imagine(
     """
     chex.assert_shape(obs, (None, spec.obs_dim))
     batch, k = obs.shape[0], config.model.elites
+    each = -(-batch // k)
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action, log_prob = policy(obs, action_key)
     if config.rollout.uniform:
         action = _some_uniform(config.rollout.uniform, action, jax.random.fold_in(action_key, 1))
     order = jax.random.permutation(order_key, model.elites)
 
-    def shares(x: Array) -> Array:
-        return x.reshape(k, batch // k, x.shape[-1])
+    member = jnp.repeat(order, each)[:batch]
 
-    member = jnp.repeat(order, batch // k)
+    def shares(x: Array) -> Array:
+        # Some once more, where there are too few for equal shares.
+        x = x if batch == k * each else jnp.resize(x, (k * each, x.shape[-1]))
+        return x.reshape(k, each, x.shape[-1])
 
     def predicted(following: Array | None = None) -> tuple[tuple[Array, Array], ...]:
-        """Moments by the elites, each on its share; and by all members where the rule asks."""
+        """Moments (B, D+1), each by its elite; and (E, B, D+1) where the rule asks."""
         if not rule.asks:
             part = None if following is None else shares(following)
-            predict = ensemble.predict
-            return (predict(config.model, model, order, shares(obs), shares(action), part),)
+            moments = ensemble.predict(
+                config.model, model, order, shares(obs), shares(action), part
+            )
+            mean, log_variance = (x.reshape(k * each, -1)[:batch] for x in moments)
+            return ((mean, log_variance),)
         means, log_variances = ensemble.everyone(config.model, model, obs, action, following)
         chosen = member, jnp.arange(batch)
-        return (shares(means[chosen]), shares(log_variances[chosen])), (means, log_variances)
+        return (means[chosen], log_variances[chosen]), (means, log_variances)
 
     (mean, log_variance), *of_all = predicted()
     noise = jax.random.normal(noise_key, mean.shape) * _noise(config, mean.shape[-1])
-    z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(batch, -1)
+    z = mean + jnp.exp(0.5 * log_variance) * noise
     if config.model.reward_from == "next_state":
         # The same states again, and what their sample says of the reward.
         following, _ = targets.decode(model.code, obs, z)
         (mean, log_variance), *of_all = predicted(following)
-        z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(batch, -1)
+        z = mean + jnp.exp(0.5 * log_variance) * noise
     verdict = trust.Verdict()
     if rule.asks:
         predictions = trust.in_standard_units(model, *of_all[0], member, z)
@@ -142,6 +149,20 @@ def imagine(
     if rule.weighs and weight is None:
         weight = jnp.ones(batch)
     return trusted, Imagined(transition, alive, store, weight, penalty, log_prob)
+
+
+def onward(alive: Array, obs: Array, imagined: Imagined) -> tuple[Array, Array, Array]:
+    """What of a step of rollouts is learned from, which of them go on, and from where.
+
+    Args:
+      alive: (B,) which came so far; obs: (B, D), from where.
+
+    Returns:
+      (B,) bool, (B,) bool and (B, D); a rollout that has ended keeps its observation.
+    """
+    store = alive & imagined.store
+    alive = alive & imagined.alive & (imagined.transition.discount > 0)
+    return store, alive, jnp.where(alive[:, None], imagined.transition.next_obs, obs)
 
 
 def no_figures(rule: trust.Rule, longest: int) -> Metrics:
@@ -183,12 +204,10 @@ def fresh(
     totals = no_figures(rule, length)
     for h in range(length):
         trusted, imagined = step(trusted, obs, h)
-        store = alive & imagined.store
+        store, alive, obs = onward(alive, obs, imagined)
         # Not packed: what is put together to be taken apart again cost a CPU 6 % of a step.
         steps.append(Minibatch(imagined.transition, store, imagined.weight))
         totals = count_in(totals, h, store, imagined)
-        alive = alive & imagined.alive & (imagined.transition.discount > 0)
-        obs = jnp.where(alive[:, None], imagined.transition.next_obs, obs)
     # Rollout by rollout, so that what is cut off is whole rollouts.
     batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
     metrics = figures(rule, totals, alive.size, length)
@@ -200,7 +219,6 @@ def expand(
     trusted: Any,
     batch: Minibatch,
     length: int,
-    together: int,
     discount: Array | float,
     temperature: Array,
 ) -> tuple[Any, Minibatch, Metrics]:
@@ -214,17 +232,11 @@ def expand(
 
     Args:
       batch: leaves (B, ...).
-      together: rollouts are made in multiples of so many.
     """
-    size = batch.valid.shape[0]
     data, weight = batch.data, batch.weight
-    whole = -(-size // together) * together
-    going, steps = data.discount > 0, jnp.zeros(size)
+    going, steps = data.discount > 0, jnp.zeros(batch.valid.shape)
     for h in range(length):
-        # Some once more, to fill the multiple; they are cut off again.
-        begin = jnp.resize(data.next_obs, (whole, data.next_obs.shape[-1]))
-        trusted, imagined = step(trusted, begin, h)
-        imagined = jax.tree.map(lambda x: x[:size], imagined)
+        trusted, imagined = step(trusted, data.next_obs, h)
         further = imagined.transition
         goes = going & imagined.store
         ahead = discount * data.discount
