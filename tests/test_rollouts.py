@@ -378,3 +378,26 @@ def test_all_data_may_be_real_and_only_targets_imagined(make, spec):
     assert "synthetic_reward_mean" not in metrics and "synthetic_valid" not in metrics
     np.testing.assert_allclose(metrics["expanded_steps"], 1.0)
     assert all(np.isfinite(value).all() for value in metrics.values())
+
+
+# --- on top ----------------------------------------------------------------------------------
+
+
+def test_figures_of_a_step_are_means_over_real_and_synthetic_updates(make, spec, monkeypatch):
+    config = make({"rollout.fresh": True, "rollout.on_top": True, "rollout.expand": 1})
+    algorithm = Algorithm(config, spec)
+    row = jax.jit(algorithm.init)(config, jnp.array(0), jnp.array(0))
+
+    def update(self, state, data, weight, counts, noise):
+        return state, {"what_came": data.action[:, 0].mean(), "counted": counts.mean()}
+
+    monkeypatch.setattr(type(algorithm.agent(row)), "update", update)
+    # Real actions are 3, and imagined ones 1 at most.
+    data = row.real.data._replace(action=jnp.full((120, 2), 3.0), discount=jnp.ones(120))
+    real = replay.pack(data, jnp.ones(120, bool))
+    one = Transition(jnp.ones(3), jnp.full(2, 3.0), jnp.ones(()), jnp.ones(()), jnp.ones(3))
+    learn = jax.jit(algorithm.learn)
+    _, metrics = learn(row._replace(real=real), shared(step=119), one, jnp.array(True))
+    assert 1 <= metrics["what_came"] <= 2
+    np.testing.assert_allclose(metrics["counted"], 1.0)
+    np.testing.assert_allclose(metrics["expanded_steps"], 1.0)

@@ -261,9 +261,11 @@ class Algorithm(Refits):
             elif parts == 2:
                 synthetic = replay.minibatch(synthetic)
             batches = (real, synthetic) if parts == 2 else (replay.beside(real, synthetic),)
+            learned: list[Metrics] = []
             for part, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
+                reached: Metrics = {}
                 if expand:
-                    trusted, batch, expanded = rollouts.expand(
+                    trusted, batch, reached = rollouts.expand(
                         self._step(row, state, expand, jax.random.fold_in(key, part)),
                         trusted,
                         batch,
@@ -271,12 +273,13 @@ class Algorithm(Refits):
                         row.config.learn.discount,
                         agent.temperature(state),
                     )
-                    metrics |= expanded
                 # A hole counts for nothing: it is drawn only where there is hardly anything else.
                 counts = batch.valid.astype(jnp.float32)
                 weight = counts if batch.weight is None else counts * batch.weight
-                state, learned = agent.update(state, batch.data, weight, counts, noise)
-            metrics = {**learned, **metrics}
+                state, of_update = agent.update(state, batch.data, weight, counts, noise)
+                learned.append({**of_update, **reached})
+            mean = jax.tree.map(lambda *x: functools.reduce(operator.add, x) / parts, *learned)
+            metrics = {**mean, **metrics}
             names[:] = metrics
             # As one array, for each figure alone is a kernel of a GPU.
             return (state, trusted), jnp.stack(list(metrics.values()))
