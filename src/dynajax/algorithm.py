@@ -49,6 +49,13 @@ class _Keys(NamedTuple):
     expand: Array
 
 
+class _Starts(NamedTuple):
+    """Where an update's rollouts begin."""
+
+    obs: Array  # (B, D)
+    key: Array
+
+
 class Algorithm(Refits):
     """The algorithm, bound to a run's static configuration and its task."""
 
@@ -218,77 +225,28 @@ class Algorithm(Refits):
         keys = self._keys(row)
         slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, config.real_batch))
         real = replay.take(row.real, slots)
-        figures = {"real_reward_mean": real.data.reward.mean()} if config.real_batch else {}
-        synthetic: Any = None
-        fresh = config.has_model and config.rollout.fresh and config.synthetic_batch > 0
-        if fresh:
-            # One slot of the real ring for each rollout of each update, and a key.
-            shape = updates, config.rollouts_beside
-            starts = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
-            begin = replay.take(row.real, starts).data.obs
-            synthetic = begin, jax.random.split(keys.rollout, updates)
-        elif config.has_model and not config.rollout.fresh:
-            row, synthetic, of_rollouts = self._stored(row, shared, keys, corrected)
-            if config.synthetic_batch:
-                figures["synthetic_reward_mean"] = synthetic.data.reward.mean()
-            figures |= of_rollouts
-        parts = 2 if config.rollout.on_top and config.has_model else 1
-        expand = config.rollout.expand if config.has_model else 0
-        if parts == 1 and not config.rollout.fresh:
+        row, synthetic, figures = self._synthetic(row, shared, keys, corrected)
+        if config.real_batch:
+            figures = {**figures, "real_reward_mean": real.data.reward.mean()}
+        if isinstance(synthetic, Replay) and not config.rollout.on_top:
             real, synthetic = jax.vmap(replay.beside)(real, synthetic), None
         # Or XLA takes the minibatches out of the rings inside the loop, and copies the rings for it.
         real, synthetic = jax.lax.optimization_barrier((real, synthetic))
-        agent = self.agent(row)
+        each = jax.random.split(keys.expand, updates) if self._expands else None
+        parts = 2 if config.has_model and config.rollout.on_top else 1
+        noise = self.agent(row).noise(keys.update, updates * parts)
+        noises = tuple(
+            jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
+        )
 
         names: list[str] = []
 
         def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Array]:
-            state, trusted = carry
-            packed, synthetic, noises, key = inputs
-            real = replay.minibatch(packed)
-            metrics: Metrics = {}
-            if fresh:
-                begin, fresh_key = synthetic
-                length = config.rollout.horizon[0]
-                trusted, synthetic, metrics = rollouts.fresh(
-                    self._step(row, state, length, fresh_key),
-                    self._rule(row),
-                    trusted,
-                    begin,
-                    length,
-                    config.synthetic_batch,
-                )
-            elif parts == 2:
-                synthetic = replay.minibatch(synthetic)
-            batches = (real, synthetic) if parts == 2 else (replay.beside(real, synthetic),)
-            learned: list[Metrics] = []
-            for part, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
-                reached: Metrics = {}
-                if expand:
-                    trusted, batch, reached = rollouts.expand(
-                        self._step(row, state, expand, jax.random.fold_in(key, part)),
-                        trusted,
-                        batch,
-                        expand,
-                        row.config.learn.discount,
-                        agent.temperature(state),
-                    )
-                # A hole counts for nothing: it is drawn only where there is hardly anything else.
-                counts = batch.valid.astype(jnp.float32)
-                weight = counts if batch.weight is None else counts * batch.weight
-                state, of_update = agent.update(state, batch.data, weight, counts, noise)
-                learned.append({**of_update, **reached})
-            mean = jax.tree.map(lambda *x: functools.reduce(operator.add, x) / parts, *learned)
-            metrics = {**mean, **metrics}
+            state, trusted, metrics = self._update(row, *carry, *inputs)
             names[:] = metrics
             # As one array, for each figure alone is a kernel of a GPU.
             return (state, trusted), jnp.stack(list(metrics.values()))
 
-        each = jax.random.split(keys.expand, updates) if expand else None
-        noise = agent.noise(keys.update, updates * parts)
-        noises = tuple(
-            jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
-        )
         carry = row.agent, row.trust
         with nets.products(config.precision):
             (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises, each))
@@ -296,10 +254,90 @@ class Algorithm(Refits):
         row = row._replace(key=keys.after, agent=state, trust=trusted)
         return row, {**metrics, **figures}
 
+    @property
+    def _expands(self) -> bool:
+        return self.config.has_model and self.config.rollout.expand > 0
+
+    def _update(
+        self,
+        row: Row,
+        state: Any,
+        trusted: Any,
+        packed: Replay,
+        synthetic: Any,
+        noises: tuple[Any, ...],
+        key: Array | None,
+    ) -> tuple[Any, Any, Metrics]:
+        """One update: on real and synthetic transitions mixed, or on those of each by itself.
+
+        Args:
+          state: the agent's; trusted: that of the rule of trust.
+          packed: the real ones, leaves (B, ...).
+          synthetic: of `_synthetic`, for this update.
+          noises: what each minibatch's learning draws with.
+          key: for targets that reach further.
+        """
+        config, agent = self.config, self.agent(row)
+        real = replay.minibatch(packed)
+        metrics: Metrics = {}
+        if isinstance(synthetic, _Starts):
+            length = config.rollout.horizon[0]
+            trusted, synthetic, metrics = rollouts.fresh(
+                self._step(row, state, length, synthetic.key),
+                self._rule(row),
+                trusted,
+                synthetic.obs,
+                length,
+                config.synthetic_batch,
+            )
+        elif synthetic is not None:
+            synthetic = replay.minibatch(synthetic)
+        alone = len(noises) == 2
+        batches = (real, synthetic) if alone else (replay.beside(real, synthetic),)
+        learned: list[Metrics] = []
+        for part, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
+            reached: Metrics = {}
+            if self._expands:
+                assert key is not None
+                length = config.rollout.expand
+                trusted, batch, reached = rollouts.expand(
+                    self._step(row, state, length, jax.random.fold_in(key, part)),
+                    trusted,
+                    batch,
+                    length,
+                    row.config.learn.discount,
+                    agent.temperature(state),
+                )
+            # A hole counts for nothing: it is drawn only where there is hardly anything else.
+            counts = batch.valid.astype(jnp.float32)
+            weight = counts if batch.weight is None else counts * batch.weight
+            state, of_update = agent.update(state, batch.data, weight, counts, noise)
+            learned.append({**of_update, **reached})
+        mean = jax.tree.map(lambda *x: functools.reduce(operator.add, x) / len(x), *learned)
+        return state, trusted, {**mean, **metrics}
+
+    def _synthetic(
+        self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
+    ) -> tuple[Row, Any, Metrics]:
+        """The synthetic part of U minibatches: stored transitions (U, B, ...), or where those of each
+        update begin, or None; with the row once its rollouts are stored, and figures.
+        """
+        config = self.config
+        if not config.has_model:
+            return row, None, {}
+        if not config.rollout.fresh:
+            return self._stored(row, shared, keys, corrected)
+        if not config.synthetic_batch:
+            return row, None, {}
+        shape = config.learn.utd, config.rollouts_beside
+        slots = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
+        obs = replay.take(row.real, slots).data.obs
+        return row, _Starts(obs, jax.random.split(keys.rollout, config.learn.utd)), {}
+
     def _stored(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
     ) -> tuple[Row, Replay, Metrics]:
-        """The row with this step's rollouts, the synthetic part of U minibatches, and figures."""
+        """The row with this step's rollouts, transitions of U minibatches, and figures."""
         config = self.config
         size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
         blocks = config.replay.synthetic // size
@@ -315,8 +353,10 @@ class Algorithm(Refits):
         assert ring is not None
         filled = jnp.minimum(shared.blocks + length, blocks) * size
         shape = (config.learn.utd, config.synthetic_batch)
-        slots = replay.draw(keys.synthetic, ring, filled, shape)
-        return row, replay.take(ring, slots), figures
+        synthetic = replay.take(ring, replay.draw(keys.synthetic, ring, filled, shape))
+        if config.synthetic_batch:
+            figures = {**figures, "synthetic_reward_mean": synthetic.data.reward.mean()}
+        return row, synthetic, figures
 
     def count(self, shared: Shared) -> Shared:
         """The counters after an environment step that learned."""
