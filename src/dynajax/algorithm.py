@@ -49,8 +49,8 @@ class _Keys(NamedTuple):
     expand: Array
 
 
-class _Starts(NamedTuple):
-    """Where an update's rollouts begin."""
+class _Fresh(NamedTuple):
+    """Where rollouts begin that an update imagines afresh."""
 
     obs: Array  # (B, D)
     key: Array
@@ -280,7 +280,7 @@ class Algorithm(Refits):
         config, agent = self.config, self.agent(row)
         real = replay.minibatch(packed)
         metrics: Metrics = {}
-        if isinstance(synthetic, _Starts):
+        if isinstance(synthetic, _Fresh):
             length = config.rollout.horizon[0]
             trusted, synthetic, metrics = rollouts.fresh(
                 self._step(row, state, length, synthetic.key),
@@ -332,7 +332,7 @@ class Algorithm(Refits):
         shape = config.learn.utd, config.rollouts_beside
         slots = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
         obs = replay.take(row.real, slots).data.obs
-        return row, _Starts(obs, jax.random.split(keys.rollout, config.learn.utd)), {}
+        return row, _Fresh(obs, jax.random.split(keys.rollout, config.learn.utd)), {}
 
     def _stored(
         self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
