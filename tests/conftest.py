@@ -1,7 +1,7 @@
 """What the tests share: the compilation cache, a small task, and a small configuration."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 # Most of the tests' time is compilation of tiny programs. For these processes and those that they
@@ -20,6 +20,13 @@ if version("jaxlib").startswith("0.10."):
         ]
     )
 
+# A core for each of the processes that share the tests: threads that wait for each other's take
+# more from the other process than they give.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+import jax
 import pytest
 
 from dynajax import cli, config, make_config
@@ -70,6 +77,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skipped = [item for item in items if item.get_closest_marker("all_tasks")]
         items[:] = [item for item in items if item not in skipped]
         config.hook.pytest_deselected(items=skipped)
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """For a test that runs its programs for longer than they take to be compiled."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

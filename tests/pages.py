@@ -79,8 +79,12 @@ def commands():
 
 
 def runs():
-    lines = [line for _, line in commands() if not any(part in line for part in EXCEPTIONS)]
-    return list(dict.fromkeys(lines))
+    """Every command, once where some differ in how many seeds, or where results go, alone."""
+    kept: dict = {}
+    for _, line in commands():
+        if not any(part in line for part in EXCEPTIONS):
+            kept.setdefault(re.sub(r" --(out|seeds)=\S+", "", line), line)
+    return list(kept.values())
 
 
 def write_own_task(folder):

@@ -309,7 +309,7 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, m
     assert texts[0] == texts[1]
 
 
-def test_mbpo_learns_pendulum(tmp_path):
+def test_mbpo_learns_pendulum(tmp_path, optimised):
     """From about -1200 at random to a return that only a swing-up reaches."""
     run = settings.make(
         "Pendulum-v1",
