@@ -22,9 +22,9 @@ if version("jaxlib").startswith("0.10."):
 
 # A core for each of the processes that share the tests: threads that wait for each other's take
 # more from the other process than they give.
+CORES = sorted(os.sched_getaffinity(0))
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
 
 import jax
 import pytest

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import scripts
+from conftest import CORES
 from dynajax import UsageError, cli, report, settings, train
 from dynajax.record import folder
 
@@ -45,13 +47,16 @@ FLAGS = [
 
 
 def start(out: Path, *more: str, command: list[str] = FLAGS) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(RUN), *command, f"--out={out}", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=out.parent,
     )
+    # As from a user's shell: its rows and members are on all cores.
+    os.sched_setaffinity(process.pid, CORES)
+    return process
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
