@@ -20,12 +20,6 @@ if version("jaxlib").startswith("0.10."):
         ]
     )
 
-# A core for each of the processes that share the tests: threads that wait for each other's take
-# more from the other process than they give.
-CORES = sorted(os.sched_getaffinity(0))
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
-
 import jax
 import pytest
 
@@ -34,6 +28,7 @@ from dynajax.types import EnvSpec
 
 cli.use_compilation_cache()
 
+CORES = sorted(os.sched_getaffinity(0))
 #: Sizes at which a program compiles and runs in seconds.
 SMALL = {
     "random_steps": 50,
@@ -70,6 +65,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "all_tasks: runs with --all-tasks only")
+    # A core for each of the processes that share the tests: threads that wait for each other's take
+    # more from the other process than they give.
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
