@@ -24,7 +24,9 @@ def following(config: Config, explicit: set[str]) -> Config:
     follow("model.elites", min(config.model.elites, config.model.members))
     batch, synthetic = config.rollout.batch, config.replay.synthetic
     if "replay.synthetic" in explicit:
-        follow("rollout.batch", max(b for b in range(1, batch + 1) if synthetic % b == 0))
+        most = min(batch, synthetic)
+        good = [b for b in range(-(-most // 2), most + 1) if synthetic % b == 0]
+        follow("rollout.batch", max(good, default=batch))
     batch = config.rollout.batch
     least = max(config.rollout.horizon[-2:]) * batch
     follow("replay.synthetic", max(synthetic // batch * batch, least))
