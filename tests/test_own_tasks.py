@@ -387,7 +387,9 @@ def test_a_cart_in_metres_and_ticks_is_learned_by_default(
     """By the preset's agent; and from a model whose code is chosen channel by channel."""
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "experiments")
     settings = {"random_steps": 250, "eval.every": 250, "model.fit_steps": 250}
-    config = make("own_tasks:Cart-v0", algo=algo, fixes=[fix], settings=settings, steps=750)
+    config = make(
+        "own_tasks:Cart-v0", algo=algo, fixes=[fix], settings=settings, steps=750, seeds=2
+    )
     train(config, tmp_path, quiet=True)
     returns = next(iter(read_run(tmp_path).evals.values()))
     # Of 200; a policy that does nothing has 1.
