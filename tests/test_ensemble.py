@@ -122,15 +122,17 @@ def test_whole_loss_by_numpy(learned):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
-def test_named_members_predict_on_their_own_parts():
+def test_elites_predict_on_their_own_parts():
     config = ModelConfig(members=E, elites=2, width=5, depth=2)
     model = init(config, SPEC, jax.random.PRNGKey(1))
     moments = jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 4.0, 0.5])
     model = model._replace(input_mean=moments[0], input_std=moments[1])
     rng = np.random.default_rng(0)
     obs, action = rng.normal(size=(2, 4, D)), rng.normal(size=(2, 4, A))
-    mean, log_variance = jax.jit(ensemble.predict)(
-        config, model, jnp.array([2, 0]), jnp.float32(obs), jnp.float32(action)
+    elites = ensemble.elites(model._replace(elites=jnp.array([2, 0])))
+    assert elites.elites.tolist() == [0, 1]
+    mean, log_variance = jax.jit(ensemble.each, static_argnums=0)(
+        ensemble.member_prediction, config, elites, jnp.float32(obs), jnp.float32(action)
     )
     inputs = (np.concatenate([obs, action], -1) - [1, 2, 3]) / [2, 4, 0.5]
     chosen = jax.tree.map(lambda x: x[np.array([2, 0])], model.params["layers"])

@@ -24,7 +24,8 @@ B = 8  # starts
 def imagine(config, spec, agent, state, model, obs, key):
     """One step in the model by the agent's policy, with no rule of trust."""
     policy, rule = functools.partial(agent.act, state), trust.Rule(None, spec, len(obs))
-    return rollouts.imagine(config, spec, rule, policy, model, None, obs, 0, 1, key)[1]
+    asked = rollouts.asked(rule, model)
+    return rollouts.imagine(config, spec, rule, policy, asked, None, obs, 0, 1, key)[1]
 
 
 def shared(step=0, blocks=0):
@@ -271,7 +272,7 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
         spec,
         judge,
         lambda *_: (action, None),
-        model,
+        rollouts.asked(judge, model),
         None,
         obs,
         0,
@@ -346,7 +347,7 @@ def test_an_expanded_target_is_the_agents_own_of_the_longer_return(make, spec):
     model = ensemble.init(config.model, spec, jax.random.PRNGKey(1))
     row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
     algorithm, key = Algorithm(config, spec), jax.random.PRNGKey(2)
-    step = algorithm._step(row._replace(model=model), state, 1, key)
+    step = algorithm._step(algorithm._asked(row._replace(model=model)), state, 1, key)
     obs, next_obs = jax.random.normal(jax.random.PRNGKey(3), (2, B, 3))
     data = Transition(obs, jnp.zeros((B, 2)), jnp.arange(8.0), jnp.ones(B), next_obs)
     batch = Minibatch(data, jnp.ones(B, bool), None)

@@ -253,10 +253,10 @@ def test_recoding_keeps_decoded_predictions(bounds, reward_from):
     before = model._replace(code=old)
     after = recode(before, new, NONE_FRESH, jax.random.PRNGKey(1))
     obs, action = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
-    members = jnp.arange(2)
 
     def decoded(model):
-        mean, log_variance = ensemble.predict(config, model, members, obs, action[..., :2])
+        predict = ensemble.member_prediction
+        mean, log_variance = ensemble.each(predict, config, model, obs, action[..., :2])
         skip, shift, scale, _ = (np.asarray(x, np.float64) for x in model.code)
         raw = np.asarray(mean, np.float64) * scale + shift
         raw[..., :D] += skip * obs

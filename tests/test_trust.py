@@ -41,7 +41,7 @@ def step(config, spec, rule, model, state=None, h=0, length=1):
     """One step of rollouts from `OBS`: the rule's state, and what was imagined."""
     arguments = config, spec, rule, policy
     inner = jax.jit(lambda *dynamic: rollouts.imagine(*arguments, *dynamic))
-    return inner(model, state, OBS, h, length, KEY)
+    return inner(rollouts.asked(rule, model), state, OBS, h, length, KEY)
 
 
 # --- no rule ---------------------------------------------------------------------------------
@@ -51,12 +51,12 @@ def published(config, spec, model, obs, key):
     """A step of Janner et al.'s rollouts, where nothing knows of rules."""
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action, _ = policy(obs, action_key)
-    order = jax.random.permutation(order_key, model.elites)
-    mean, log_variance = ensemble.predict(
-        config.model, model, order, obs.reshape(K, B // K, D), action.reshape(K, B // K, A)
-    )
+    first = jax.random.randint(order_key, (), 0, K)
+    means, log_variances = ensemble.everyone(config.model, model, obs, action)
+    member = model.elites[(jnp.arange(B) // (B // K) + first) % K]
+    mean, log_variance = (x[member, jnp.arange(B)] for x in (means, log_variances))
     noise = jax.random.normal(noise_key, mean.shape)
-    z = (mean + jnp.exp(0.5 * log_variance) * noise).reshape(B, D + 1)
+    z = mean + jnp.exp(0.5 * log_variance) * noise
     next_obs, reward = targets.decode(model.code, obs, z)
     ended = jax.vmap(spec.termination)(obs, action, next_obs)
     return Transition(obs, action, reward, 1.0 - ended.astype(jnp.float32), next_obs)
@@ -93,7 +93,8 @@ def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
     for name in ("none", "penalty"):
         config = make(trust=name)
         rule, model = trust.rule_of(config, spec), ensemble.init(config.model, spec, KEY)
-        imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, model)
+        asked = rollouts.asked(rule, model)
+        imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, asked)
         shapes[name] = products(imagine, None, OBS, 0, 1, KEY)
     # Every elite on its own share alone; or every member on all.
     assert shapes["none"] == [(K, B // K, width) for width in layers]

@@ -141,7 +141,11 @@ class Algorithm(Refits):
         obs: Array,
         h: Array | int,
     ) -> tuple[Any, rollouts.Imagined]:
-        """Step `h` of rollouts of `length` from obs (B, D), see `rollouts.imagine`."""
+        """Step `h` of rollouts of `length` from obs (B, D), see `rollouts.imagine`.
+
+        Args:
+          row: with what is `_asked` of its model.
+        """
         assert row.model is not None
         return rollouts.imagine(
             row.config,
@@ -155,6 +159,12 @@ class Algorithm(Refits):
             length,
             jax.random.fold_in(key, h),
         )
+
+    def _asked(self, row: Row) -> Row:
+        """The row with that of its model which rollouts ask."""
+        if row.model is None:
+            return row
+        return row._replace(model=rollouts.asked(self._rule(row), row.model))
 
     def _step(self, row: Row, state: Any, length: int, key: Array) -> rollouts.Step:
         """The steps of rollouts of `length` by the agent in `state`."""
@@ -173,10 +183,11 @@ class Algorithm(Refits):
         blocks = self.config.replay.synthetic // size
         slots, key = self._starts(row, shared, key)
         starts = replay.take(row.real, slots).data
+        asked = self._asked(row)
 
         def extend(h: Array, carry: Any) -> Any:
             ring, trusted, obs, alive, figures = carry
-            trusted, imagined = self._imagine(row, length, key, trusted, obs, h)
+            trusted, imagined = self._imagine(asked, length, key, trusted, obs, h)
             # The remainder first: in all there can be more transitions than an int32 holds.
             at = (shared.blocks + h) % blocks * size
             store, alive, obs = rollouts.onward(alive, obs, imagined)
@@ -200,7 +211,7 @@ class Algorithm(Refits):
         row = self.insert(row, shared, transition, valid)
         slots, key = self._starts(row, shared, self._keys(row).rollout)
         starts = replay.take(row.real, slots).data
-        _, imagined = self._imagine(row, 1, key, row.trust, starts.obs, 0)
+        _, imagined = self._imagine(self._asked(row), 1, key, row.trust, starts.obs, 0)
         return row, Proposal(slots, imagined.transition, imagined.store)
 
     def learn(
@@ -240,9 +251,10 @@ class Algorithm(Refits):
         )
 
         names: list[str] = []
+        asked = self._asked(row)
 
         def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Array]:
-            state, trusted, metrics = self._update(row, *carry, *inputs)
+            state, trusted, metrics = self._update(asked, *carry, *inputs)
             names[:] = metrics
             # As one array, for each figure alone is a kernel of a GPU.
             return (state, trusted), jnp.stack(list(metrics.values()))

@@ -132,11 +132,11 @@ def predict(config: ModelConfig, model: Model, obs: np.ndarray, action: np.ndarr
 
 @functools.partial(jax.jit, static_argnums=0)
 def _open_loop(config: ModelConfig, model: Model, obs: Array, actions: Array) -> Array:
-    start = jnp.broadcast_to(obs, (config.members, *obs.shape))
+    start = ensemble.everywhere(model, obs)
 
     def step(obs: Array, action: Array) -> tuple[Array, Array]:
-        action = jnp.broadcast_to(action, (config.members, *action.shape))
-        mean, _ = ensemble.predict(config, model, jnp.arange(config.members), obs, action)
+        action = ensemble.everywhere(model, action)
+        mean, _ = ensemble.each(ensemble.member_prediction, config, model, obs, action)
         next_obs, reward = targets.decode(model.code, obs, mean)
         return next_obs, jnp.concatenate([next_obs, reward[..., None]], -1)
 

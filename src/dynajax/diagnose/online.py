@@ -5,7 +5,6 @@ comes of it is compared with what the critic expects, what the model says, and w
 trained on.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from dynajax.diagnose import fits, measures, runs
 from dynajax.diagnose.offline import step_ahead
 from dynajax.diagnose.paths import Paths, can_restore, follow, soft_returns
 from dynajax.envs.host import finite
+from dynajax.models import ensemble
 from dynajax.types import Array, Model, Row, Transition
 
 #: States that the policy starts from, and synthetic transitions that are checked.
@@ -62,13 +62,6 @@ class Strip(NamedTuple):
     states: np.ndarray | None  # (T, L)
 
 
-def elites(config: ModelConfig, model: Model) -> tuple[ModelConfig, Model]:
-    """The model's elites as an ensemble."""
-    members = jax.tree.map(lambda p: p[np.asarray(model.elites)], model.params)
-    smaller = dataclasses.replace(config, members=config.elites)
-    return smaller, model._replace(params=members)
-
-
 def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = STARTS) -> Findings:
     """Everything about one row at one checkpoint."""
     config, spec, row = loaded.config, loaded.spec, loaded.row(index)
@@ -106,19 +99,19 @@ def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = S
     if row.model is None:
         real_env.close()
         return findings
-    smaller, model = elites(row_config.model, row.model)
+    model = ensemble.elites(row.model)
     recent = np.flatnonzero(valid)
     recent = rng.choice(recent, min(2000, len(recent)), replace=False)
-    replayed = step_ahead(smaller, model, Transition(*(x[recent] for x in data)))
-    visited = step_ahead(smaller, model, transitions(paths, slice(1, None), rng))
+    replayed = step_ahead(row_config.model, model, Transition(*(x[recent] for x in data)))
+    visited = step_ahead(row_config.model, model, transitions(paths, slice(1, None), rng))
     _note(numbers, "replay", replayed)
     _note(numbers, "policy", visited)
     if settable:
-        counter = step_ahead(smaller, model, transitions(paths, slice(0, 1), rng))
+        counter = step_ahead(row_config.model, model, transitions(paths, slice(0, 1), rng))
         _note(numbers, "counterfactual", counter)
         if restored.synthetic:
             numbers |= _synthetic(make, states, row, restored.synthetic)
-    chain, strip = _chain(smaller, model, paths, min(steps, len(paths.reward)))
+    chain, strip = _chain(row_config.model, model, paths, min(steps, len(paths.reward)))
     if settable:
         strip = strip._replace(states=_states_along(real_env, begin, paths, strip))
     real_env.close()

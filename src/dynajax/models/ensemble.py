@@ -6,6 +6,7 @@ loss and its training are written for one member; parameters lie stacked, leaves
 """
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -80,6 +81,49 @@ def _moments(config: ModelConfig, params: Params, output: Array) -> tuple[Array,
     return mean, soft_clamp(raw, low, high)
 
 
+def from_inputs(
+    config: ModelConfig, model: Model, params: Params, obs: Array, action: Array
+) -> tuple[Array, Array]:
+    """Mean and log-variance of z from (s, a) by one member: (..., D), (..., A) -> (..., D+1) twice.
+
+    Args:
+      model: for its code and the normalisation of inputs.
+      params: the member's.
+    """
+    inputs = normalise(model, obs, action)
+    outputs = params["layers"]["head"]["bias"].shape[0] // 2
+    network = nets.member(config.width, config.depth, outputs - 1)
+    return _moments(config, params, nets.apply(network, params["layers"], inputs))
+
+
+def from_next_state(
+    config: ModelConfig,
+    model: Model,
+    params: Params,
+    obs: Array,
+    action: Array,
+    next_obs: Array,
+) -> tuple[Array, Array]:
+    """Of the reward's channel alone, from (s, a, s'): (..., D), (..., A), (..., D) -> (..., 1) twice.
+
+    Args:
+      model, params: as in `from_inputs`.
+    """
+    dim = obs.shape[-1]
+    following = (next_obs - model.input_mean[:dim]) / model.input_std[:dim]
+    inputs = jnp.concatenate([normalise(model, obs, action), following], -1)
+    return _moments(config, params, nets.apply(_reward_network(config), params["reward"], inputs))
+
+
+def with_reward(moments: tuple[Array, Array], reward: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Moments (..., D+1) with the reward's (..., 1) in the place of their own."""
+    mean, log_variance = (
+        jnp.concatenate([whole[..., :-1], last], -1)
+        for whole, last in zip(moments, reward, strict=True)
+    )
+    return mean, log_variance
+
+
 def member_prediction(
     config: ModelConfig,
     model: Model,
@@ -91,44 +135,48 @@ def member_prediction(
     """Mean and log-variance of z from one member: (..., D), (..., A) -> (..., D+1) twice.
 
     Args:
-      model: for its code and the normalisation of inputs.
-      params: the member's.
+      model, params: as in `from_inputs`.
       next_obs: (..., D) what the reward is read from, where it is; the member's own mean by default.
     """
-    inputs = normalise(model, obs, action)
-    outputs = params["layers"]["head"]["bias"].shape[0] // 2
-    network = nets.member(config.width, config.depth, outputs - 1)
-    moments = _moments(config, params, nets.apply(network, params["layers"], inputs))
+    moments = from_inputs(config, model, params, obs, action)
     if config.reward_from == "inputs":
         return moments
     if next_obs is None:
         next_obs, _ = targets.decode(model.code, obs, moments[0])
-    dim = obs.shape[-1]
-    following = (next_obs - model.input_mean[:dim]) / model.input_std[:dim]
-    read = nets.apply(
-        _reward_network(config), params["reward"], jnp.concatenate([inputs, following], -1)
+    return with_reward(moments, from_next_state(config, model, params, obs, action, next_obs))
+
+
+def each(predict: Any, config: ModelConfig, model: Model, *inputs: Array) -> tuple[Array, Array]:
+    """A member's prediction by every member, each on its own part: (E, B, ...) -> (E, B, ...) twice.
+
+    Args:
+      predict: `member_prediction`, `from_inputs` or `from_next_state`.
+    """
+    moments: tuple[Array, Array] = jax.vmap(functools.partial(predict, config, model))(
+        model.params, *inputs
     )
-    mean, log_variance = (
-        jnp.concatenate([state_and_reward[..., :-1], reward], -1)
-        for state_and_reward, reward in zip(moments, _moments(config, params, read), strict=True)
-    )
-    return mean, log_variance
+    return moments
+
+
+def everywhere(model: Model, x: Array) -> Array:
+    """The same for every member: (...) -> (E, ...)."""
+    members = jax.tree.leaves(model.params)[0].shape[0]
+    return jnp.broadcast_to(x, (members, *x.shape))
 
 
 def everyone(
-    config: ModelConfig,
-    model: Model,
-    obs: Array,
-    action: Array,
-    next_obs: Array | None = None,
+    config: ModelConfig, model: Model, obs: Array, action: Array, *next_obs: Array
 ) -> tuple[Array, Array]:
     """`member_prediction` of every member for the same: (B, D), (B, A) -> (E, B, D+1) twice."""
-    members = (config.members,)
-    obs, action = (jnp.broadcast_to(x, members + x.shape) for x in (obs, action))
-    if next_obs is not None:
-        next_obs = jnp.broadcast_to(next_obs, members + next_obs.shape)
-    return jax.vmap(functools.partial(member_prediction, config, model))(
-        model.params, obs, action, next_obs
+    inputs = (everywhere(model, x) for x in (obs, action, *next_obs))
+    return each(member_prediction, config, model, *inputs)
+
+
+def elites(model: Model) -> Model:
+    """The model's elites as an ensemble, best first: leaves (K, ...)."""
+    return model._replace(
+        params=jax.tree.map(lambda p: p[model.elites], model.params),
+        elites=jnp.arange(model.elites.size),
     )
 
 
@@ -184,26 +232,3 @@ def normalise(model: Model, obs: Array, action: Array) -> Array:
     chex.assert_equal_shape_prefix([obs, action], obs.ndim - 1)
     chex.assert_axis_dimension(model.input_mean, -1, obs.shape[-1] + action.shape[-1])
     return (jnp.concatenate([obs, action], -1) - model.input_mean) / model.input_std
-
-
-def predict(
-    config: ModelConfig,
-    model: Model,
-    members: Array,
-    obs: Array,
-    action: Array,
-    next_obs: Array | None = None,
-) -> tuple[Array, Array]:
-    """`member_prediction` of the named members, each on its own part.
-
-    Args:
-      members: (K,) which.
-      obs, action, next_obs: (K, B, D), (K, B, A), (K, B, D).
-
-    Returns:
-      (K, B, D+1) twice.
-    """
-    chosen = jax.tree.map(lambda p: p[members], model.params)
-    return jax.vmap(functools.partial(member_prediction, config, model))(
-        chosen, obs, action, next_obs
-    )

@@ -58,6 +58,20 @@ def _noise(config: Config, outputs: int) -> Array:
     return jnp.append(state, config.rollout.reward_noise)
 
 
+def _sample(moments: tuple[Array, Array], noise: Array) -> Array:
+    """mean + std noise, of moments (B, X)."""
+    mean, log_variance = moments
+    return mean + jnp.exp(0.5 * log_variance) * noise
+
+
+def asked(rule: trust.Rule, model: Model) -> Model:
+    """The members that rollouts ask: the elites, or all where the rule does.
+
+    Taken once for many rollouts; a compiler takes them at every one, if it is left to it.
+    """
+    return model if rule.asks else ensemble.elites(model)
+
+
 def imagine(
     config: Config,
     spec: EnvSpec,
@@ -72,12 +86,13 @@ def imagine(
 ) -> tuple[Any, Imagined]:
     """One step from every state by the policy in the model, state and reward sampled.
 
-    Every elite takes an equal share of the states (the last one less, where they do not divide),
-    which one being redrawn at each call. The states were drawn independently, so this is one random
-    elite a state; and each elite computes its own share alone, unless the rule asks what the others
-    say.
+    Every elite takes an equal share of the states (the last one less, where they do not divide).
+    Shares go round from a random elite on, drawn at each call, and the states were drawn
+    independently, so this is one random elite a state; and each elite computes its own share alone,
+    unless the rule asks what the others say.
 
     Args:
+      model: what `asked` takes of it.
       trusted: the rule's state.
       obs: (B, D).
       h, length: the step's number, from 0, of rollouts of so many.
@@ -92,39 +107,37 @@ def imagine(
     action, log_prob = policy(obs, action_key)
     if config.rollout.uniform:
         action = _some_uniform(config.rollout.uniform, action, jax.random.fold_in(action_key, 1))
-    order = jax.random.permutation(order_key, model.elites)
-
-    member = jnp.repeat(order, each)[:batch]
+    first = jax.random.randint(order_key, (), 0, k)
+    elite_of, share_of = (jnp.arange(k) + first) % k, (jnp.arange(k) - first) % k
+    member = jnp.repeat(model.elites[elite_of], each)[:batch]
 
     def shares(x: Array) -> Array:
         # Some once more, where there are too few for equal shares.
         x = x if batch == k * each else jnp.resize(x, (k * each, x.shape[-1]))
-        return x.reshape(k, each, x.shape[-1])
+        return x.reshape(k, each, x.shape[-1])[share_of]
 
-    def predicted(following: Array | None = None) -> tuple[tuple[Array, Array], ...]:
-        """Moments (B, D+1), each by its elite; and (E, B, D+1) where the rule asks."""
-        if not rule.asks:
-            part = None if following is None else shares(following)
-            moments = ensemble.predict(
-                config.model, model, order, shares(obs), shares(action), part
-            )
-            mean, log_variance = (x.reshape(k * each, -1)[:batch] for x in moments)
-            return ((mean, log_variance),)
-        means, log_variances = ensemble.everyone(config.model, model, obs, action, following)
-        chosen = member, jnp.arange(batch)
-        return (means[chosen], log_variances[chosen]), (means, log_variances)
+    def predicted(predict: Any, *inputs: Array) -> list[tuple[Array, Array]]:
+        """Moments (B, X), each by its elite; and (E, B, X) where the rule asks."""
+        if rule.asks:
+            inputs = tuple(ensemble.everywhere(model, x) for x in inputs)
+            means, log_variances = ensemble.each(predict, config.model, model, *inputs)
+            chosen = member, jnp.arange(batch)
+            return [(means[chosen], log_variances[chosen]), (means, log_variances)]
+        moments = ensemble.each(predict, config.model, model, *map(shares, inputs))
+        mean, log_variance = (x[elite_of].reshape(k * each, -1)[:batch] for x in moments)
+        return [(mean, log_variance)]
 
-    (mean, log_variance), *of_all = predicted()
-    noise = jax.random.normal(noise_key, mean.shape) * _noise(config, mean.shape[-1])
-    z = mean + jnp.exp(0.5 * log_variance) * noise
+    says = predicted(ensemble.from_inputs, obs, action)
+    noise = jax.random.normal(noise_key, says[0][0].shape) * _noise(config, says[0][0].shape[-1])
+    z = _sample(says[0], noise)
     if config.model.reward_from == "next_state":
-        # The same states again, and what their sample says of the reward.
         following, _ = targets.decode(model.code, obs, z)
-        (mean, log_variance), *of_all = predicted(following)
-        z = mean + jnp.exp(0.5 * log_variance) * noise
+        rewards = predicted(ensemble.from_next_state, obs, action, following)
+        says = [ensemble.with_reward(*both) for both in zip(says, rewards, strict=True)]
+        z = _sample(says[0], noise)
     verdict = trust.Verdict()
     if rule.asks:
-        predictions = trust.in_standard_units(model, *of_all[0], member, z)
+        predictions = trust.in_standard_units(model, *says[1], member, z)
         rule_key = jax.random.fold_in(noise_key, 1)
         trusted, verdict = rule.apply(trusted, predictions, jnp.asarray(h), length, rule_key)
     if verdict.sample is not None:

@@ -60,10 +60,11 @@ class Dynamics:
         def imagine(model: Model, obs: Array, action: Array) -> Imagined:
             shape = obs.shape[:-1]
             obs, action = (x.reshape(-1, x.shape[-1]) for x in (obs, action))
-            z, log_variance = ensemble.everyone(self.config, model, obs, action)
-            next_obs, reward = targets.decode(model.code, obs, z[model.elites])
+            elites = ensemble.elites(model)
+            z, log_variance = ensemble.everyone(self.config, elites, obs, action)
+            next_obs, reward = targets.decode(model.code, obs, z)
             means = jnp.concatenate([next_obs, reward[..., None]], -1)
-            variance = jnp.exp(log_variance[model.elites]) * jnp.square(model.code.scale)
+            variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
             parts = means.mean(0), jnp.sqrt(variance.mean(0)), means.std(0)
             return Imagined(
                 Estimate(*(x[:, :-1].reshape(*shape, -1) for x in parts)),
