@@ -101,6 +101,15 @@ def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
     assert shapes["penalty"] == [(E, B, width) for width in layers]
 
 
+def test_the_reward_is_read_once_from_the_next_state(make, spec):
+    config = make({"model.reward_from": "next_state"})
+    rule, model = trust.rule_of(config, spec), ensemble.init(config.model, spec, KEY)
+    asked = rollouts.asked(rule, model)
+    imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, asked)
+    layers = [8, 8, 2 * (D + 1), *[config.model.width] * ensemble.REWARD_DEPTH, 2]
+    assert products(imagine, None, OBS, 0, 1, KEY) == [(K, B // K, width) for width in layers]
+
+
 def test_a_fit_asks_no_more_without_a_rule(make, spec):
     counts = {}
     for name in ("none", "penalty"):
