@@ -6,7 +6,7 @@ loss and its training are written for one member; parameters lie stacked, leaves
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import chex
 import jax
@@ -17,6 +17,9 @@ from dynajax import nets
 from dynajax.config import ModelConfig
 from dynajax.models import targets
 from dynajax.types import Array, EnvSpec, Model, Params, Transition
+
+#: A member's: config, model, the member's parameters, inputs (..., X) -> means and log-variances.
+Prediction = Callable[..., tuple[Array, Array]]
 
 #: Hidden layers of the network that reads the reward from the next state.
 REWARD_DEPTH = 2
@@ -146,16 +149,15 @@ def member_prediction(
     return with_reward(moments, from_next_state(config, model, params, obs, action, next_obs))
 
 
-def each(predict: Any, config: ModelConfig, model: Model, *inputs: Array) -> tuple[Array, Array]:
+def each(
+    predict: Prediction, config: ModelConfig, model: Model, *inputs: Array
+) -> tuple[Array, Array]:
     """A member's prediction by every member, each on its own part: (E, B, ...) -> (E, B, ...) twice.
 
     Args:
       predict: `member_prediction`, `from_inputs` or `from_next_state`.
     """
-    moments: tuple[Array, Array] = jax.vmap(functools.partial(predict, config, model))(
-        model.params, *inputs
-    )
-    return moments
+    return jax.vmap(functools.partial(predict, config, model))(model.params, *inputs)
 
 
 def everywhere(model: Model, x: Array) -> Array:

@@ -116,7 +116,7 @@ def imagine(
         x = x if batch == k * each else jnp.resize(x, (k * each, x.shape[-1]))
         return x.reshape(k, each, x.shape[-1])[share_of]
 
-    def predicted(predict: Any, *inputs: Array) -> list[tuple[Array, Array]]:
+    def predicted(predict: ensemble.Prediction, *inputs: Array) -> list[tuple[Array, Array]]:
         """Moments (B, X), each by its elite; and (E, B, X) where the rule asks."""
         if rule.asks:
             inputs = tuple(ensemble.everywhere(model, x) for x in inputs)
