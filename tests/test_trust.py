@@ -51,9 +51,9 @@ def published(config, spec, model, obs, key):
     """A step of Janner et al.'s rollouts, where nothing knows of rules."""
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action, _ = policy(obs, action_key)
-    first = jax.random.randint(order_key, (), 0, K)
+    order = jax.random.permutation(order_key, model.elites)
     means, log_variances = ensemble.everyone(config.model, model, obs, action)
-    member = model.elites[(jnp.arange(B) // (B // K) + first) % K]
+    member = jnp.repeat(order, B // K)
     mean, log_variance = (x[member, jnp.arange(B)] for x in (means, log_variances))
     noise = jax.random.normal(noise_key, mean.shape)
     z = mean + jnp.exp(0.5 * log_variance) * noise

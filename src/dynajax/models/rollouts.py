@@ -86,10 +86,10 @@ def imagine(
 ) -> tuple[Any, Imagined]:
     """One step from every state by the policy in the model, state and reward sampled.
 
-    Every elite takes an equal share of the states (the last one less, where they do not divide).
-    Shares go round from a random elite on, drawn at each call, and the states were drawn
-    independently, so this is one random elite a state; and each elite computes its own share alone,
-    unless the rule asks what the others say.
+    Every elite takes an equal share of the states (the last one less, where they do not divide),
+    which one being redrawn at each call. The states were drawn independently, so this is one random
+    elite a state; and each elite computes its own share alone, unless the rule asks what the others
+    say.
 
     Args:
       model: what `asked` takes of it.
@@ -107,8 +107,8 @@ def imagine(
     action, log_prob = policy(obs, action_key)
     if config.rollout.uniform:
         action = _some_uniform(config.rollout.uniform, action, jax.random.fold_in(action_key, 1))
-    first = jax.random.randint(order_key, (), 0, k)
-    elite_of, share_of = (jnp.arange(k) + first) % k, (jnp.arange(k) - first) % k
+    elite_of = jax.random.permutation(order_key, k)
+    share_of = jnp.argsort(elite_of)
     member = jnp.repeat(model.elites[elite_of], each)[:batch]
 
     def shares(x: Array) -> Array:
