@@ -21,17 +21,17 @@ end=$((SECONDS + 60 * minutes))
 python=${PYTHON:-python}
 device=${DEVICE:-h100}
 read -ra run_flags <<<"${RUN_FLAGS:-}"
-envs=cheetah-run,humanoid-stand rows=1,6,16,64 seeds=6 many=16 seconds=1 preset=(--preset=paper)
+envs=cheetah-run,humanoid-stand rows=1,6,16,64 seeds=6 seconds=1 preset=(--preset=paper)
 evaluations=(--set=eval.every=2500 --set=eval.episodes=10)
 tests=(tests/test_sac.py tests/test_ensemble.py tests/test_fitting.py tests/test_replay.py
   tests/test_device_tasks.py -k "not float64 and not (float32 and (quadruped or humanoid or cheetah))")
 if [[ -n ${DRY:-} ]]; then
-  envs=pendulum-swingup rows=1 seeds=1 many=1 seconds=0.01 device=cpu
+  envs=pendulum-swingup rows=1 seeds=1 seconds=0.01 device=cpu
   tests=(tests/test_replay.py -k mapped)
   small=(--set=replay.real=500 --set=agent.critic_width=8 --set=agent.actor_width=8 --set=model.width=8
     --set=model.fit_steps=5 --set=model.score_size=20 --set=rollout.batch=100)
   preset=(--preset=quick "${small[@]}")
-  run_flags+=("${small[@]}" --steps=200 --set=random_steps=100)
+  run_flags+=("${small[@]}" --steps=200 --seeds=1 --set=random_steps=100)
   evaluations=(--set=eval.every=100 --set=eval.episodes=1)
 fi
 mkdir -p "$out/curves"
@@ -78,7 +78,7 @@ study() {
 }
 
 for env in quadruped-walk hopper-stand; do
-  quick=(--env="$env" --preset=quick --steps=20000 --seeds="$many" "${evaluations[@]}")
+  quick=(--env="$env" --preset=quick --steps=20000 --seeds=16 "${evaluations[@]}")
   study "$env-half-fresh" 4 "${quick[@]}" --fix=scale,auto,beta
   study "$env-alone" 2 "${quick[@]}" --algo=sac
 done
