@@ -17,7 +17,7 @@ from dynajax.models import targets, trust
 from dynajax.models.ensemble import everyone, loss, optimiser
 from dynajax.models.recoding import recode
 from dynajax.replay import take
-from dynajax.types import Array, Metrics, Model, Params, Replay, Transition
+from dynajax.types import Array, Code, Metrics, Model, Params, Replay, Transition
 
 #: Holdout transitions that all members predict together.
 SCORED_AT_ONCE = 500
@@ -246,6 +246,49 @@ def _train_until_stale(
     return model._replace(params=end.best, optimiser=end.optimiser), end.steps
 
 
+class _Survey(NamedTuple):
+    """What a fit reads off its data before it begins."""
+
+    data: Split
+    code: Code
+    varied: Array  # (D+1,) channels that have not been constant
+    begins: Array  # (D+1,) those of them that had been until now
+    input_mean: Array  # (D+A,)
+    input_std: Array  # (D+A,)
+    unit: Array  # (D+1,)
+
+
+def _survey(
+    config: ModelConfig,
+    variants: Sequence[tuple[str, ...]],
+    variant: Array,
+    model: Model,
+    replay: Replay,
+    holdout_key: Array,
+) -> _Survey:
+    data = split(config, replay, holdout_key)
+    real = replay.data
+    # Not of one array with both, which would be a copy of the whole replay.
+    parts = (real.next_obs, real.reward[:, None])
+    varied = model.varied | jnp.concatenate([targets.varies(x, data.weights) for x in parts])
+    begins = varied & ~model.varied
+    code = targets.fit_code(
+        variants,
+        variant,
+        model.code,
+        begins[:-1] | (model.fits == 0),
+        real.obs,
+        real.reward,
+        real.next_obs,
+        data.weights,
+    )
+    of_parts = [targets.moments(x, data.weights) for x in (real.obs, real.action)]
+    mean, std = (jnp.concatenate(x) for x in zip(*of_parts, strict=True))
+    raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
+    _, unit = targets.moments(raw, data.weights)
+    return _Survey(data, code, varied, begins, mean, std, unit)
+
+
 def begin(
     config: ModelConfig,
     variants: Sequence[tuple[str, ...]],
@@ -261,36 +304,27 @@ def begin(
 
     Args and errors as for `fit`.
     """
-    data = split(config, replay, holdout_key)
-    real, never = replay.data, model.fits == 0
-    # Not of one array with both, which would be a copy of the whole replay.
-    parts = (real.next_obs, real.reward[:, None])
-    varied = model.varied | jnp.concatenate([targets.varies(x, data.weights) for x in parts])
-    begins = varied & ~model.varied
-    code = targets.fit_code(
-        variants,
-        variant,
-        model.code,
-        begins[:-1] | never,
-        real.obs,
-        real.reward,
-        real.next_obs,
-        data.weights,
-    )
-    of_parts = [targets.moments(x, data.weights) for x in (real.obs, real.action)]
-    mean, std = (jnp.concatenate(x) for x in zip(*of_parts, strict=True))
-    raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
-    _, unit = targets.moments(raw, data.weights)
+
+    # Rows in turn, for the raw targets of all rows' replays would be most of a fit's memory.
+    @jax.custom_batching.sequential_vmap
+    def survey(config: ModelConfig, variant: Array, *read: Any) -> _Survey:
+        return _survey(config, variants, variant, *read)
+
+    never = model.fits == 0
+    read = model._replace(params=None, optimiser=None)
+    seen = survey(config, variant, read, replay, holdout_key)
     # New weights predict nothing that should stay as it is; they are meant for z as they are.
-    written = jax.tree.map(lambda new, old: jnp.where(never, new, old), code, model.code)
+    written = jax.tree.map(lambda new, old: jnp.where(never, new, old), seen.code, model.code)
     key = jax.random.fold_in(holdout_key, model.fits)
-    model = recode(model._replace(code=written), code, begins & ~never, key)
-    return (
-        model._replace(
-            input_mean=mean, input_std=std, unit=unit, varied=varied, fits=model.fits + 1
-        ),
-        data,
+    model = recode(model._replace(code=written), seen.code, seen.begins & ~never, key)
+    model = model._replace(
+        input_mean=seen.input_mean,
+        input_std=seen.input_std,
+        unit=seen.unit,
+        varied=seen.varied,
+        fits=model.fits + 1,
     )
+    return model, seen.data
 
 
 class Job(NamedTuple):

@@ -7,31 +7,14 @@ batch of one is computed in place.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from dynajax.types import Array
-
 _factor, _solve = jax.scipy.linalg.cho_factor, jax.scipy.linalg.cho_solve
-
-
-def _in_turn(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`function`, which under vmap (and under vmaps of it) runs for one row after the other."""
-    alone = jax.custom_batching.custom_vmap(function)
-
-    @alone.def_vmap
-    def rule(size: int, batched: list[bool], *arguments: Array) -> tuple[Array, bool]:
-        rows = [
-            a if b else jax.numpy.broadcast_to(a, (size, *a.shape))
-            for a, b in zip(arguments, batched, strict=True)
-        ]
-        return jax.lax.map(lambda row: alone(*row), tuple(rows)), True
-
-    return alone
-
-
+# Under vmap, and under vmaps of it, one row after the other.
+_in_turn = jax.custom_batching.sequential_vmap
 _factor_in_turn = _in_turn(lambda matrix: _factor(matrix)[0])
 _solve_in_turn = _in_turn(lambda factor, b: _solve((factor, False), b))
 
