@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dynajax import replay
+from dynajax import compiler, replay
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fitting, rollouts, targets, trust
 from dynajax.types import EnvSpec, Transition
@@ -238,6 +238,28 @@ def test_members_one_after_the_other_learn_what_they_learn_together(monkeypatch)
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
     assert not equal(trained[0].params["layers"], model.params["layers"])
     assert trained[0].params.keys() == {"layers"}
+
+
+def test_rows_surveyed_in_turn_begin_their_fits_as_they_do_together():
+    rows = [linear_data(seed, filled=filled) for seed, filled in ((0, N), (1, 90))]
+    data = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    model = init(FIXED, SPEC, KEY)
+
+    def begin(variant, data):
+        return fitting.begin(FIXED, VARIANTS, variant, model, data, HOLDOUT)
+
+    def begun(variants, data):
+        text = str(jax.make_jaxpr(jax.vmap(begin))(variants, data))
+        return jax.vmap(begin)(variants, data), text.count(f"f32[2,{N},{D + 1}]")
+
+    variants = jnp.array([1, 2])
+    together, shown = begun(variants, data)
+    with compiler.made_for("gpu"):
+        in_turn, hidden = begun(variants, data)
+    assert shown and not hidden  # the raw targets of all rows
+    for one, other in zip(*(jax.tree.leaves(x) for x in (together, in_turn)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert not equal(in_turn[1].weights[0], in_turn[1].weights[1])
 
 
 def test_learned_bounds_move_with_their_member():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import nets
+from dynajax import compiler, nets
+from jaxprs import equations
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 5)])
@@ -31,6 +32,22 @@ def test_the_gradient_of_a_kernel_is_not_turned():
     program = jax.jit(jax.grad(loss)).lower(params, jnp.zeros((6, 4))).as_text()
     assert "stablehlo.dot_general" in program
     assert "stablehlo.transpose" not in program
+
+
+@pytest.mark.parametrize(("platform", "passes"), [("cpu", 1), ("gpu", 2)])
+def test_a_layer_norm_on_either_kind_of_device(platform, passes):
+    x = jax.random.normal(jax.random.PRNGKey(0), (4, 50)) + 3
+
+    with compiler.made_for(platform):
+        norm = nets._layer_norm("norm")
+        variables = norm.init(jax.random.PRNGKey(1), x)
+        y, program = norm.apply(variables, x), jax.make_jaxpr(norm.apply)(variables, x)
+    x64 = np.asarray(x, np.float64)
+    expected = (x64 - x64.mean(-1, keepdims=True)) / np.sqrt(x64.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    # The square of a difference where the variance follows the mean, else that of x itself.
+    squares = [e for e in equations(program.jaxpr) if e.primitive.name in ("square", "mul")]
+    assert any(e.invars[0] is program.jaxpr.invars[-1] for e in squares) == (passes == 1)
 
 
 def test_at_bfloat16_values_and_gradients_are_of_rounded_arrays_and_sums_of_float32():

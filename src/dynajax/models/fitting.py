@@ -305,11 +305,12 @@ def begin(
     Args and errors as for `fit`.
     """
 
-    # Rows in turn, for the raw targets of all rows' replays would be most of a fit's memory.
-    @jax.custom_batching.sequential_vmap
     def survey(config: ModelConfig, variant: Array, *read: Any) -> _Survey:
         return _survey(config, variants, variant, *read)
 
+    if not compiler.small_caches():
+        # Rows in turn, for the raw targets of all rows' replays would be most of a fit's memory.
+        survey = jax.custom_batching.sequential_vmap(survey)
     never = model.fits == 0
     read = model._replace(params=None, optimiser=None)
     seen = survey(config, variant, read, replay, holdout_key)
