@@ -276,7 +276,7 @@ def test_only_new_pieces_are_written_and_old_ones_go(tmp_path):
     for name, slots in (("000001-0-3", slice(0, 3)), ("000002-3-5", slice(3, 5))):
         real = opened(tmp_path / "replay" / name)["rows"]["real"]
         want = jax.tree.map(lambda x, slots=slots: x[:, slots], ring(5))
-        assert_same(Replay(real["packed"], real["valid"], None, D), want)
+        assert_same(Replay(real["packed"], real["valid"], None, D, A), want)
     # The checkpoint itself holds nothing of the ring: its size is not its capacity's.
     assert "real" not in opened(newest(tmp_path))["rows"]
     Checkpoints(tmp_path / "large").save(1, make_state(5, capacity=800), {}, {})

@@ -21,23 +21,38 @@ _Block = TypeVar("_Block", Replay, Minibatch)
 #: Flags of slots that lie in one word of an index.
 _BITS = 32
 
+#: A TPU lays an array out in tiles of 8 by 128, along those of its axes that they fill best.
+_TILE = 8
+
 
 def init(capacity: int, obs_dim: int, action_dim: int, *, weighs: bool = False) -> Replay:
     """An empty ring of N = `capacity` slots, with a column of weights if it `weighs`."""
     return Replay(
-        packed=jnp.zeros((capacity, 2 * obs_dim + action_dim + 2)),
+        packed=jnp.zeros((capacity, columns(obs_dim, action_dim))),
         valid=jnp.zeros(capacity, bool),
         weight=jnp.zeros(capacity) if weighs else None,
         obs_dim=obs_dim,
+        action_dim=action_dim,
     )
+
+
+def columns(obs_dim: int, action_dim: int) -> int:
+    """P, the entries that a transition lies in: 2D+A+2, and up to the next whole tile.
+
+    With less, a TPU finds that eight rows of a run fill its tiles better than the entries do, lays
+    the rings out along the rows, and turns them whole in every step.
+    """
+    return -(-(2 * obs_dim + action_dim + 2) // _TILE) * _TILE
 
 
 def pack(transitions: Transition, valid: Array, weight: Array | None = None) -> Replay:
     """Transitions, leaves (B, ...), with their flags and weights (B,)."""
     obs, action, reward, discount, next_obs = transitions
     chex.assert_equal_shape_prefix(jax.tree.leaves((transitions, valid, weight)), valid.ndim)
-    columns = [obs, action, reward[..., None], discount[..., None], next_obs]
-    return Replay(jnp.concatenate(columns, -1), valid, weight, obs.shape[-1])
+    sizes = obs.shape[-1], action.shape[-1]
+    filler = jnp.zeros((*valid.shape, columns(*sizes) - (2 * sizes[0] + sizes[1] + 2)))
+    parts = [obs, action, reward[..., None], discount[..., None], next_obs, filler]
+    return Replay(jnp.concatenate(parts, -1), valid, weight, *sizes)
 
 
 def add(replay: Replay, block: Replay, count: Array) -> Replay:

@@ -70,32 +70,34 @@ class EnvSpec(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "valid", "weight"],
-    meta_fields=["obs_dim"],
+    meta_fields=["obs_dim", "action_dim"],
 )
 @dataclass(frozen=True)
 class Replay:
     """Transitions as a ring or a minibatch has them: each lies in a row of one array.
 
-    So one is written and looked up in one piece, and a TPU, which pads a last axis to 128 entries,
-    pads once. A ring's write position is the caller's, so that it can be unbatched. Leaves (N, ...)
-    or with any other leading axes.
+    So one is written and looked up in one piece. A ring's write position is the caller's, so that
+    it can be unbatched. Leaves (N, ...) or with any other leading axes.
     """
 
-    packed: Array  # (N, 2D+A+2): observation, action, reward, discount, next observation
+    #: (N, P): observation, action, reward, discount, next observation, zeros (`replay.columns`)
+    packed: Array
     valid: Array  # (N,) bool: the slot holds a transition that may be drawn
     weight: Array | None  # (N,) in the critic's loss; None where no rule of trust weighs
     obs_dim: int  # D
+    action_dim: int  # A
 
     @property
     def data(self) -> Transition:
         """The transitions, leaves (N, ...)."""
-        after = self.packed.shape[-1] - self.obs_dim
+        reward = self.obs_dim + self.action_dim
+        after = reward + 2
         return Transition(
             obs=self.packed[..., : self.obs_dim],
-            action=self.packed[..., self.obs_dim : after - 2],
-            reward=self.packed[..., after - 2],
-            discount=self.packed[..., after - 1],
-            next_obs=self.packed[..., after:],
+            action=self.packed[..., self.obs_dim : reward],
+            reward=self.packed[..., reward],
+            discount=self.packed[..., reward + 1],
+            next_obs=self.packed[..., after : after + self.obs_dim],
         )
 
 
