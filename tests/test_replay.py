@@ -40,6 +40,21 @@ def test_new_blocks_overwrite_the_oldest():
     np.testing.assert_array_equal(taken.action, [[[9], [4]]])
 
 
+@pytest.mark.parametrize(("obs_dim", "action_dim"), [(17, 6), (3, 1), (7, 8), (67, 21)])
+def test_a_transition_comes_back_from_whole_tiles(obs_dim, action_dim):
+    size = replay.columns(obs_dim, action_dim)
+    assert size % 8 == 0 and 0 <= size - (2 * obs_dim + action_dim + 2) < 8
+    draws = np.random.default_rng(0).normal(size=(5, 2 * obs_dim + action_dim + 2))
+    ends = np.cumsum([obs_dim, action_dim, 1, 1])
+    obs, action, reward, discount, next_obs = np.split(draws.astype(np.float32), ends, 1)
+    stored = Transition(obs, action, reward[:, 0], discount[:, 0], next_obs)
+    ring = replay.add(
+        replay.init(10, obs_dim, action_dim), replay.pack(stored, np.ones(5, bool)), jnp.array(5)
+    )
+    assert ring.packed.shape == (10, size)
+    jax.tree.map(np.testing.assert_array_equal, replay.take(ring, jnp.arange(5, 10)).data, stored)
+
+
 def test_valid_flags_follow_their_slots():
     ring = replay.init(4, 2, 1)
     assert not ring.valid.any()
