@@ -8,7 +8,7 @@ import pytest
 
 from dynajax import compiler, replay
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, fitting, rollouts, targets, trust
+from dynajax.models import ensemble, fitting, rollouts, survey, targets, trust
 from dynajax.types import EnvSpec, Transition
 from jaxprs import equations
 
@@ -61,7 +61,7 @@ def changed(data, **columns):
 
 def held_out(data, config=FIXED):
     """Which slots a fit may not learn from, from what it does learn from."""
-    return np.asarray(data.valid) & (np.asarray(fitting.split(config, data, HOLDOUT).weights) == 0)
+    return np.asarray(data.valid) & (np.asarray(survey.split(config, data, HOLDOUT).weights) == 0)
 
 
 def forward(layers, inputs):
@@ -100,7 +100,7 @@ def test_a_transition_keeps_its_side_of_the_split():
     sides = []
     for filled in (1000, 2500, 4000):
         data = linear_data(size=size, filled=filled)
-        split = fitting.split(FIXED, data, HOLDOUT)
+        split = survey.split(FIXED, data, HOLDOUT)
         weights = np.asarray(split.weights)
         assert not weights[filled:].any()
         # The index list of a fit is the training split, each slot once, and then filler.
@@ -115,7 +115,7 @@ def test_a_transition_keeps_its_side_of_the_split():
 def test_holes_are_on_neither_side():
     data = linear_data()
     data = replay.pack(data.data, jnp.arange(N) % 3 > 0)
-    split = fitting.split(ModelConfig(score_size=N), data, HOLDOUT)
+    split = survey.split(ModelConfig(score_size=N), data, HOLDOUT)
     training = set(np.asarray(split.training)[: int(split.training_size)].tolist())
     chosen = np.asarray(split.scored_weights) == 1
     scored = np.asarray(split.scored.reward)[chosen]
@@ -129,7 +129,7 @@ def test_a_long_holdout_is_scored_at_even_spaces():
     data = changed(data, reward=jnp.arange(N, dtype=jnp.float32))
     slots = np.flatnonzero(held_out(data))
     assert len(slots) > 60
-    split = fitting.split(FIXED, data, HOLDOUT)
+    split = survey.split(FIXED, data, HOLDOUT)
     expected = slots[np.arange(60) * len(slots) // 60]
     np.testing.assert_array_equal(split.scored.reward, expected)
     assert split.scored_weights.all()
@@ -158,7 +158,7 @@ def test_the_holdout_never_reaches_the_parameters():
 
 def test_something_is_held_out_however_little_there_is():
     data = linear_data(filled=50)
-    split = fitting.split(ModelConfig(**SIZES, holdout=0.001), data, HOLDOUT)
+    split = survey.split(ModelConfig(**SIZES, holdout=0.001), data, HOLDOUT)
     assert split.scored_weights.sum() >= 1
     assert 40 < split.training_size < 50
 
@@ -210,7 +210,7 @@ def test_averaged_weights_by_hand(over, means, monkeypatch):
     config, data = ModelConfig(**SIZES, average_steps=over), linear_data()
     model = init(config, SPEC, KEY)
     for steps, mean in enumerate(means, 1):
-        split = fitting.split(config, data, HOLDOUT)
+        split = survey.split(config, data, HOLDOUT)
         after = fitting.train(config, model, data, split, KEY, steps)
         for old, new in zip(
             jax.tree.leaves(model.params), jax.tree.leaves(after.params), strict=True
@@ -230,7 +230,7 @@ def test_averaging_takes_the_noise_of_the_steps_away():
 def test_members_one_after_the_other_learn_what_they_learn_together(monkeypatch):
     data, trained = linear_data(), []
     model = init(FIXED, SPEC, KEY)
-    split = fitting.split(FIXED, data, HOLDOUT)
+    split = survey.split(FIXED, data, HOLDOUT)
     for alone in (True, False):
         monkeypatch.setattr(fitting.compiler, "small_caches", lambda alone=alone: alone)
         trained.append(fitting.train(FIXED, model, data, split, KEY, 100))
@@ -293,7 +293,7 @@ def test_units_are_those_of_the_raw_targets_whatever_the_code():
 
 def test_predictions_for_the_holdout_are_in_those_units():
     data = linear_data(filled=240)
-    split = fitting.split(FIXED, data, HOLDOUT)
+    split = survey.split(FIXED, data, HOLDOUT)
     in_units = jax.jit(fitting.on_holdout)
     held = held_out(data)
     obs, action, reward, _, new = (np.asarray(x, np.float64)[held] for x in data.data)
@@ -424,7 +424,7 @@ def test_a_channel_that_begins_to_vary_is_fitted_to_for_the_first_time():
         next_obs=data.data.next_obs.at[:, 1].set(0),
         reward=jnp.zeros(N),
     )
-    split = fitting.split(FIXED, data, HOLDOUT)
+    split = survey.split(FIXED, data, HOLDOUT)
     rare = jnp.zeros(N).at[split.training[0]].set(1e-3)
     both, auto = jnp.array(1), [(), ("scale", "auto")]
     config = ModelConfig(**SIZES | {"fit_steps": 1, "learning_rate": 0.0})

@@ -13,7 +13,7 @@ from dynajax import compiler
 from dynajax.algorithm import Algorithm
 from dynajax.config import config_of
 from dynajax.measure.compiled import ring_copies
-from dynajax.models import fitting
+from dynajax.models import fitting, survey
 from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
 from jaxprs import equations
@@ -319,7 +319,7 @@ def test_a_lower_precision_is_of_updates_and_fit_steps_alone(make, spec, fresh):
         row = algorithm.init(config_of(config, config.variants[0]), jnp.array(0), jnp.array(0))
         shared, obs = Shared(jnp.array(60), jnp.array(0)), jnp.zeros(D)
         transition = jax.tree.map(jnp.asarray, one_step(0, 0))
-        held = fitting.split(row.config.model, row.real, row.key)
+        held = survey.split(row.config.model, row.real, row.key)
         counts[precision] = {
             "act": products(algorithm.act, row, obs, shared.step),
             "learn": products(algorithm.learn, row, shared, transition, True),

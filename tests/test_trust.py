@@ -10,7 +10,7 @@ import pytest
 
 from dynajax import replay
 from dynajax.algorithm import Algorithm
-from dynajax.models import ensemble, fitting, rollouts, targets, trust
+from dynajax.models import ensemble, fitting, rollouts, survey, targets, trust
 from dynajax.models.recoding import recode
 from dynajax.record.journal import Journal
 from dynajax.runtime.program import build
@@ -324,7 +324,7 @@ def test_a_verdict_on_what_is_imagined_afresh_is_logged(make, strict, spec, on_t
 
 def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
     algorithm, row = Algorithm(strict, spec), filled_row(strict, spec)
-    data = fitting.split(strict.model, row.real, algorithm._holdout_key(row))
+    data = survey.split(strict.model, row.real, algorithm._holdout_key(row))
     after, _ = jax.jit(algorithm.fit)(row, SHARED)
     assert after.trust["held"] == data.scored_weights.sum() > 10
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
-from dynajax.models import fitting, trust
+from dynajax.models import fitting, survey, trust
 from dynajax.types import HOLDOUT, Array, EnvSpec, Metrics, Params, Row, Shared
 
 
@@ -95,6 +95,6 @@ class Refits:
         rule, model = self._rule(row), row.model
         if not rule.asks or model is None:
             return row
-        data = fitting.split(row.config.model, row.real, self._holdout_key(row))
+        data = survey.split(row.config.model, row.real, self._holdout_key(row))
         predictions = fitting.on_holdout(row.config.model, model, data)
         return row._replace(trust=rule.calibrate(row.trust, predictions, data.scored_weights))

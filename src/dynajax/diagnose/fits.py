@@ -10,7 +10,7 @@ import numpy as np
 
 from dynajax import compiler
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, fitting, targets
+from dynajax.models import ensemble, fitting, survey, targets
 from dynajax.replay import pack
 from dynajax.types import Array, EnvSpec, Model, Replay, Transition
 
@@ -108,7 +108,7 @@ def fit(
 
     @jax.jit
     def held_out(real: Replay, keys: Array) -> Array:
-        return jax.vmap(lambda r, k: fitting.split(config, r, k[1]).weights == 0)(real, keys)
+        return jax.vmap(lambda r, k: survey.split(config, r, k[1]).weights == 0)(real, keys)
 
     models = init(keys)
     for index in range(rounds):

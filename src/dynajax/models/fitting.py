@@ -1,4 +1,4 @@
-"""A fit of the ensemble: which transitions train it, how long, and how good it then is. For one row.
+"""A fit of the ensemble: how long it is trained on what data, and how good it then is. For one row.
 
 Chua et al. (2018) and Janner et al. (2019). A fit is begun, its members are trained, and it is
 ended: three functions, so that members can be trained on other devices than the row's own.
@@ -16,47 +16,12 @@ from dynajax.config import ModelConfig
 from dynajax.models import targets, trust
 from dynajax.models.ensemble import everyone, loss, optimiser
 from dynajax.models.recoding import recode
+from dynajax.models.survey import Split, survey
 from dynajax.replay import take
-from dynajax.types import Array, Code, Metrics, Model, Params, Replay, Transition
+from dynajax.types import Array, Metrics, Model, Params, Replay, Transition
 
 #: Holdout transitions that all members predict together.
 SCORED_AT_ONCE = 500
-
-
-class Split(NamedTuple):
-    """A division of a replay that a fit uses."""
-
-    training: Array  # (N,) slots of the training split first, then filler
-    training_size: Array  # ()
-    weights: Array  # (N,) 1 where a slot is in the training split
-    scored: Transition  # leaves (B, ...) of the holdout, evenly spaced over it
-    scored_weights: Array  # (B,) 0 for filler
-
-
-def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> Split:
-    """Training and holdout transitions.
-
-    Whether a slot is held out is a fixed function of the key and the slot, so a transition keeps
-    its side for as long as it is stored, and a warm-started fit never sees the holdout. The first
-    slot is always held out, so that there is something to score.
-    """
-    (capacity,) = replay.valid.shape
-    held_out = jax.random.bernoulli(holdout_key, config.holdout, (capacity,)).at[0].set(True)
-    training = replay.valid & ~held_out
-    held = replay.valid & held_out
-    (held_slots,) = jnp.nonzero(held, size=capacity, fill_value=0)
-    n, scored = held.sum(), min(config.score_size, capacity)
-    rank = jnp.arange(scored)
-    # rank * n / scored in whole numbers, without overflow
-    spaced = (n // scored) * rank + (n % scored) * rank // scored
-    slots = held_slots[jnp.where(n <= scored, rank, spaced)]
-    return Split(
-        training=jnp.nonzero(training, size=capacity, fill_value=0)[0],
-        training_size=training.sum(),
-        weights=training.astype(jnp.float32),
-        scored=take(replay, slots).data,
-        scored_weights=(rank < n).astype(jnp.float32),
-    )
 
 
 def _weighted_mean(values: Array, weights: Array, axis: int = 0) -> Array:
@@ -246,49 +211,6 @@ def _train_until_stale(
     return model._replace(params=end.best, optimiser=end.optimiser), end.steps
 
 
-class _Survey(NamedTuple):
-    """What a fit reads off its data before it begins."""
-
-    data: Split
-    code: Code
-    varied: Array  # (D+1,) channels that have not been constant
-    begins: Array  # (D+1,) those of them that had been until now
-    input_mean: Array  # (D+A,)
-    input_std: Array  # (D+A,)
-    unit: Array  # (D+1,)
-
-
-def _survey(
-    config: ModelConfig,
-    variants: Sequence[tuple[str, ...]],
-    variant: Array,
-    model: Model,
-    replay: Replay,
-    holdout_key: Array,
-) -> _Survey:
-    data = split(config, replay, holdout_key)
-    real = replay.data
-    # Not of one array with both, which would be a copy of the whole replay.
-    parts = (real.next_obs, real.reward[:, None])
-    varied = model.varied | jnp.concatenate([targets.varies(x, data.weights) for x in parts])
-    begins = varied & ~model.varied
-    code = targets.fit_code(
-        variants,
-        variant,
-        model.code,
-        begins[:-1] | (model.fits == 0),
-        real.obs,
-        real.reward,
-        real.next_obs,
-        data.weights,
-    )
-    of_parts = [targets.moments(x, data.weights) for x in (real.obs, real.action)]
-    mean, std = (jnp.concatenate(x) for x in zip(*of_parts, strict=True))
-    raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
-    _, unit = targets.moments(raw, data.weights)
-    return _Survey(data, code, varied, begins, mean, std, unit)
-
-
 def begin(
     config: ModelConfig,
     variants: Sequence[tuple[str, ...]],
@@ -304,16 +226,8 @@ def begin(
 
     Args and errors as for `fit`.
     """
-
-    def survey(config: ModelConfig, variant: Array, *read: Any) -> _Survey:
-        return _survey(config, variants, variant, *read)
-
-    if not compiler.small_caches():
-        # Rows in turn, for the raw targets of all rows' replays would be most of a fit's memory.
-        survey = jax.custom_batching.sequential_vmap(survey)
     never = model.fits == 0
-    read = model._replace(params=None, optimiser=None)
-    seen = survey(config, variant, read, replay, holdout_key)
+    seen = survey(config, variants, variant, model, replay, holdout_key)
     # New weights predict nothing that should stay as it is; they are meant for z as they are.
     written = jax.tree.map(lambda new, old: jnp.where(never, new, old), seen.code, model.code)
     key = jax.random.fold_in(holdout_key, model.fits)
