@@ -50,9 +50,9 @@ def pack(transitions: Transition, valid: Array, weight: Array | None = None) -> 
     obs, action, reward, discount, next_obs = transitions
     chex.assert_equal_shape_prefix(jax.tree.leaves((transitions, valid, weight)), valid.ndim)
     sizes = obs.shape[-1], action.shape[-1]
-    filler = jnp.zeros((*valid.shape, columns(*sizes) - (2 * sizes[0] + sizes[1] + 2)))
-    parts = [obs, action, reward[..., None], discount[..., None], next_obs, filler]
-    return Replay(jnp.concatenate(parts, -1), valid, weight, *sizes)
+    parts = [obs, action, reward[..., None], discount[..., None], next_obs]
+    filler = jnp.zeros((*valid.shape, columns(*sizes) - sum(x.shape[-1] for x in parts)))
+    return Replay(jnp.concatenate([*parts, filler], -1), valid, weight, *sizes)
 
 
 def add(replay: Replay, block: Replay, count: Array) -> Replay:

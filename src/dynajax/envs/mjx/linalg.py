@@ -14,9 +14,8 @@ import jax
 
 _factor, _solve = jax.scipy.linalg.cho_factor, jax.scipy.linalg.cho_solve
 # Under vmap, and under vmaps of it, one row after the other.
-_in_turn = jax.custom_batching.sequential_vmap
-_factor_in_turn = _in_turn(lambda matrix: _factor(matrix)[0])
-_solve_in_turn = _in_turn(lambda factor, b: _solve((factor, False), b))
+_factor_in_turn = jax.custom_batching.sequential_vmap(lambda matrix: _factor(matrix)[0])
+_solve_in_turn = jax.custom_batching.sequential_vmap(lambda factor, b: _solve((factor, False), b))
 
 
 @contextlib.contextmanager
