@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
                     filled = jnp.arange(capacity) < size + 250 * again
                     key_of_fit = jax.random.fold_in(key, again)
                     steps = config.model.fit_steps
-                    model, metrics = fit(model, pack(data, filled), key, key_of_fit, steps)
+                    model, metrics, _ = fit(model, pack(data, filled), key, key_of_fit, steps)
                     line = {
                         "env": env,
                         "preset": preset,

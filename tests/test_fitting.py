@@ -34,7 +34,7 @@ HOLDOUT = jax.random.PRNGKey(5)
 # Traced: every field of a configuration that scales arithmetic, the variant, the data, the keys.
 @jax.jit
 def fit(config, model, data, key, variant):
-    return fitting.fit(config, VARIANTS, variant, model, data, HOLDOUT, key, config.fit_steps)
+    return fitting.fit(config, VARIANTS, variant, model, data, HOLDOUT, key, config.fit_steps)[:2]
 
 
 init = jax.jit(ensemble.init, static_argnums=1)
@@ -361,7 +361,7 @@ def test_early_stop_restores_each_members_best_weights(monkeypatch):
         lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 4000)
     )
     data = linear_data(filled=240)
-    _, metrics = train(init(config, SPEC, KEY), data)
+    _, metrics, _ = train(init(config, SPEC, KEY), data)
     jax.effects_barrier()
     *rounds, last = seen
     assert len(rounds) == metrics["fit_steps"] // 20
@@ -493,9 +493,9 @@ def test_a_fit_takes_steps_in_proportion_to_its_data():
     train = jax.jit(
         lambda config, steps: fitting.fit(config, VARIANTS, SCALE, model, data, HOLDOUT, KEY, steps)
     )
-    dynamic, metrics = train(epochs, jnp.array(11))
-    fixed, _ = train(FIXED, jnp.array(11))
-    longer, _ = train(epochs, jnp.array(12))
+    dynamic, metrics, _ = train(epochs, jnp.array(11))
+    fixed, *_ = train(FIXED, jnp.array(11))
+    longer, *_ = train(epochs, jnp.array(12))
     assert metrics["fit_steps"] == 11
     kernels = [m.params["layers"]["head"]["kernel"] for m in (dynamic, fixed, longer)]
     np.testing.assert_allclose(kernels[0], kernels[1], rtol=1e-5, atol=1e-7)

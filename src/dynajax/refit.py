@@ -43,7 +43,7 @@ class Refits:
         assert row.model is not None
         key, fit_key = jax.random.split(row.key)
         config, holdout_key = row.config.model, self._holdout_key(row)
-        model, metrics = fitting.fit(
+        model, metrics, data = fitting.fit(
             config,
             self._fixes(),
             row.variant,
@@ -54,7 +54,7 @@ class Refits:
             self._fit_length(shared),
             self.config.precision,
         )
-        return self._calibrated(row._replace(key=key, model=model)), metrics
+        return self._calibrated(row._replace(key=key, model=model), data), metrics
 
     def begin_fit(self, row: Row) -> fitting.Job:
         """The first part of a `fit` on the fixed schedule, whose members may be trained anywhere."""
@@ -88,13 +88,12 @@ class Refits:
         key, _ = jax.random.split(row.key)
         model = job.model._replace(params=params, optimiser=adam)
         model, metrics = fitting.end(config, model, job.data, self._fit_length(shared))
-        return self._calibrated(row._replace(key=key, model=model)), metrics
+        return self._calibrated(row._replace(key=key, model=model), job.data), metrics
 
-    def _calibrated(self, row: Row) -> Row:
+    def _calibrated(self, row: Row, data: survey.Split) -> Row:
         """The row with its rule of trust adjusted to the model's errors on the holdout."""
         rule, model = self._rule(row), row.model
         if not rule.asks or model is None:
             return row
-        data = survey.split(row.config.model, row.real, self._holdout_key(row))
         predictions = fitting.on_holdout(row.config.model, model, data)
         return row._replace(trust=rule.calibrate(row.trust, predictions, data.scored_weights))

@@ -279,7 +279,7 @@ def fit(
     key: Array,
     steps: Array | int,
     precision: str = "float32",
-) -> tuple[Model, Metrics]:
+) -> tuple[Model, Metrics, Split]:
     """Refits code, input normalisation and members, warm-started, and chooses the elites.
 
     Args:
@@ -290,14 +290,14 @@ def fit(
       precision: of the products in gradient steps; never of scores and statistics.
 
     Returns:
-      The model, and figures by name: scalars, and `r2_channels` (D,).
+      The model, figures by name (scalars, and `r2_channels` (D,)), and how the data were divided.
     """
     model, data = begin(config, variants, variant, model, replay, holdout_key)
     if config.schedule == "fixed":
         model = train(config, model, replay, data, key, steps, precision)
     else:
         model, steps = _train_until_stale(config, model, replay, data, key, steps, precision)
-    return end(config, model, data, steps)
+    return *end(config, model, data, steps), data
 
 
 def on_holdout(config: ModelConfig, model: Model, data: Split) -> trust.Predictions:
