@@ -180,7 +180,9 @@ def test_whole_step_is_the_sum_of_its_parts():
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     transition = jax.tree.map(lambda x: real(*x.shape[1:]), minibatch(1, CHEETAH))
     learn = flops.count(algorithm.learn, row, shared, transition, jnp.ones((), bool))
-    rollout = flops.count(lambda *a: algorithm.roll_out(*a[:2], 1, a[2]), row, shared, key)
+    rollout = flops.count(
+        lambda *a: algorithm.roll_out(*a[:2], 1, jnp.zeros(400, int), a[2]), row, shared, key
+    )
     policy = 2 * (17 * 256 + 256 * 256 + 256 * 12)
     member = 2 * (23 * 200 + 3 * 200 * 200 + 200 * 36)
     assert rollout == 400 * (policy + member)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax import replay
+from dynajax import compiler, replay
 from dynajax.types import Transition
 
 N = 100
@@ -93,6 +93,39 @@ def test_neighbouring_draws_are_independent():
     slots = np.asarray(draw(jax.random.PRNGKey(2), ring_of(valid), jnp.array(N), (20000, 2)))
     table = np.histogram2d(*slots.T, bins=(5, 5))[0]
     assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("size", [1, 31, 33, 1000, 5000])
+def test_several_are_drawn_at_once_as_each_alone(size, platform):
+    """By the definition of a draw: the valid slot of a rank, words being counted in their order."""
+    valid = np.random.default_rng(size).random(size) < 0.7
+    valid[0] = True
+    width = int(np.ceil(np.sqrt(np.ceil(size / 32))))
+    in_order = sorted(np.flatnonzero(valid), key=lambda i: (i % width**2, i // width**2))
+    wanted = [(jax.random.PRNGKey(i), shape) for i, shape in enumerate([(3, 50), (7,), (2, 0)])]
+    ring = dataclasses.replace(replay.init(size, 2, 1), valid=jnp.asarray(valid))
+    with compiler.made_for(platform):
+        slots = replay.draws(ring, jnp.array(size), *wanted)
+    for (key, shape), of_it in zip(wanted, slots, strict=True):
+        first, _ = jax.random.split(key)
+        rank = jax.random.randint(first, shape, 0, len(in_order))
+        np.testing.assert_array_equal(
+            of_it, np.array(in_order)[rank] if valid.sum() < size else rank
+        )
+
+
+def test_rows_are_written_as_each_alone():
+    rings = [add(replay.init(6, 2, 1), [i, i], jnp.ones(2, bool), 0) for i in (1, 2)]
+    blocks = [replay.pack(block([i, i + 1]), jnp.array([True, i > 3])) for i in (3, 4)]
+    at = jnp.array(8)
+    stack = lambda *x: jnp.stack(x)  # noqa: E731
+    both = jax.jit(jax.vmap(replay.add, (0, 0, None)))(
+        jax.tree.map(stack, *rings), jax.tree.map(stack, *blocks), at
+    )
+    for row, (ring, new) in enumerate(zip(rings, blocks, strict=True)):
+        alone = replay.add(ring, new, at)
+        jax.tree.map(lambda x, y, row=row: np.testing.assert_array_equal(x[row], y), both, alone)
 
 
 def test_drawing_stops_where_nothing_is_valid():

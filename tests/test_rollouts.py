@@ -176,8 +176,9 @@ def counting(config, spec, rule, policy, model, trusted, obs, h, length, key):
 
 def roll_out(row, spec, shared, length):
     """The synthetic ring after the rollouts of a step, and their figures."""
-    algorithm = Algorithm(row.config, spec)
-    row, metrics = algorithm.roll_out(row, shared, length, jax.random.PRNGKey(0))
+    starts_key, key = jax.random.split(jax.random.PRNGKey(0))
+    slots = replay.draw(starts_key, row.real, shared.step + 1, (B,))
+    row, metrics = Algorithm(row.config, spec).roll_out(row, shared, length, slots, key)
     return row.synthetic, metrics
 
 

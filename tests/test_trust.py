@@ -275,7 +275,8 @@ def filled_row(config, spec):
 
 def test_a_verdict_is_obeyed(strict, spec):
     row = filled_row(strict, spec)
-    roll_out = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, SHARED, 3, KEY))
+    slots = jnp.arange(B)
+    roll_out = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, SHARED, 3, slots, KEY))
     after, metrics = roll_out(row)
     ring = jax.tree.map(lambda x: np.asarray(x).reshape(8, B, *x.shape[1:]), after.synthetic)
     index = np.arange(B)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynajax import nets, replay, schedule
 from dynajax.agents import agent_of
@@ -42,6 +43,7 @@ class _Keys(NamedTuple):
     """What one environment step's learning draws with."""
 
     after: Array  # for the steps that follow
+    starts: Array
     rollout: Array
     real: Array
     synthetic: Array
@@ -124,13 +126,25 @@ class Algorithm(Refits):
         )
 
     def _keys(self, row: Row) -> _Keys:
-        return _Keys(*jax.random.split(row.key, len(_Keys._fields)))
+        after, rollout, real, synthetic, update, expand = jax.random.split(row.key, 6)
+        # Fresh transitions are not drawn, but the states where they begin.
+        starts = synthetic
+        if not self.config.rollout.fresh:
+            starts, rollout = jax.random.split(rollout)
+        return _Keys(after, starts, rollout, real, synthetic, update, expand)
 
-    def _starts(self, row: Row, shared: Shared, key: Array) -> tuple[Array, Array]:
-        """Slots (B,) of the real ring where rollouts begin, and the key for the rollouts."""
-        start_key, key = jax.random.split(key)
-        size = (self.config.rollout.batch,)
-        return replay.draw(start_key, row.real, shared.step + 1, size), key
+    def _slots(self, row: Row, shared: Shared, keys: _Keys) -> tuple[Array, Array | None]:
+        """Slots of the real ring: of U minibatches' real part (U, B), and where rollouts begin: (B,) of
+        those that are stored, (U, B) of fresh ones, None without.
+        """
+        config, updates = self.config, self.config.learn.utd
+        wanted: list[tuple[Array, tuple[int, ...]]] = [(keys.real, (updates, config.real_batch))]
+        if config.has_model and not config.rollout.fresh:
+            wanted.append((keys.starts, (config.rollout.batch,)))
+        elif config.has_model and config.synthetic_batch:
+            wanted.append((keys.starts, (updates, config.rollouts_beside)))
+        real, *starts = replay.draws(row.real, shared.step + 1, *wanted)
+        return real, starts[0] if starts else None
 
     def _imagine(
         self,
@@ -171,17 +185,19 @@ class Algorithm(Refits):
         return functools.partial(self._imagine, row._replace(agent=state), length, key)
 
     def roll_out(
-        self, row: Row, shared: Shared, length: Array | int, key: Array
+        self, row: Row, shared: Shared, length: Array | int, slots: Array, key: Array
     ) -> tuple[Row, Metrics]:
-        """The row once this step's rollouts of `length` are in its synthetic ring, and their figures.
+        """The row once rollouts of `length` are in its synthetic ring, and their figures.
 
         A rollout stops at a termination, where the model leaves the finite numbers, or where the
         rule of trust ends it; its later slots are holes.
+
+        Args:
+          slots: (B,) of the real ring, where they begin.
         """
         assert row.synthetic is not None
         size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
         blocks = self.config.replay.synthetic // size
-        slots, key = self._starts(row, shared, key)
         starts = replay.take(row.real, slots).data
         asked = self._asked(row)
 
@@ -209,9 +225,11 @@ class Algorithm(Refits):
         Rollouts have one step here. Arguments as for `learn`.
         """
         row = self.insert(row, shared, transition, valid)
-        slots, key = self._starts(row, shared, self._keys(row).rollout)
+        keys = self._keys(row)
+        _, slots = self._slots(row, shared, keys)
+        assert slots is not None
         starts = replay.take(row.real, slots).data
-        _, imagined = self._imagine(self._asked(row), 1, key, row.trust, starts.obs, 0)
+        _, imagined = self._imagine(self._asked(row), 1, keys.rollout, row.trust, starts.obs, 0)
         return row, Proposal(slots, imagined.transition, imagined.store)
 
     def learn(
@@ -234,15 +252,15 @@ class Algorithm(Refits):
         if corrected is None:
             row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
-        slots = replay.draw(keys.real, row.real, shared.step + 1, (updates, config.real_batch))
+        slots, starts = self._slots(row, shared, keys)
         real = replay.take(row.real, slots)
-        row, synthetic, figures = self._synthetic(row, shared, keys, corrected)
-        if config.real_batch:
-            figures = {**figures, "real_reward_mean": real.data.reward.mean()}
+        row, synthetic, figures = self._synthetic(row, shared, keys, starts, corrected)
         if isinstance(synthetic, Replay) and not config.rollout.on_top:
             real, synthetic = jax.vmap(replay.beside)(real, synthetic), None
         # Or XLA takes the minibatches out of the rings inside the loop, and copies the rings for it.
         real, synthetic = jax.lax.optimization_barrier((real, synthetic))
+        blocks = [x.data.reward for x in (real, synthetic) if isinstance(x, Replay)]
+        figures |= _rewards(jnp.concatenate(blocks, 1), config.real_batch)
         each = jax.random.split(keys.expand, updates) if self._expands else None
         parts = 2 if config.has_model and config.rollout.on_top else 1
         noise = self.agent(row).noise(keys.update, updates * parts)
@@ -329,32 +347,32 @@ class Algorithm(Refits):
         return state, trusted, {**mean, **metrics}
 
     def _synthetic(
-        self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
+        self,
+        row: Row,
+        shared: Shared,
+        keys: _Keys,
+        slots: Array | None,
+        corrected: Proposal | None,
     ) -> tuple[Row, Any, Metrics]:
         """The synthetic part of U minibatches: stored transitions (U, B, ...), or where those of each
-        update begin, or None; with the row once its rollouts are stored, and figures.
+        update begin, or None; with the row once its rollouts from `slots` are stored, and figures.
         """
-        config = self.config
-        if not config.has_model:
+        if slots is None:
             return row, None, {}
-        if not config.rollout.fresh:
-            return self._stored(row, shared, keys, corrected)
-        if not config.synthetic_batch:
-            return row, None, {}
-        shape = config.learn.utd, config.rollouts_beside
-        slots = replay.draw(keys.synthetic, row.real, shared.step + 1, shape)
+        if not self.config.rollout.fresh:
+            return self._stored(row, shared, keys, slots, corrected)
         obs = replay.take(row.real, slots).data.obs
-        return row, _Fresh(obs, jax.random.split(keys.rollout, config.learn.utd)), {}
+        return row, _Fresh(obs, jax.random.split(keys.rollout, self.config.learn.utd)), {}
 
     def _stored(
-        self, row: Row, shared: Shared, keys: _Keys, corrected: Proposal | None
+        self, row: Row, shared: Shared, keys: _Keys, slots: Array, corrected: Proposal | None
     ) -> tuple[Row, Replay, Metrics]:
         """The row with this step's rollouts, transitions of U minibatches, and figures."""
         config = self.config
         size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
         blocks = config.replay.synthetic // size
         if corrected is None:
-            row, figures = self.roll_out(row, shared, length, keys.rollout)
+            row, figures = self.roll_out(row, shared, length, slots, keys.rollout)
         else:
             assert row.synthetic is not None
             at = shared.blocks % blocks * size
@@ -366,8 +384,6 @@ class Algorithm(Refits):
         filled = jnp.minimum(shared.blocks + length, blocks) * size
         shape = (config.learn.utd, config.synthetic_batch)
         synthetic = replay.take(ring, replay.draw(keys.synthetic, ring, filled, shape))
-        if config.synthetic_batch:
-            figures = {**figures, "synthetic_reward_mean": synthetic.data.reward.mean()}
         return row, synthetic, figures
 
     def count(self, shared: Shared) -> Shared:
@@ -381,3 +397,14 @@ class Algorithm(Refits):
         """A fresh agent from fresh keys; data and model stay (Nikishin et al., 2022)."""
         key, reset_key = jax.random.split(row.key)
         return row._replace(key=key, agent=self.agent(row).reset(row.agent, reset_key))
+
+
+def _rewards(rewards: Array, real: int) -> Metrics:
+    """Means of rewards (U, B), of the `real` first of each minibatch and of those that are stored; both at
+    once, for each alone is two kernels of a GPU.
+    """
+    counts = np.array([real, rewards.shape[1] - real])
+    of = (np.arange(rewards.shape[1]) < real) == np.array([[[True]], [[False]]])
+    means = jnp.where(of, rewards, 0.0).sum((1, 2)) / (len(rewards) * counts)
+    names = "real_reward_mean", "synthetic_reward_mean"
+    return {name: mean for name, mean, some in zip(names, means, counts, strict=True) if some}

@@ -8,12 +8,14 @@ accelerator would have to wait for its host.
 
 import dataclasses
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dynajax import compiler
 from dynajax.types import Array, Minibatch, Replay, Transition
 
 _Block = TypeVar("_Block", Replay, Minibatch)
@@ -66,18 +68,35 @@ def add(replay: Replay, block: Replay, count: Array) -> Replay:
     """
     (capacity,) = replay.valid.shape
     start = count % capacity
+    return jax.tree.map(lambda ring, block: _write(ring, block, start), replay, block)
 
-    def write(ring: Array, block: Array) -> Array:
-        at = (start,) + (0,) * (ring.ndim - 1)
-        return jax.lax.dynamic_update_slice(ring, block.astype(ring.dtype), at)
 
-    return jax.tree.map(write, replay, block)
+@jax.custom_batching.custom_vmap
+def _write(ring: Array, block: Array, start: Array) -> Array:
+    """The ring (N, ...) with a block (B, ...) from slot `start` on."""
+    return jax.lax.dynamic_update_slice_in_dim(ring, block.astype(ring.dtype), start, 0)
+
+
+@_write.def_vmap
+def _write_rows(rows: int, mapped: Any, ring: Array, block: Array, start: Array) -> Any:
+    """The same of rows: one slice of all, where JAX would have a scatter and check its positions."""
+    assert not mapped[2], "rows share the position"
+    ring, block = (
+        x if of_rows else jnp.broadcast_to(x, (rows, *x.shape))
+        for x, of_rows in zip((ring, block), mapped, strict=False)
+    )
+    return jax.lax.dynamic_update_slice_in_dim(ring, block.astype(ring.dtype), start, 1), True
 
 
 def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Array:
-    """Slots of valid transitions, evenly and independently: int `shape`.
+    """Slots of valid transitions, evenly and independently: int `shape`. See `draws`."""
+    return draws(replay, count, (key, shape))[0]
 
-    Where no slot is valid, of any that are filled.
+
+def draws(replay: Replay, count: Array, *wanted: tuple[Array, tuple[int, ...]]) -> list[Array]:
+    """Slots of valid transitions, evenly and independently, int `shape` for each (key, shape) that is wanted.
+
+    Where no slot is valid, of any that are filled. Together, for they are looked up in one go.
 
     Args:
       count: () transitions that were added so far.
@@ -87,14 +106,17 @@ def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Ar
     valid = replay.valid & (jnp.arange(capacity) < size)
     # A square, so that a look-up reads one row and the ends of all.
     width = math.isqrt(max(-(-capacity // _BITS) - 1, 0)) + 1
-    words = _pack(valid, width**2)
-    ends = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32))
+    words = _pack(valid, width**2).reshape(width, width)
+    within, ends = _counts(words)
     total = ends[-1]
-    first_key, _ = jax.random.split(key)
-    rank = jax.random.randint(first_key, shape, 0, jnp.where(total > 0, total, size))
+    span = jnp.where(total > 0, total, size)
+    drawn = [jax.random.randint(jax.random.split(key)[0], shape, 0, span) for key, shape in wanted]
+    rank = jnp.concatenate([x.reshape(-1) for x in drawn])
     # Where there is no hole a rank is a slot.
     holes = (total > 0) & (total < size)
-    return jnp.where(holes, _slot(words.reshape(width, width), ends, rank), rank)
+    slots = jnp.where(holes, _slot(words, within, ends, rank), rank)
+    last = np.cumsum([x.size for x in drawn])[:-1]
+    return [x.reshape(y.shape) for x, y in zip(jnp.split(slots, last), drawn, strict=True)]
 
 
 def _pack(flags: Array, count: int) -> Array:
@@ -107,30 +129,45 @@ def _pack(flags: Array, count: int) -> Array:
     return (bits.astype(jnp.uint32) << shifts).sum(0, dtype=jnp.uint32)
 
 
-def _slot(words: Array, ends: Array, rank: Array) -> Array:
+def _counts(words: Array) -> tuple[Array, Array]:
+    """Of X * X words, row by row: set flags from a row's beginning to the end of each of its words, (X, X),
+    and from the very beginning to the end of each row, (X,).
+    """
+    flags = jax.lax.population_count(words).astype(jnp.int32)
+    if compiler.small_caches():
+        within = jnp.cumsum(flags, -1)
+        return within, jnp.cumsum(within[:, -1])
+    # One kernel each, where a cumulative sum is three or four; X is small.
+    upto = jnp.tri(len(words), dtype=jnp.int32)
+    within = (flags[:, None, :] * upto).sum(-1)
+    return within, (within[:, -1] * upto).sum(-1)
+
+
+def _slot(words: Array, within: Array, ends: Array, rank: Array) -> Array:
     """Which flags (see `_pack`) are the set ones of these ranks, counted word by word: int (...).
 
     Args:
-      words: (X, X) of 32 flags each.
-      ends: (X * X,) set flags up to the end of each word.
+      words: (X, X) of 32 flags each; within, ends: see `_counts`.
       rank: (...) int.
     """
-    width = words.shape[0]
-    table = ends.reshape(width, width)
-    row = (table[:, -1] <= rank[..., None]).sum(-1)
-    row = jnp.minimum(row, width - 1)
-    column = jnp.minimum((table[row] <= rank[..., None]).sum(-1), width - 1)
-    at = row * width + column
-    word = words[row, column]
-    left = rank - jnp.where(at > 0, ends[at - 1], 0)
-    bit = jnp.zeros_like(rank)
+    row, left = _passed(ends, rank)
+    column, left = _passed(within[row], left)
+    at = row * len(words) + column
+    word, bit = words.reshape(-1)[at], jnp.zeros_like(rank)
     for half in (16, 8, 4, 2, 1):
         low = jax.lax.population_count(word & jnp.uint32((1 << half) - 1)).astype(jnp.int32)
         above = left >= low
         left = jnp.where(above, left - low, left)
         word = jnp.where(above, word >> half, word)
         bit += jnp.where(above, half, 0)
-    return at + bit * width**2
+    return at + bit * words.size
+
+
+def _passed(ends: Array, rank: Array) -> tuple[Array, Array]:
+    """How many of the `ends` (..., X) a rank (...) lies beyond, X - 1 at most, and its rank from there."""
+    passed = ends <= rank[..., None]
+    before = jnp.where(passed, ends, 0).max(-1)
+    return jnp.minimum(passed.sum(-1), ends.shape[-1] - 1), rank - before
 
 
 def take(replay: Replay, slots: Array) -> Replay:

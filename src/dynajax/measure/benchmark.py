@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler, envs
+from dynajax import compiler, envs, replay
 from dynajax.config import Config, assign
 from dynajax.engines.host import HostEngine
 from dynajax.envs.pool import EnvPool, default_workers
 from dynajax.measure import compiled, flops
 from dynajax.models import fitting, rollouts
 from dynajax.record.checkpoint import Checkpoints
-from dynajax.replay import pack
 from dynajax.runtime.clock import Clock
 from dynajax.runtime.placement import BY_ROWS, STATE
 from dynajax.runtime.program import Program, SharedFit, build
@@ -148,7 +147,7 @@ def _filled(state: TrainState, config: Config) -> TrainState:
     def full(ring: Replay) -> Replay:
         data = dataclasses.replace(ring, packed=fill(ring.packed)).data
         data = data._replace(discount=jnp.ones_like(data.discount))
-        return pack(data, *jax.tree.map(jnp.ones_like, (ring.valid, ring.weight)))
+        return replay.pack(data, *jax.tree.map(jnp.ones_like, (ring.valid, ring.weight)))
 
     rows: Row = state.rows
     shared = state.shared._replace(
@@ -271,11 +270,14 @@ class Workload:
 
     def _rollout(self) -> Stage:
         length, algorithm = self._horizon, self.program.algorithm
+        batch = self.program.config.rollout.batch
 
         def roll_out(state: TrainState) -> TrainState:
-            one = functools.partial(algorithm.roll_out, shared=state.shared, length=length)
-            rows, _ = jax.vmap(lambda row: one(row, key=row.key))(state.rows)
-            return state._replace(rows=rows)
+            def one(row: Row) -> Row:
+                slots = replay.draw(row.key, row.real, state.shared.step + 1, (batch,))
+                return algorithm.roll_out(row, state.shared, length, slots, row.key)[0]
+
+            return state._replace(rows=jax.vmap(one)(state.rows))
 
         return self._of_state(roll_out, length)
 

@@ -35,13 +35,11 @@ def _truth(model: Model, data: Transition) -> Array:
     return targets.encode(model.code, data.obs, data.reward, data.next_obs)
 
 
-def _predictions(config: ModelConfig, model: Model, data: Transition) -> tuple[Array, Array]:
-    """Every member's mean and log-variance of z: leaves (B, ...) -> (E, B, D+1) twice."""
+def _predictions(config: ModelConfig, model: Model, *inputs: Array) -> tuple[Array, Array]:
+    """Every member's mean and log-variance of z, of `inputs` of `everyone`: (E, B, D+1) twice."""
     # In parts, for all members' hidden layers at once would be most of a fit's memory.
     predicted = jax.lax.map(
-        lambda inputs: everyone(config, model, *inputs),
-        (data.obs, data.action),
-        batch_size=SCORED_AT_ONCE,
+        lambda part: everyone(config, model, *part), inputs, batch_size=SCORED_AT_ONCE
     )
     mean, log_variance = (jnp.swapaxes(x, 0, 1) for x in predicted)
     return mean, log_variance
@@ -55,7 +53,8 @@ def _errors(model: Model, mean: Array, data: Split) -> Array:
 
 def score(config: ModelConfig, model: Model, data: Split) -> Array:
     """The holdout's mean squared error in z, by member: (E,)."""
-    return _errors(model, _predictions(config, model, data.scored)[0], data)
+    mean, _ = _predictions(config, model, data.scored.obs, data.scored.action)
+    return _errors(model, mean, data)
 
 
 def length(config: ModelConfig, transitions: Array | int) -> Array | int:
@@ -258,7 +257,7 @@ def end(
     Args:
       steps: gradient steps that it took.
     """
-    mean, log_variance = _predictions(config, model, data.scored)
+    mean, log_variance = _predictions(config, model, data.scored.obs, data.scored.action)
     scores = _errors(model, mean, data)
     elites = jnp.argsort(scores)[: config.elites]
     model = model._replace(elites=elites)
@@ -304,7 +303,8 @@ def on_holdout(config: ModelConfig, model: Model, data: Split) -> trust.Predicti
     """What the members say of the scored transitions, the truth as the sample."""
     scored = data.scored
     z = _truth(model, scored)
-    mean, log_variance = everyone(config, model, scored.obs, scored.action, scored.next_obs)
+    inputs = scored.obs, scored.action, scored.next_obs
+    mean, log_variance = _predictions(config, model, *inputs)
     member = jnp.zeros(z.shape[0], jnp.int32)
     return trust.in_standard_units(model, mean, log_variance, member, z)
 

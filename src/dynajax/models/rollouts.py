@@ -64,6 +64,14 @@ def _sample(moments: tuple[Array, Array], noise: Array) -> Array:
     return mean + jnp.exp(0.5 * log_variance) * noise
 
 
+def _order(key: Array, count: int) -> tuple[Array, Array]:
+    """A random order of `count` things and its inverse, (count,) int each; no sorts, which are kernels."""
+    bits, place = jax.random.bits(jax.random.split(key)[1], (count,)), jnp.arange(count)
+    first = (bits < bits[:, None]) | ((bits == bits[:, None]) & (place < place[:, None]))
+    at = first.sum(1)
+    return (jnp.where(at == place[:, None], place, 0)).sum(1), at
+
+
 def asked(rule: trust.Rule, model: Model) -> Model:
     """The members that rollouts ask: the elites, or all where the rule does.
 
@@ -107,8 +115,7 @@ def imagine(
     action, log_prob = policy(obs, action_key)
     if config.rollout.uniform:
         action = _some_uniform(config.rollout.uniform, action, jax.random.fold_in(action_key, 1))
-    elite_of = jax.random.permutation(order_key, k)
-    share_of = jnp.argsort(elite_of)
+    elite_of, share_of = _order(order_key, k)
     member = jnp.repeat(model.elites[elite_of], each)[:batch]
 
     def shares(x: Array) -> Array:
