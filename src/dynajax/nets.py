@@ -10,6 +10,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from dynajax import compiler
 from dynajax.types import Array, Params
@@ -56,6 +57,9 @@ def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(name=name, use_fast_variance=compiler.small_caches())
 
 
+# From this width of a layer on turning its kernel costs less than the product gains.
+_WIDE = 64
+
 # JAX's name for it. A setting of JAX is part of what it keeps a traced function by.
 _BFLOAT16 = "BF16_BF16_F32"
 
@@ -87,7 +91,9 @@ def _product(x: Array, kernel: Array) -> Array:
     """x @ kernel: (..., X), (X, Y) -> (..., Y).
 
     The gradient of the kernel comes as (X, Y). JAX's own comes as (Y, X) and turned, and Adam's
-    moments, which read it with the turn fused in, take three times as long on a CPU.
+    moments, which read it with the turn fused in, take three times as long on a CPU. There two
+    products are twice as fast with an operand or the result turned and written out, which costs
+    a tenth of what it saves (BUILD_NOTES.md, "Speed").
     """
     return _contract(x, kernel, ((x.ndim - 1,), (0,)))
 
@@ -98,9 +104,21 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 
 def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    batch = tuple(range(x.ndim - 1))
-    of_x = _contract(gradient, kernel, ((x.ndim - 1,), (1,)))
+    last, batch = x.ndim - 1, tuple(range(x.ndim - 1))
+    on_cpu = compiler.small_caches()
+    if on_cpu and min(kernel.shape) >= _WIDE:
+        of_x = _contract(gradient, _turned(kernel), ((last,), (0,)))
+    else:
+        of_x = _contract(gradient, kernel, ((last,), (1,)))
+    if on_cpu and kernel.shape[0] > kernel.shape[1]:
+        return of_x, _turned(_contract(gradient, x, (batch, batch)))
     return of_x, _contract(x, gradient, (batch, batch))
+
+
+def _turned(x: Array) -> Array:
+    """x.T, (X, Y) -> (Y, X), written out: without a word on its layout XLA turns it in each use."""
+    by_rows = Layout((0, 1))
+    return with_layout_constraint(with_layout_constraint(x, by_rows).T, by_rows)
 
 
 _product.defvjp(_product_forward, _product_backward)
