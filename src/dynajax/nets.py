@@ -86,14 +86,20 @@ def _contract(x: Array, y: Array, axes: tuple[tuple[int, ...], tuple[int, ...]])
     return jax.lax.dot_general(x, y, (axes, ((), ())), precision=precision)
 
 
+def _turned(x: Array) -> Array:
+    """x.T, (X, Y) -> (Y, X), written out: without a word on its layout XLA turns it in each use."""
+    by_rows = Layout((0, 1))
+    return with_layout_constraint(with_layout_constraint(x, by_rows).T, by_rows)
+
+
 @jax.custom_vjp
 def _product(x: Array, kernel: Array) -> Array:
     """x @ kernel: (..., X), (X, Y) -> (..., Y).
 
     The gradient of the kernel comes as (X, Y). JAX's own comes as (Y, X) and turned, and Adam's
-    moments, which read it with the turn fused in, take three times as long on a CPU. There two
-    products are twice as fast with an operand or the result turned and written out, which costs
-    a tenth of what it saves (BUILD_NOTES.md, "Speed").
+    moments, which read it with the turn fused in, take three times as long on a CPU. There an
+    operand or a result is turned where XLA is slow the other way round: a kernel's gradient takes
+    half the time where the kernel is taller than wide (BUILD_NOTES.md, "Speed").
     """
     return _contract(x, kernel, ((x.ndim - 1,), (0,)))
 
@@ -113,12 +119,6 @@ def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array
     if on_cpu and kernel.shape[0] > kernel.shape[1]:
         return of_x, _turned(_contract(gradient, x, (batch, batch)))
     return of_x, _contract(x, gradient, (batch, batch))
-
-
-def _turned(x: Array) -> Array:
-    """x.T, (X, Y) -> (Y, X), written out: without a word on its layout XLA turns it in each use."""
-    by_rows = Layout((0, 1))
-    return with_layout_constraint(with_layout_constraint(x, by_rows).T, by_rows)
 
 
 _product.defvjp(_product_forward, _product_backward)
