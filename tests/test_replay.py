@@ -119,10 +119,8 @@ def test_rows_are_written_as_each_alone():
     rings = [add(replay.init(6, 2, 1), [i, i], jnp.ones(2, bool), 0) for i in (1, 2)]
     blocks = [replay.pack(block([i, i + 1]), jnp.array([True, i > 3])) for i in (3, 4)]
     at = jnp.array(8)
-    stack = lambda *x: jnp.stack(x)  # noqa: E731
-    both = jax.jit(jax.vmap(replay.add, (0, 0, None)))(
-        jax.tree.map(stack, *rings), jax.tree.map(stack, *blocks), at
-    )
+    stacked = [jax.tree.map(lambda *x: jnp.stack(x), *rows) for rows in (rings, blocks)]
+    both = jax.jit(jax.vmap(replay.add, (0, 0, None)))(*stacked, at)
     for row, (ring, new) in enumerate(zip(rings, blocks, strict=True)):
         alone = replay.add(ring, new, at)
         jax.tree.map(lambda x, y, row=row: np.testing.assert_array_equal(x[row], y), both, alone)

@@ -226,8 +226,8 @@ class Algorithm(Refits):
         """
         row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
-        _, slots = self._slots(row, shared, keys)
-        assert slots is not None
+        size = (self.config.rollout.batch,)
+        slots = replay.draw(keys.starts, row.real, shared.step + 1, size)
         starts = replay.take(row.real, slots).data
         _, imagined = self._imagine(self._asked(row), 1, keys.rollout, row.trust, starts.obs, 0)
         return row, Proposal(slots, imagined.transition, imagined.store)

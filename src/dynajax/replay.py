@@ -83,7 +83,7 @@ def _write_rows(rows: int, mapped: Any, ring: Array, block: Array, start: Array)
     assert not mapped[2], "rows share the position"
     ring, block = (
         x if of_rows else jnp.broadcast_to(x, (rows, *x.shape))
-        for x, of_rows in zip((ring, block), mapped, strict=False)
+        for x, of_rows in zip((ring, block), mapped[:2], strict=True)
     )
     return jax.lax.dynamic_update_slice_in_dim(ring, block.astype(ring.dtype), start, 1), True
 

@@ -69,7 +69,7 @@ def _order(key: Array, count: int) -> tuple[Array, Array]:
     bits, place = jax.random.bits(jax.random.split(key)[1], (count,)), jnp.arange(count)
     first = (bits < bits[:, None]) | ((bits == bits[:, None]) & (place < place[:, None]))
     at = first.sum(1)
-    return (jnp.where(at == place[:, None], place, 0)).sum(1), at
+    return jnp.where(at == place[:, None], place, 0).sum(1), at
 
 
 def asked(rule: trust.Rule, model: Model) -> Model:
