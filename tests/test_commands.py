@@ -1,6 +1,7 @@
 """Every other command that a page shows, its studies and its Python."""
 
 import dataclasses
+import functools
 import glob
 import shlex
 import shutil
@@ -11,7 +12,7 @@ import pytest
 
 import dynajax
 import scripts
-from dynajax.diagnose import fits
+from dynajax.diagnose import fits, offline
 from dynajax.envs import mjx
 from dynajax.launch import study
 from pages import (
@@ -47,9 +48,9 @@ def at_desk(desk, monkeypatch):
     monkeypatch.chdir(desk)
     monkeypatch.syspath_prepend(ROOT / "experiments")
     monkeypatch.syspath_prepend(desk)
-    monkeypatch.setattr(fits, "ROUNDS", 1)
-    small = {"width": 8, "depth": 2, "batch": 8, "fit_steps": 2}
-    monkeypatch.setattr(fits, "MODEL", dataclasses.replace(fits.MODEL, **small))
+    small = dataclasses.replace(fits.MODEL, width=8, depth=2, batch=8, fit_steps=2)
+    measured = functools.partial(offline.measure, config=small, rounds=1)
+    monkeypatch.setattr(offline, "measure", measured)
 
 
 def test_the_pages_show_commands():

@@ -1,5 +1,7 @@
 """Every agent, every rule of trust and every way to use a model: on both engines, and resumed."""
 
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from conftest import SMALL_OF_ANY
 from dynajax import UsageError, make_config, train
 from dynajax.agents import AGENTS
+from dynajax.algorithm import Algorithm
 from dynajax.models.trust import TRUST
 
 SIZES = SMALL_OF_ANY | {
@@ -81,12 +84,30 @@ def configured(name, engine, steps, **arguments):
     )
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """How often each method of the algorithm was traced."""
+    times: Counter = Counter()
+    for name in ("fit", "learn", "value"):
+
+        def counted(self, *arguments, name=name, method=getattr(Algorithm, name)):
+            times[name] += 1
+            return method(self, *arguments)
+
+        monkeypatch.setattr(Algorithm, name, counted)
+    return times
+
+
 # The device engine compiles for half a minute, so there each agent is tried once.
 @pytest.mark.parametrize(
     ("name", "engine"), [(n, "host") for n in LEVERS] + [(n, "mjx") for n in NETWORKS]
 )
-def test_a_run_goes_on_to_the_bit_with_two_codes_as_rows(tmp_path, name, engine):
+def test_a_run_goes_on_to_the_bit_with_two_codes_as_rows(tmp_path, name, engine, traced):
     whole = train(configured(name, engine, 120), tmp_path / "whole", quiet=True)
+    # Once for what the programs need, before the first step, and for the steps; the device engine
+    # has a program of steps for each length of a segment.
+    assert (traced["fit"], traced["value"]) == (1, 1)
+    assert traced["learn"] == 1 or engine == "mjx"
     train(configured(name, engine, 60), tmp_path / "parts", quiet=True)
     parts = train(configured(name, engine, 120), tmp_path / "parts", quiet=True)
     leaves = jax.tree.leaves(whole.state), jax.tree.leaves(parts.state)

@@ -266,14 +266,16 @@ class DeviceEngine:
 
     def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The large programs by name, each with its arguments' shapes."""
-        state, clocked = jax.eval_shape(self._program.init), jax.eval_shape(self._empty)
+        program = self._program
+        state = program.shapes()
+        clocked = program.placement.shapes(_CLOCKED, jax.eval_shape(self._empty))
         programs: dict[str, tuple[Any, tuple[Any, ...]]] = {
             f"steps of {length}": (self._steps(length), (state, clocked))
             for length in schedule.segments(self._config)
         }
-        programs["evaluation"] = self._evaluate, (state, clocked.step)
+        programs["evaluation"] = self._evaluate, (state, np.int32(0))
         if self._config.has_model:
-            programs["fit"] = self._program.fit, (state,)
+            programs["fit"] = program.fit, (state,)
         return programs
 
     def lower(self) -> list[jax.stages.Lowered]:

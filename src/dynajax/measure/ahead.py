@@ -94,7 +94,7 @@ def jobs(program: Program) -> dict[str, Job]:
         every |= {f"steps of {length}": length, **{f"steps of {n}": config.steps for n in rest}}
     else:
         obs = transition_shapes(program.placement.rows, program.spec)[0].obs
-        state = jax.eval_shape(program.init)
+        state = program.shapes()
         programs = {"act": (program.act, (state, obs, np.int32(0))), **program.programs()}
         trips["learn"] = int(rollouts.horizon(config, jnp.asarray(config.random_steps)))
 

@@ -78,8 +78,12 @@ class Placement(NamedTuple):
         """A copy on every device."""
         return jax.device_put(tree, NamedSharding(self.mesh, EVERYWHERE))
 
-    def shapes(self, function: Callable[..., Any], specs: Any) -> Any:
-        """What `function()` returns, as shapes that know where they lie."""
+    def shapes(self, specs: Any, tree: Any) -> Any:
+        """A tree's shapes, which know where they lie.
+
+        A program that is lowered for these is not traced again for arrays that lie there, as it is
+        after shapes that do not know it.
+        """
 
         def with_sharding(spec: P, part: Any) -> Any:
             sharding = NamedSharding(self.mesh, spec)
@@ -87,7 +91,7 @@ class Placement(NamedTuple):
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
             )
 
-        return jax.tree.map(with_sharding, specs, jax.eval_shape(function))
+        return jax.tree.map(with_sharding, specs, tree)
 
     def check_memory(self, needed: int) -> int:
         """Bytes that the rows of a device need, if it has them.

@@ -131,7 +131,8 @@ class SharedFit(NamedTuple):
 
     def lower(self, state: TrainState) -> jax.stages.Lowered:
         """The largest of the programs."""
-        return self.train.lower(jax.eval_shape(self.begin, state), self._read(state), state.shared)
+        read = jax.eval_shape(self.begin, state), self._read(state), state.shared
+        return self.train.lower(*self.members.shapes(EVERYWHERE, read))
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
         job = self.begin(state)
@@ -168,7 +169,7 @@ class Program(NamedTuple):
 
     def shapes(self) -> TrainState:
         """The state's shapes, which know the devices that they are on."""
-        return self.placement.shapes(self.init, STATE)
+        return self.placement.shapes(STATE, jax.eval_shape(self.init))
 
     def policies(self, state: TrainState) -> Any:
         """What each row acts by, leaves (S, ...), copied to the host: the state may be donated."""
@@ -183,7 +184,7 @@ class Program(NamedTuple):
 
     def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The large programs by name, each with its arguments' shapes."""
-        state = jax.eval_shape(self.init)
+        state = self.shapes()
         step = transition_shapes(self.placement.rows, self.spec)
         corrected: tuple[Any, ...] = ()
         if self.config.oracle != "none":
@@ -226,6 +227,9 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     # One row after the other, for `nets.stacked_init`'s reason.
     def init(*arguments: Any) -> TrainState:
         rows = jax.lax.map(lambda row: algorithm.init(*row), local(arguments))
+        # An array with a weak type, as of Python's numbers, is another argument than the one that a
+        # fit or an update puts in its place, and all is compiled again in the midst of a run.
+        rows = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), rows)
         return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
     functions = over_rows(algorithm)
