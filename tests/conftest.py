@@ -1,5 +1,6 @@
 """What the tests share: the compilation cache, a small task, and a small configuration."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -27,6 +28,8 @@ from dynajax import cli, config, make_config
 from dynajax.types import EnvSpec
 
 cli.use_compilation_cache()
+# Tracing makes so many objects that looking for cycles among them takes a tenth of its time.
+gc.set_threshold(200_000, 20, 50)
 
 CORES = sorted(os.sched_getaffinity(0))
 #: Sizes at which a program compiles and runs in seconds.
