@@ -88,13 +88,16 @@ def configured(name, engine, steps, **arguments):
 def traced(monkeypatch):
     """How often each method of the algorithm was traced."""
     times: Counter = Counter()
-    for name in ("fit", "learn", "value"):
 
-        def counted(self, *arguments, name=name, method=getattr(Algorithm, name)):
+    def counted(name, method):
+        def traced(self, *arguments):
             times[name] += 1
             return method(self, *arguments)
 
-        monkeypatch.setattr(Algorithm, name, counted)
+        monkeypatch.setattr(Algorithm, name, traced)
+
+    for name in ("fit", "learn", "value"):
+        counted(name, getattr(Algorithm, name))
     return times
 
 

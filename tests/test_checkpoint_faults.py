@@ -1,0 +1,419 @@
+"""Checkpoints that are damaged, stopped at any moment, or refused by the system."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints import (
+    S,
+    assert_same,
+    data_file,
+    files,
+    make_state,
+    newest,
+    pieces,
+    restore,
+    save,
+)
+from dynajax.record import checkpoint, tree
+from dynajax.record.checkpoint import Checkpoints
+from dynajax.types import (
+    Shared,
+    UsageError,
+)
+
+
+def truncate(folder: Path) -> None:
+    path = data_file(folder)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(folder: Path) -> None:
+    path = data_file(folder)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def remove(folder: Path) -> None:
+    data_file(folder).unlink()
+
+
+def spoil_json(folder: Path) -> None:
+    path = folder / "meta.json"
+    path.write_text(path.read_text()[:-40])
+
+
+def change_json(folder: Path) -> None:
+    path = folder / "meta.json"
+    path.write_text(path.read_text().replace('"count": ', '"count": 1'))
+
+
+def remove_json(folder: Path) -> None:
+    (folder / "meta.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, remove, spoil_json, change_json, remove_json])
+def test_damaged_newest_falls_back(tmp_path, damage):
+    save(Checkpoints(tmp_path), 5, 11)
+    bad = newest(tmp_path)
+    damage(bad)
+    with pytest.warns(UserWarning) as caught:
+        checkpoints, restored = restore(tmp_path)
+    (text,) = [str(w.message) for w in caught]
+    assert str(bad) in text and "damaged" in text and "\n" not in text
+    assert (restored.step, restored.meta) == (50, {"count": 5})
+    assert_same(restored.state, make_state(5))
+    # The run goes on, and the damaged one is gone.
+    save(checkpoints, 12)
+    assert not bad.exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(restore(tmp_path)[1].state, make_state(12))
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, remove])
+def test_damaged_piece_falls_back(tmp_path, damage):
+    save(Checkpoints(tmp_path), 5, 11)
+    damage(tmp_path / "replay" / "000002-5-11")
+    with pytest.warns(UserWarning, match="000002-5-11"):
+        _, restored = restore(tmp_path)
+    assert_same(restored.state, make_state(5))
+
+
+def test_no_flipped_bit_is_believed(tmp_path, capfd):
+    """Whichever file it is in, the checkpoint is passed over, and quietly but for the warning."""
+    save(Checkpoints(tmp_path), 5, 11)
+    random = np.random.default_rng(0)
+    for folder in (newest(tmp_path), tmp_path / "replay" / "000002-5-11"):
+        for path in files(folder):
+            whole = path.read_bytes()
+            spoilt = bytearray(whole)
+            spoilt[random.integers(len(spoilt))] ^= 1 << random.integers(8)
+            path.write_bytes(spoilt)
+            with pytest.warns(UserWarning, match="damaged"):
+                assert restore(tmp_path)[1].step == 50
+            path.write_bytes(whole)
+    assert restore(tmp_path)[1].step == 110
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x + 1, lambda x: x.view(np.int32), lambda x: x.reshape(-1)],
+    ids=["numbers", "dtype", "shape"],
+)
+def test_a_leaf_is_checked_beyond_its_file(tmp_path, monkeypatch, change):
+    """Something else than was saved, in files that are as they were written."""
+    save(Checkpoints(tmp_path), 5)
+    write, name = tree._write_arrays, "rows/agent/actor/Dense_0/kernel"
+
+    def wrong(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+        write(folder, arrays | ({name: change(arrays[name])} if name in arrays else {}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "_write_arrays", wrong)
+        save(Checkpoints(tmp_path), 11)
+    with pytest.warns(UserWarning, match=f"{name} in .* fails its checksum"):
+        assert restore(tmp_path)[1].step == 50
+
+
+def test_another_format_is_one_clear_line(tmp_path):
+    save(Checkpoints(tmp_path), 5)
+    path = newest(tmp_path) / "meta.json"
+    content = json.loads(path.read_text())["content"]
+    del content["format"]  # version 0.1.0 had none
+    text = json.dumps(content)
+    path.write_text(json.dumps({"crc32": zlib.crc32(text.encode()), "content": content}))
+    with pytest.raises(UsageError, match="another version of dynajax") as caught:
+        restore(tmp_path)
+    assert str(newest(tmp_path)) in str(caught.value) and "--out" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_processes_write_plain_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    state, host = make_state(5), {"empty": np.zeros((S, 0)), ".odd/name": np.arange(3)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(50, state, host, {})
+    _, restored = restore(tmp_path)
+    assert_same((restored.state, restored.host), (state, host))
+    with np.load(newest(tmp_path) / "arrays.npz", allow_pickle=False) as arrays:
+        assert_same(arrays["rows/agent/log_temperature"], state.rows.agent.log_temperature)
+    save(checkpoints, 11)
+    flip(newest(tmp_path))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert_same(restore(tmp_path)[1].state, state)
+
+
+def test_all_damaged_is_one_clear_line(tmp_path):
+    save(Checkpoints(tmp_path), 5, 11)
+    for path in tmp_path.glob("*-step-*"):
+        flip(path)
+    with pytest.raises(UsageError) as caught:
+        Checkpoints(tmp_path).restore(make_state(0))
+    text = str(caught.value)
+    assert str(tmp_path) in text and "--out" in text and "delete" in text and "\n" not in text
+    assert len(list(tmp_path.glob("*-step-*"))) == 2, "a restore must delete nothing"
+
+
+def test_abandoned_pieces_are_not_reused(tmp_path):
+    """A run goes to 11, falls back to 5, and takes another way from there."""
+    save(Checkpoints(tmp_path), 5, 11)
+    flip(newest(tmp_path))
+    with pytest.warns(UserWarning):
+        checkpoints, _ = restore(tmp_path)
+    other = make_state(11)
+    real = jax.tree.map(lambda x: x.at[:, :3].set(jnp.zeros((), x.dtype)), other.rows.real)
+    other = other._replace(rows=other.rows._replace(real=real))
+    checkpoints.save(110, other, {}, {})
+    assert pieces(tmp_path) == ["000001-0-5", "000003-5-11"]
+    assert_same(restore(tmp_path)[1].state, other)
+
+
+def test_state_older_than_the_pieces_rewrites_them(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 5, 11, 7)
+    _, restored = restore(tmp_path)
+    assert restored.step == 70
+    assert_same(restored.state, make_state(7))
+
+
+def test_new_run_in_an_old_folder(tmp_path):
+    """Without a restore nothing that lies there is built upon, and the newest save counts."""
+    save(Checkpoints(tmp_path), 5, 11)
+    save(Checkpoints(tmp_path), 3)
+    _, restored = restore(tmp_path)
+    assert restored.step == 30
+    assert_same(restored.state, make_state(3))
+
+
+def test_leftovers_are_ignored_and_cleaned(tmp_path):
+    save(Checkpoints(tmp_path), 5)
+    orphan = tmp_path / "replay" / "000002-5-11"
+    for leftover in (tmp_path / "partial" / "arrays.orbax-checkpoint-tmp", orphan):
+        leftover.mkdir(parents=True)
+        (leftover / "0").write_bytes(b"x")
+    checkpoints, restored = restore(tmp_path)
+    assert_same(restored.state, make_state(5))
+    save(checkpoints, 11)
+    assert pieces(tmp_path) == ["000001-0-5", "000003-5-11"]
+    assert not (tmp_path / "partial").exists()
+    assert_same(restore(tmp_path)[1].state, make_state(11))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import checkpoints as t
+from dynajax.record import checkpoint, tree
+
+write, calls = tree._write_arrays, 0
+
+def killed(path, arrays):
+    global calls
+    calls += 1
+    write(path, dict(list(arrays.items())[: len(arrays) // calls]))
+    if calls == 2:  # 1 is the piece's, 2 the checkpoint's
+        os.kill(os.getpid(), signal.SIGKILL)
+
+kept = checkpoint.Checkpoints(Path(sys.argv[2]))
+t.save(kept, 5)
+tree._write_arrays = killed
+t.save(kept, 11)
+"""
+
+
+def test_killed_in_the_middle_of_a_save(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGKILL, "", "")
+    assert (tmp_path / "partial").exists()
+    assert pieces(tmp_path) == ["000001-0-5", "000002-5-11"]
+    checkpoints, restored = restore(tmp_path)
+    assert_same(restored.state, make_state(5))
+    save(checkpoints, 13)
+    assert pieces(tmp_path) == ["000001-0-5", "000003-5-13"]
+    assert not (tmp_path / "partial").exists()
+    assert_same(restore(tmp_path)[1].state, make_state(13))
+
+
+class Stopped(BaseException):
+    """Stands for a kill: nothing after it runs."""
+
+
+def test_stop_at_every_moment(tmp_path, monkeypatch):
+    """From some call of the file system on none works, as if the process had been killed."""
+    # How many files OCDBT writes is not always the same, so moments are counted from a rename on.
+    fatal, moment, reached = (99, 0), (0, 0), []
+
+    def counted(function, renames=False):
+        def wrapper(*args, **kwargs):
+            nonlocal moment
+            moment = (moment[0], moment[1] + 1)
+            reached.append(moment)
+            if moment >= fatal:
+                raise Stopped
+            result = function(*args, **kwargs)
+            moment = (moment[0] + 1, 0) if renames else moment
+            return result
+
+        return wrapper
+
+    def attempt(folder: Path, at: tuple[int, int]) -> None:
+        nonlocal fatal, moment
+        checkpoints = Checkpoints(folder)
+        save(checkpoints, 5)
+        fatal, moment = at, (0, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", counted(os.fsync))
+            patch.setattr(Path, "rename", counted(Path.rename, renames=True))
+            patch.setattr(Path, "write_text", counted(Path.write_text))
+            patch.setattr(tree, "_write_arrays", counted(tree._write_arrays))
+            patch.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
+            save(checkpoints, 30)
+
+    attempt(tmp_path / "whole", fatal)
+    steps = set()
+    for at in sorted({*reached[::5], *(m for m in reached if m[0] == reached[-1][0])}):
+        folder = tmp_path / "{}-{}".format(*at)
+        with pytest.raises(Stopped):
+            attempt(folder, at)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _, restored = restore(folder)
+        steps.add(restored.step)
+        assert_same(restored.state, make_state(restored.step // 10))
+    assert steps == {50, 300}
+
+
+def test_template_mismatch(tmp_path):
+    save(Checkpoints(tmp_path), 5)
+    for other in (
+        make_state(0, width=6),
+        make_state(0, capacity=9),
+        make_state(0)._replace(shared=Shared(jnp.float32(0), jnp.int32(0))),
+        make_state(0)._replace(rows=make_state(0).rows._replace(model=None)),
+    ):
+        with pytest.raises(UsageError, match="another configuration or version") as caught:
+            Checkpoints(tmp_path).restore(other)
+        assert "\n" not in str(caught.value)
+    assert_same(restore(tmp_path)[1].state, make_state(5))
+
+
+ORBAX_FULL = ValueError(
+    "RESOURCE_EXHAUSTED: Error writing local file: No space left on device [os_error_code='28']"
+)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ORBAX_FULL])
+@pytest.mark.parametrize("when", [1, 2])
+def test_full_disk(tmp_path, monkeypatch, error, when):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 5)
+    write, calls = tree._write_arrays, 0
+
+    def full(path: Path, arrays: dict[str, np.ndarray]) -> None:
+        nonlocal calls
+        calls += 1
+        write(path, dict(list(arrays.items())[: len(arrays) // 2]))
+        if calls == when:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "_write_arrays", full)
+        with pytest.raises(UsageError, match="No space left on device") as caught:
+            save(checkpoints, 11)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert pieces(tmp_path) == ["000001-0-5"]
+    assert not (tmp_path / "partial").exists()
+    assert_same(restore(tmp_path)[1].state, make_state(5))
+    save(checkpoints, 12)
+    assert_same(restore(tmp_path)[1].state, make_state(12))
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import checkpoints as t
+from dynajax.record import checkpoint, tree
+
+def save(count):
+    try:
+        t.save(kept, count)
+    except checkpoint.UsageError as error:
+        print(error)
+
+kept = checkpoint.Checkpoints(Path(sys.argv[2]))
+save(5)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+save(11)
+print("unforeseen", file=sys.stderr, flush=True)
+tree.os.posix_fallocate = lambda *arguments: None
+save(12)
+"""
+
+
+def test_files_that_the_system_refuses(tmp_path):
+    """Real refusals, in a process of its own; one that no reservation foresees is noisier."""
+    process = subprocess.run(
+        [sys.executable, "-c", FULL, str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "cannot save a checkpoint (File too large)" in line and str(tmp_path) in line
+    assert process.stderr.startswith("unforeseen\n")
+    assert_same(restore(tmp_path)[1].state, make_state(5))
+    assert pieces(tmp_path) == ["000001-0-5"]
+    assert not (tmp_path / "partial").exists()
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot save a checkpoint"):
+        save(Checkpoints(tmp_path / "file" / "checkpoints"), 5)
+
+
+@pytest.mark.parametrize("damage", [None, truncate, flip, remove])
+def test_quiet_and_without_threads(tmp_path, capfd, caplog, damage):
+    before = set(threading.enumerate())  # tqdm's monitor, if a test before this one has trained
+    save(Checkpoints(tmp_path), 5, 11)
+    if damage:
+        damage(newest(tmp_path))
+        with pytest.warns(UserWarning):
+            restore(tmp_path)
+        time.sleep(0.1)  # requests that a failed one left behind would speak up now
+    else:
+        restore(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    # Idle threads of a closed event loop take a moment to end.
+    deadline = time.monotonic() + 5
+    while not set(threading.enumerate()) <= before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(threading.enumerate()) <= before
