@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -207,9 +208,11 @@ _last = [False]
 
 @contextlib.contextmanager
 def precision(double: bool) -> Iterator[None]:
-    """float64 within, where `double`; jax keeps traces of small functions over the switch."""
+    """float64 within, where `double`; jax keeps traces of small functions over the switch, and
+    forgets some only when what asked for them is gone."""
     if _last[0] != double:
         jax.clear_caches()
+        gc.collect()
         _last[0] = double
     with jax.enable_x64(double):
         yield

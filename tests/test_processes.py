@@ -20,9 +20,11 @@ from dynajax.runtime import processes
 from test_run import FLAGS as RUN_FLAGS
 from test_run import _text, finish, start, wait_for
 
-FLAGS = [f for f in RUN_FLAGS if f not in ("--fix=none", "--steps=400")] + [
+# Large minibatches, so that an interruption comes before the end.
+FLAGS = [f for f in RUN_FLAGS if f not in ("--fix=none", "--steps=400", "--set=learn.batch=20")] + [
     "--seeds=3",
     "--steps=300",
+    "--set=learn.batch=3000",
 ]
 
 
