@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
@@ -25,6 +26,7 @@ import jax
 import pytest
 
 from dynajax import cli, config, make_config
+from dynajax.algorithm import Algorithm
 from dynajax.types import EnvSpec
 
 cli.use_compilation_cache()
@@ -87,6 +89,23 @@ def optimised() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often methods of the algorithm were traced, by their names."""
+    times: Counter[str] = Counter()
+
+    def count(name: str, method: Callable) -> None:
+        def counted(self, *arguments):
+            times[name] += 1
+            return method(self, *arguments)
+
+        monkeypatch.setattr(Algorithm, name, counted)
+
+    for name in ("fit", "learn", "propose", "train_member", "value"):
+        count(name, getattr(Algorithm, name))
+    return times
 
 
 @pytest.fixture(scope="session")

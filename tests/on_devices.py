@@ -13,7 +13,6 @@ import pytest
 
 import test_train
 from dynajax import compiler, train
-from dynajax.algorithm import Algorithm
 from dynajax.config import assign
 from dynajax.runtime.placement import BY_ROWS, place
 from dynajax.runtime.program import SharedFit, build
@@ -163,19 +162,12 @@ def test_only_the_members_of_a_lone_row_on_the_fixed_schedule_are_shared_out(mak
 
 
 @pytest.mark.parametrize(("devices", "bounds"), [(2, True), (4, False)])
-def test_cores_share_the_members_of_a_lone_row(make, spec, devices, bounds, monkeypatch):
+def test_cores_share_the_members_of_a_lone_row(make, spec, devices, bounds, traced):
     config = make({"model.learned_bounds": bounds}, fixes=["scale,target"])
     alone, helped = (build(config, spec, DEVICES[:n]) for n in (1, devices))
-    member, traced = Algorithm.train_member, []
-
-    def train_member(self, *arguments):
-        traced.append(self)
-        return member(self, *arguments)
-
-    monkeypatch.setattr(Algorithm, "train_member", train_member)
     text = helped.fit.lower(helped.shapes()).compile().as_text()
     assert [name for name in COLLECTIVES if name in text] == []
-    once = len(traced)
+    once = traced["train_member"]
     assert not isinstance(alone.fit, SharedFit)
     # three members: on two devices a copy of the last makes four, and a fourth device is not asked
     assert helped.fit.members.mesh.size == min(devices, 3)
@@ -183,7 +175,16 @@ def test_cores_share_the_members_of_a_lone_row(make, spec, devices, bounds, monk
     assert_close(one, other)
     assert_close(metrics, same)
     assert all(leaf.devices() == {DEVICES[0]} for leaf in jax.tree.leaves(other))
-    assert len(traced) == once > 0
+    assert traced["train_member"] == once > 0
+
+
+def test_an_oracle_has_the_rows_alone(make, spec):
+    program = build(make(oracle="both", seeds=3), spec, DEVICES[:2])
+    arguments = program.programs()["learn"][1]
+    # two rows on each device, the last one a copy
+    assert program.placement.places == 4
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(arguments[1:])} == {3}
+    assert len(program.lower()) == 2
 
 
 def test_six_rows_on_four_devices(tmp_path):

@@ -215,6 +215,16 @@ def test_leftovers_are_ignored_and_cleaned(tmp_path):
     assert_same(restore(tmp_path)[1].state, make_state(11))
 
 
+def alone(script: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a script in a process of its own: its arguments are where the tests lie, and a folder."""
+    return subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(folder)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -239,12 +249,7 @@ t.save(kept, 11)
 
 
 def test_killed_in_the_middle_of_a_save(tmp_path):
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+    process = alone(KILLED, tmp_path)
     assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGKILL, "", "")
     assert (tmp_path / "partial").exists()
     assert pieces(tmp_path) == ["000001-0-5", "000002-5-11"]
@@ -376,12 +381,7 @@ save(12)
 
 def test_files_that_the_system_refuses(tmp_path):
     """Real refusals, in a process of its own; one that no reservation foresees is noisier."""
-    process = subprocess.run(
-        [sys.executable, "-c", FULL, str(Path(__file__).parent), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+    process = alone(FULL, tmp_path)
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     assert len(lines) == 2

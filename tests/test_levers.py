@@ -1,7 +1,5 @@
 """Every agent, every rule of trust and every way to use a model: on both engines, and resumed."""
 
-from collections import Counter
-
 import jax
 import numpy as np
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from conftest import SMALL_OF_ANY
 from dynajax import UsageError, make_config, train
 from dynajax.agents import AGENTS
-from dynajax.algorithm import Algorithm
 from dynajax.models.trust import TRUST
 
 SIZES = SMALL_OF_ANY | {
@@ -82,23 +79,6 @@ def configured(name, engine, steps, **arguments):
         settings=SIZES | NETWORKS[agent] | settings,
         **arguments,
     )
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """How often each method of the algorithm was traced."""
-    times: Counter = Counter()
-
-    def counted(name, method):
-        def traced(self, *arguments):
-            times[name] += 1
-            return method(self, *arguments)
-
-        monkeypatch.setattr(Algorithm, name, traced)
-
-    for name in ("fit", "learn", "value"):
-        counted(name, getattr(Algorithm, name))
-    return times
 
 
 # The device engine compiles for half a minute, so there each agent is tried once.

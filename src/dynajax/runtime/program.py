@@ -189,7 +189,13 @@ class Program(NamedTuple):
         corrected: tuple[Any, ...] = ()
         if self.config.oracle != "none":
             _, proposal = jax.eval_shape(self.propose, state, *step)
-            corrected = (self.placement.real(proposal),)
+            # It comes from the host, as the transition does: the rows alone, on no device.
+            rows = self.placement.rows
+            corrected = (
+                jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), proposal
+                ),
+            )
         learn = {"learn": (self.learn, (state, *step, *corrected))}
         return learn | ({"fit": (self.fit, (state,))} if self.config.has_model else {})
 
