@@ -251,6 +251,26 @@ def test_statistics_are_those_of_valid_observations():
     assert not np.allclose(fresh.actor["embed"]["kernel"], state.actor["embed"]["kernel"])
 
 
+@pytest.mark.parametrize("far", [0.0, 100.0, 1e4])
+def test_statistics_follow_a_late_change_far_from_zero(far):
+    """Where one observation moves a mean by less than float32 can add to it."""
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=100_000) + np.repeat([far, far + 1], 50_000)
+    obs = obs.astype(np.float32)[:, None]
+
+    def one(statistics, obs):
+        return nets.observed(statistics, obs, jnp.array(True)), None
+
+    statistics, _ = jax.lax.scan(one, nets.no_statistics(1), obs)
+    true = obs.astype(np.float64)
+    deviation = true.std()
+    np.testing.assert_allclose(nets.spread(statistics), [deviation], rtol=1e-3)
+    middle = np.float32(true.mean())
+    expected = (float(middle) - true.mean()) / deviation
+    seen = nets.standardise(statistics, jnp.array([middle]), 10.0)
+    np.testing.assert_allclose(seen, [expected], atol=1e-3)
+
+
 def test_a_constant_channel_is_harmless():
     statistics = nets.no_statistics(2)
     for t in range(1000):

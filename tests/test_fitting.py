@@ -404,7 +404,9 @@ def test_a_linear_system_is_learned(learned, make):
     @jax.jit
     def imagine(model, obs):
         asked = rollouts.asked(rule, model)
-        return rollouts.imagine(whole, SPEC, rule, policy, asked, None, obs, 0, 1, KEY)[1]
+        return rollouts.imagine(
+            whole, SPEC, rule, policy, asked, None, obs, jnp.ones(len(obs), bool), 0, 1, KEY
+        )[1]
 
     step, finite, store, *_ = imagine(model, obs)
     true = obs @ F.T + np.asarray(step.action) @ G.T

@@ -1,8 +1,10 @@
 """Rollouts: how long, in which member, and which of their transitions may be used."""
 
 import dataclasses
+import fractions
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ def imagine(config, spec, agent, state, model, obs, key):
     """One step in the model by the agent's policy, with no rule of trust."""
     policy, rule = functools.partial(agent.act, state), trust.Rule(None, spec, len(obs))
     asked = rollouts.asked(rule, model)
-    return rollouts.imagine(config, spec, rule, policy, asked, None, obs, 0, 1, key)[1]
+    alive = jnp.ones(len(obs), bool)
+    return rollouts.imagine(config, spec, rule, policy, asked, None, obs, alive, 0, 1, key)[1]
 
 
 def shared(step=0, blocks=0):
@@ -56,6 +59,18 @@ def row(make, spec):
 def test_horizon_grows_between_two_steps(make, step, length):
     config = make({"rollout.horizon": "20,100,1,5"})
     assert rollouts.horizon(config, jnp.array(step)) == length
+
+
+@pytest.mark.parametrize("schedule", [(0, 49, 1, 50), (20, 80, 5, 1), (20000, 150000, 1, 15)])
+def test_a_horizon_changes_at_whole_steps(make, schedule):
+    """Where float32's share of the way would be late or early."""
+    start, stop, first, last = schedule
+    config = make({"rollout.horizon": schedule, "replay.synthetic": 400})
+    for step in range(start, stop + 1, max(1, (stop - start) // 1000)):
+        exact = first + math.floor(
+            fractions.Fraction((step - start) * (last - first), stop - start)
+        )
+        assert rollouts.horizon(config, jnp.array(step)) == exact
 
 
 def test_a_constant_horizon_is_a_plain_number(make):
@@ -163,7 +178,7 @@ def test_predictions_that_are_not_finite_are_marked(constant_model, bad, output)
 # --- rollouts of several steps ---------------------------------------------------------------
 
 
-def counting(config, spec, rule, policy, model, trusted, obs, h, length, key):
+def counting(config, spec, rule, policy, model, trusted, obs, alive, h, length, key):
     """Instead of a model: x grows by 1, y stays; the reward tells which fit and which state."""
     next_obs = obs + jnp.array([1.0, 0.0, 0.0])
     ended = (obs[:, 0] == 1) & (obs[:, 1] % 3 == 0)
@@ -249,9 +264,9 @@ def test_positions_stay_right_after_two_billion_transitions(row, spec, monkeypat
     assert -960 < metrics["synthetic_reward_mean"] < -100
 
 
-@pytest.mark.parametrize("rule", ["none", "penalty"])
+@pytest.mark.parametrize("rule", ["none", "penalty", "infoprop", "weight"])
 def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
-    """From the sampled one, not from its mean; a rule of trust sees it so."""
+    """From the sampled one, a rule's own too, not from its mean; a rule of trust sees it so."""
     settings = {"model.reward_from": "next_state", "rollout.reward_noise": 0.0}
     if rule == "penalty":
         settings["trust.scale"] = 0.0
@@ -274,8 +289,9 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
         judge,
         lambda *_: (action, None),
         rollouts.asked(judge, model),
-        None,
+        judge.init(),
         obs,
+        jnp.ones(B, bool),
         0,
         1,
         jax.random.PRNGKey(3),
@@ -283,14 +299,20 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
     next_obs = imagined.transition.next_obs
     means, _ = ensemble.everyone(config.model, model, obs, action, next_obs)
     at_means, _ = ensemble.everyone(config.model, model, obs, action)
+    if rule != "none":
+        said = seen[0].mean[..., -1] * model.unit[-1]
+        np.testing.assert_allclose(said, means[..., -1], rtol=1e-5, atol=1e-5)
+    if rule in ("infoprop", "weight"):
+        # What is common to all members' words, or their mean.
+        if rule == "weight":
+            np.testing.assert_allclose(
+                imagined.transition.reward, means[..., -1].mean(0), rtol=1e-4, atol=1e-5
+            )
+        return
     # Each row's reward is one member's word on the row's own sample.
     nearest = np.abs(np.asarray(means[..., -1]) - imagined.transition.reward).min(0)
     np.testing.assert_allclose(nearest, 0, atol=1e-5)
     assert (np.abs(np.asarray(at_means[..., -1]) - imagined.transition.reward).min(0) > 1e-4).any()
-    if rule == "penalty":
-        np.testing.assert_allclose(
-            seen[0].mean[..., -1] * model.unit[-1], means[..., -1], rtol=1e-5
-        )
 
 
 # --- value expansion -------------------------------------------------------------------------
@@ -298,10 +320,11 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
 
 def test_a_target_reaches_further_by_hand():
     """Three transitions: one goes on twice, one once, one has ended."""
-    seen = []
+    seen, going = [], []
 
-    def step(calls, obs, h):
+    def step(calls, obs, alive, h):
         seen.append(np.asarray(obs))
+        going.append(np.asarray(alive))
         ended = jnp.array([h == 1, False, False])
         further = Transition(
             obs=obs,
@@ -328,6 +351,8 @@ def test_a_target_reaches_further_by_hand():
     calls, after, metrics = rollouts.expand(step, 0, batch, 2, 0.5, jnp.array(0.1))
     assert calls == 2
     np.testing.assert_array_equal(seen[0][:, 0], [5, 6, 7])
+    # A hole is expanded as the others are, and no rule is told of it.
+    np.testing.assert_array_equal(going, [[True, False, False], [True, False, False]])
     # 1 + .5 (10 - .2) + .25 (20 - .2); 2 + .5 (11 + .4); ended.
     np.testing.assert_allclose(after.data.reward, [10.85, 7.7, 3.0], rtol=1e-6)
     # Ended at the second step; .5 on; ended before.
@@ -354,7 +379,7 @@ def test_an_expanded_target_is_the_agents_own_of_the_longer_return(make, spec):
     batch = Minibatch(data, jnp.ones(B, bool), None)
     temperature = agent.temperature(state)
     _, after, _ = rollouts.expand(step, None, batch, 1, 0.9, temperature)
-    _, one = step(None, next_obs, 0)
+    _, one = step(None, next_obs, jnp.ones(B, bool), 0)
     first = data.reward + 0.9 * (one.transition.reward - 0.3 * one.log_prob)
     next_q, log_prob = jnp.arange(B) - 3.0, jnp.linspace(-1, 1, B)
     expected = first + 0.81 * one.transition.discount * (next_q - 0.3 * log_prob)

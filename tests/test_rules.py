@@ -21,14 +21,14 @@ def rule(name, batch, channels=1, **fields):
     return cls(cls.Fields(**fields), spec, batch)
 
 
-def predictions(mean, variance, member=None, sample=None):
+def predictions(mean, variance, member=None, sample=None, alive=True):
     """From (E, B) numbers of one channel, or (E, B, X)."""
     mean, variance = (jnp.asarray(x, jnp.float32) for x in (mean, variance))
     mean, variance = (x if x.ndim == 3 else x[..., None] for x in (mean, variance))
     rows = mean.shape[1]
     member = jnp.zeros(rows, int) if member is None else jnp.asarray(member)
     sample = mean[member, jnp.arange(rows)] if sample is None else jnp.asarray(sample)[:, None]
-    return Predictions(mean, variance, member, sample)
+    return Predictions(mean, variance, member, sample, jnp.asarray(alive))
 
 
 # --- MACURA ---------------------------------------------------------------------------------------
@@ -79,6 +79,25 @@ def test_macuras_threshold_is_set_at_the_first_step_and_averaged_over_calls():
     np.testing.assert_array_equal(verdict.alive, [True, False])
 
 
+@pytest.mark.parametrize("u", [math.nan, math.inf])
+def test_macuras_threshold_is_that_of_finite_rows(u):
+    """What the model says of one state must not last for as many calls as are averaged."""
+    r = rule("macura", 3, xi=2.0, zeta=50)
+    p = predictions([[0, 0, 0], [4, 6, u]], np.ones((2, 3)))  # u = 2 and 4.5: their middle, twice
+    state, verdict = r.apply(r.init(), p, jnp.array(0), 3, KEY)
+    np.testing.assert_allclose(state.thresholds[0], 2.0 * 3.25)
+    np.testing.assert_array_equal(verdict.alive, [True, True, False])
+    # Where none is finite there is no threshold to be had.
+    none = predictions(np.full((2, 3), u), np.ones((2, 3)))
+    after, verdict = r.apply(state, none, jnp.array(0), 3, KEY)
+    assert after.calls == state.calls == 1 and not verdict.alive.any()
+    np.testing.assert_array_equal(after.thresholds, state.thresholds)
+    # A rollout that has ended says nothing of those that go on.
+    some = predictions([[0, 0, 0], [4, 6, 99]], np.ones((2, 3)), alive=[True, True, False])
+    state, _ = r.apply(r.init(), some, jnp.array(0), 3, KEY)
+    np.testing.assert_allclose(state.thresholds[0], 2.0 * 3.25)
+
+
 # --- M2AC -----------------------------------------------------------------------------------------
 
 
@@ -101,6 +120,15 @@ def test_m2ac_keeps_the_lowest(h, horizon, kept):
     np.testing.assert_allclose(verdict.penalty, 0.25 * u, rtol=1e-5)
 
 
+def test_m2ac_keeps_the_lowest_of_those_that_go_on():
+    """At the second of three steps a quarter: of four that go on, one; two of the eight that began."""
+    r = rule("m2ac", 8)
+    numbers = [0, 1, 2, 3, 7, 6, 5, math.nan]
+    p = predictions([np.zeros(8), numbers], np.ones((2, 8)), alive=np.arange(8) >= 3)
+    _, verdict = r.apply(None, p, jnp.array(1), 3, KEY)
+    np.testing.assert_array_equal(np.flatnonzero(verdict.store), [3])
+
+
 # --- Infoprop -------------------------------------------------------------------------------------
 
 
@@ -112,10 +140,7 @@ def test_infoprops_numbers_by_hand():
     assert (m, gain, left) == pytest.approx((0.5, 1.5 / 2.75, 1.5 * 1.25 / 2.75), rel=1e-5)
     bits = 0.5 * math.log2(2 * math.pi * math.e * left) - math.log2(1e-6)
     assert loss == pytest.approx(bits, rel=1e-5)
-    samples = [
-        float(r.apply(r.init(), p, jnp.array(0), 1, key)[1].sample[0, 0])
-        for key in jax.random.split(KEY, 300)
-    ]
+    samples = [float(r.sample(p, jnp.array(0), key)[0, 0]) for key in jax.random.split(KEY, 300)]
     expected = stats.norm(m + gain * (1.3 - m), math.sqrt(left))
     assert stats.kstest(samples, expected.cdf).pvalue > 1e-3
 
@@ -124,8 +149,8 @@ def test_infoprop_loses_nothing_where_members_agree():
     r = rule("infoprop", 2)
     p = predictions([[1, 1], [1, 1]], [[1e-8, 1e8], [1e-8, 1e8]], sample=[0.5, 3])
     np.testing.assert_array_equal(r._common(p)[-1], 0)
-    _, verdict = r.apply(r.init(), p, jnp.array(0), 1, KEY)
-    np.testing.assert_allclose(verdict.sample[:, 0], [0.5, 3], rtol=1e-5)
+    sample = r.sample(p, jnp.array(0), KEY)
+    np.testing.assert_allclose(sample[:, 0], [0.5, 3], rtol=1e-5)
 
 
 def test_infoprop_ends_a_rollout_at_once_or_in_sum():
@@ -158,14 +183,32 @@ def test_infoprop_is_calibrated_on_what_counts():
 
 def test_the_weight_by_hand():
     mean = np.array([[[1.0, 0.0, 2.0]], [[3.0, 4.0, 8.0]]])  # two channels, then the reward
-    r = rule("weight", 1, channels=3)
-    _, verdict = r.apply(None, predictions(mean, np.ones_like(mean)), jnp.array(0), 1, KEY)
+    r, p = rule("weight", 1, channels=3), predictions(mean, np.ones_like(mean))
+    _, verdict = r.apply(None, p, jnp.array(0), 1, KEY)
     # std 1, 2 and 3: sigma = 3 + (1 + 2) / 2
     np.testing.assert_allclose(verdict.weight, [1 / 5.5], rtol=1e-6)
-    np.testing.assert_allclose(verdict.sample, [[2, 2, 5]])
+    np.testing.assert_allclose(r.sample(p, jnp.array(0), KEY), [[2, 2, 5]])
 
 
 # --- all of them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("far", [100.3, 1e8])
+def test_members_that_agree_far_from_zero_agree(far):
+    """Seven times the same number: what float32 makes of its mean is no disagreement."""
+    rng = np.random.default_rng(0)
+    variance = np.broadcast_to(np.exp(rng.uniform(-20, 0, (1, 4, 2))), (7, 4, 2))
+    p = predictions(np.full((7, 4, 2), far), variance)
+    m, gain, _, loss = rule("infoprop", 4, 2)._common(p)
+    np.testing.assert_array_equal(loss, 0)
+    np.testing.assert_array_equal(gain, 1)
+    np.testing.assert_array_equal(m, np.float32(far))
+    np.testing.assert_allclose(trust.M2AC.divergence(p), 0, atol=1e-5)
+    weight = rule("weight", 4, 2)
+    np.testing.assert_array_equal(weight.apply(None, p, jnp.array(0), 1, KEY)[1].weight, 1)
+    np.testing.assert_array_equal(weight.sample(p, jnp.array(0), KEY), np.float32(far))
+    spread = rule("penalty", 4, 2, kind="spread")
+    np.testing.assert_array_equal(spread.apply(None, p, jnp.array(0), 1, KEY)[1].penalty, 0)
 
 
 @pytest.mark.parametrize("name", ["macura", "m2ac", "infoprop", "weight", "penalty"])

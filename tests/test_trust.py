@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dynajax import replay
-from dynajax.algorithm import Algorithm
+from dynajax.algorithm import Algorithm, _Fresh
 from dynajax.models import ensemble, fitting, rollouts, survey, targets, trust
 from dynajax.models.recoding import recode
 from dynajax.record.journal import Journal
@@ -19,6 +19,7 @@ from jaxprs import equations
 
 B, E, K, D, A = 8, 3, 2, 3, 2
 OBS = jnp.asarray(np.random.default_rng(0).normal(size=(B, D)), jnp.float32)
+ALL = jnp.ones(B, bool)  # rollouts go on
 KEY = jax.random.PRNGKey(3)
 
 
@@ -41,7 +42,7 @@ def step(config, spec, rule, model, state=None, h=0, length=1):
     """One step of rollouts from `OBS`: the rule's state, and what was imagined."""
     arguments = config, spec, rule, policy
     inner = jax.jit(lambda *dynamic: rollouts.imagine(*arguments, *dynamic))
-    return inner(rollouts.asked(rule, model), state, OBS, h, length, KEY)
+    return inner(rollouts.asked(rule, model), state, OBS, ALL, h, length, KEY)
 
 
 # --- no rule ---------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
         rule, model = trust.rule_of(config, spec), ensemble.init(config.model, spec, KEY)
         asked = rollouts.asked(rule, model)
         imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, asked)
-        shapes[name] = products(imagine, None, OBS, 0, 1, KEY)
+        shapes[name] = products(imagine, None, OBS, ALL, 0, 1, KEY)
     # Every elite on its own share alone; or every member on all.
     assert shapes["none"] == [(K, B // K, width) for width in layers]
     assert shapes["penalty"] == [(E, B, width) for width in layers]
@@ -107,7 +108,7 @@ def test_the_reward_is_read_once_from_the_next_state(make, spec):
     asked = rollouts.asked(rule, model)
     imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, asked)
     layers = [8, 8, 2 * (D + 1), *[config.model.width] * ensemble.REWARD_DEPTH, 2]
-    assert products(imagine, None, OBS, 0, 1, KEY) == [(K, B // K, width) for width in layers]
+    assert products(imagine, None, OBS, ALL, 0, 1, KEY) == [(K, B // K, width) for width in layers]
 
 
 def test_a_fit_asks_no_more_without_a_rule(make, spec):
@@ -242,6 +243,9 @@ class Strict(trust.Rule):
         chex.assert_equal_shape_prefix([predictions.sample, counts], 1)
         return {**state, "held": state["held"] + counts.sum().astype(jnp.int32)}
 
+    def sample(self, predictions, h, key):
+        return jnp.zeros_like(predictions.sample) + h
+
     def apply(self, state, predictions, h, horizon, key):
         index = jnp.arange(self.batch)
         verdict = trust.Verdict(
@@ -249,7 +253,6 @@ class Strict(trust.Rule):
             store=(index % 4 != 2) & (state["store"] > 0),
             penalty=jnp.broadcast_to(state["penalty"], self.batch),
             weight=jnp.broadcast_to(state["weight"] * (10.0 * horizon + h), self.batch),
-            sample=jnp.zeros((self.batch, D + 1)) + h,
         )
         return {**state, "calls": state["calls"] + 1}, verdict
 
@@ -355,6 +358,55 @@ def test_weights_and_holes_reach_the_losses(strict, spec):
     # The real one of each minibatch counts all the same.
     for agent in (weightless, real):
         assert differ(row.agent, agent) and differ(agent, plain)
+
+
+@pytest.mark.parametrize("on_top", [False, True])
+def test_nothing_but_holes_teaches_nothing(make, strict, spec, on_top):
+    """No momentum, no decay, and no entropy of no action."""
+    settings = {
+        "rollout.fresh": True,
+        "rollout.on_top": on_top,
+        "rollout.real_fraction": 0.0,
+        "rollout.horizon": 3,
+    }
+    config = make(settings, trust="strict")
+    algorithm, row = Algorithm(config, spec), filled_row(config, spec)
+    learn = jax.jit(algorithm.learn)
+    one = jax.tree.map(lambda x: x[0], row.real.data)
+    # With a momentum.
+    row, _ = learn(row, SHARED, one, jnp.array(True))
+    row = row._replace(trust={**row.trust, "store": jnp.zeros(())})
+    after, metrics = learn(row, SHARED, one, jnp.array(True))
+    assert metrics["synthetic_valid"] == 0
+    if on_top:
+        # What the real half taught, and no more.
+        plain = make({"rollout.real_fraction": 1.0, "rollout.fresh": True})
+        alone = Algorithm(plain, spec)
+        real = replay.take(row.real, algorithm._slots(row, SHARED, algorithm._keys(row))[0])
+        noise = alone.agent(row).noise(algorithm._keys(row).update, 2 * config.learn.utd)
+        expected = row.agent
+        for u in range(config.learn.utd):
+            packed = jax.tree.map(lambda x, u=u: x[u], real)
+            expected, _, _ = alone._update(row, expected, None, packed, None, (noise[2 * u],), None)
+        chex.assert_trees_all_close(after.agent, expected, rtol=1e-4, atol=1e-6)
+    else:
+        chex.assert_trees_all_equal(after.agent, row.agent)
+
+
+def test_a_hole_of_no_number_weighs_nothing(make, spec):
+    """Not even where products are made one by one: 0 times what is no number is none."""
+    config = make({"rollout.fresh": True, "rollout.real_fraction": 0.5}, trust="weight")
+    algorithm, row = Algorithm(config, spec), filled_row(config, spec)
+    odd = jax.tree.map(lambda x: x.at[2].set(jnp.nan), row.model.params)
+    model = row.model._replace(params=odd, elites=jnp.array([0, 1], jnp.int32))
+    row = row._replace(model=model)
+    real = replay.take(row.real, jnp.arange(config.real_batch))
+    noise = algorithm.agent(row).noise(KEY, 1)[0]
+    starts = _Fresh(row.real.data.obs[: config.rollouts_beside], KEY)
+    with jax.disable_jit():
+        agent, _, metrics = algorithm._update(row, row.agent, None, real, starts, (noise,), None)
+    assert metrics["synthetic_valid"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent))
 
 
 def test_the_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):

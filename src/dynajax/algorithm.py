@@ -153,6 +153,7 @@ class Algorithm(Refits):
         key: Array,
         trusted: Any,
         obs: Array,
+        alive: Array,
         h: Array | int,
     ) -> tuple[Any, rollouts.Imagined]:
         """Step `h` of rollouts of `length` from obs (B, D), see `rollouts.imagine`.
@@ -169,6 +170,7 @@ class Algorithm(Refits):
             row.model,
             trusted,
             obs,
+            alive,
             h,
             length,
             jax.random.fold_in(key, h),
@@ -203,7 +205,7 @@ class Algorithm(Refits):
 
         def extend(h: Array, carry: Any) -> Any:
             ring, trusted, obs, alive, figures = carry
-            trusted, imagined = self._imagine(asked, length, key, trusted, obs, h)
+            trusted, imagined = self._imagine(asked, length, key, trusted, obs, alive, h)
             # The remainder first: in all there can be more transitions than an int32 holds.
             at = (shared.blocks + h) % blocks * size
             store, alive, obs = rollouts.onward(alive, obs, imagined)
@@ -228,8 +230,9 @@ class Algorithm(Refits):
         keys = self._keys(row)
         size = (self.config.rollout.batch,)
         slots = replay.draw(keys.starts, row.real, shared.step + 1, size)
-        starts = replay.take(row.real, slots).data
-        _, imagined = self._imagine(self._asked(row), 1, keys.rollout, row.trust, starts.obs, 0)
+        starts, alive = replay.take(row.real, slots).data, jnp.ones(size, bool)
+        asked = self._asked(row)
+        _, imagined = self._imagine(asked, 1, keys.rollout, row.trust, starts.obs, alive, 0)
         return row, Proposal(slots, imagined.transition, imagined.store)
 
     def learn(
@@ -338,10 +341,15 @@ class Algorithm(Refits):
                     row.config.learn.discount,
                     agent.temperature(state),
                 )
-            # A hole counts for nothing: it is drawn only where there is hardly anything else.
+            # A hole counts for nothing, and what would weigh it may be no number.
             counts = batch.valid.astype(jnp.float32)
-            weight = counts if batch.weight is None else counts * batch.weight
-            state, of_update = agent.update(state, batch.data, weight, counts, noise)
+            weight = counts if batch.weight is None else jnp.where(batch.valid, batch.weight, 0.0)
+            updated, of_update = agent.update(state, batch.data, weight, counts, noise)
+            if part or not config.real_batch:
+                # Of nothing but holes the temperature would learn an entropy of 0, and Adam coast on.
+                some = batch.valid.any()
+                updated = jax.tree.map(functools.partial(jnp.where, some), updated, state)
+            state = updated
             learned.append({**of_update, **reached})
         mean = jax.tree.map(lambda *x: functools.reduce(operator.add, x) / len(x), *learned)
         return state, trusted, {**mean, **metrics}

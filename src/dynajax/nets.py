@@ -269,25 +269,37 @@ def critic(hidden: tuple[int, ...], layer_norm: bool) -> MLP:
 
 
 class Statistics(NamedTuple):
-    """Running mean and variance of observations (Welford, 1962)."""
+    """Running mean and variance of observations (Welford, 1962).
+
+    The mean is kept from the first observation on: where a channel lies far from zero, what a late
+    observation moves it by is less than float32 can add to it.
+    """
 
     seen: Array  # () how many
-    mean: Array  # (D,)
+    origin: Array  # (D,) the first one
+    offset: Array  # (D,) of the mean from it
     squares: Array  # (D,) sum of squared deviations
+
+    @property
+    def mean(self) -> Array:
+        """(D,)."""
+        return self.origin + self.offset
 
 
 def no_statistics(obs_dim: int) -> Statistics:
     """Of no observation."""
-    return Statistics(jnp.zeros(()), jnp.zeros(obs_dim), jnp.zeros(obs_dim))
+    return Statistics(jnp.zeros(()), *jnp.zeros((3, obs_dim)))
 
 
 def observed(statistics: Statistics, obs: Array, valid: Array) -> Statistics:
     """With one more observation (D,), if it is `valid` ()."""
-    chex.assert_equal_shape([obs, statistics.mean])
-    seen = statistics.seen + 1
-    deviation = obs - statistics.mean
-    mean = statistics.mean + deviation / seen
-    after = Statistics(seen, mean, statistics.squares + deviation * (obs - mean))
+    chex.assert_equal_shape([obs, statistics.origin])
+    seen, origin = statistics.seen + 1, jnp.where(statistics.seen > 0, statistics.origin, obs)
+    from_origin = obs - origin
+    deviation = from_origin - statistics.offset
+    offset = statistics.offset + deviation / seen
+    squares = statistics.squares + deviation * (from_origin - offset)
+    after = Statistics(seen, origin, offset, squares)
     return jax.tree.map(lambda new, old: jnp.where(valid, new, old), after, statistics)
 
 
@@ -304,7 +316,8 @@ def standardise(statistics: Statistics, obs: Array, clip: Array | float) -> Arra
 
     A channel that has not varied yet is left in its own unit.
     """
-    return jnp.clip((obs - statistics.mean) / spread(statistics), -clip, clip)
+    deviation = (obs - statistics.origin) - statistics.offset
+    return jnp.clip(deviation / spread(statistics), -clip, clip)
 
 
 def fan_in(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

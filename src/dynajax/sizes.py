@@ -124,6 +124,11 @@ def check(c: Config) -> None:
         f"replay.synthetic={c.replay.synthetic}",
     )
     need(
+        len(h) == 1 or (h[1] - h[0]) * abs(h[3] - h[2]) < 2**31,
+        f"--set rollout.horizon={','.join(map(str, h))}: the steps from first to last times the "
+        "change of the horizon must be below 2^31",
+    )
+    need(
         m.log_variance_min < m.log_variance_max,
         f"--set model.log_variance_min={m.log_variance_min}: it must be under "
         f"model.log_variance_max={m.log_variance_max}",

@@ -25,8 +25,9 @@ def horizon(config: Config, step: Array) -> Array | int:
     if len(h) == 1:
         return h[0]
     first_step, last_step, first, last = h
-    progress = jnp.clip((step - first_step) / (last_step - first_step), 0, 1)
-    return jnp.floor(first + progress * (last - first)).astype(jnp.int32)
+    # In whole numbers: a float32's share of the way falls short of whole horizons.
+    passed = jnp.clip(step - first_step, 0, last_step - first_step)
+    return first + passed * (last - first) // (last_step - first_step)
 
 
 class Imagined(NamedTuple):
@@ -40,8 +41,9 @@ class Imagined(NamedTuple):
     log_prob: Array  # (B,) of the policy's action
 
 
-#: (the rule's state, observations (B, D), h) -> the rule's state and step h of B rollouts
-Step = Callable[[Any, Array, int], tuple[Any, Imagined]]
+#: (the rule's state, observations (B, D), which go on (B,), h) -> the rule's state and step h of B
+#: rollouts
+Step = Callable[[Any, Array, Array, int], tuple[Any, Imagined]]
 
 
 def _some_uniform(share: float, action: Array, key: Array) -> Array:
@@ -88,6 +90,7 @@ def imagine(
     model: Model,
     trusted: Any,
     obs: Array,
+    alive: Array,
     h: Array | int,
     length: Array | int,
     key: Array,
@@ -103,6 +106,7 @@ def imagine(
       model: what `asked` takes of it.
       trusted: the rule's state.
       obs: (B, D).
+      alive: (B,) bool, which of the rollouts came so far; the others are imagined for nothing.
       h, length: the step's number, from 0, of rollouts of so many.
 
     Returns:
@@ -135,20 +139,30 @@ def imagine(
         return [(mean, log_variance)]
 
     says = predicted(ensemble.from_inputs, obs, action)
+    step = jnp.asarray(h)
     noise = jax.random.normal(noise_key, says[0][0].shape) * _noise(config, says[0][0].shape[-1])
-    z = _sample(says[0], noise)
+
+    def sampled(says: list[tuple[Array, Array]]) -> tuple[Array, trust.Predictions | None]:
+        """z (B, D+1) of what is said, and that as the rule sees it."""
+        z = _sample(says[0], noise)
+        if not rule.asks:
+            return z, None
+        predictions = trust.in_standard_units(model, *says[1], member, z, alive)
+        sample = rule.sample(predictions, step, jax.random.fold_in(noise_key, 1))
+        if sample is None:
+            return z, predictions
+        return trust.in_code(model, sample), predictions._replace(sample=sample)
+
+    z, predictions = sampled(says)
     if config.model.reward_from == "next_state":
         following, _ = targets.decode(model.code, obs, z)
         rewards = predicted(ensemble.from_next_state, obs, action, following)
         says = [ensemble.with_reward(*both) for both in zip(says, rewards, strict=True)]
-        z = _sample(says[0], noise)
+        z, predictions = sampled(says)
     verdict = trust.Verdict()
-    if rule.asks:
-        predictions = trust.in_standard_units(model, *says[1], member, z)
-        rule_key = jax.random.fold_in(noise_key, 1)
-        trusted, verdict = rule.apply(trusted, predictions, jnp.asarray(h), length, rule_key)
-    if verdict.sample is not None:
-        z = trust.in_code(model, verdict.sample)
+    if predictions is not None:
+        rule_key = jax.random.fold_in(noise_key, 2)
+        trusted, verdict = rule.apply(trusted, predictions, step, length, rule_key)
     next_obs, reward = targets.decode(model.code, obs, z)
     penalty = None
     if verdict.penalty is not None:
@@ -162,13 +176,13 @@ def imagine(
     else:
         ended = jax.vmap(spec.termination)(obs, action, next_obs)
         discount = 1.0 - ended.astype(jnp.float32)
-    alive = finite if verdict.alive is None else finite & verdict.alive
-    store = alive if verdict.store is None else finite & verdict.store
+    on = finite if verdict.alive is None else finite & verdict.alive
+    store = on if verdict.store is None else finite & verdict.store
     transition = Transition(obs, action, reward, discount, next_obs)
     weight = verdict.weight if rule.weighs else None
     if rule.weighs and weight is None:
         weight = jnp.ones(batch)
-    return trusted, Imagined(transition, alive, store, weight, penalty, log_prob)
+    return trusted, Imagined(transition, on, store, weight, penalty, log_prob)
 
 
 def onward(alive: Array, obs: Array, imagined: Imagined) -> tuple[Array, Array, Array]:
@@ -223,7 +237,7 @@ def fresh(
     alive, steps = jnp.ones(obs.shape[0], bool), []
     totals = no_figures(rule, length)
     for h in range(length):
-        trusted, imagined = step(trusted, obs, h)
+        trusted, imagined = step(trusted, obs, alive, h)
         store, alive, obs = onward(alive, obs, imagined)
         # Not packed: what is put together to be taken apart again cost a CPU 6 % of a step.
         steps.append(Minibatch(imagined.transition, store, imagined.weight))
@@ -256,7 +270,7 @@ def expand(
     data, weight = batch.data, batch.weight
     going, steps = data.discount > 0, jnp.zeros(batch.valid.shape)
     for h in range(length):
-        trusted, imagined = step(trusted, data.next_obs, h)
+        trusted, imagined = step(trusted, data.next_obs, going & batch.valid, h)
         further = imagined.transition
         goes = going & imagined.store
         ahead = discount * data.discount

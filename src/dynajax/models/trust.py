@@ -24,14 +24,21 @@ class Predictions(NamedTuple):
     variance: Array  # (E, B, D+1)
     member: Array  # (B,) which one made each transition
     sample: Array  # (B, D+1) what it made
+    alive: Array | bool = True  # (B,) which of the rollouts go on; True: all
 
 
 def in_standard_units(
-    model: Model, mean: Array, log_variance: Array, member: Array, z: Array
+    model: Model,
+    mean: Array,
+    log_variance: Array,
+    member: Array,
+    z: Array,
+    alive: Array | bool = True,
 ) -> Predictions:
     """Predictions in the code's z as a rule sees them; arguments as the fields of `Predictions`."""
     ratio = model.code.scale / model.unit
-    return Predictions(mean * ratio, jnp.exp(log_variance) * jnp.square(ratio), member, z * ratio)
+    variance = jnp.exp(log_variance) * jnp.square(ratio)
+    return Predictions(mean * ratio, variance, member, z * ratio, alive)
 
 
 def in_code(model: Model, sample: Array) -> Array:
@@ -46,7 +53,6 @@ class Verdict(NamedTuple):
     store: Array | None = None  # (B,) bool: the transition is learned from
     penalty: Array | None = None  # (B,) off the reward, in its standard deviations
     weight: Array | None = None  # (B,) in the critic's loss
-    sample: Array | None = None  # (B, D+1) in place of the given one
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,14 @@ class Rule:
         """
         return state
 
+    def sample(self, predictions: Predictions, h: Array, key: Array) -> Array | None:
+        """What takes the sample's place at step h, from 0: (B, D+1), or None: nothing.
+
+        Each channel's by that channel alone: where the reward is read from the next state, the
+        reward's is asked for when the state has been sampled, with the same key.
+        """
+        return None
+
     def apply(
         self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
     ) -> tuple[Any, Verdict]:
@@ -141,8 +155,13 @@ class Penalty(Rule):
         if self.own.kind == "noise":
             u = jnp.sqrt(predictions.variance.sum(-1)).max(0)
         else:
-            u = jnp.sqrt(predictions.mean.var(0).sum(-1))
+            u = jnp.sqrt(_apart(predictions.mean).var(0).sum(-1))
         return state, Verdict(penalty=self.own.scale * u)
+
+
+def _apart(mean: Array) -> Array:
+    """Means (E, ...) from the first member's, so that what all agree on is no rounding of float32."""
+    return mean - mean[0]
 
 
 def _normal_kl(mean: Array, variance: Array, other: Array, other_variance: Array) -> Array:
@@ -173,8 +192,8 @@ class Macura(Rule):
     """Rollouts go on while the members agree (MACURA; Frauenknecht et al., 2024).
 
     u is the mean over pairs of members of the geometric Jensen-Shannon divergence. At the first
-    step of a call a threshold is set, xi times the zeta-percentile of u, and averaged with those of
-    the last 2,000 calls; a rollout lives, and is stored, while u is below it.
+    step of a call a threshold is set, xi times the zeta-percentile of the finite u, and averaged with
+    those of the last 2,000 calls; a rollout lives, and is stored, while u is below it.
     """
 
     Fields: ClassVar[type] = MacuraFields
@@ -208,11 +227,14 @@ class Macura(Rule):
     ) -> tuple[MacuraState, Verdict]:
         """Ends rollouts whose members disagree."""
         u = self.divergence(predictions)
-        threshold = self.own.xi * jnp.percentile(u, self.own.zeta)
+        # One infinite or missing u would stay in the thresholds for as many calls.
+        counts = jnp.isfinite(u) & predictions.alive
+        percentile = jnp.nanpercentile(jnp.where(counts, u, jnp.nan), self.own.zeta)
         begun = MacuraState(
-            state.thresholds.at[state.calls % self.CALLS].set(threshold), state.calls + 1
+            state.thresholds.at[state.calls % self.CALLS].set(self.own.xi * percentile),
+            state.calls + 1,
         )
-        first = h == 0
+        first = (h == 0) & counts.any()
         state = MacuraState(*(jnp.where(first, a, b) for a, b in zip(begun, state, strict=True)))
         known = jnp.clip(state.calls, 1, self.CALLS)
         return state, Verdict(alive=u < state.thresholds.sum() / known)
@@ -231,7 +253,8 @@ class M2AC(Rule):
     2020).
 
     u is the KL divergence of the chosen member from the moments of the others. Of rollouts of H
-    steps the lowest (H - h) / (2 (H + 1)) are stored at step h, and half where H is 1; all go on.
+    steps the lowest (H - h) / (2 (H + 1)) of those that go on are stored at step h, and half where H
+    is 1; all go on.
     """
 
     Fields: ClassVar[type] = M2ACFields
@@ -241,7 +264,7 @@ class M2AC(Rule):
     @staticmethod
     def divergence(predictions: Predictions) -> Array:
         """u: (B,)."""
-        mean, variance = predictions.mean, predictions.variance
+        mean, variance = _apart(predictions.mean), predictions.variance
         members = jnp.arange(mean.shape[0])[:, None]
         others = (members != predictions.member).astype(mean.dtype)[..., None]
         count = mean.shape[0] - 1
@@ -257,8 +280,9 @@ class M2AC(Rule):
         """Keeps the lowest, and penalises all."""
         u = self.divergence(predictions)
         share = jnp.where(jnp.asarray(horizon) == 1, 0.5, (horizon - h) / (2 * (horizon + 1)))
-        count = jnp.round(share * u.shape[0]).astype(jnp.int32)
-        rank = jnp.argsort(jnp.argsort(u))
+        counts = jnp.isfinite(u) & predictions.alive
+        count = jnp.round(share * counts.sum()).astype(jnp.int32)
+        rank = jnp.argsort(jnp.argsort(jnp.where(counts, u, jnp.inf)))
         return state, Verdict(store=rank < count, penalty=self.own.scale * u)
 
 
@@ -305,13 +329,19 @@ class Infoprop(Rule):
     def _common(self, predictions: Predictions) -> tuple[Array, Array, Array, Array]:
         """m, gain, variance of the sample, and loss: (B, D+1) each."""
         mean, variance = predictions.mean, predictions.variance
-        v = 1 / (1 / variance).mean(0)
-        m = v * (mean / variance).mean(0)
-        epsilon = jnp.square(mean - m).mean(0)
+        v, apart = 1 / (1 / variance).mean(0), _apart(mean)
+        m = v * (apart / variance).mean(0)
+        epsilon = jnp.square(apart - m).mean(0)
         gain = v / (v + epsilon)
         left = gain * epsilon
         bits = 0.5 * jnp.log2(2 * math.pi * math.e * jnp.maximum(left, 1e-30))
-        return m, gain, left, jnp.maximum(0.0, bits - math.log2(self.RESOLUTION))
+        return mean[0] + m, gain, left, jnp.maximum(0.0, bits - math.log2(self.RESOLUTION))
+
+    def sample(self, predictions: Predictions, h: Array, key: Array) -> Array:
+        """What the members have in common of the chosen one's sample."""
+        m, gain, left, _ = self._common(predictions)
+        noise = jax.random.normal(key, m.shape)
+        return m + gain * (predictions.sample - m) + jnp.sqrt(left) * noise
 
     def calibrate(
         self, state: InfopropState, predictions: Predictions, counts: Array
@@ -329,13 +359,11 @@ class Infoprop(Rule):
         horizon: Array | int,
         key: Array,
     ) -> tuple[InfopropState, Verdict]:
-        """Samples what the members have in common, and ends rollouts that lose too much."""
-        m, gain, left, loss = self._common(predictions)
-        noise = jax.random.normal(key, m.shape)
-        sample = m + gain * (predictions.sample - m) + jnp.sqrt(left) * noise
+        """Ends rollouts that lose too much."""
+        loss = self._common(predictions)[-1]
         spent = jnp.where(h == 0, 0.0, state.spent) + loss
         lost = (loss > state.high) | (spent > self.own.longest * state.low)
-        return state._replace(spent=spent), Verdict(alive=~lost.any(-1), sample=sample)
+        return state._replace(spent=spent), Verdict(alive=~lost.any(-1))
 
 
 class Weight(Rule):
@@ -349,13 +377,17 @@ class Weight(Rule):
     weighs = True
     figures = ("weight",)
 
+    def sample(self, predictions: Predictions, h: Array, key: Array) -> Array:
+        """The members' mean."""
+        return predictions.mean[0] + _apart(predictions.mean).mean(0)
+
     def apply(
         self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
     ) -> tuple[Any, Verdict]:
         """Weighs every transition, and keeps all."""
-        std = predictions.mean.std(0)
+        std = _apart(predictions.mean).std(0)
         sigma = std[:, -1] + std[:, :-1].mean(-1)
-        return state, Verdict(weight=1 / (1 + sigma), sample=predictions.mean.mean(0))
+        return state, Verdict(weight=1 / (1 + sigma))
 
 
 #: By the name that `--trust` takes; a module of one's own adds what it has.

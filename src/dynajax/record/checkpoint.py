@@ -35,7 +35,7 @@ from dynajax.record.tree import Arrays, Damaged
 from dynajax.runtime.placement import put
 from dynajax.types import Array, TrainState, UsageError
 
-_FORMAT = 4  # of a checkpoint
+_FORMAT = 5  # of a checkpoint
 _ROWS, _REAL, _HOST = "rows/", "rows/real/", "host/"  # how the names of leaves begin
 
 

@@ -26,7 +26,7 @@ from dynajax.types import EnvSpec, UsageError
 
 Which = Literal["best", "last"]
 
-_FORMAT = 1
+_FORMAT = 2
 _PREFIX = "policies/"  # of what a checkpoint holds
 
 
