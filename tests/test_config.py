@@ -163,6 +163,7 @@ def test_values_are_parsed_by_type(path, text, parsed):
         ("agent.hidden", "", "it must be at least 1"),
         ("model.schedule", "often", "choose one of fixed, early_stop"),
         ("learn.reset_at", "0", "it must be at least 1"),
+        ("learn.utd", "1e300", "it must be at most 2147483647"),
     ],
 )
 def test_wrong_values_are_refused(path, text, says):
@@ -183,6 +184,14 @@ def test_an_unknown_field_gets_the_nearest(path, nearest):
     for flag, arguments in (("--set", {"settings": {path: 1}}), ("--vary", {"vary": {path: [1]}})):
         text = refusal(make, "cheetah-run", **arguments)
         assert text == f"{flag}={path}: there is no such field; the nearest is {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("path", "flag"), [("steps", "steps"), ("agent", "agent"), ("trust_name", "trust")]
+)
+def test_what_has_a_flag_of_its_own_is_told(path, flag):
+    text = refusal(make, "cheetah-run", settings={path: 5})
+    assert text == f"--set {path}: it has a flag of its own, --{flag}"
 
 
 def test_even_a_hopeless_field_gets_a_real_one():
@@ -264,6 +273,31 @@ def test_variants_are_fixes_times_values():
         ({"seed": -1}, "--seed=-1: ", "from 0"),
         ({"seed": 2**31 - 1}, "--seed=2147483647: ", "2^31 - seeds"),
         ({"steps": 0}, "--steps=0: ", "at least 1"),
+        (
+            {"trust": "infoprop", "settings": {"trust.low": 0.9, "trust.high": 0.1}},
+            "--set trust.low=0.9: ",
+            "trust.high=0.1",
+        ),
+        (
+            {"trust": "m2ac", "settings": {"rollout.horizon": 64}},
+            "--trust=m2ac: ",
+            "rollout.horizon lower",
+        ),
+        (
+            {"trust": "m2ac", "settings": {"rollout.fresh": False, "rollout.batch": 1}},
+            "--trust=m2ac: ",
+            "rollout.batch=1",
+        ),
+        (
+            # A run's folder is read back without its variants.
+            {
+                "trust": "penalty",
+                "settings": {"trust.scale": -1},
+                "vary": {"trust.scale": [1]},
+            },
+            "--set trust.scale=-1: ",
+            "trust.kind=spread",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, begins, says):
@@ -300,6 +334,18 @@ def test_wrong_arguments_are_refused(arguments, begins, says):
             {"rollout.horizon": "0,9,501,1", "replay.synthetic": 100_000},
             "rollout.horizon=0,9,501,1: ",
             "replay.synthetic",
+        ),
+        (
+            {"rollout.horizon": "0,2000000000,1,15", "replay.synthetic": 100_000},
+            "rollout.horizon=0,2000000000,1,15: ",
+            "below 2^31",
+        ),
+        ({"agent.log_std_min": 5}, "agent.log_std_min=5: ", "agent.log_std_max=2"),
+        ({"learn.reset_at": "50,5000"}, "learn.reset_at=50,5000: ", "above random_steps=1000"),
+        (
+            {"model.schedule": "early_stop", "model.epochs": 4},
+            "model.epochs=4: ",
+            "model.schedule=fixed",
         ),
         ({"model.log_variance_min": 0.5}, "model.log_variance_min=0.5: ", "log_variance_max=0.5"),
         (
@@ -388,7 +434,13 @@ def test_only_traced_fields_are_leaves():
         {
             "trust": "penalty",
             "fixes": ["none", "scale,target"],
-            "settings": {"trust.kind": "spread", "learn.reset_at": (300, 700), "model.elites": 2},
+            "settings": {
+                "trust.kind": "spread",
+                "random_steps": 200,
+                "learn.reset_at": (300, 700),
+                "model.elites": 2,
+                "precision": "bfloat16",
+            },
             "seeds": 3,
             "seed": 5,
             "steps": 1234,

@@ -3,13 +3,14 @@
 import contextlib
 import csv
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import UsageError
+from dynajax import UsageError, report
 from dynajax.record.journal import Journal
 from dynajax.runtime.program import build
 from dynajax.types import Evaluation, Interval
@@ -211,3 +212,63 @@ def test_a_log_that_is_shorter_than_its_checkpoint_is_refused(program, state, tm
     (tmp_path / "eval.csv").write_text("variant\n")
     with pytest.raises(UsageError, match=r"eval\.csv is shorter"), opened(program, tmp_path):
         pass
+
+
+# --- whose folder it is --------------------------------------------------------------------------
+
+
+def test_evaluations_without_a_checkpoint_are_not_written_over(program, state, tmp_path):
+    with opened(program, tmp_path) as (journal, _):
+        for step in (10, 20):
+            journal.write(interval(step))
+            journal.save(step, state, {}, SECONDS)
+    written = (tmp_path / "eval.csv").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with (
+        pytest.raises(UsageError, match="has evaluations, and there is no checkpoint"),
+        opened(program, tmp_path),
+    ):
+        pass
+    assert (tmp_path / "eval.csv").read_bytes() == written
+    # One alone is what a run leaves that was killed before its first checkpoint.
+    first = written.splitlines(keepends=True)[: 1 + ROWS]
+    (tmp_path / "eval.csv").write_bytes(b"".join(first))
+    with opened(program, tmp_path) as (_, step):
+        assert step == 0
+
+
+@pytest.mark.parametrize("name", ["eval.csv", "metrics.jsonl"])
+def test_files_of_others_are_not_written_over(program, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with (
+        pytest.raises(UsageError, match=f"has {name} and no config.json"),
+        opened(program, tmp_path),
+    ):
+        pass
+    assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"config": null}', '{"config": 5}', "{", "{}"])
+def test_a_config_that_is_none_is_refused(program, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with (
+        pytest.raises(UsageError, match=r"its config\.json cannot be read"),
+        opened(program, tmp_path),
+    ):
+        pass
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_folder_is_claimed_anew_until_something_is_saved(program, make, spec, state, tmp_path):
+    other = build(make({"learn.utd": 3}, seeds=2), spec)
+    with opened(other, tmp_path):
+        pass
+    with opened(program, tmp_path) as (journal, _):
+        journal.write(interval(10))
+        journal.save(10, state, {}, SECONDS)
+    with (
+        pytest.raises(UsageError, match=r"another configuration .*learn\.utd"),
+        opened(other, tmp_path),
+    ):
+        pass
+    assert report.read_run(tmp_path).evals.keys() == {"none", "scale,target"}

@@ -144,6 +144,16 @@ def test_a_task_that_may_terminate_is_told_at_the_start(nans, tmp_path, capsys):
     assert "register_termination('NaNs-v0', function)" in said
 
 
+def test_a_run_that_learns_nothing_is_told_at_the_start(nans, tmp_path, capsys):
+    settings = SIZES | {"eval.every": 20, "rollout.real_fraction": 1.0}
+    run = dynajax.make_config(nans, preset="paper", steps=20, settings=settings)
+    with pytest.raises(UsageError):
+        dynajax.train(run, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "--steps=20: all of them are random" in said
+    assert "learns from no synthetic transition" in said
+
+
 def test_a_film_that_cannot_be_made_is_refused_before(nans):
     run = dynajax.make_config(nans, algo="sac", steps=20)
     with pytest.raises(UsageError, match="draws no pictures"):

@@ -44,6 +44,11 @@ def due(config: Config, step: Any) -> Due:
     )
 
 
+def learns(config: Config) -> bool:
+    """Whether a run is long enough for the agent to learn at all."""
+    return bool(due(config, config.steps - 1).learn)
+
+
 def segments(config: Config) -> tuple[int, ...]:
     """Static numbers of environment steps by which an engine that scans may go, longest first.
 

@@ -18,19 +18,21 @@ from dynajax.presets import PRESETS
 from dynajax.types import UsageError
 
 #: Set by a flag of their own, and so not by `--set`.
-_OWN_FLAG = (
-    "env",
-    "algo",
-    "agent_name",
-    "trust_name",
-    "preset",
-    "engine",
-    "oracle",
-    "variants",
-    "seed",
-    "seeds",
-    "steps",
-)
+_OWN_FLAG = {
+    "env": "env",
+    "algo": "algo",
+    "agent_name": "agent",
+    "trust_name": "trust",
+    "preset": "preset",
+    "engine": "engine",
+    "oracle": "oracle",
+    "variants": "fix",
+    "seed": "seed",
+    "seeds": "seeds",
+    "steps": "steps",
+}
+#: A whole number beyond these is no size of anything.
+_MOST = 2**31 - 1
 #: What the group `sac` of older versions had for every agent.
 _MOVED = ("utd", "batch", "discount", "reset_every")
 
@@ -104,6 +106,8 @@ def _lookup(flag: str, path: str, config: Config) -> Setting:
     if path in known:
         return known[path]
     group, _, name = path.rpartition(".")
+    for own in {*_OWN_FLAG, *_OWN_FLAG.values()} & {path}:
+        raise UsageError(f"{flag} {path}: it has a flag of its own, --{_OWN_FLAG.get(own, own)}")
     if group == "sac":
         raise UsageError(
             f"{flag} {path}: it is {'learn' if name in _MOVED else 'agent'}.{name} now"
@@ -154,6 +158,8 @@ def parse(flag: str, path: str, value: Any, config: Config) -> Any:
             kind, "whole numbers with commas between"
         )
         raise UsageError(wrong + f"it takes {name}") from None
+    if kind is not float and any(abs(n) > _MOST for n in numbers):
+        raise UsageError(wrong + f"it must be at most {_MOST}")
     if not (numbers or setting.empty) or not all(
         math.isfinite(n) and setting.low <= n <= setting.high for n in numbers
     ):
@@ -240,7 +246,8 @@ def make(
     for path, value in settings.items():
         config = assign(config, path, parse("--set", path, value, config))
     config = sizes.following(config, set(settings))
-    for variant in config.variants:
+    # The configuration itself too, for it is what a run's folder is read back as.
+    for variant in (Variant(), *config.variants):
         sizes.check(config_of(config, variant))
     return config
 
@@ -314,7 +321,7 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
       UsageError: it is another version's.
     """
     settings = {f"{g}.{name}": value for g in GROUPS for name, value in _group(plain, g).items()}
-    settings["random_steps"] = plain["random_steps"]
+    settings |= {s.path: plain[s.path] for s in _fields(Config, "") if s.path not in _OWN_FLAG}
     names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine", "oracle")
     config = make(
         **{name: plain[name] for name in names},

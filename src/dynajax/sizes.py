@@ -65,6 +65,12 @@ def check(c: Config) -> None:
         c.random_steps < c.replay.real,
         f"--set random_steps={c.random_steps}: it must be under replay.real={c.replay.real}",
     )
+    for at in c.learn.reset_at:
+        need(
+            at > c.random_steps,
+            f"--set learn.reset_at={','.join(map(str, c.learn.reset_at))}: {at} is before the agent "
+            f"learns; each must be above random_steps={c.random_steps}",
+        )
     agent_class(c.agent_name).check(c)
     if not c.has_model:
         need(
@@ -132,6 +138,11 @@ def check(c: Config) -> None:
         m.log_variance_min < m.log_variance_max,
         f"--set model.log_variance_min={m.log_variance_min}: it must be under "
         f"model.log_variance_max={m.log_variance_max}",
+    )
+    need(
+        m.schedule == "fixed" or not m.epochs,
+        f"--set model.epochs={m.epochs:g}: early_stop ends a fit by its score; choose "
+        "--set model.schedule=fixed",
     )
     need(
         m.schedule == "fixed" or m.fit_steps % m.round_steps == 0,

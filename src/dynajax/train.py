@@ -178,15 +178,27 @@ def _check_numbers(interval: Interval, config: Config) -> None:
 
 
 def _foreseen(program: Program) -> list[str]:
-    """What may stop the run later, and can be mended now."""
+    """What may stop the run later or make it useless, and can be mended now."""
     config, spec = program.config, program.spec
+    remarks = []
+    if not schedule.learns(config):
+        remarks.append(
+            f"--steps={config.steps}: all of them are random and nothing is learned; choose more, "
+            f"or --set random_steps below {config.random_steps}"
+        )
+    if config.has_model and not config.synthetic_batch and not config.rollout.expand:
+        remarks.append(
+            "--set rollout.real_fraction=1: the agent learns from no synthetic transition, and the "
+            "model is fitted for its figures alone"
+        )
     if not config.has_model or spec.termination is not None:
-        return []
+        return remarks
     name = config.env.rpartition(":")[2]
     return [
+        *remarks,
         f"it is not known when episodes of {config.env} terminate, and training stops at the first "
         f"one that does; tell the model by dynajax.register_termination({name!r}, function), or "
-        "choose --algo=sac"
+        "choose --algo=sac",
     ]
 
 

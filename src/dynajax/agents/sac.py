@@ -12,8 +12,8 @@ import optax
 
 from dynajax import compiler, nets
 from dynajax.agents.base import Agent
-from dynajax.config import fields, static, traced
-from dynajax.types import Array, Metrics, Params, Transition
+from dynajax.config import Config, fields, static, traced
+from dynajax.types import Array, Metrics, Params, Transition, UsageError
 
 
 @fields
@@ -142,6 +142,15 @@ class SAC(Agent):
     """Soft Actor-Critic as published, with the networks of its authors."""
 
     Fields: ClassVar[type] = SACFields
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """The policy's standard deviation needs a range."""
+        low, high = config.agent.log_std_min, config.agent.log_std_max
+        if not low < high:
+            raise UsageError(
+                f"--set agent.log_std_min={low:g}: it must be under agent.log_std_max={high:g}"
+            )
 
     @property
     def actor_network(self) -> nn.Module:

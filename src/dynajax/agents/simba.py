@@ -21,7 +21,7 @@ class SimBaFields(ResidualFields):
     learning_rate: float = traced(1e-4, 0, about="of actor, critics and temperature")
     initial_temperature: float = traced(0.01, 1e-8, about="price of a nat of log-density at first")
     normalise: bool = static(True, about="observations by their running mean and variance")
-    clip: float = traced(10.0, 0, about="largest normalised observation, in standard deviations")
+    clip: float = traced(10.0, 1e-3, about="largest normalised observation, in standard deviations")
 
 
 class SimBa(SAC):

@@ -261,6 +261,18 @@ class M2AC(Rule):
     asks = True
     figures = ("penalty",)
 
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Of one rollout the better half is none."""
+        if config.rollouts_beside < 2:
+            raise UsageError(
+                "--trust=m2ac: it keeps the better half of rollouts beside each other, and here is "
+                "one; choose --set rollout.horizon lower, or --set learn.batch higher"
+                if config.rollout.fresh
+                else "--trust=m2ac: it keeps the better half of rollouts beside each other, and "
+                f"--set rollout.batch={config.rollout.batch} is one; choose at least 2"
+            )
+
     @staticmethod
     def divergence(predictions: Predictions) -> Array:
         """u: (B,)."""
@@ -318,6 +330,16 @@ class Infoprop(Rule):
     Fields: ClassVar[type] = InfopropFields
     asks = True
     remembers = True
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """A loss that is small must not be more than one that is large."""
+        if not config.trust.low < config.trust.high:
+            raise UsageError(
+                f"--set trust.low={config.trust.low:g}: it must be under "
+                f"trust.high={config.trust.high:g}"
+            )
+
     RESOLUTION: ClassVar[float] = 1e-6
 
     def init(self) -> InfopropState:

@@ -119,6 +119,15 @@ def _version(package: str) -> str | None:
         return None
 
 
+def evaluated(folder: Path) -> int:
+    """At how many steps a run has been evaluated, by its eval.csv."""
+    try:
+        lines = (folder / "eval.csv").read_text().splitlines()
+    except (OSError, ValueError):
+        return 0
+    return len({line["step"] for line in csv.DictReader(lines) if line.get("step")})
+
+
 class RunFolder:
     """Holds a run's folder for this process; use it in a `with` statement.
 
@@ -156,15 +165,9 @@ class RunFolder:
 
     def _claim(self) -> None:
         path = self.path / "config.json"
-        if path.exists():
-            try:
-                previous = json.loads(path.read_text())
-                old = previous["config"]
-            except (ValueError, KeyError, OSError):
-                raise UsageError(
-                    f"--out={self.path}: its config.json cannot be read; choose another folder"
-                ) from None
-            lines = difference(old, self._config)
+        previous = self._previous(path)
+        if previous:
+            lines = difference(previous["config"], self._config)
             if lines:
                 raise UsageError(
                     f"--out={self.path}: the folder holds a run of another configuration "
@@ -177,10 +180,8 @@ class RunFolder:
                     f"process{'es' * (parts > 1)}, and this is one of {jax.process_count()}; "
                     "start as many, or choose another --out"
                 )
-            # Every part of a run says where it ran.
-            self._info["commands"] = [*previous.get("commands", []), self._info["command"]]
-        else:
-            self._info["commands"] = [self._info["command"]]
+        # Every part of a run says where it ran.
+        self._info["commands"] = [*previous.get("commands", []), self._info["command"]]
         content = {
             "config": self._config,
             **self._info,
@@ -196,6 +197,29 @@ class RunFolder:
             raise UsageError(
                 f"--out={self.path}: the folder cannot be written ({error.strerror})"
             ) from None
+
+    def _previous(self, path: Path) -> dict[str, Any]:
+        """What the run that is here says of itself; nothing of one that ended before it had begun."""
+        if not path.exists():
+            strangers = [n for n in ("eval.csv", "metrics.jsonl") if (self.path / n).exists()]
+            if strangers:
+                raise UsageError(
+                    f"--out={self.path}: the folder has {' and '.join(strangers)} and no "
+                    "config.json that says of what; choose another --out"
+                )
+            return {}
+        try:
+            previous: dict[str, Any] = json.loads(path.read_text())
+            whole = isinstance(previous["config"], dict)
+        except (ValueError, KeyError, TypeError, OSError):
+            whole = False
+        if not whole:
+            raise UsageError(
+                f"--out={self.path}: its config.json cannot be read; choose another folder"
+            )
+        checkpoints = self.path / "checkpoints"
+        saved = checkpoints.exists() and (not checkpoints.is_dir() or any(checkpoints.iterdir()))
+        return previous if saved or evaluated(self.path) else {}
 
     def __exit__(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 from dynajax import compiler, schedule
 from dynajax.config import Config, as_dict
 from dynajax.record.checkpoint import Checkpoints, Restored
-from dynajax.record.folder import RunFolder, device_name
+from dynajax.record.folder import RunFolder, device_name, evaluated
 from dynajax.record.loggers import DEFAULT, Loggers
 from dynajax.record.policies import Policies
 from dynajax.record.progress import Progress
@@ -117,6 +117,12 @@ class Journal:
                     "the folder that it had"
                 )
             restored = self._checkpoints.restore(shapes, oldest)
+        # A checkpoint follows an evaluation, so one at most is left where none had been saved.
+        if restored is None and self._first and evaluated(self._folder) > 1:
+            raise UsageError(
+                f"--out={self._folder}: its eval.csv has evaluations, and there is no checkpoint to go "
+                "on from; choose another --out, or move eval.csv away to start anew"
+            )
         if restored is not None:
             self._offsets = restored.meta["offsets"]
             self._policies.restore(restored.host)
