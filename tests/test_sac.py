@@ -15,6 +15,7 @@ from dynajax.agents import sac
 from dynajax.agents.sac import SAC, SACFields
 from dynajax.config import LearnConfig
 from dynajax.types import EnvSpec, Transition
+from jaxprs import equations
 
 D, A, B = 3, 2, 6
 KEY = jax.random.PRNGKey(0)
@@ -457,3 +458,13 @@ def test_critic_reaches_the_values_of_two_states(discount, values):
     state = learn(jax.jit(agent.new)(jax.random.PRNGKey(0)))
     q = agent.value(state, jnp.eye(2), jnp.zeros((2, 1)))
     np.testing.assert_allclose(q, np.broadcast_to(values, (2, 2)), atol=0.05)
+
+
+def test_the_smallest_of_critics_has_one_gradient():
+    """By comparison: one that looks for equal numbers finds none where they are computed twice."""
+    q = jnp.array([[1.0, 5.0, 2.0], [3.0, 4.0, 2.0], [2.0, 9.0, 7.0]])[..., None]
+    np.testing.assert_array_equal(AGENT.combine(q)[:, 0], [1, 4, 2])
+    gradient = jax.grad(lambda q: AGENT.combine(q).sum())
+    np.testing.assert_array_equal(gradient(q)[..., 0], [[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    names = {equation.primitive.name for equation in equations(jax.make_jaxpr(gradient)(q).jaxpr)}
+    assert not names & {"eq", "div", "reduce_min"}

@@ -1,5 +1,6 @@
 """Soft Actor-Critic (Haarnoja et al., 2018): losses, one update, acting."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
@@ -178,7 +179,9 @@ class SAC(Agent):
 
     def combine(self, q: Array) -> Array:
         """One value of C critics: (C, ...) -> (...); the smallest (Fujimoto et al., 2018)."""
-        return q.min(0)
+        # By comparisons: the gradient of `min` looks for the smallest by equality and divides by how many
+        # it finds, which are none where a compiler computes the same q twice and rounds it otherwise.
+        return functools.reduce(lambda a, b: jnp.where(a <= b, a, b), q)
 
     def expected(self, q: Array) -> Array:
         """The values that the critics' outputs stand for: (..., outputs of one) -> (...)."""

@@ -136,6 +136,10 @@ def parse_fixes(text: str) -> tuple[str, ...]:
             near = difflib.get_close_matches(name, FIXES, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"--fix={text}: choose none, or from {', '.join(FIXES)}{hint}")
+        if not isinstance(FIXES[name], Fix):
+            raise UsageError(
+                f"--fix={text}: {FIXES[name]!r} is registered as {name!r}; it must be a Fix"
+            )
         if names.count(name) > 1:
             raise UsageError(f"--fix={text}: {name} is given twice")
     for rule in ("skip", "affine", "exponent"):

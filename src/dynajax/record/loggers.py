@@ -76,8 +76,8 @@ class Files:
             file = open(folder / name, "ab")  # noqa: SIM115 (held until close)
             if file.seek(0, os.SEEK_END) < offsets.get(name, 0):
                 raise UsageError(
-                    f"--out={folder}: {name} is shorter than the checkpoint says; "
-                    "choose another folder"
+                    f"--out={folder}: {name} is shorter than the checkpoint says; put it back, "
+                    "or choose another folder"
                 )
             file.truncate(offsets.get(name, 0))
             self._files[name] = file
