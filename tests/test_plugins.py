@@ -134,6 +134,16 @@ def test_their_fields_are_settings():
     assert [v.name for v in varied.variants] == ["none;agent.noise=0", "none;agent.noise=1"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "entries", "base"),
+    [("agent", dynajax.AGENTS, "Agent"), ("trust", dynajax.TRUST, "Rule")],
+)
+def test_what_is_no_agent_and_no_rule(monkeypatch, flag, entries, base):
+    monkeypatch.setitem(entries, "five", 5)
+    with pytest.raises(UsageError, match=rf"--{flag}=five: 5 is .* inherits from {base}$"):
+        dynajax.make_config("pendulum-swingup", **{flag: "five"})
+
+
 def test_names_that_nobody_registered():
     with pytest.raises(UsageError, match=r"--agent=sacc: .*nearest is sac"):
         dynajax.make_config("pendulum-swingup", agent="sacc")

@@ -4,7 +4,12 @@ import pytest
 
 from dynajax import UsageError, registry
 
-ENTRIES = {"sac": 1, "simba": 2, "bro": 3}
+
+class Base:
+    """What every entry inherits from."""
+
+
+ENTRIES = {name: type(name, (Base,), {}) for name in ("sac", "simba", "bro")}
 
 
 def refusal(name, entries=ENTRIES) -> str:
@@ -31,7 +36,7 @@ def module(tmp_path, monkeypatch):
 
 
 def test_an_entry_is_found_by_its_name():
-    assert [registry.lookup("--agent", ENTRIES, name) for name in ENTRIES] == [1, 2, 3]
+    assert [registry.lookup("--agent", ENTRIES, name) for name in ENTRIES] == [*ENTRIES.values()]
 
 
 @pytest.mark.parametrize(("name", "near"), [("simbo", "simba"), ("sacc", "sac"), ("zzz", "sac")])
@@ -44,10 +49,10 @@ def test_an_unknown_name_gets_the_nearest_and_all(name, near):
 
 
 def test_a_users_module_is_imported_and_registers(module):
-    name = module("import dynajax.registry as r\nr.TESTED = {'own': 7}\n")
+    name = module("import dynajax.registry as r\nclass Own: pass\nr.TESTED = {'own': Own}\n")
     try:
         registry.import_module("--agent", f"{name}:own")
-        assert registry.lookup("--agent", registry.TESTED, f"{name}:own") == 7
+        assert registry.lookup("--agent", registry.TESTED, f"{name}:own").__name__ == "Own"
     finally:
         vars(registry).pop("TESTED", None)
     # A name without a module imports nothing.
@@ -60,11 +65,19 @@ def test_a_module_that_registers_nothing_of_that_name(module):
     assert text.startswith(f"--agent={name}:own: the module '{name}' registers no 'own'")
 
 
+@pytest.mark.parametrize("entry", [5, int, ENTRIES["sac"]()])
+def test_an_entry_of_another_kind_is_refused(entry):
+    text = refusal("five", ENTRIES | {"five": entry})
+    assert text.startswith(f"--agent=five: {entry!r} is registered as 'five'; it must be a class ")
+    assert text.endswith(" Base")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
         ("def (", "SyntaxError: "),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
         ("import no_such_package_at_all", "ModuleNotFoundError: No module named"),
     ],
 )

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,13 +53,13 @@ def write(folder: Path, text: str = STUDY) -> Path:
     return path
 
 
-def sweep(path: Path, *flags: str) -> subprocess.Popen:
+def sweep(path: Path, *flags: str, cwd: Path | None = None) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(SWEEP), str(path), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=path.parent,
+        cwd=cwd or path.parent,
     )
 
 
@@ -249,6 +250,17 @@ def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
         ("[settings]", "[resources]\ncpus = 0\n[settings]", 7, ["resources.cpus", "above 0"]),
         ("[settings]", "[resources]\nram = 1\n[settings]", 7, ["resources.ram", "memory_gb"]),
         ("steps = 400\n", 'engine = "mjx"\n', 1, ["Pendulum-v1", "--engine=host"]),
+        ("[settings]", "[resources]\nhours = nan\n[settings]", 7, ["hours = nan", "finite"]),
+        ("[settings]", "[resources]\nhours = inf\n[settings]", 7, ["hours = inf", "finite"]),
+        ("[settings]", "[resources]\ngpus = inf\n[settings]", 7, ["gpus = inf", "finite"]),
+        ("steps = 400", "steps = 0", 4, ["steps = 0", "above 0"]),
+        ("learn.utd = 2", 'learn.utd = 2\n"learn.utd" = 3', 11, ["learn.utd is given twice"]),
+        ("[settings]", '[arms."../../evil"]\n[settings]', 6, ["'../../evil'", "letters"]),
+        ("[settings]", '[arms."a/b"]\n[settings]', 6, ["'a/b'", "letters"]),
+        ("[settings]", '[arms." a"]\n[settings]', 6, ["' a'", "letters"]),
+        ("[settings]", '[arms.""]\n[settings]', 6, ["''", "letters"]),
+        ("[settings]", '[arms.".a"]\n[settings]', 6, ["'.a'", "letters"]),
+        ("[settings]", "[arms.a]\nsettings = 3\n[settings]", 7, ["settings = 3", "a table"]),
     ],
 )
 def test_a_faulty_study_is_refused_with_the_line(tmp_path, old, new, line, words):
@@ -263,6 +275,22 @@ def test_a_faulty_study_is_refused_with_the_line(tmp_path, old, new, line, words
         assert word in text
 
 
+@pytest.mark.parametrize(
+    ("words", "place"), [("learn.utd=2: take 3", ", line 11"), ("no task for it; take another", "")]
+)
+def test_a_plug_ins_own_words_get_the_place(tmp_path, monkeypatch, words, place):
+    class Strict(agents.Agent):
+        @classmethod
+        def check(cls, config):
+            raise UsageError(words)
+
+    monkeypatch.setitem(agents.AGENTS, "sac", Strict)
+    path = write(tmp_path, STUDY.replace("agent.hidden = [16, 16]", "# no agent.hidden"))
+    with pytest.raises(UsageError) as caught:
+        study.load(path)
+    assert str(caught.value) == f"{path}{place}: {words}"
+
+
 def test_any_number_of_steps_is_a_study(tmp_path):
     plan = study.load(write(tmp_path, STUDY.replace("steps = 400", "steps = 450")))
     assert all(run.config.steps == 450 for run in plan.runs)
@@ -274,6 +302,63 @@ def test_a_faulty_study_starts_nothing(tmp_path):
     assert code == cli.USAGE and not printed
     assert len(err.strip().splitlines()) == 1 and "study.toml, line 4" in err
     assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
+
+
+@pytest.mark.parametrize("given", ["out/study.toml", "~/study.toml"])
+def test_a_study_is_copied_from_anywhere(tmp_path, monkeypatch, given):
+    """From its own copy, and from a home that no shell has written out."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    out = tmp_path / "out"
+    out.mkdir()
+    # Refused once the study is copied, and before anything is started.
+    text = STUDY + "[resources]\ngpus = 0.5\n"
+    write(out if "out" in given else tmp_path, text)
+    code, _, err = finish(sweep(Path(given), "--on=submitit", f"--out={out}", cwd=tmp_path))
+    assert code == cli.USAGE and "whole GPUs" in err, err
+    assert (out / "study.toml").read_text() == text
+
+
+def test_a_run_that_lost_its_evaluations_says_what_helps(whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / RUNS[1] / "eval.csv").unlink()
+    code, printed, err = finish(sweep(whole.parents[1] / "study.toml", f"--out={out}"))
+    assert code == 1, err
+    assert "eval.csv is shorter" in printed and f"delete {out}/NAME to begin that run" in printed
+
+
+@pytest.fixture
+def planned(tmp_path) -> study.Run:
+    """A run of a study in whose folder nothing is yet."""
+    (tmp_path / "launch").mkdir()
+    return study.load(write(tmp_path)).runs[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"state": "running"}',
+        '{"state": "running", "time": "now"}',
+        '{"time": 1, "attempts": "x"}',
+    ],
+)
+def test_a_damaged_note_says_nothing(planned, tmp_path, text):
+    state.note_path(tmp_path, planned.name).write_text(text)
+    row = state.look(planned, tmp_path)
+    assert row.state == "missing" and "1 missing" in state.table([row])
+    state.write_note(tmp_path, planned.name, state="queued")
+    assert state.look(planned, tmp_path).state == "queued"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"config": null}', '{"config": "x"}'])
+def test_a_damaged_configuration_is_refused(planned, tmp_path, text):
+    (tmp_path / planned.name).mkdir()
+    (tmp_path / planned.name / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=f"{planned.name}: its config.json cannot be read"):
+        state.check_folder(planned, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dynajax.types import UsageError
 
-T = TypeVar("T")
+T = TypeVar("T", bound=type[Any])
 
 
 def import_module(flag: str, name: str) -> None:
@@ -21,7 +21,7 @@ def import_module(flag: str, name: str) -> None:
         return
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(
             f"{flag}={name}: the module {module!r} cannot be imported ({reason}); "
@@ -33,12 +33,19 @@ def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
     """The entry called `name`, or, of `module:name`, what that module has registered.
 
     Raises:
-      UsageError: there is none; the line names the nearest.
+      UsageError: there is none, and the line names the nearest; or it is of another kind.
     """
     import_module(flag, name)
     module, _, short = name.rpartition(":")
     if short in entries:
-        return entries[short]
+        entry = entries[short]
+        base = next(iter(entries.values())).__mro__[-2]  # Agent, or Rule
+        if not (isinstance(entry, type) and issubclass(entry, base)):
+            raise UsageError(
+                f"{flag}={name}: {entry!r} is registered as {short!r}; it must be a class that "
+                f"inherits from {base.__name__}"
+            )
+        return entry
     by_lower = {name.lower(): name for name in entries}
     near = by_lower[difflib.get_close_matches(short.lower(), by_lower, 1, 0.0)[0]]
     missing = f"the module {module!r} registers no {short!r}" if module else "there is no such one"

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     if (script := _script("run")) is not None:
         sys.path.insert(0, str(script.parent))  # where run.py finds modules with own tasks, too
-    plan = study.load(cli.folder(arguments[0]))
+    path = cli.folder(arguments[0])
+    plan = study.load(path)
     out = (cli.folder(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
     for run in plan.runs:
         state.check_folder(run, out)
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     todo = [row.name for row in rows if row.state != "done"]
     if todo:
         with _alone(out):
-            shutil.copyfile(arguments[0], out / "study.toml")
+            with contextlib.suppress(shutil.SameFileError):  # started from its own copy
+                shutil.copyfile(path, out / "study.toml")
             for name in todo:
                 state.write_note(out, name, state="queued", attempts=0, message="")
             print(f"{plan.name}: {len(todo)} of {len(rows)} runs to do in {out}", flush=True)
@@ -69,7 +71,10 @@ def main(arguments: Sequence[str]) -> int:
             print("nothing to do: every run is done")
         return _compare([out / row.name for row in rows], out)
     if "failed" in states:
-        print(f"the output of a run is in {out / 'launch'}/NAME.log; the same command tries again")
+        print(
+            f"the output of a run is in {out / 'launch'}/NAME.log; put right what it says, or delete "
+            f"{out}/NAME to begin that run anew, and the same command tries again"
+        )
         return 1
     print("interrupted; the same command goes on")
     return cli.INTERRUPTED

@@ -20,6 +20,8 @@ from dynajax.record.folder import write_atomically
 from dynajax.record.progress import duration
 from dynajax.types import UsageError
 
+#: What every note has, and the kinds of what else is read of one.
+_NOTED = {"time": int | float, "state": str, "attempts": int, "message": str, "job": str}
 #: Seconds between two signs of life, and without one until a run counts as stopped.
 BEAT, SILENCE = 10.0, 60.0
 
@@ -42,11 +44,15 @@ def note_path(out: Path, name: str) -> Path:
 
 
 def read_note(out: Path, name: str) -> dict[str, Any]:
-    """What was last noted about a run; empty if nothing was."""
+    """What was last noted about a run; empty if nothing was, or the file is damaged."""
     try:
-        return json.loads(note_path(out, name).read_text())
+        note = json.loads(note_path(out, name).read_text())
     except (OSError, ValueError):
         return {}
+    whole = isinstance(note, dict) and "time" in note
+    if not whole or not all(isinstance(note[key], _NOTED.get(key, object)) for key in note):
+        return {}
+    return note
 
 
 def write_note(out: Path, name: str, **content: Any) -> None:
@@ -70,10 +76,10 @@ def check_folder(run: Run, out: Path) -> None:
     """
     try:
         info = json.loads((out / run.name / "config.json").read_text())
-        lines = difference(info["config"], as_dict(run.config))
+        lines = difference(dict(info["config"]), as_dict(run.config))
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"{out / run.name}: its config.json cannot be read; choose another --out"
         ) from None

@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -66,7 +67,7 @@ class Study(NamedTuple):
     slurm: dict[str, Any]  # further options of sbatch
 
 
-_STRINGS = "a list of texts"
+_STRINGS, _FIELDS = "a list of texts", "a table of fields"
 #: Every key with what it takes, and what it is if left out (None: it has to be there).
 _KEYS: dict[str, tuple[str, Any]] = {
     "tasks": (_STRINGS, None),
@@ -77,11 +78,11 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "seeds": ("a whole number", 1),
     "first_seed": ("a whole number", 0),
     "seeds_per_run": ("a whole number", 0),
-    "steps": ("a whole number", 0),
+    "steps": ("a whole number above 0", 0),  # 0: the preset's
     "preset": ("a text", "quick"),
     "engine": ("a text", "host"),
-    "settings": ("a table", {}),
-    "vary": ("a table", {}),
+    "settings": (_FIELDS, {}),
+    "vary": (_FIELDS, {}),
     "arms": ("a table", {}),
     "resources": ("a table", {}),
     "slurm": ("a table", {}),
@@ -138,13 +139,15 @@ class _Source:
 
     def _nearest(self, key: str, least: str = "") -> str:
         """The innermost key of the text that `key` is in, inside `least`; empty without one."""
+        key = self._plain(key)
         while key not in ("", least) and key not in self._lines:
             key = key.rpartition(".")[0]
         return "" if key == least else key
 
     def of_flag(self, error: UsageError) -> UsageError:
         """A fault of a run's flags, as one of the study's."""
-        flag, path, value = re.match(r"--(\w+)[ =]?([\w.]*)=?([^:]*)", str(error)).groups()  # type: ignore[union-attr]
+        match = re.match(r"--(\w+)[ =]?([\w.]*)=?([^:]*)", str(error))
+        flag, path, value = match.groups() if match else ("", "", "")  # a plug-in's own words
         key = _FLAGS.get(flag, "")
         if key in ("settings", "vary"):
             return self.fault(str(error), f"{key}.{path}")
@@ -175,13 +178,13 @@ def load(path: Path) -> Study:
         raise UsageError(f"{path}, line {place[2]}, column {place[3]}: {place[1]}") from None
     source = _Source(path, text)
     values = _checked(raw, _KEYS, source)
-    arms = [(name, _arm(raw, name, arm, source)) for name, arm in values["arms"].items()]
     resources = _resources(values["resources"], source)
     for name, value in values["slurm"].items():
         if not isinstance(value, bool | int | float | str):
             raise source.fault(f"slurm.{name}: an option of sbatch is one value", f"slurm.{name}")
     runs: tuple[Run, ...] = ()
-    for source.arm, of_arm in arms or [("", values)]:
+    for source.arm in values["arms"] or [""]:
+        of_arm = _arm(raw, values, source) if values["arms"] else values
         named = (
             run._replace(name="-".join(filter(None, [run.name, source.arm])))
             for run in _runs(of_arm, source)
@@ -194,21 +197,27 @@ def load(path: Path) -> Study:
     return Study(path.stem, runs, resources, values["slurm"])
 
 
-def _arm(raw: Mapping[str, Any], name: str, arm: Any, source: _Source) -> dict[str, Any]:
-    """The values of all keys in one arm of a study, what it does not name being the study's."""
+def _arm(raw: Mapping[str, Any], values: dict[str, Any], source: _Source) -> dict[str, Any]:
+    """The values of all keys in the arm `source.arm`, what it does not name being the study's."""
+    name, arm = source.arm, values["arms"][source.arm]
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise source.fault(
+            f"arms.{name!r}: an arm's name is part of its folders' names; write it in letters, "
+            "digits, -, _ and ., which is not the first",
+            f"arms.{name}",
+        )
     if not isinstance(arm, Mapping):
         raise source.fault(f"arms.{name} = {arm!r}: it takes a table", f"arms.{name}")
     if "arms" in arm or "resources" in arm or "slurm" in arm:
         raise source.fault(f"arms.{name}: it takes what a run is made of", f"arms.{name}")
-    merged = {**raw, **arm, "arms": {}}
+    merged = _checked({**raw, **arm, "arms": {}}, _KEYS, source)
     # Another agent, or another rule, has fields of its own.
     others = [f"{group}." for key, group in (("agents", "agent"), ("trust", "trust")) if key in arm]
     for table in ("settings", "vary"):
-        inherited = _flat(raw.get(table, {}))
-        for path in [path for path in inherited if path.startswith(tuple(others))]:
-            del inherited[path]
-        merged[table] = inherited | _flat(arm.get(table, {}))
-    return _checked(merged, _KEYS, source)
+        inherited = values[table].items()
+        kept = {path: v for path, v in inherited if not path.startswith(tuple(others))}
+        merged[table] = kept | (merged[table] if table in arm else {})
+    return merged
 
 
 def _checked(
@@ -227,16 +236,18 @@ def _checked(
         number = isinstance(value, int) and not isinstance(value, bool)
         good = {
             _STRINGS: isinstance(value, list) and all(isinstance(v, str) for v in value) and value,
+            _FIELDS: isinstance(value, dict),
             "a whole number": number and value >= 0,
+            "a whole number above 0": number and value > 0,
             "a text": isinstance(value, str),
             "a table": isinstance(value, dict),
         }[kind]
-        if not good:
+        if key in raw and not good:
             raise source.fault(f"{key} = {value!r}: it takes {kind}", key)
         if kind == _STRINGS and len(set(value)) < len(value):
             twice = next(v for v in value if value.count(v) > 1)
             raise source.fault(f"{key}: {twice} is given twice", key, twice)
-        values[key] = value
+        values[key] = _flat(value, key, source) if kind == _FIELDS else value
     return values
 
 
@@ -252,22 +263,27 @@ def _resources(raw: Mapping[str, Any], source: _Source) -> Resources:
         if (
             isinstance(value, bool)
             or not isinstance(value, kind)
-            or value < 0
+            or not 0 <= value < math.inf
             or (value == 0 and least == "above 0")
         ):
-            name = "a whole number" if key == "cpus" else "a number"
+            name = "a whole number" if key == "cpus" else "a finite number"
             raise source.fault(
                 f"resources.{key} = {value!r}: it takes {name} {least}", f"resources.{key}"
             )
     return Resources(**raw)
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(table: Mapping[str, Any], name: str, source: _Source, prefix: str = "") -> dict[str, Any]:
     """{"learn.utd": 10} from {"learn": {"utd": 10}}, for TOML reads a dotted key as tables."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in table.items():
-        inner = isinstance(value, Mapping)
-        flat.update(_flat(value, f"{prefix}{key}.") if inner else {prefix + key: value})
+        path = prefix + key
+        is_table = isinstance(value, Mapping)
+        inner = _flat(value, name, source, f"{path}.") if is_table else {path: value}
+        if twice := flat.keys() & inner.keys():
+            path = f"{name}.{min(twice)}"
+            raise source.fault(f"{path} is given twice", path)
+        flat |= inner
     return flat
 
 
@@ -335,15 +351,11 @@ def _run(
 ) -> Run:
     with_model = algo != "sac"
     others = _others(agent, trust, values)
-    sets = {
-        path: _text(value)
-        for path, value in _flat(values["settings"]).items()
-        if path not in others
-    }
+    sets = {path: _text(value) for path, value in values["settings"].items() if path not in others}
     # Without a model there is nothing of it that could vary, and nothing to fix.
     vary = {
         path: [_text(v) for v in (column if isinstance(column, list) else [column])]
-        for path, column in _flat(values["vary"]).items()
+        for path, column in values["vary"].items()
         if path not in others
         and (with_model or path.split(".")[0] not in ("model", "rollout", "trust"))
     }
