@@ -353,3 +353,11 @@ def test_weighted_likelihood_and_its_gradient_by_numpy():
     # No gradient flows through the weight.
     expected = weight * (1 - np.exp(-v) * (m - y) ** 2) / (5 * (D + 1))
     np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fix_is_a_fix(monkeypatch):
+    monkeypatch.setitem(targets.FIXES, "three", 3)
+    with pytest.raises(
+        UsageError, match=r"--fix=three: 3 is registered as 'three'; it must be a Fix"
+    ):
+        parse_fixes("three")
