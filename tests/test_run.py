@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--algo=sac", "--vary=model.holdout=0.1,0.2"], ["model.holdout", "no model"]),
         (["--steps=0"], ["--steps=0", "at least 1"]),
         (["--seeds=0"], ["--seeds=0", "1"]),
-        (["--set=replay.real=1000000000000", "--steps=1000"], ["GiB", "replay.real"]),
+        (["--set=replay.real=2000000000", "--steps=1000"], ["GiB", "replay.real"]),
         (["--no_such_flag=1"], ["no_such_flag"]),
         (["cheetah-run"], ["cheetah-run", "--env"]),
         (["--out=/proc/nothing", "--steps=1000"], ["--out=/proc/nothing", "written"]),
