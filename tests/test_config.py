@@ -414,6 +414,12 @@ def test_varied_values_are_checked_against_the_others():
     assert "model.log_variance_min=-10" in text and "model.log_variance_max=-20" in text
 
 
+def test_targets_that_reach_further_are_no_lone_rollout():
+    """No rollout is made beside them, and M2AC ranks them among themselves."""
+    settings = {"rollout.real_fraction": 1, "rollout.expand": 1}
+    assert make("cheetah-run", trust="m2ac", settings=settings).rollouts_beside == 0
+
+
 # --- the configuration as data -----------------------------------------------------------------
 
 

@@ -106,8 +106,9 @@ def _lookup(flag: str, path: str, config: Config) -> Setting:
     if path in known:
         return known[path]
     group, _, name = path.rpartition(".")
-    for own in {*_OWN_FLAG, *_OWN_FLAG.values()} & {path}:
-        raise UsageError(f"{flag} {path}: it has a flag of its own, --{_OWN_FLAG.get(own, own)}")
+    own = _OWN_FLAG.get(path, path)
+    if own in _OWN_FLAG.values():
+        raise UsageError(f"{flag} {path}: it has a flag of its own, --{own}")
     if group == "sac":
         raise UsageError(
             f"{flag} {path}: it is {'learn' if name in _MOVED else 'agent'}.{name} now"

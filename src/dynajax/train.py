@@ -191,15 +191,14 @@ def _foreseen(program: Program) -> list[str]:
             "--set rollout.real_fraction=1: the agent learns from no synthetic transition, and the "
             "model is fitted for its figures alone"
         )
-    if not config.has_model or spec.termination is not None:
-        return remarks
-    name = config.env.rpartition(":")[2]
-    return [
-        *remarks,
-        f"it is not known when episodes of {config.env} terminate, and training stops at the first "
-        f"one that does; tell the model by dynajax.register_termination({name!r}, function), or "
-        "choose --algo=sac",
-    ]
+    if config.has_model and spec.termination is None:
+        name = config.env.rpartition(":")[2]
+        remarks.append(
+            f"it is not known when episodes of {config.env} terminate, and training stops at the "
+            f"first one that does; tell the model by dynajax.register_termination({name!r}, "
+            "function), or choose --algo=sac"
+        )
+    return remarks
 
 
 def _text(remark: warnings.WarningMessage) -> str:

@@ -43,8 +43,8 @@ def before(command: str) -> None:
             raise UsageError(f"--fix={code}: it stands there twice")
     if FLAGS.out is not None:
         # Before the minutes that it takes.
-        with _written(cli.folder(FLAGS.out)):
-            cli.folder(FLAGS.out).mkdir(parents=True, exist_ok=True)
+        with _written(out := cli.folder(FLAGS.out)):
+            out.mkdir(parents=True, exist_ok=True)
     spec, recordings, source = _recordings()
     out = cli.folder(FLAGS.out or f"diagnosis/{re.sub('[:/]', '.', spec.name)}")
     size = min(len(r.episode) for r in recordings)

@@ -264,7 +264,7 @@ class M2AC(Rule):
     @classmethod
     def check(cls, config: Config) -> None:
         """Of one rollout the better half is none."""
-        if config.rollouts_beside < 2:
+        if config.rollouts_beside == 1:
             raise UsageError(
                 "--trust=m2ac: it keeps the better half of rollouts beside each other, and here is "
                 "one; choose --set rollout.horizon lower, or --set learn.batch higher"
