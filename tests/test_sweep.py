@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from dynajax import UsageError, agents, cli, config
+from dynajax.config import as_dict
 from dynajax.launch import places, state, study
+from dynajax.record.folder import begun
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "launch" / "sweep.py"
@@ -358,7 +360,20 @@ def test_a_damaged_configuration_is_refused(planned, tmp_path, text):
     (tmp_path / planned.name).mkdir()
     (tmp_path / planned.name / "config.json").write_text(text)
     with pytest.raises(UsageError, match=f"{planned.name}: its config.json cannot be read"):
-        state.check_folder(planned, tmp_path)
+        begun(tmp_path / planned.name, as_dict(planned.config))
+
+
+def test_a_folder_of_another_configuration_is_refused_once_it_has_something(planned, tmp_path):
+    folder, wanted = tmp_path / planned.name, as_dict(planned.config)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"config": {**wanted, "seed": 7}}))
+    assert begun(folder, wanted) == {}
+    (folder / "eval.csv").write_text("variant,seed,step\nnone,7,100\n")
+    with pytest.raises(UsageError, match=f"{planned.name}: .*another configuration .seed: 7 -> 0"):
+        begun(folder, wanted)
+    (folder / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"has eval\.csv and no config\.json"):
+        begun(folder, wanted)
 
 
 @pytest.mark.parametrize(

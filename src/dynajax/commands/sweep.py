@@ -19,8 +19,10 @@ import jax
 from absl import flags
 
 from dynajax import UsageError, cli
+from dynajax.config import as_dict
 from dynajax.launch import places, state, study
 from dynajax.launch.worker import Job
+from dynajax.record.folder import begun
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = study.load(path)
     out = (cli.folder(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
     for run in plan.runs:
-        state.check_folder(run, out)
+        begun(out / run.name, as_dict(run.config))
     if FLAGS.status:
         print(state.table(state.look(run, out) for run in plan.runs))
         return 0

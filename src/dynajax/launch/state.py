@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynajax import report
-from dynajax.config import as_dict, difference
 from dynajax.launch.study import Run
 from dynajax.record.checkpoint import Checkpoints
 from dynajax.record.folder import write_atomically
@@ -66,28 +65,6 @@ def write_note(out: Path, name: str, **content: Any) -> None:
 def saved_step(folder: Path) -> int:
     """The step of the newest checkpoint; 0 without one."""
     return Checkpoints(folder / "checkpoints").latest_step() or 0
-
-
-def check_folder(run: Run, out: Path) -> None:
-    """Refuses the folder of a run of another configuration.
-
-    Raises:
-      UsageError: it is one.
-    """
-    try:
-        info = json.loads((out / run.name / "config.json").read_text())
-        lines = difference(dict(info["config"]), as_dict(run.config))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"{out / run.name}: its config.json cannot be read; choose another --out"
-        ) from None
-    if lines:
-        raise UsageError(
-            f"{out / run.name}: the folder holds a run of another configuration "
-            f"({'; '.join(lines)}); choose another --out"
-        )
 
 
 def look(run: Run, out: Path) -> Row:

@@ -128,6 +128,46 @@ def evaluated(folder: Path) -> int:
     return len({line["step"] for line in csv.DictReader(lines) if line.get("step")})
 
 
+def begun(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run that has begun in a folder says of itself; nothing where none has.
+
+    A run has begun once anything of it is saved or evaluated.
+
+    Args:
+      folder: the run's folder, which need not be there.
+      config: the configuration that is to run there, as `as_dict` gives it.
+
+    Raises:
+      UsageError: it is a run of another configuration, or nothing says of which.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        strangers = [name for name in ("eval.csv", "metrics.jsonl") if (folder / name).exists()]
+        if strangers:
+            raise UsageError(
+                f"{folder}: the folder has {' and '.join(strangers)} and no config.json "
+                "that says of what; choose another --out"
+            )
+        return {}
+    try:
+        info: dict[str, Any] = json.loads(path.read_text())
+        lines = difference(dict(info["config"]), config)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{folder}: its config.json cannot be read; choose another --out"
+        ) from None
+    checkpoints = folder / "checkpoints"
+    saved = checkpoints.exists() and (not checkpoints.is_dir() or any(checkpoints.iterdir()))
+    if not saved and not evaluated(folder):
+        return {}
+    if lines:
+        raise UsageError(
+            f"{folder}: the folder holds a run of another configuration "
+            f"({'; '.join(lines)}); choose another --out"
+        )
+    return info
+
+
 class RunFolder:
     """Holds a run's folder for this process; use it in a `with` statement.
 
@@ -164,15 +204,8 @@ class RunFolder:
         return self
 
     def _claim(self) -> None:
-        path = self.path / "config.json"
-        previous = self._previous(path)
+        previous = begun(self.path, self._config)
         if previous:
-            lines = difference(previous["config"], self._config)
-            if lines:
-                raise UsageError(
-                    f"--out={self.path}: the folder holds a run of another configuration "
-                    f"({'; '.join(lines)}); choose another --out"
-                )
             parts = previous.get("processes", 1)
             if parts != jax.process_count():
                 raise UsageError(
@@ -192,34 +225,13 @@ class RunFolder:
             "git_commit": _git_commit(),
         }
         try:
-            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+            write_atomically(
+                self.path / "config.json", (json.dumps(content, indent=2) + "\n").encode()
+            )
         except OSError as error:
             raise UsageError(
                 f"--out={self.path}: the folder cannot be written ({error.strerror})"
             ) from None
-
-    def _previous(self, path: Path) -> dict[str, Any]:
-        """What the run that is here says of itself; nothing of one that ended before it had begun."""
-        if not path.exists():
-            strangers = [n for n in ("eval.csv", "metrics.jsonl") if (self.path / n).exists()]
-            if strangers:
-                raise UsageError(
-                    f"--out={self.path}: the folder has {' and '.join(strangers)} and no "
-                    "config.json that says of what; choose another --out"
-                )
-            return {}
-        try:
-            previous: dict[str, Any] = json.loads(path.read_text())
-            whole = isinstance(previous["config"], dict)
-        except (ValueError, KeyError, TypeError, OSError):
-            whole = False
-        if not whole:
-            raise UsageError(
-                f"--out={self.path}: its config.json cannot be read; choose another folder"
-            )
-        checkpoints = self.path / "checkpoints"
-        saved = checkpoints.exists() and (not checkpoints.is_dir() or any(checkpoints.iterdir()))
-        return previous if saved or evaluated(self.path) else {}
 
     def __exit__(
         self,
