@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax.models import trust
 from dynajax.models.trust import TRUST, Predictions
+from dynajax.models.trust.infoprop import InfopropState
+from dynajax.models.trust.m2ac import M2AC
+from dynajax.models.trust.macura import Macura
 from dynajax.types import EnvSpec
 
 KEY = jax.random.PRNGKey(0)
@@ -38,7 +40,7 @@ def test_macuras_divergence_by_hand():
     # (0 - 2)^2 / (4 (1 + 3)) + 1/2 ln(4 / (2 sqrt 3)), and nothing where members are the same
     p = predictions([[0, 5], [2, 5]], [[1, 2], [3, 2]])
     expected = [4 / 16 + 0.5 * math.log(4 / (2 * math.sqrt(3))), 0]
-    np.testing.assert_allclose(trust.Macura.divergence(p), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(Macura.divergence(p), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_macuras_divergence_is_that_of_the_geometric_mean():
@@ -53,12 +55,12 @@ def test_macuras_divergence_is_that_of_the_geometric_mean():
     # The dual form: KL of the geometric mean from each, averaged.
     expected = 0.5 * (kl(m, v, m1, v1) + kl(m, v, m2, v2))
     p = predictions([[m1], [m2]], [[v1], [v2]])
-    np.testing.assert_allclose(trust.Macura.divergence(p), [expected], rtol=1e-5)
+    np.testing.assert_allclose(Macura.divergence(p), [expected], rtol=1e-5)
 
 
 def test_macuras_divergence_survives_float32():
     p = predictions([[0, 1e10, 1e-9], [0, -1e10, 0]], [[1e-12, 1, 1e-8], [1e12, 1, 1e-8]])
-    u = np.asarray(trust.Macura.divergence(p))
+    u = np.asarray(Macura.divergence(p))
     assert np.isfinite(u).all()
     np.testing.assert_allclose(u[0], 0.5 * math.log(1e12 / 2), rtol=1e-4)
     np.testing.assert_allclose(u[1], 4e20 / 8, rtol=1e-4)
@@ -105,7 +107,7 @@ def test_m2acs_divergence_by_hand():
     # Member 0 against members 1 and 2: mean 2, variance (1 + 3)/2 + ((1 - 2)^2 + (3 - 2)^2)/2 = 3.
     p = predictions([[0.5], [1], [3]], [[2], [1], [3]])
     expected = 0.5 * (math.log(3 / 2) + (2 + 1.5**2) / 3 - 1)
-    np.testing.assert_allclose(trust.M2AC.divergence(p), [expected], rtol=1e-5)
+    np.testing.assert_allclose(M2AC.divergence(p), [expected], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("h", "horizon", "kept"), [(0, 1, 4), (0, 3, 3), (1, 3, 2), (2, 3, 1)])
@@ -114,7 +116,7 @@ def test_m2ac_keeps_the_lowest(h, horizon, kept):
     r = rule("m2ac", 8, scale=0.25)
     p = predictions([np.zeros(8), [7, 3, 1, 0, 6, 2, 5, 4]], np.ones((2, 8)))
     _, verdict = r.apply(None, p, jnp.array(h), horizon, KEY)
-    u = np.asarray(trust.M2AC.divergence(p))
+    u = np.asarray(M2AC.divergence(p))
     assert set(np.flatnonzero(verdict.store)) == set(np.argsort(u)[:kept])
     assert verdict.alive is None
     np.testing.assert_allclose(verdict.penalty, 0.25 * u, rtol=1e-5)
@@ -158,7 +160,7 @@ def test_infoprop_ends_a_rollout_at_once_or_in_sum():
     p = predictions([[0, 0, 0], [0, 1e-3, 10]], np.ones((2, 3)))
     loss = np.asarray(r._common(p)[-1])[:, 0]
     assert 0 == loss[0] < loss[1] < loss[2]
-    limit = trust.InfopropState(
+    limit = InfopropState(
         jnp.array([(loss[1] + loss[2]) / 2]), jnp.array([0.75 * loss[1]]), r.init().spent
     )
     state, verdict = r.apply(limit, p, jnp.array(0), 5, KEY)
@@ -203,7 +205,7 @@ def test_members_that_agree_far_from_zero_agree(far):
     np.testing.assert_array_equal(loss, 0)
     np.testing.assert_array_equal(gain, 1)
     np.testing.assert_array_equal(m, np.float32(far))
-    np.testing.assert_allclose(trust.M2AC.divergence(p), 0, atol=1e-5)
+    np.testing.assert_allclose(M2AC.divergence(p), 0, atol=1e-5)
     weight = rule("weight", 4, 2)
     np.testing.assert_array_equal(weight.apply(None, p, jnp.array(0), 1, KEY)[1].weight, 1)
     np.testing.assert_array_equal(weight.sample(p, jnp.array(0), KEY), np.float32(far))

@@ -12,6 +12,7 @@ from dynajax import replay
 from dynajax.algorithm import Algorithm, _Fresh
 from dynajax.models import ensemble, fitting, rollouts, survey, targets, trust
 from dynajax.models.recoding import recode
+from dynajax.models.trust.penalty import Penalty, PenaltyFields
 from dynajax.record.journal import Journal
 from dynajax.runtime.program import build
 from dynajax.types import Code, Shared, Transition, UsageError
@@ -133,7 +134,7 @@ def test_a_fit_asks_no_more_without_a_rule(make, spec):
 def penalty(kind, scale, mean, variance):
     """By the rule, of means and variances (E, B, D+1)."""
     mean, variance = jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)
-    rule = trust.Penalty(trust.PenaltyFields(kind, scale), None, mean.shape[1])
+    rule = Penalty(PenaltyFields(kind, scale), None, mean.shape[1])
     predictions = trust.Predictions(mean, variance, jnp.zeros(mean.shape[1], int), mean[0])
     state, verdict = rule.apply(None, predictions, 0, 1, KEY)
     assert state is None

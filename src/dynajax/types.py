@@ -145,7 +145,7 @@ class Row(NamedTuple):
     real: Replay
     model: Model | None  # None without a model, and so are the next two
     synthetic: Replay | None
-    trust: Any  # what the rule of trust remembers, a pytree of its own (models/trust.py)
+    trust: Any  # what the rule of trust remembers, a pytree of its own (models/trust)
 
 
 class Shared(NamedTuple):
