@@ -15,12 +15,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from dynajax import cli, compiler, envs
+from dynajax import envs
+from dynajax.cli import common
 from dynajax.envs import dmc, mjx
-from dynajax.envs.pool import EnvPool
-from dynajax.measure import benchmark
-from dynajax.record.folder import device_name, write_csv
+from dynajax.envs.vector import EnvPool
+from dynajax.profiling import benchmark
+from dynajax.runs.directory import device_name, write_csv
 from dynajax.types import UsageError
+from dynajax.xla import backend
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run", "hopper-hop", "humanoid-walk", "quadruped-run"], "Tasks.")
@@ -95,9 +97,9 @@ def on_device(task: mjx.Task, rows: int) -> tuple[Callable[[], Any], int, float]
         return jax.lax.scan(one, state, jax.random.split(key, DEVICE_STEPS))[0]
 
     begin = time.perf_counter()
-    reset = compiler.jit(jax.vmap(task.reset)).lower(keys).compile()
+    reset = backend.jit(jax.vmap(task.reset)).lower(keys).compile()
     state = reset(keys)
-    program = compiler.jit(jax.vmap(steps), donate_argnums=0).lower(state, keys).compile()
+    program = backend.jit(jax.vmap(steps), donate_argnums=0).lower(state, keys).compile()
     compiling = time.perf_counter() - begin
 
     def run() -> None:
@@ -142,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
         rows = [int(r) for r in FLAGS.rows] or [1, 8, 64, 256, *([] if on_cpu else [1024, 4096])]
     except ValueError:
         raise UsageError(f"--rows={','.join(FLAGS.rows)}: whole numbers, as 1,64") from None
-    cli.start()
+    common.start()
     lines = []
     for name in FLAGS.env:
         lines += measure(name, rows)
@@ -155,4 +157,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -19,8 +19,9 @@ import numpy as np
 from absl import flags
 
 import others
-from dynajax import cli, envs, make_config
-from dynajax.measure import benchmark
+from dynajax import envs, make_config
+from dynajax.cli import common
+from dynajax.profiling import benchmark
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("simba", None, "A clone of github.com/SonyResearch/simba.", required=True)
@@ -107,7 +108,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[]
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.start()
+    common.start()
     spec = envs.spec(FLAGS.env)
     actor_width, critic_width = map(int, FLAGS.widths)
     settings = {
@@ -144,4 +145,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -21,8 +21,9 @@ import numpy as np
 from absl import flags
 
 import others
-from dynajax import cli, envs, make_config
-from dynajax.measure import benchmark
+from dynajax import envs, make_config
+from dynajax.cli import common
+from dynajax.profiling import benchmark
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("stfl", None, "A clone of github.com/CLeARoboticsLab/STFL.", required=True)
@@ -93,7 +94,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int) -> dict[str, Callable[[],
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.start()
+    common.start()
     spec = envs.spec(FLAGS.env)
     configs = {
         p: make_config(FLAGS.env, preset=p, fixes=["scale,target"], seeds=FLAGS.seeds)
@@ -128,4 +129,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

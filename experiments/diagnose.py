@@ -5,8 +5,8 @@
 The same as `dynajax diagnose`; `--help` says the rest.
 """
 
-from dynajax import cli
-from dynajax.commands.diagnose import main
+from dynajax.cli import common
+from dynajax.cli.diagnose import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

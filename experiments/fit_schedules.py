@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from dynajax import cli, compiler, envs, make_config
+from dynajax import envs, make_config
+from dynajax.cli import common
 from dynajax.diagnose.data import collect, shuffled
-from dynajax.models import ensemble, fitting
-from dynajax.record.folder import write_csv
+from dynajax.models import ensemble, training
 from dynajax.replay import pack
+from dynajax.runs.directory import write_csv
+from dynajax.xla import backend
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run", "humanoid-stand", "quadruped-walk"], "Tasks.")
@@ -40,7 +42,7 @@ MEASURES = ("score", "nll", "r2_state", "r2_reward")
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.start()
+    common.start()
     sizes, lines = [int(size) for size in FLAGS.sizes], []
     capacity = max(sizes) + 250 * FLAGS.refits
     for env in FLAGS.env:
@@ -52,11 +54,11 @@ def main(argv: Sequence[str]) -> None:
                 preset=preset,
                 fixes=[FLAGS.fix],
                 seed=FLAGS.seed,
-                settings=cli.assignments("--set", FLAGS.set) | {"model.schedule": schedule},
+                settings=common.assignments("--set", FLAGS.set) | {"model.schedule": schedule},
             )
             fixes = config.variants[0].fixes
-            fit = compiler.jit(
-                functools.partial(fitting.fit, config.model, [fixes], jnp.zeros((), int))
+            fit = backend.jit(
+                functools.partial(training.fit, config.model, [fixes], jnp.zeros((), int))
             )
             for size in sizes:
                 key = jax.random.PRNGKey(FLAGS.seed)
@@ -83,4 +85,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

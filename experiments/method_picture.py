@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from dynajax import UsageError, cli
-from dynajax.record.folder import write_atomically
-from dynajax.report import channels, figures, statistics
+from dynajax import UsageError
+from dynajax.cli import common
+from dynajax.report import dimensions, figures, statistics
+from dynajax.runs.directory import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,10 +94,10 @@ def learned(task: Diagnosed) -> "Figure":
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
         for i, code in enumerate(("none", "scale,target", "scale,auto,beta")):
-            skill = np.maximum(task.of_channels(f"skill {code}"), channels.FLOOR)
+            skill = np.maximum(task.of_channels(f"skill {code}"), dimensions.FLOOR)
             axes.scatter(x + 0.2 * (i - 1), skill, 12, color=_CODES[code], label=code)
         axes.axhline(0, color="#8a8a8a", linewidth=1)
-        axes.set_ylim(channels.FLOOR - 0.05, 1.05)
+        axes.set_ylim(dimensions.FLOOR - 0.05, 1.05)
         axes.set_ylabel("share of the change predicted")
         axes.set_title("What is learned of each channel")
         _finish(figure, axes, task.names)
@@ -106,7 +107,7 @@ def learned(task: Diagnosed) -> "Figure":
 def _finish(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
     place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": 8.5}
     figure.legend(**place)
-    channels.by_channel(axes, names)
+    dimensions.by_channel(axes, names)
 
 
 def reward(task: Diagnosed) -> "Figure":
@@ -132,8 +133,8 @@ def reward(task: Diagnosed) -> "Figure":
 def main(folders: Sequence[str]) -> None:
     if len(folders) != 1:
         raise UsageError("name one folder that diagnose.py --env has written")
-    out = cli.folder(_OUT.value)
-    folder = cli.folder(folders[0])
+    out = common.folder(_OUT.value)
+    folder = common.folder(folders[0])
     rows = [row for row in _table(folder / "channels.csv") if row["kind"] != "reward"]
     task = Diagnosed(rows, _table(folder / "codes.csv"))
     pictures = {"targets": targets(task), "channels": learned(task), "reward": reward(task)}
@@ -147,4 +148,4 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dynajax import UsageError
-from dynajax.record.folder import device_name, write_csv
+from dynajax.runs.directory import device_name, write_csv
 
 
 def load(

@@ -5,8 +5,8 @@
 The same as `dynajax plot`; `--help` says the rest.
 """
 
-from dynajax import cli
-from dynajax.commands.plot import main
+from dynajax.cli import common
+from dynajax.cli.plot import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -5,8 +5,8 @@
 The same as `dynajax train`; `--help` says the rest.
 """
 
-from dynajax import cli
-from dynajax.commands.train import main
+from dynajax.cli import common
+from dynajax.cli.train import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -18,10 +18,10 @@ import numpy as np
 import scipy
 from absl import flags
 
-from dynajax import cli
-from dynajax.record.folder import write_atomically, write_csv
+from dynajax.cli import common
 from dynajax.report import figures
 from dynajax.report.statistics import over_seeds
+from dynajax.runs.directory import write_atomically, write_csv
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -187,4 +187,4 @@ def _picture(table: Sequence[dict[str, Any]], fails: np.ndarray, names: Sequence
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

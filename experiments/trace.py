@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from dynajax import UsageError, cli, envs
-from dynajax.commands import train
-from dynajax.measure.benchmark import Workload
-from dynajax.record.folder import write_atomically
+from dynajax import UsageError, envs
+from dynajax.cli import common, train
+from dynajax.profiling.benchmark import Workload
+from dynajax.runs.directory import write_atomically
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("bound", None, "Folder with the JSON of ahead.py.")
@@ -55,11 +55,11 @@ def bounds(folder: Path | None) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    reports = bounds(FLAGS.bound and cli.folder(FLAGS.bound))
-    cli.start()
+    reports = bounds(FLAGS.bound and common.folder(FLAGS.bound))
+    common.start()
     envs.spec(FLAGS.env)
     config = train.configured()
-    out = cli.folder(FLAGS.out or "trace")
+    out = common.folder(FLAGS.out or "trace")
     result: dict[str, Any] = {"env": config.env, "rows": config.rows, "stages": {}}
     with Workload(config) as work:
         stages, step = work.stages(), 0.0
@@ -96,4 +96,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -5,8 +5,8 @@
 The same as `dynajax sweep`; `--help` says the rest.
 """
 
-from dynajax import cli
-from dynajax.commands.sweep import main
+from dynajax.cli import common
+from dynajax.cli.sweep import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

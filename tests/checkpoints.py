@@ -13,17 +13,9 @@ import orbax.checkpoint
 from dynajax import replay
 from dynajax.agents.sac import SACState
 from dynajax.config import Config
-from dynajax.record import checkpoint
-from dynajax.record.checkpoint import Checkpoints
-from dynajax.types import (
-    Code,
-    Model,
-    Replay,
-    Row,
-    Shared,
-    TrainState,
-    Transition,
-)
+from dynajax.runs import checkpoint
+from dynajax.runs.checkpoint import Checkpoints
+from dynajax.types import Code, Model, Replay, Row, Shared, TrainState, Transition
 
 S, N, D, A = 2, 8, 3, 2
 

@@ -25,11 +25,12 @@ if version("jaxlib").startswith("0.10."):
 import jax
 import pytest
 
-from dynajax import cli, config, make_config
-from dynajax.algorithm import Algorithm
+from dynajax import config, make_config
+from dynajax.cli import common
+from dynajax.mbpo import Algorithm
 from dynajax.types import EnvSpec
 
-cli.use_compilation_cache()
+common.use_compilation_cache()
 # Tracing makes so many objects that looking for cycles among them takes a tenth of its time.
 gc.set_threshold(200_000, 20, 50)
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import test_train
-from dynajax import compiler, train
+from dynajax import train
 from dynajax.config import assign
-from dynajax.runtime.placement import BY_ROWS, place
 from dynajax.runtime.program import SharedFit, build
+from dynajax.runtime.sharding import BY_ROWS, place
+from dynajax.xla import backend
 from test_device import config as walk_config
 from test_device import walk
 
@@ -251,8 +252,8 @@ def test_sizes_are_those_of_a_device(make, spec):
     config = make(seeds=8)
     one, four = (build(config, spec, DEVICES[:n]) for n in (1, 4))
     sizes = [
-        compiler.memory([p.insert.lower(p.shapes(), *test_train.data_at(config, 0))])
+        backend.memory([p.insert.lower(p.shapes(), *test_train.data_at(config, 0))])
         for p in (one, four)
     ]
     assert 3.5 < sizes[0] / sizes[1] < 4.1
-    assert compiler.available(4) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3.9
+    assert backend.available(4) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 3.9

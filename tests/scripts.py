@@ -10,14 +10,15 @@ from types import ModuleType
 import pytest
 from absl import flags
 
-from dynajax import cli, commands
+from dynajax import cli
+from dynajax.cli import common
 
 
 def forget(known: set[str]) -> None:
     """Unloads all commands, and their flags but for the `known` ones."""
-    for name in [name for name in sys.modules if name.startswith("dynajax.commands.")]:
+    for name in [name for name in sys.modules if name.startswith("dynajax.cli.")]:
         del sys.modules[name]
-        vars(commands).pop(name.rpartition(".")[2], None)
+        vars(cli).pop(name.rpartition(".")[2], None)
     for name in set(flags.FLAGS) - known:
         delattr(flags.FLAGS, name)
 
@@ -38,7 +39,7 @@ def loaded(path: Path) -> Iterator[ModuleType]:
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """A script's exit status; JAX is set up already."""
-    monkeypatch.setattr(cli, "start", lambda process=None: None)
+    monkeypatch.setattr(common, "start", lambda process=None: None)
     package, _, name = script.__name__.rpartition(".")
     called = f"dynajax {name}" if package else script.__file__
     monkeypatch.setattr(sys, "argv", [called, *arguments])
@@ -47,5 +48,5 @@ def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     with pytest.raises(SystemExit) as left:
-        cli.run(script.main)
+        common.run(script.main)
     return left.value.code or 0

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 import scripts
-from dynajax import UsageError, compiler
-from dynajax.measure import ahead, devices, hlo
+from dynajax import UsageError
+from dynajax.profiling import aot, devices, hlo
+from dynajax.xla import backend
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ahead.py"
 
@@ -155,10 +156,10 @@ def test_the_processors_own_program_is_read():
 
 
 def test_programs_are_made_for_the_named_kind_of_device():
-    assert compiler.small_caches()
-    with compiler.made_for("gpu"):
-        assert not compiler.small_caches() and compiler.options() == {}
-    assert compiler.small_caches()
+    assert backend.small_caches()
+    with backend.made_for("gpu"):
+        assert not backend.small_caches() and backend.options() == {}
+    assert backend.small_caches()
 
 
 def test_rows_that_fit_are_found_at_the_edge(make, spec, monkeypatch):
@@ -170,13 +171,13 @@ def test_rows_that_fit_are_found_at_the_edge(make, spec, monkeypatch):
             # No straight line, so that a guess is not enough.
             self.needed = 1000 + 90 * rows + rows**2
 
-    monkeypatch.setattr(ahead, "build", lambda config, *_: config.seeds)
-    monkeypatch.setattr(ahead, "jobs", lambda rows: {"fit": rows})
-    monkeypatch.setattr(ahead, "measure", lambda rows, *_, **__: Needs(rows))
+    monkeypatch.setattr(aot, "build", lambda config, *_: config.seeds)
+    monkeypatch.setattr(aot, "jobs", lambda rows: {"fit": rows})
+    monkeypatch.setattr(aot, "measure", lambda rows, *_, **__: Needs(rows))
     accelerator = devices.ACCELERATORS["cpu"]._replace(memory=10_000)
     monkeypatch.setitem(devices.ACCELERATORS, "cpu", accelerator)
-    fits = ahead.most_rows(make(), spec, "cpu", 2, {"fit": 1000 + 180 + 4})
-    limit = compiler.FILLED * 10_000
+    fits = aot.most_rows(make(), spec, "cpu", 2, {"fit": 1000 + 180 + 4})
+    limit = backend.FILLED * 10_000
     assert fits.needed <= limit < fits.more
     assert fits.each + 1 in tried and len(tried) <= 8
 

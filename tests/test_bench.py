@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dynajax.measure import benchmark
+from dynajax.profiling import benchmark
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,12 +24,9 @@ from checkpoints import (
     ring,
     save,
 )
-from dynajax.record.checkpoint import Checkpoints
-from dynajax.runtime import placement
-from dynajax.types import (
-    Replay,
-    UsageError,
-)
+from dynajax.runs.checkpoint import Checkpoints
+from dynajax.runtime import sharding
+from dynajax.types import Replay, UsageError
 
 
 def test_round_trip_is_bit_for_bit(tmp_path):
@@ -142,7 +139,7 @@ def test_restored_arrays_own_their_memory():
     aligned = room[-room.ctypes.data % 64 :][:2048].view(np.float32)
     shared = jax.device_put(aligned)
     assert shared.unsafe_buffer_pointer() == aligned.ctypes.data
-    assert placement.put(shared, shared).unsafe_buffer_pointer() != aligned.ctypes.data
+    assert sharding.put(shared, shared).unsafe_buffer_pointer() != aligned.ctypes.data
 
 
 def test_ring_wraps(tmp_path):

@@ -28,12 +28,9 @@ from checkpoints import (
     restore,
     save,
 )
-from dynajax.record import checkpoint, tree
-from dynajax.record.checkpoint import Checkpoints
-from dynajax.types import (
-    Shared,
-    UsageError,
-)
+from dynajax.runs import checkpoint, serialization
+from dynajax.runs.checkpoint import Checkpoints
+from dynajax.types import Shared, UsageError
 
 
 def truncate(folder: Path) -> None:
@@ -119,13 +116,13 @@ def test_no_flipped_bit_is_believed(tmp_path, capfd):
 def test_a_leaf_is_checked_beyond_its_file(tmp_path, monkeypatch, change):
     """Something else than was saved, in files that are as they were written."""
     save(Checkpoints(tmp_path), 5)
-    write, name = tree._write_arrays, "rows/agent/actor/Dense_0/kernel"
+    write, name = serialization._write_arrays, "rows/agent/actor/Dense_0/kernel"
 
     def wrong(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         write(folder, arrays | ({name: change(arrays[name])} if name in arrays else {}))
 
     with monkeypatch.context() as patch:
-        patch.setattr(tree, "_write_arrays", wrong)
+        patch.setattr(serialization, "_write_arrays", wrong)
         save(Checkpoints(tmp_path), 11)
     with pytest.warns(UserWarning, match=f"{name} in .* fails its checksum"):
         assert restore(tmp_path)[1].step == 50
@@ -230,7 +227,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import checkpoints as t
-from dynajax.record import checkpoint, tree
+from dynajax.runs import checkpoint, tree
 
 write, calls = tree._write_arrays, 0
 
@@ -292,7 +289,7 @@ def test_stop_at_every_moment(tmp_path, monkeypatch):
             patch.setattr(os, "fsync", counted(os.fsync))
             patch.setattr(Path, "rename", counted(Path.rename, renames=True))
             patch.setattr(Path, "write_text", counted(Path.write_text))
-            patch.setattr(tree, "_write_arrays", counted(tree._write_arrays))
+            patch.setattr(serialization, "_write_arrays", counted(serialization._write_arrays))
             patch.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
             save(checkpoints, 30)
 
@@ -334,7 +331,7 @@ ORBAX_FULL = ValueError(
 def test_full_disk(tmp_path, monkeypatch, error, when):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 5)
-    write, calls = tree._write_arrays, 0
+    write, calls = serialization._write_arrays, 0
 
     def full(path: Path, arrays: dict[str, np.ndarray]) -> None:
         nonlocal calls
@@ -344,7 +341,7 @@ def test_full_disk(tmp_path, monkeypatch, error, when):
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(tree, "_write_arrays", full)
+        patch.setattr(serialization, "_write_arrays", full)
         with pytest.raises(UsageError, match="No space left on device") as caught:
             save(checkpoints, 11)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
@@ -360,7 +357,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import checkpoints as t
-from dynajax.record import checkpoint, tree
+from dynajax.runs import checkpoint, tree
 
 def save(count):
     try:

@@ -7,7 +7,7 @@ import pytest
 
 from dynajax import config, make_config
 from dynajax.config import Config, Variant
-from dynajax.presets import PRESETS
+from dynajax.config.presets import PRESETS
 from dynajax.settings import all_settings, base, from_dict, parse
 from dynajax.types import UsageError
 

@@ -13,11 +13,11 @@ import pytest
 
 from conftest import SMALL
 from dynajax import make_config, register_termination, train
-from dynajax.engines import mjx
+from dynajax.engines import device
 from dynajax.envs import mjx as envs_mjx
 from dynajax.envs.mjx import EnvState, Task
-from dynajax.runtime import processes
-from dynajax.runtime.clock import Clock
+from dynajax.runtime import distributed
+from dynajax.runtime.timers import Clock
 from dynajax.types import EnvSpec
 
 LIMIT = 15
@@ -141,7 +141,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, monkeypatch):
     calls = itertools.count()
     with monkeypatch.context() as patch:
         interrupted = contextlib.nullcontext(lambda: next(calls) >= 5)
-        patch.setattr(processes, "interruptions", lambda: interrupted)
+        patch.setattr(distributed, "interruptions", lambda: interrupted)
         stopped = run("parts")
     assert not stopped.finished and stopped.state.shared.step == 39
     assert not [line for line in log(tmp_path / "parts", "learn") if line["step"] > 30]
@@ -173,9 +173,9 @@ def spread_task() -> Task:
 def empty(task, size):
     env = EnvState(jnp.zeros(1), jnp.zeros(()))
     ready = jax.tree.map(lambda x: jnp.zeros((size, *x.shape)), env)
-    transition = mjx.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
+    transition = device.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
     whole = jnp.zeros((), jnp.int32)
-    return mjx.World(
+    return device.World(
         env=env,
         age=whole,
         score=jnp.zeros(()),
@@ -192,10 +192,10 @@ def empty(task, size):
 
 def test_every_episode_has_a_start_of_its_own():
     task, key = spread_task(), jax.random.PRNGKey(0)
-    world, starts = mjx.stock(task, empty(task, 3), key), []
+    world, starts = device.stock(task, empty(task, 3), key), []
     assert int(world.made) == 3 and int(world.used) == 1
-    advance = jax.jit(lambda w, a: mjx.advance(task, w, a))
-    stock = jax.jit(lambda w: mjx.stock(task, w, key))
+    advance = jax.jit(lambda w, a: device.advance(task, w, a))
+    stock = jax.jit(lambda w: device.stock(task, w, key))
     for t in range(40):
         if t % 8 == 0:
             world = stock(world)
@@ -211,9 +211,9 @@ def test_every_episode_has_a_start_of_its_own():
 
 def test_a_step_that_is_not_finite_ends_the_episode():
     task = spread_task()
-    world = mjx.stock(task, empty(task, 3), jax.random.PRNGKey(0))
-    world = mjx.advance(task, world, jnp.zeros(1))
-    world = mjx.advance(task, world, jnp.ones(1))
+    world = device.stock(task, empty(task, 3), jax.random.PRNGKey(0))
+    world = device.advance(task, world, jnp.zeros(1))
+    world = device.advance(task, world, jnp.ones(1))
     assert not world.valid and int(world.dropped) == 1
     assert all(not np.asarray(x).any() for x in world.pending)
     assert int(world.age) == 0 and int(world.ended) == 1
@@ -225,12 +225,12 @@ def test_a_step_that_is_not_finite_ends_the_episode():
 
 def test_no_ring_is_copied(spec):
     """The branches of the program pass the replays through in place."""
-    from dynajax.measure.compiled import ring_copies
+    from dynajax.profiling.compiled import ring_copies
     from dynajax.runtime.program import build
 
     run = config("mjx", settings={"replay.real": 1003, "replay.synthetic": 1200})
     at = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
-    engine = mjx.DeviceEngine(build(run, at), Clock(), task(at))
+    engine = device.DeviceEngine(build(run, at), Clock(), task(at))
     steps, _, fit = engine.lower()
     jax.config.update("jax_disable_most_optimizations", False)
     for lowered in (steps, fit):

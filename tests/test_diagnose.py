@@ -9,7 +9,7 @@ from scipy import stats
 
 from dynajax import envs
 from dynajax.config import ModelConfig
-from dynajax.diagnose import data, fits, measures, offline, page, sentences
+from dynajax.diagnose import data, fits, measures, offline, offline_report, statements
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, Transition
 
@@ -226,7 +226,7 @@ _CAUSES = re.compile(
 
 def text(measured):
     """All sentences, of which none says a cause."""
-    lines = " ".join(sentences.sentences(measured))
+    lines = " ".join(statements.sentences(measured))
     assert not _CAUSES.search(lines), lines
     return lines
 
@@ -247,9 +247,9 @@ def test_a_clean_task_has_its_figures_on_the_page(clean, tmp_path):
     noise = clean.scores["noise"][:, c].mean(0)
     np.testing.assert_allclose(noise, NOISE, rtol=0.5)
 
-    page.write(clean, tmp_path, "python experiments/diagnose.py --env=planted")
+    offline_report.write(clean, tmp_path, "python experiments/diagnose.py --env=planted")
     html = (tmp_path / "diagnosis.html").read_text()
-    assert all(line in html for line in sentences.sentences(clean)) and "--env=planted" in html
+    assert all(line in html for line in statements.sentences(clean)) and "--env=planted" in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
     lines = list(csv.DictReader((tmp_path / "codes.csv").open()))
     assert len(lines) == 2 * len(CODES)
@@ -261,7 +261,7 @@ def test_a_clean_task_has_its_figures_on_the_page(clean, tmp_path):
 
 def test_a_planted_scale_mismatch_is_measured_and_compared():
     measured = diagnose(*(linear(s, unit=100.0, reward_unit=0.01) for s in (0, 1)))
-    best = sentences.best(measured)
+    best = statements.best(measured)
     assert "scale" in best.split(",")
     raw, scaled = (measured.scores["reward_r2"][:, measured.codes.index(c)] for c in ("none", best))
     assert scaled.mean() > raw.mean() + 0.1
@@ -288,14 +288,14 @@ def test_a_planted_direct_channel_is_found():
         return recording._replace(transitions=t._replace(obs=obs, next_obs=new))
 
     measured = diagnose(planted(0), planted(1))
-    kind = sentences.kinds(measured)
+    kind = statements.kinds(measured)
     np.testing.assert_array_equal(kind.direct, [False, True, False])
-    assert [line["kind"] for line in page.channel_table(measured)] == [
+    assert [line["kind"] for line in offline_report.channel_table(measured)] == [
         "residual",
         "direct",
         "residual",
     ]
-    [line] = [x for x in sentences.sentences(measured) if "the smaller target there" in x]
+    [line] = [x for x in statements.sentences(measured) if "the smaller target there" in x]
     assert line.startswith("1 of 3 channels vary less than they change") and "pos[1]" in line
     c = measured.codes.index("scale,auto")
     skill = statistics.over_seeds(measured.scores["skill"][:, c, 1])
@@ -323,7 +323,7 @@ def test_jumps_and_constants_are_told_apart(clean):
     scales["top_share"][:, 0] = 0.9
     scales["var_next"][:, 2] = scales["var_delta"][:, 2] = 0.0
     measured = clean._replace(scales=scales)
-    np.testing.assert_array_equal(sentences.kinds(measured).constant, [False, False, True])
+    np.testing.assert_array_equal(statements.kinds(measured).constant, [False, False, True])
     assert "makes 50 % of a channel's squared change (median), 90 % in pos[0]" in text(measured)
     assert "1 of 3 channels never change in these data: speed." in text(measured)
 
@@ -331,7 +331,7 @@ def test_jumps_and_constants_are_told_apart(clean):
 def test_names_and_figures_are_short():
     channels = [f"v[{i}]" for i in range(6)] + ["height"]
     chosen = np.array([True, True, True, False, False, True, True])
-    assert sentences.names(channels, chosen) == "v[0-2,5], height"
+    assert statements.names(channels, chosen) == "v[0-2,5], height"
     assert statistics.over_seeds(np.array([0.5])) == "0.50"
     assert statistics.over_seeds(np.array([0.4, 0.6])) == "0.50 (-0.77 to 1.77)"
     assert statistics.over_seeds(np.array([np.nan])) == "not defined"

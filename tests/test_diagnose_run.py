@@ -20,7 +20,7 @@ from conftest import SMALL
 from dynajax import config, envs, replay, report, settings
 from dynajax.agents.sac import SAC, SACFields
 from dynajax.config import LearnConfig
-from dynajax.diagnose import online, paths, runpage, runs
+from dynajax.diagnose import loaded_run, online, online_report, policy_rollouts
 from dynajax.engines.oracle import Oracle
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, Transition, UsageError
@@ -71,7 +71,9 @@ def test_soft_returns_by_hand():
     reward = np.array([[1.0, 1.0], [2.0, 2.0]])
     terminated = np.array([[False, True], [False, False]])
     log_prob = np.array([[9.0, 9.0], [-1.0, -1.0], [3.0, 3.0]])
-    returns = paths.soft_returns(reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0)
+    returns = policy_rollouts.soft_returns(
+        reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0
+    )
     # 1 + 0.5 ((2 + 0.5 (10 - 2 * 3)) - 2 * -1); the other one ends with its first reward.
     np.testing.assert_allclose(returns, [1 + 0.5 * ((2 + 0.5 * 4) + 2), 1.0])
 
@@ -95,7 +97,7 @@ def paths_of(name, agent, state, steps=30):
     def begin(env, i):
         return env.reset(seed=i)[0]
 
-    return paths.follow(lambda: envs.make(name), begin, 5, act, steps, 0)
+    return policy_rollouts.follow(lambda: envs.make(name), begin, 5, act, steps, 0)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, 1.3])
@@ -170,7 +172,7 @@ def test_a_configuration_comes_back_from_json():
 
 
 def test_checkpoints_stay_and_each_can_be_read(hopper):
-    reader = runs.Reader(hopper)
+    reader = loaded_run.Reader(hopper)
     assert reader.steps == [100, 200, 300]
     loaded = [reader.load(step) for step in reader.steps]
     assert [x.step for x in loaded] == reader.steps
@@ -180,17 +182,17 @@ def test_checkpoints_stay_and_each_can_be_read(hopper):
 
 
 def test_every_state_of_a_replay_is_rebuilt_and_leads_on(hopper):
-    reader = runs.Reader(hopper)
+    reader = loaded_run.Reader(hopper)
     loaded = reader.load(300)
     for row in range(2):
-        data, valid = runs.in_order(loaded.row(row).real, loaded.stored)
-        parts = runs.episodes(data, valid, reader.spec.time_limit, loaded.host, row)
+        data, valid = loaded_run.in_order(loaded.row(row).real, loaded.stored)
+        parts = loaded_run.episodes(data, valid, reader.spec.time_limit, loaded.host, row)
         assert parts[0].number == 0 and parts[-1].stop == 299
         assert len(parts) > 5 and [e.number for e in parts] == list(range(len(parts)))
         for episode in parts[:-1]:
             assert data.discount[episode.stop - 1] == 0
         places = np.arange(299)
-        rebuilt = runs.rebuild(loaded, row, parts, places, data)
+        rebuilt = loaded_run.rebuild(loaded, row, parts, places, data)
         np.testing.assert_array_equal(rebuilt.places, places)
         assert rebuilt.differ == 0 and rebuilt.steps == 299
         env = envs.make("Hopper-v4")
@@ -198,19 +200,19 @@ def test_every_state_of_a_replay_is_rebuilt_and_leads_on(hopper):
         for place in (290, 3, 150):
             env.restore(rebuilt.states[place])
             new, reward, *_ = env.step(data.action[place])
-            assert runs.same_bits(new, data.next_obs[place])
+            assert loaded_run.same_bits(new, data.next_obs[place])
             assert np.float32(reward) == data.reward[place]
 
 
 def test_what_does_not_repeat_is_left_out_and_counted(hopper):
-    loaded = runs.Reader(hopper).load(300)
-    data, valid = runs.in_order(loaded.row(0).real, loaded.stored)
-    parts = runs.episodes(data, valid, 1000, loaded.host, 0)
+    loaded = loaded_run.Reader(hopper).load(300)
+    data, valid = loaded_run.in_order(loaded.row(0).real, loaded.stored)
+    parts = loaded_run.episodes(data, valid, 1000, loaded.host, 0)
     second = parts[1]
     spoiled = data._replace(obs=data.obs.copy())
     at = second.start + 2
     spoiled.obs[at, 0] = np.nextafter(spoiled.obs[at, 0], np.float32(9))
-    rebuilt = runs.rebuild(loaded, 0, parts, np.arange(len(valid)), spoiled)
+    rebuilt = loaded_run.rebuild(loaded, 0, parts, np.arange(len(valid)), spoiled)
     gone = set(range(len(valid))) - set(rebuilt.places.tolist())
     assert gone == set(range(at, second.stop)) and rebuilt.differ == len(gone)
 
@@ -230,12 +232,12 @@ def test_a_ring_that_has_turned_keeps_its_numbers():
         "pending.obs": obs[19:],
         "pending.valid": np.array([True]),
     }
-    parts = runs.episodes(last, valid[9:19], 4, host, 0)
+    parts = loaded_run.episodes(last, valid[9:19], 4, host, 0)
     assert parts == [(2, 0, 3), (3, 3, 7), (4, 7, 10)]
 
 
 def test_a_run_is_inspected_and_told(hopper, tmp_path):
-    reader = runs.Reader(hopper)
+    reader = loaded_run.Reader(hopper)
     loaded = reader.load(300)
     findings = [online.inspect(loaded, row, steps=5, starts=8) for row in range(2)]
     for f in findings:
@@ -254,14 +256,14 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
     folder.mkdir()
     for name in ("config.json", "eval.csv", "metrics.jsonl"):
         (folder / name).write_bytes((hopper / name).read_bytes())
-    assert runpage.add_to_logs(findings, folder)
+    assert online_report.add_to_logs(findings, folder)
     bias = report.series(report.read_run(folder), "diagnosis", "critic_bias")
     assert bias["scale,auto,beta"][1][0, 0] == findings[1].numbers["critic_bias"]
     assert "Is the critic right?" in report.write_report(folder).read_text()
     with open(folder / "lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert not runpage.add_to_logs(findings, folder)
-    items = runpage.write(findings, reader.config, reader.spec, tmp_path, "the command")
+        assert not online_report.add_to_logs(findings, folder)
+    items = online_report.write(findings, reader.config, reader.spec, tmp_path, "the command")
     assert len(items) == 2
     for item, f in zip(items, findings, strict=True):
         for name in ("critic_bias", "policy_reward_r2", "synthetic_state_skill"):
@@ -278,18 +280,18 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
 
 
 def test_a_run_of_the_device_engine_or_without_a_model_leaves_parts_out(hopper, tmp_path):
-    reader = runs.Reader(hopper)
+    reader = loaded_run.Reader(hopper)
     loaded = reader.load(300)
     on_device = dataclasses.replace(reader.config, engine="mjx")
     moved = loaded._replace(config=on_device, host={})
     findings = online.inspect(moved, 0, steps=3, starts=4)
     assert "repeated" not in findings.numbers and np.isfinite(findings.numbers["policy_reward_r2"])
-    runpage.write([findings], on_device, reader.spec, tmp_path, "x")
+    online_report.write([findings], on_device, reader.spec, tmp_path, "x")
     assert "were on the device" in (tmp_path / "diagnosis.html").read_text()
     bare = loaded._replace(rows=loaded.rows._replace(model=None, synthetic=None))
     findings = online.inspect(bare, 0, steps=3, starts=4)
     assert np.isfinite(findings.numbers["critic_bias"]) and not findings.channels
-    items = runpage.write([findings], reader.config, reader.spec, tmp_path / "bare", "x")
+    items = online_report.write([findings], reader.config, reader.spec, tmp_path / "bare", "x")
     assert len(items) == 1 and not (tmp_path / "bare" / "run-channels.csv").exists()
 
 
@@ -311,7 +313,7 @@ def test_sentences_are_figures_and_say_no_cause():
             online.Findings("none", i, 5, {n: v[i] for n, v in numbers.items()}, {}, None, None)
             for i in range(2)
         ]
-        return runpage.sentences(findings)[0]
+        return online_report.sentences(findings)[0]
 
     critic = {"critic_value": [1.0, 2.0], "critic_return": [3.0, 4.0]}
     low = item(critic_bias=[-0.5, -0.3], **critic)
@@ -325,7 +327,7 @@ def test_sentences_are_figures_and_say_no_cause():
 
 
 def test_the_replay_is_a_recording(hopper):
-    recording = runs.recording(runs.Reader(hopper).load(300), 0)
+    recording = loaded_run.recording(loaded_run.Reader(hopper).load(300), 0)
     assert len(recording.episode) == 299 and recording.episode[0] == 0
     ends = np.flatnonzero(np.diff(recording.episode))
     np.testing.assert_array_equal(recording.transitions.discount[ends], 0)
@@ -333,11 +335,11 @@ def test_the_replay_is_a_recording(hopper):
 
 def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
     """Synthetic transitions that are replaced by the truth have no error left."""
-    loaded = runs.Reader(hopper).load(300)
+    loaded = loaded_run.Reader(hopper).load(300)
     row = loaded.row(0)
-    data, valid = runs.in_order(row.real, loaded.stored)
-    parts = runs.episodes(data, valid, 1000, loaded.host, 0)
-    rebuilt = runs.rebuild(loaded, 0, parts, np.arange(299), data)
+    data, valid = loaded_run.in_order(row.real, loaded.stored)
+    parts = loaded_run.episodes(data, valid, 1000, loaded.host, 0)
+    rebuilt = loaded_run.rebuild(loaded, 0, parts, np.arange(299), data)
     state_of = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
     ring = row.synthetic.data
     ring = Transition(*(np.array(x) for x in ring))
@@ -358,11 +360,11 @@ def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
 
 def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
     folder = trained(tmp_path / "run", "Unsettable-v0")
-    reader = runs.Reader(folder)
+    reader = loaded_run.Reader(folder)
     findings = [online.inspect(reader.load(300), 1, steps=3, starts=8)]
     assert "synthetic_reward_r2" not in findings[0].numbers
     assert findings[0].numbers["critic_return"] > 0
-    runpage.write(findings, reader.config, reader.spec, tmp_path, "x")
+    online_report.write(findings, reader.config, reader.spec, tmp_path, "x")
     assert "cannot be set to a stored state" in (tmp_path / "diagnosis.html").read_text()
     with pytest.raises(UsageError, match="give it methods snapshot"):
         Oracle(settings.make("Unsettable-v0", oracle="reward"), [0])
@@ -370,10 +372,10 @@ def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
 
 def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"it has no config\.json"):
-        runs.Reader(tmp_path)
+        loaded_run.Reader(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"env": "cheetah-run"}}')
     with pytest.raises(UsageError, match="older version of dynajax"):
-        runs.Reader(tmp_path)
+        loaded_run.Reader(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"agent_name": "sac"}}')
     with pytest.raises(UsageError, match="not the configuration of a run"):
-        runs.Reader(tmp_path)
+        loaded_run.Reader(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from dynajax import envs
-from dynajax.diagnose import online, runpage, runs, skeleton, strips
+from dynajax.diagnose import loaded_run, online, online_report, rollout_plots, skeleton
 from test_diagnose_run import Ones, trained
 
 
@@ -50,7 +50,7 @@ def test_bodies_that_only_the_world_holds_are_drawn_as_points():
         assert (np.ptp(poses.real[..., 2], axis=0).max() < 1e-6) == flat
         spec = envs.spec(task)
         strip = online.Strip(real, imagined, np.array(states))
-        figure = strips.picture(strip, poses, "none", spec)
+        figure = rollout_plots.picture(strip, poses, "none", spec)
         marks = figure.subfigs[0].axes[0].get_lines()
         heights = [line.get_ydata()[0] for line in marks[: len(poses.real[0])]]
         np.testing.assert_array_equal(heights, poses.real[0, :, 0, 1 if flat else 2])
@@ -105,10 +105,10 @@ gymnasium.register("Stacked-v0", lambda: Stacked(Ones()), max_episode_steps=8)
 )
 def test_restores_that_do_not_repeat_are_left_out_with_the_reason(task, differs, tmp_path):
     folder = trained(tmp_path / "run", task)
-    reader = runs.Reader(folder)
+    reader = loaded_run.Reader(folder)
     findings = [online.inspect(reader.load(300), 0, steps=3, starts=8)]
     numbers = findings[0].numbers
-    runpage.write(findings, reader.config, reader.spec, tmp_path, "x")
+    online_report.write(findings, reader.config, reader.spec, tmp_path, "x")
     html = (tmp_path / "diagnosis.html").read_text()
     # Taken again from their seeds the transitions are the same: only a restore shows it.
     assert numbers.get("not_repeated", 0) == 0 and np.isfinite(numbers["critic_return"])

@@ -10,12 +10,12 @@ import pytest
 import dynajax
 from conftest import SMALL
 from dynajax.config import GROUPS
-from dynajax.diagnose import runpage
+from dynajax.config.presets import PRESETS
+from dynajax.diagnose import online_report
 from dynajax.models.targets import FIXES
-from dynajax.models.trust import TRUST
-from dynajax.presets import PRESETS
 from dynajax.report import charts, published
 from dynajax.settings import all_settings, base
+from dynajax.trust import TRUST
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -58,7 +58,7 @@ def test_every_column_of_the_journal_is_explained(folder):
 def test_every_metric_that_a_page_draws_is_explained():
     explained = named("reading-a-run.md")
     drawn = [*charts.MODEL, *charts.SYNTHETIC, *charts.CRITIC]
-    diagnosed = [*charts.DIAGNOSED, *runpage.CRITIC, *runpage.MODEL]
+    diagnosed = [*charts.DIAGNOSED, *online_report.CRITIC, *online_report.MODEL]
     for chart in drawn:
         assert {chart.metric, chart.dotted or chart.metric} <= explained
     for name in (n for c in diagnosed for n in (c.metric, c.dotted) if n):

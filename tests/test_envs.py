@@ -13,8 +13,8 @@ from gymnasium import spaces
 from dynajax import envs
 from dynajax.config import EvalConfig, HostConfig
 from dynajax.engines.evaluate import Evaluator
-from dynajax.envs.host import HostEnvs
-from dynajax.envs.pool import EnvPool, default_workers, episode_seed
+from dynajax.envs.training_envs import HostEnvs
+from dynajax.envs.vector import EnvPool, default_workers, episode_seed
 from dynajax.settings import make
 from dynajax.types import UsageError
 

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from dynajax import compiler, replay
+from dynajax import replay, trust
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, fitting, rollouts, survey, targets, trust
+from dynajax.models import ensemble, fit_data, rollouts, targets, training
 from dynajax.types import EnvSpec, Transition
+from dynajax.xla import backend
 from jaxprs import equations
 
 D, A, E, N = 2, 1, 3, 400
@@ -34,7 +35,7 @@ HOLDOUT = jax.random.PRNGKey(5)
 # Traced: every field of a configuration that scales arithmetic, the variant, the data, the keys.
 @jax.jit
 def fit(config, model, data, key, variant):
-    return fitting.fit(config, VARIANTS, variant, model, data, HOLDOUT, key, config.fit_steps)[:2]
+    return training.fit(config, VARIANTS, variant, model, data, HOLDOUT, key, config.fit_steps)[:2]
 
 
 init = jax.jit(ensemble.init, static_argnums=1)
@@ -61,7 +62,7 @@ def changed(data, **columns):
 
 def held_out(data, config=FIXED):
     """Which slots a fit may not learn from, from what it does learn from."""
-    return np.asarray(data.valid) & (np.asarray(survey.split(config, data, HOLDOUT).weights) == 0)
+    return np.asarray(data.valid) & (np.asarray(fit_data.split(config, data, HOLDOUT).weights) == 0)
 
 
 def forward(layers, inputs):
@@ -100,7 +101,7 @@ def test_a_transition_keeps_its_side_of_the_split():
     sides = []
     for filled in (1000, 2500, 4000):
         data = linear_data(size=size, filled=filled)
-        split = survey.split(FIXED, data, HOLDOUT)
+        split = fit_data.split(FIXED, data, HOLDOUT)
         weights = np.asarray(split.weights)
         assert not weights[filled:].any()
         # The index list of a fit is the training split, each slot once, and then filler.
@@ -115,7 +116,7 @@ def test_a_transition_keeps_its_side_of_the_split():
 def test_holes_are_on_neither_side():
     data = linear_data()
     data = replay.pack(data.data, jnp.arange(N) % 3 > 0)
-    split = survey.split(ModelConfig(score_size=N), data, HOLDOUT)
+    split = fit_data.split(ModelConfig(score_size=N), data, HOLDOUT)
     training = set(np.asarray(split.training)[: int(split.training_size)].tolist())
     chosen = np.asarray(split.scored_weights) == 1
     scored = np.asarray(split.scored.reward)[chosen]
@@ -129,7 +130,7 @@ def test_a_long_holdout_is_scored_at_even_spaces():
     data = changed(data, reward=jnp.arange(N, dtype=jnp.float32))
     slots = np.flatnonzero(held_out(data))
     assert len(slots) > 60
-    split = survey.split(FIXED, data, HOLDOUT)
+    split = fit_data.split(FIXED, data, HOLDOUT)
     expected = slots[np.arange(60) * len(slots) // 60]
     np.testing.assert_array_equal(split.scored.reward, expected)
     assert split.scored_weights.all()
@@ -158,7 +159,7 @@ def test_the_holdout_never_reaches_the_parameters():
 
 def test_something_is_held_out_however_little_there_is():
     data = linear_data(filled=50)
-    split = survey.split(ModelConfig(**SIZES, holdout=0.001), data, HOLDOUT)
+    split = fit_data.split(ModelConfig(**SIZES, holdout=0.001), data, HOLDOUT)
     assert split.scored_weights.sum() >= 1
     assert 40 < split.training_size < 50
 
@@ -203,15 +204,15 @@ def test_averaged_weights_by_hand(over, means, monkeypatch):
     # a step that adds one to every weight
     unit = optax.stateless(lambda gradient, _: jax.tree.map(jnp.ones_like, gradient))
     monkeypatch.setattr(
-        fitting,
+        training,
         "optimiser",
         lambda config: unit._replace(update=lambda g, s, p: (unit.update(g, ())[0], s)),
     )
     config, data = ModelConfig(**SIZES, average_steps=over), linear_data()
     model = init(config, SPEC, KEY)
     for steps, mean in enumerate(means, 1):
-        split = survey.split(config, data, HOLDOUT)
-        after = fitting.train(config, model, data, split, KEY, steps)
+        split = fit_data.split(config, data, HOLDOUT)
+        after = training.train(config, model, data, split, KEY, steps)
         for old, new in zip(
             jax.tree.leaves(model.params), jax.tree.leaves(after.params), strict=True
         ):
@@ -230,10 +231,10 @@ def test_averaging_takes_the_noise_of_the_steps_away():
 def test_members_one_after_the_other_learn_what_they_learn_together(monkeypatch):
     data, trained = linear_data(), []
     model = init(FIXED, SPEC, KEY)
-    split = survey.split(FIXED, data, HOLDOUT)
+    split = fit_data.split(FIXED, data, HOLDOUT)
     for alone in (True, False):
-        monkeypatch.setattr(fitting.compiler, "small_caches", lambda alone=alone: alone)
-        trained.append(fitting.train(FIXED, model, data, split, KEY, 100))
+        monkeypatch.setattr(training.compiler, "small_caches", lambda alone=alone: alone)
+        trained.append(training.train(FIXED, model, data, split, KEY, 100))
     for one, other in zip(*(jax.tree.leaves(m) for m in trained), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
     assert not equal(trained[0].params["layers"], model.params["layers"])
@@ -246,7 +247,7 @@ def test_rows_surveyed_in_turn_begin_their_fits_as_they_do_together():
     model = init(FIXED, SPEC, KEY)
 
     def begin(variant, data):
-        return fitting.begin(FIXED, VARIANTS, variant, model, data, HOLDOUT)
+        return training.begin(FIXED, VARIANTS, variant, model, data, HOLDOUT)
 
     def begun(variants, data):
         text = str(jax.make_jaxpr(jax.vmap(begin))(variants, data))
@@ -254,7 +255,7 @@ def test_rows_surveyed_in_turn_begin_their_fits_as_they_do_together():
 
     variants = jnp.array([1, 2])
     together, shown = begun(variants, data)
-    with compiler.made_for("gpu"):
+    with backend.made_for("gpu"):
         in_turn, hidden = begun(variants, data)
     assert shown and not hidden  # the raw targets of all rows
     for one, other in zip(*(jax.tree.leaves(x) for x in (together, in_turn)), strict=True):
@@ -293,8 +294,8 @@ def test_units_are_those_of_the_raw_targets_whatever_the_code():
 
 def test_predictions_for_the_holdout_are_in_those_units():
     data = linear_data(filled=240)
-    split = survey.split(FIXED, data, HOLDOUT)
-    in_units = jax.jit(fitting.on_holdout)
+    split = fit_data.split(FIXED, data, HOLDOUT)
+    in_units = jax.jit(training.on_holdout)
     held = held_out(data)
     obs, action, reward, _, new = (np.asarray(x, np.float64)[held] for x in data.data)
     for variant, skip in enumerate((1, 1, 0)):
@@ -344,21 +345,21 @@ def early(**changes):
 
 def test_early_stop_restores_each_members_best_weights(monkeypatch):
     seen = []
-    errors = fitting._errors
+    errors = training._errors
 
     def watched(model, mean, data):
         scores = errors(model, mean, data)
         jax.debug.callback(lambda x: seen.append(np.array(x)), scores, ordered=True)
         return scores
 
-    monkeypatch.setattr(fitting, "_errors", watched)
+    monkeypatch.setattr(training, "_errors", watched)
     # Steps so large that rounds make members worse, until for a while none has gained.
     config = ModelConfig(
         **SIZES | {"fit_steps": 4000, "learning_rate": 0.1}, min_gain=0.0, schedule="early_stop"
     )
     # A function of its own, for `fit` may have been traced before.
     train = jax.jit(
-        lambda *inputs: fitting.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 4000)
+        lambda *inputs: training.fit(config, VARIANTS, NONE, *inputs, HOLDOUT, KEY, 4000)
     )
     data = linear_data(filled=240)
     _, metrics, _ = train(init(config, SPEC, KEY), data)
@@ -426,14 +427,14 @@ def test_a_channel_that_begins_to_vary_is_fitted_to_for_the_first_time():
         next_obs=data.data.next_obs.at[:, 1].set(0),
         reward=jnp.zeros(N),
     )
-    split = survey.split(FIXED, data, HOLDOUT)
+    split = fit_data.split(FIXED, data, HOLDOUT)
     rare = jnp.zeros(N).at[split.training[0]].set(1e-3)
     both, auto = jnp.array(1), [(), ("scale", "auto")]
     config = ModelConfig(**SIZES | {"fit_steps": 1, "learning_rate": 0.0})
 
     @jax.jit
     def begin(model, data):
-        return fitting.begin(config, auto, both, model, data, HOLDOUT)[0]
+        return training.begin(config, auto, both, model, data, HOLDOUT)[0]
 
     first = begin(init(config, SPEC, KEY), still)
     np.testing.assert_array_equal(first.varied, [True, False, False])
@@ -487,13 +488,15 @@ def test_a_filled_ring_is_what_add_leaves():
 
 def test_a_fit_takes_steps_in_proportion_to_its_data():
     epochs = ModelConfig(**SIZES, epochs=2.0)
-    lengths = [int(fitting.length(epochs, jnp.array(n))) for n in (0, 1, 160, 170, 10_000)]
+    lengths = [int(training.length(epochs, jnp.array(n))) for n in (0, 1, 160, 170, 10_000)]
     # 2 n / 32 rounded up, at least one, at most fit_steps.
     assert lengths == [1, 1, 10, 11, 60]
-    assert fitting.length(FIXED, jnp.array(7)) == 60
+    assert training.length(FIXED, jnp.array(7)) == 60
     model, data = init(FIXED, SPEC, KEY), linear_data()
     train = jax.jit(
-        lambda config, steps: fitting.fit(config, VARIANTS, SCALE, model, data, HOLDOUT, KEY, steps)
+        lambda config, steps: training.fit(
+            config, VARIANTS, SCALE, model, data, HOLDOUT, KEY, steps
+        )
     )
     dynamic, metrics, _ = train(epochs, jnp.array(11))
     fixed, *_ = train(FIXED, jnp.array(11))
@@ -529,7 +532,7 @@ def test_statistics_are_in_full_precision_whatever_products_are_made_in(default)
     model, data = init(FIXED, SPEC, KEY), linear_data()
 
     def begin(model, data):
-        return fitting.begin(FIXED, [("scale", "auto")], jnp.array(0), model, data, HOLDOUT)
+        return training.begin(FIXED, [("scale", "auto")], jnp.array(0), model, data, HOLDOUT)
 
     with jax.default_matmul_precision(default):
         precisions = list(_products(jax.make_jaxpr(begin)(model, data).jaxpr))

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dynajax import compiler, make_config
+from dynajax import make_config
 from dynajax.agents import agent_of
-from dynajax.algorithm import Algorithm
-from dynajax.measure import flops
+from dynajax.mbpo import Algorithm
 from dynajax.models import ensemble
+from dynajax.profiling import flops
 from dynajax.types import EnvSpec, Shared, Transition
+from dynajax.xla import backend
 
 PAPER = make_config("cheetah-run", preset="paper", fixes=["scale,target"])
 CHEETAH = EnvSpec("cheetah-run", 17, 6, 1000, (), None)
@@ -116,7 +117,7 @@ def test_what_contains_matmuls():
         (lambda a: jax.lax.map(lambda a: a @ B, a[:, None]), ONE),
         (branches, 2 * ONE),
         (jax.jit(lambda a: a @ B), ONE),
-        (compiler.jit(lambda a: a @ B), ONE),
+        (backend.jit(lambda a: a @ B), ONE),
         (bent, ONE),
         (jax.value_and_grad(lambda a: bent(a).sum()), 2 * ONE),
         (jax.grad(lambda a: bent(a).sum()), ONE),  # nobody reads the value

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dynajax import UsageError, report
-from dynajax.record.journal import Journal
+from dynajax.runs.writer import Journal
 from dynajax.runtime.program import build
 from dynajax.types import Evaluation, Interval
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import SMALL_OF_ANY
 from dynajax import UsageError, make_config, train
 from dynajax.agents import AGENTS
-from dynajax.models.trust import TRUST
+from dynajax.trust import TRUST
 
 SIZES = SMALL_OF_ANY | {
     "eval.every": 60,

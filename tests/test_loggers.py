@@ -12,7 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dynajax.config import Config
-from dynajax.record.loggers import LOGGERS, Entry, Loggers, Record, _scalars, row_names
+from dynajax.runs.loggers import LOGGERS, Entry, Loggers, Record, _scalars, row_names
 from dynajax.types import Evaluation, UsageError
 
 CONFIG = Config(seeds=2, seed=3)

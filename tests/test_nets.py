@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import compiler, nets
+from dynajax import nets
+from dynajax.xla import backend
 from jaxprs import equations
 
 
@@ -23,7 +24,7 @@ def test_value_and_gradients_are_those_of_a_product(shape, outputs, platform):
 
         return jax.value_and_grad(of_both, (0, 1))(x, kernel)
 
-    with compiler.made_for(platform):
+    with backend.made_for(platform):
         ours, theirs = map(value_and_gradients, (nets._product, jnp.matmul))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
@@ -37,7 +38,7 @@ def test_what_is_turned_is_written_out(platform, turned):
     def loss(params, x):
         return nets.apply(network, params, x).sum()
 
-    with compiler.made_for(platform):
+    with backend.made_for(platform):
         program = jax.jit(jax.grad(loss)).lower(params, jnp.zeros((6, 4))).as_text()
     assert "stablehlo.dot_general" in program
     assert program.count("stablehlo.transpose") == turned
@@ -48,7 +49,7 @@ def test_what_is_turned_is_written_out(platform, turned):
 def test_a_layer_norm_on_either_kind_of_device(platform, passes):
     x = jax.random.normal(jax.random.PRNGKey(0), (4, 50)) + 3
 
-    with compiler.made_for(platform):
+    with backend.made_for(platform):
         norm = nets._layer_norm("norm")
         variables = norm.init(jax.random.PRNGKey(1), x)
         y, program = norm.apply(variables, x), jax.make_jaxpr(norm.apply)(variables, x)

@@ -7,7 +7,7 @@ import pytest
 import dynajax
 from conftest import SMALL
 from dynajax import envs, settings
-from dynajax.diagnose import runs
+from dynajax.diagnose import loaded_run
 from dynajax.runtime.program import build
 from dynajax.types import Transition, UsageError
 
@@ -60,14 +60,14 @@ def test_an_oracle_that_agrees_changes_no_bit():
 def test_an_oracle_replaces_its_half_by_what_really_comes(which, tmp_path):
     config = configured(which)
     assert dynajax.train(config, tmp_path / "run", quiet=True).finished
-    reader = runs.Reader(tmp_path / "run")
+    reader = loaded_run.Reader(tmp_path / "run")
     assert reader.config.oracle == which
     loaded = reader.load(120)
     for index in range(2):
         row = loaded.row(index)
-        data, valid = runs.in_order(row.real, loaded.stored)
-        found = runs.episodes(data, valid, reader.spec.time_limit, loaded.host, index)
-        rebuilt = runs.rebuild(loaded, index, found, np.arange(len(valid)), data)
+        data, valid = loaded_run.in_order(row.real, loaded.stored)
+        found = loaded_run.episodes(data, valid, reader.spec.time_limit, loaded.host, index)
+        rebuilt = loaded_run.rebuild(loaded, index, found, np.arange(len(valid)), data)
         assert rebuilt.differ == 0
         place_of = {data.obs[p].tobytes(): p for p in rebuilt.places}
         env = envs.make("Hopper-v4")
@@ -80,7 +80,7 @@ def test_an_oracle_replaces_its_half_by_what_really_comes(which, tmp_path):
             env.restore(rebuilt.states[place_of[t.obs.tobytes()]], steps=0)
             new, reward, terminated, *_ = env.step(t.action)
             same["reward"] += np.float32(reward) == t.reward
-            same["state"] += runs.same_bits(new, t.next_obs)
+            same["state"] += loaded_run.same_bits(new, t.next_obs)
             if which != "reward":
                 assert t.discount == 1 - terminated
         for half, count in same.items():

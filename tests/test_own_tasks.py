@@ -14,8 +14,8 @@ from gymnasium import spaces
 
 from dynajax import envs, read_run, train
 from dynajax.envs import checks, dmc
-from dynajax.envs.host import HostEnvs
-from dynajax.envs.pool import EnvPool, default_workers
+from dynajax.envs.training_envs import HostEnvs
+from dynajax.envs.vector import EnvPool, default_workers
 from dynajax.settings import make
 from dynajax.types import UsageError
 
@@ -318,7 +318,7 @@ SCRIPT = """
     import gymnasium
     import numpy as np
     from dynajax import UsageError
-    from dynajax.envs.pool import EnvPool
+    from dynajax.envs.vector import EnvPool
 
     print("the script runs")
 

@@ -17,11 +17,10 @@ from absl import flags
 
 import dynajax
 import scripts
-from dynajax import cli
 from dynajax.agents import AGENTS
-from dynajax.commands import COMMANDS, overview
-from dynajax.models.trust import TRUST
+from dynajax.cli import COMMANDS, common, overview
 from dynajax.settings import all_settings, base
+from dynajax.trust import TRUST
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -132,8 +131,11 @@ def test_the_workflow_runs_the_checks_on_every_python():
 
 
 def test_the_command_lists_its_commands(monkeypatch, capsys):
-    assert PROJECT["scripts"] == {"dynajax": "dynajax.commands:main"}
-    modules = {path.stem for path in (ROOT / "src/dynajax/commands").glob("*.py")} - {"__init__"}
+    assert PROJECT["scripts"] == {"dynajax": "dynajax.cli:main"}
+    modules = {path.stem for path in (ROOT / "src/dynajax/cli").glob("*.py")} - {
+        "__init__",
+        "common",
+    }
     assert set(COMMANDS) == modules
     for name, summary in COMMANDS.items():
         assert re.search(rf"(?m)^  dynajax {name} +{re.escape(summary)}$", overview())
@@ -145,7 +147,7 @@ def test_the_command_lists_its_commands(monkeypatch, capsys):
     ):
         monkeypatch.setattr(sys, "argv", ["dynajax", *words])
         try:
-            assert dynajax.commands.main() is None and status is None
+            assert dynajax.cli.main() is None and status is None
         except SystemExit as left:
             assert left.code == status
         assert "".join(capsys.readouterr()) == text + "\n"
@@ -170,16 +172,16 @@ def test_a_script_is_the_command(name):
     text = (ROOT / SCRIPTS[name]).read_text()
     assert f"`dynajax {name}`" in text and len(text.splitlines()) <= 15
     with scripts.loaded(ROOT / SCRIPTS[name]) as module:
-        assert module.__name__ == f"dynajax.commands.{name}"
+        assert module.__name__ == f"dynajax.cli.{name}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_says_every_flag_and_its_default(name, monkeypatch):
     known = set(flags.FLAGS)
-    module = importlib.import_module(f"dynajax.commands.{name}")
+    module = importlib.import_module(f"dynajax.cli.{name}")
     try:
         monkeypatch.setattr(sys, "argv", [f"dynajax {name}", "--help"])
-        text = cli.help_text(module.main)
+        text = common.help_text(module.main)
         assert f"  dynajax {name}" in text and len(text.splitlines()) <= 50
         for flag in flags.FLAGS.get_key_flags_for_module(module.__name__):
             default = flag.default
@@ -188,17 +190,17 @@ def test_help_says_every_flag_and_its_default(name, monkeypatch):
             (line,) = re.findall(rf"(?s)  --(?:\[no\])?{flag.name} .*?(?=\n  --|\Z)", text)
             assert " ".join(said.split()) in " ".join(line.split()), flag.name
         monkeypatch.setattr(sys, "argv", ["/x/experiments/other.py"])
-        assert "  python experiments/other.py" in cli.help_text(module.main)
+        assert "  python experiments/other.py" in common.help_text(module.main)
     finally:
         scripts.forget(known)
 
 
 def test_the_help_of_ahead_has_the_flags_of_train(monkeypatch):
     known = set(flags.FLAGS)
-    module = importlib.import_module("dynajax.commands.ahead")
+    module = importlib.import_module("dynajax.cli.ahead")
     try:
         monkeypatch.setattr(sys, "argv", ["dynajax ahead", "--help"])
-        text = cli.help_text(module.main)
+        text = common.help_text(module.main)
     finally:
         scripts.forget(known)
     for flag in ("device", "env", "preset", "seeds", "set"):

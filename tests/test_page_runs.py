@@ -7,8 +7,8 @@ from absl import flags
 
 import pages
 import scripts
-from dynajax import cli
-from dynajax.presets import PRESETS
+from dynajax.cli import common
+from dynajax.config.presets import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_run_that_a_page_shows(line, desk, monkeypatch, capsys):
 
 def script_run(script, monkeypatch, *words):
     """A script's `main`, whose errors pass through."""
-    monkeypatch.setattr(cli, "start", lambda process=None: None)
+    monkeypatch.setattr(common, "start", lambda process=None: None)
     flags.FLAGS.unparse_flags()
     flags.FLAGS([script.__file__, *words])
     return script.main([])

@@ -17,7 +17,7 @@ from dynajax import envs
 from dynajax.engines.evaluate import Evaluator
 from dynajax.models import ensemble, targets
 from dynajax.policy import export
-from dynajax.record import policies, tree
+from dynajax.runs import policies, serialization
 from dynajax.types import Model, UsageError
 
 SIZES = SMALL_OF_ANY | {
@@ -233,7 +233,7 @@ class TestStored:
 
     def test_damage_is_found(self, tmp_path):
         policies.Policies(tmp_path, self.spec).add(1, self.of(1), np.zeros(2))
-        (folder,) = tree.steps(tmp_path)
+        (folder,) = serialization.steps(tmp_path)
         (folder / "meta.json").write_text("{}")
         with pytest.raises(UsageError, match="damaged policies"):
             policies.read(tmp_path, 0)
@@ -246,7 +246,7 @@ class TestStored:
             folder.mkdir()
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(tree, "_write_arrays", full)
+        monkeypatch.setattr(serialization, "_write_arrays", full)
         with pytest.raises(UsageError, match="cannot save the policies"):
             kept.add(2, self.of(2), np.ones(2))
         assert policies.read(tmp_path, 0).step == 1 and not (tmp_path / "partial").exists()

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from dynajax import UsageError, cli, load_model, load_policy, settings, train
-from dynajax.record import tree
-from dynajax.runtime import processes
+from dynajax import UsageError, load_model, load_policy, settings, train
+from dynajax.runs import serialization
+from dynajax.runtime import distributed, exit_status
 from test_run import FLAGS as RUN_FLAGS
 from test_run import _text, finish, start, wait_for
 
@@ -54,7 +54,7 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     time.sleep(0.3)
     two[1].send_signal(signal.SIGTERM)
     ends = [finish(process) for process in two]
-    assert [code for code, *_ in ends] == [cli.INTERRUPTED] * 2, ends
+    assert [code for code, *_ in ends] == [exit_status.INTERRUPTED] * 2, ends
     assert "3 rows in 2 processes" in ends[0][1] and "rows" not in ends[1][1]
     saved = [checkpoints(out, i) for i in range(2)]
     names = [[path.name for path in paths] for paths in saved]
@@ -69,7 +69,7 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     (code, printed, err), _ = (finish(process) for process in two)
     assert time.monotonic() - begin < 60
     assert "going on from step 100" in printed
-    assert code not in (0, cli.INTERRUPTED)
+    assert code not in (0, exit_status.INTERRUPTED)
     assert "another process of this run has ended" in err or "another task died" in err
 
     ends = [finish(process) for process in start_two(out)]
@@ -106,9 +106,11 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
         assert (policy.seed, policy.step) == (row, 300)
         assert policy.score == pytest.approx(np.mean(returns), rel=1e-9)
         path = checkpoints(out, process)[-1]
-        leaves = tree.read(path, tree.read_meta(path), lambda name: "model/params" in name)
+        leaves = serialization.read(
+            path, serialization.read_meta(path), lambda name: "model/params" in name
+        )
         model = load_model(out, row)
-        for name, leaf in tree.flatten(model.model.params).items():
+        for name, leaf in serialization.flatten(model.model.params).items():
             np.testing.assert_array_equal(leaf, leaves[f"rows/model/params/{name}"][place])
     with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
         train(run, out, quiet=True)
@@ -125,19 +127,19 @@ def third_of_four(monkeypatch):
         said.append(data)
         return np.stack([data if a is None else a for a in answers])
 
-    monkeypatch.setattr(processes, "_exchange", exchange)
+    monkeypatch.setattr(distributed, "_exchange", exchange)
     return said, answers
 
 
 def test_shares_are_equal_and_in_order(third_of_four):
     for rows in range(4, 20):
-        shares = [processes.share(rows, i) for i in range(4)]
+        shares = [distributed.share(rows, i) for i in range(4)]
         assert [r for s in shares for r in s] == list(range(rows))
         sizes = [len(s) for s in shares]
         assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
-    assert processes.share(10) == range(6, 8)
+    assert distributed.share(10) == range(6, 8)
     with pytest.raises(UsageError, match="4 processes for 3 rows"):
-        processes.share(3)
+        distributed.share(3)
 
 
 def test_gathered_rows_are_in_order_and_exact(third_of_four):
@@ -145,14 +147,14 @@ def test_gathered_rows_are_in_order_and_exact(third_of_four):
     rows = {"a": np.arange(6) / 3, "b": np.arange(12, dtype=np.int32).reshape(6, 2)}
 
     def part(i):
-        share = processes.share(6, i)
+        share = distributed.share(6, i)
         return {name: x[share.start : share.stop] for name, x in rows.items()}
 
     for i in range(4):  # what each would say
         answers[:] = [None] * 4
-        processes.gather(part(i), 6)
+        distributed.gather(part(i), 6)
     answers[:] = [said[0], said[1], None, said[3]]
-    found = processes.gather(part(2), 6)
+    found = distributed.gather(part(2), 6)
     for name, x in rows.items():
         assert found[name].dtype == x.dtype
         np.testing.assert_array_equal(found[name], x)
@@ -161,11 +163,11 @@ def test_gathered_rows_are_in_order_and_exact(third_of_four):
 def test_other_flags_are_noticed(third_of_four):
     said, answers = third_of_four
     answers[:] = [None] * 4
-    processes.check_same("steps 100")
-    processes.check_same("steps 200")
+    distributed.check_same("steps 100")
+    distributed.check_same("steps 200")
     answers[:] = [said[0], said[0], None, said[1]]
     with pytest.raises(UsageError, match="process 3 was started with other flags"):
-        processes.check_same("steps 100")
+        distributed.check_same("steps 100")
 
 
 @pytest.mark.parametrize(
@@ -174,5 +176,5 @@ def test_other_flags_are_noticed(third_of_four):
 )
 def test_a_wrong_flag_gets_one_line(flag):
     with pytest.raises(UsageError, match="--process=") as caught:
-        processes.connect(flag)
+        distributed.connect(flag)
     assert "\n" not in str(caught.value) and "I/N@HOST:PORT" in str(caught.value)

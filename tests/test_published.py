@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from dynajax.report import aggregate, beside, figures, published, statistics
-from dynajax.report.gather import gather
+from dynajax.report import aggregate, compare, figures, published, statistics
+from dynajax.report.curves import gather
 from dynajax.types import UsageError
 from fake_runs import fake_run
 
@@ -59,7 +59,7 @@ def test_old_runs_count_one_frame_a_step_beside_published_ones(tmp_path):
     fake_run(tmp_path / "new", env="quadruped-walk", algo="sac", agent="simba", repeat=2)
     fake_run(tmp_path / "old", env="quadruped-walk", algo="sac", old=True)
     tasks = gather([tmp_path / "new", tmp_path / "old"])
-    [panel], notes = beside.curve_panels(tasks, ["simba", "bro"])
+    [panel], notes = compare.curve_panels(tasks, ["simba", "bro"])
     assert panel.xlabel == "frames"
     ends = {name: frames[-1] for name, (frames, _) in panel.lines.items()}
     assert ends == {"simba": 20_000, "SAC": 10_000}
@@ -69,7 +69,7 @@ def test_old_runs_count_one_frame_a_step_beside_published_ones(tmp_path):
 
 def test_a_task_without_published_curves_gives_a_line_and_its_figure(tmp_path):
     fake_run(tmp_path / "run", env="Pendulum-v1", steps=2000)
-    table = beside.plot([tmp_path / "run"], tmp_path / "out", "simba,bro")
+    table = compare.plot([tmp_path / "run"], tmp_path / "out", "simba,bro")
     line = "Pendulum-v1: nothing of SimBa and BRO is published here for it."
     assert table.count(line) == 1
     assert (tmp_path / "out/comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -78,7 +78,7 @@ def test_a_task_without_published_curves_gives_a_line_and_its_figure(tmp_path):
 
 def test_published_curves_are_drawn_behind_ours(tmp_path):
     fake_run(tmp_path / "run", env="quadruped-walk", steps=5000)
-    panels, _ = beside.curve_panels(gather([tmp_path / "run"]), published.choose("all"))
+    panels, _ = compare.curve_panels(gather([tmp_path / "run"]), published.choose("all"))
     figure = figures.curves(panels)
     [axes] = figure.axes
     by_label = {line.get_label(): line for line in axes.get_lines()}
@@ -113,7 +113,7 @@ def test_a_figure_over_tasks(tmp_path):
     assert better.values["MBPO scale"] == statistics.probability_of_improvement(*pairs)
     last = [r for r in together.rows if r["variant"] == "MBPO scale"][-1]
     assert (last["frames"], last["iqm"]) == (10_000, f"{wanted.point:.4f}")
-    beside.plot(folders, tmp_path / "out")
+    compare.plot(folders, tmp_path / "out")
     assert (tmp_path / "out/aggregate.png").read_bytes().startswith(b"\x89PNG")
     [first, *_] = csv.DictReader((tmp_path / "out/aggregate.csv").open())
     assert set(first) == {"variant", "tasks", "frames", "iqm", "low", "high"}
@@ -135,7 +135,7 @@ def test_tasks_without_a_common_unit_have_no_figure_together(tmp_path):
 def test_the_table_has_improvement_and_sample_efficiency(tmp_path):
     fake_run(tmp_path / "m", variants=("scale", "target"))
     fake_run(tmp_path / "s", algo="sac")
-    table = beside.plot([tmp_path / "m", tmp_path / "s"], tmp_path / "out")
+    table = compare.plot([tmp_path / "m", tmp_path / "s"], tmp_path / "out")
     rows = {r["variant"]: r for r in csv.DictReader((tmp_path / "out/table.csv").open())}
     assert rows["SAC"]["improves"] == "" and float(rows["MBPO scale"]["improves"]) == 1.0
     assert float(rows["MBPO scale"]["efficiency"]) > 1

@@ -9,10 +9,10 @@ from gymnasium import spaces
 
 from dynajax import envs
 from dynajax.envs import mjx
-from dynajax.envs.host import HostEnvs
 from dynajax.envs.mjx import EnvState, Task
-from dynajax.envs.pool import EnvPool
 from dynajax.envs.terminations import never
+from dynajax.envs.training_envs import HostEnvs
+from dynajax.envs.vector import EnvPool
 from dynajax.settings import make
 from dynajax.types import EnvSpec, UsageError
 

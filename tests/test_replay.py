@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax import compiler, replay
+from dynajax import replay
 from dynajax.types import Transition
+from dynajax.xla import backend
 
 N = 100
 draw = jax.jit(replay.draw, static_argnums=3)
@@ -105,7 +106,7 @@ def test_several_are_drawn_at_once_as_each_alone(size, platform):
     in_order = sorted(np.flatnonzero(valid), key=lambda i: (i % width**2, i // width**2))
     wanted = [(jax.random.PRNGKey(i), shape) for i, shape in enumerate([(3, 50), (7,), (2, 0)])]
     ring = dataclasses.replace(replay.init(size, 2, 1), valid=jnp.asarray(valid))
-    with compiler.made_for(platform):
+    with backend.made_for(platform):
         slots = replay.draws(ring, jnp.array(size), *wanted)
     for (key, shape), of_it in zip(wanted, slots, strict=True):
         first, _ = jax.random.split(key)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import replay, settings
+from dynajax import replay, settings, trust
 from dynajax.agents import agent_of
 from dynajax.agents.sac import td_target
-from dynajax.algorithm import Algorithm
-from dynajax.models import ensemble, rollouts, trust
+from dynajax.mbpo import Algorithm
+from dynajax.models import ensemble, rollouts
 from dynajax.runtime.program import build
 from dynajax.types import Minibatch, Shared, Transition
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax.models.trust import TRUST, Predictions
-from dynajax.models.trust.infoprop import InfopropState
-from dynajax.models.trust.m2ac import M2AC
-from dynajax.models.trust.macura import Macura
+from dynajax.trust import TRUST, Predictions
+from dynajax.trust.infoprop import InfopropState
+from dynajax.trust.m2ac import M2AC
+from dynajax.trust.macura import Macura
 from dynajax.types import EnvSpec
 
 KEY = jax.random.PRNGKey(0)

@@ -15,8 +15,9 @@ import pytest
 
 import scripts
 from conftest import CORES
-from dynajax import UsageError, cli, report, settings, train
-from dynajax.record import folder
+from dynajax import UsageError, report, settings, train
+from dynajax.runs import directory
+from dynajax.runtime import exit_status
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
 #: A run of seconds, with everything in it: fits, evaluations, two variants.
@@ -166,7 +167,7 @@ def test_an_interrupted_run_saves_and_continues_bit_for_bit(whole, tmp_path, num
     wait_for(lambda: ",200," in _text(out / "eval.csv"), process)
     process.send_signal(number)
     code, printed, err = finish(process)
-    assert code == cli.INTERRUPTED, err
+    assert code == exit_status.INTERRUPTED, err
     assert "interrupted and saved" in printed and "Traceback" not in err
     code, printed, err = finish(start(out))
     assert code == 0, err
@@ -246,7 +247,7 @@ def test_a_wrong_command_gets_one_line_and_status_2(command, tmp_path, capsys, a
     out = [] if any("--out" in a for a in arguments) else [f"--out={tmp_path / 'run'}"]
     status = command(*out, *arguments)
     printed, err = capsys.readouterr()
-    assert status == cli.USAGE, err
+    assert status == exit_status.USAGE, err
     assert len(err.strip().splitlines()) == 1 and not printed, err
     for word in words:
         assert word in err
@@ -255,7 +256,7 @@ def test_a_wrong_command_gets_one_line_and_status_2(command, tmp_path, capsys, a
 
 def test_a_wrong_command_in_a_process_of_its_own(tmp_path):
     code, printed, err = finish(start(tmp_path / "run", "--env=cheetah-rum"))
-    assert code == cli.USAGE and not printed
+    assert code == exit_status.USAGE and not printed
     assert err.startswith("error: --env=cheetah-rum") and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -264,17 +265,17 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole)
     before = (whole / "eval.csv").read_bytes()
     other = [flag.replace("learn.utd=2", "learn.utd=3") for flag in FLAGS]
     code, _, err = finish(start(whole, command=other))
-    assert code == cli.USAGE
+    assert code == exit_status.USAGE
     assert "learn.utd: 2 -> 3" in err and len(err.strip().splitlines()) == 1
     assert (whole / "eval.csv").read_bytes() == before
 
 
 def test_two_processes_on_one_folder_are_refused(whole):
     run = settings.make("Pendulum-v1")
-    held = folder.RunFolder(whole.parent / "held", run, {"command": "test"})
+    held = directory.RunFolder(whole.parent / "held", run, {"command": "test"})
     with held:
         code, _, err = finish(start(whole.parent / "held"))
-    assert code == cli.USAGE
+    assert code == exit_status.USAGE
     assert "another process" in err and len(err.strip().splitlines()) == 1
 
 
@@ -287,7 +288,7 @@ def test_help_fits_a_screen(tmp_path):
 
 def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, monkeypatch):
     """Logs cannot be written any more after step 200; then there is room again."""
-    from dynajax.record import loggers
+    from dynajax.runs import loggers
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
     run = settings.make(

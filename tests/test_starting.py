@@ -13,9 +13,10 @@ import pytest
 
 import dynajax
 from conftest import SMALL
-from dynajax import cli, compiler
-from dynajax.record import video
+from dynajax.cli import common
+from dynajax.runs import video
 from dynajax.types import UsageError
+from dynajax.xla import backend
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
 #: A task whose module makes an array of JAX while it is imported.
@@ -74,7 +75,7 @@ def test_no_home(monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     old = jax.config.jax_compilation_cache_dir
-    cli.use_compilation_cache()
+    common.use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir.startswith(os.path.realpath("/tmp"))
     jax.config.update("jax_compilation_cache_dir", old)
 
@@ -84,13 +85,13 @@ def test_a_start_where_jax_is_in_use_already(monkeypatch):
     devices = jax.devices()
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(len(devices) + 1))
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    compiler.use_cores()
+    backend.use_cores()
     assert jax.devices() == devices
 
 
 def test_float64_is_refused():
     with jax.enable_x64(True), pytest.raises(UsageError, match=r"^JAX_ENABLE_X64=1: .*float32"):
-        compiler.local_devices()
+        backend.local_devices()
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
@@ -99,7 +100,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", missing)
     with pytest.raises(UsageError, match=r"no such device \(AssertionError\)"):
-        compiler.local_devices()
+        backend.local_devices()
 
 
 class NaNs(gymnasium.Env):

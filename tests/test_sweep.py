@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dynajax import UsageError, agents, cli, config
+from dynajax import UsageError, agents, config
 from dynajax.config import as_dict
-from dynajax.launch import places, state, study
-from dynajax.record.folder import begun
+from dynajax.launch import backends, status, study
+from dynajax.runs.directory import begun
+from dynajax.runtime import exit_status
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "launch" / "sweep.py"
@@ -136,9 +137,9 @@ def test_an_interrupted_and_a_killed_sweep_go_on(whole, tmp_path):
     wait_for(lambda: evaluated(out, RUNS[1], 100), process)
     process.send_signal(signal.SIGINT)
     code, printed, err = finish(process)
-    assert code == cli.INTERRUPTED and "Traceback" not in err, err
+    assert code == exit_status.INTERRUPTED and "Traceback" not in err, err
     assert "interrupted" in printed and "1 of 2 runs to do" in printed
-    assert state.read_note(out, RUNS[1])["state"] == "stopped"
+    assert status.read_note(out, RUNS[1])["state"] == "stopped"
 
     process = sweep(path)
     wait_for(lambda: evaluated(out, RUNS[1], 200), process)
@@ -164,7 +165,7 @@ def test_two_sweeps_of_one_study_are_refused(tmp_path):
     with open(folder / "lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, _, err = finish(sweep(path))
-    assert code == cli.USAGE and "another sweep.py" in err
+    assert code == exit_status.USAGE and "another sweep.py" in err
     assert [p.name for p in folder.iterdir()] == ["lock"]
 
 
@@ -173,10 +174,10 @@ def test_a_preempted_submitit_job_goes_on(whole, tmp_path):
     path, out = write(tmp_path), tmp_path / "here"
     process = sweep(path, "--on=submitit", "--parallel=2", f"--out={out}")
     wait_for(lambda: evaluated(out, RUNS[0], 200), process)
-    os.kill(state.read_note(out, RUNS[0])["pid"], signal.SIGUSR2)
+    os.kill(status.read_note(out, RUNS[0])["pid"], signal.SIGUSR2)
     code, _, err = finish(process)
     assert code == 0, err
-    assert state.read_note(out, RUNS[0])["attempts"] == 2
+    assert status.read_note(out, RUNS[0])["attempts"] == 2
     assert results(out) == results(whole)
 
 
@@ -196,7 +197,7 @@ def test_a_ray_cluster_loses_a_node(whole, tmp_path, monkeypatch):
         def lost() -> str | None:
             """The run on the second node, once it has got somewhere."""
             for name in RUNS:
-                pid = state.read_note(out, name).get("pid")
+                pid = status.read_note(out, name).get("pid")
                 if pid and _parent(pid) == raylet and evaluated(out, name, 100):
                     return name
             return None
@@ -206,7 +207,7 @@ def test_a_ray_cluster_loses_a_node(whole, tmp_path, monkeypatch):
         cluster.remove_node(node, allow_graceful=False)
         code, printed, err = finish(process)
         assert code == 0, printed + err
-        assert state.read_note(out, name)["attempts"] == 2
+        assert status.read_note(out, name)["attempts"] == 2
     finally:
         cluster.shutdown()
     assert results(out) == results(whole)
@@ -217,17 +218,17 @@ def _parent(pid: int) -> int:
 
 
 def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
-    job = places.Job("run", (), str(tmp_path), (str(tmp_path / "script.py"),), str(tmp_path), 3)
+    job = backends.Job("run", (), str(tmp_path), (str(tmp_path / "script.py"),), str(tmp_path), 3)
     Path(*job.program).write_text("import sys; sys.exit('no such thing')")
     (tmp_path / "launch").mkdir()
-    assert places.Worker(job).complete() == "failed"
-    note = state.read_note(tmp_path, "run")
+    assert backends.Worker(job).complete() == "failed"
+    note = status.read_note(tmp_path, "run")
     assert note["attempts"] == 3 and note["message"] == "exit status 1: no such thing"
     # A refused command would be refused again.
     Path(*job.program).write_text("import sys; print('error: --x', file=sys.stderr); sys.exit(2)")
-    state.write_note(tmp_path, "run", attempts=0)
-    assert places.Worker(job).complete() == "failed"
-    assert state.read_note(tmp_path, "run")["attempts"] == 1
+    status.write_note(tmp_path, "run", attempts=0)
+    assert backends.Worker(job).complete() == "failed"
+    assert status.read_note(tmp_path, "run")["attempts"] == 1
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_any_number_of_steps_is_a_study(tmp_path):
 def test_a_faulty_study_starts_nothing(tmp_path):
     text = STUDY.replace("steps = 400", "seeds = 0")
     code, printed, err = finish(sweep(write(tmp_path, text)))
-    assert code == cli.USAGE and not printed
+    assert code == exit_status.USAGE and not printed
     assert len(err.strip().splitlines()) == 1 and "study.toml, line 4" in err
     assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
 
@@ -316,7 +317,7 @@ def test_a_study_is_copied_from_anywhere(tmp_path, monkeypatch, given):
     text = STUDY + "[resources]\ngpus = 0.5\n"
     write(out if "out" in given else tmp_path, text)
     code, _, err = finish(sweep(Path(given), "--on=submitit", f"--out={out}", cwd=tmp_path))
-    assert code == cli.USAGE and "whole GPUs" in err, err
+    assert code == exit_status.USAGE and "whole GPUs" in err, err
     assert (out / "study.toml").read_text() == text
 
 
@@ -348,11 +349,11 @@ def planned(tmp_path) -> study.Run:
     ],
 )
 def test_a_damaged_note_says_nothing(planned, tmp_path, text):
-    state.note_path(tmp_path, planned.name).write_text(text)
-    row = state.look(planned, tmp_path)
-    assert row.state == "missing" and "1 missing" in state.table([row])
-    state.write_note(tmp_path, planned.name, state="queued")
-    assert state.look(planned, tmp_path).state == "queued"
+    status.note_path(tmp_path, planned.name).write_text(text)
+    row = status.look(planned, tmp_path)
+    assert row.state == "missing" and "1 missing" in status.table([row])
+    status.write_note(tmp_path, planned.name, state="queued")
+    assert status.look(planned, tmp_path).state == "queued"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"config": null}', '{"config": "x"}'])
@@ -477,12 +478,12 @@ def test_seeds_can_be_shared_out_over_runs(tmp_path):
 
 
 def test_gpus_are_shared_out_over_processes():
-    assert places.share([], 0, 2) == {}
-    assert [places.share(["0", "1", "2"], k, 2)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == [
+    assert backends.share([], 0, 2) == {}
+    assert [backends.share(["0", "1", "2"], k, 2)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == [
         "0,2",
         "1",
     ]
-    shared = [places.share(["7"], k, 2) for k in (0, 1)]
+    shared = [backends.share(["7"], k, 2) for k in (0, 1)]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in shared] == ["7", "7"]
     assert all(float(s["XLA_PYTHON_CLIENT_MEM_FRACTION"]) <= 0.45 for s in shared)
 
@@ -508,9 +509,9 @@ def test_the_script_for_slurm(slurm):
     text = STUDY + '\n[resources]\ncpus = 8\ngpus = 1\nhours = 12\n[slurm]\npartition = "gpu"\n'
     plan = study.load(write(slurm, text))
     out = slurm / "out"
-    job = places.Job("a", plan.runs[0].flags, str(out), ("run.py",), str(slurm), 3)
-    place = places.executor("slurm", plan, out)
-    handle = place.submit(places.Resumable(tuple(job)))
+    job = backends.Job("a", plan.runs[0].flags, str(out), ("run.py",), str(slurm), 3)
+    place = backends.executor("slurm", plan, out)
+    handle = place.submit(backends.Resumable(tuple(job)))
     script = (slurm / "script.sh").read_text()
     for option in (
         "time=720",
@@ -525,7 +526,7 @@ def test_the_script_for_slurm(slurm):
     assert "#SBATCH --requeue\n" in script
     assert sys.executable in script
     # A launcher that comes later finds the job in the queue; one that is gone is queued anew.
-    state.write_note(out, "a", state="queued", job=handle.job_id)
-    assert places._queued("slurm", place, job).job_id == "17"
-    state.write_note(out, "a", job="16")
-    assert places._queued("slurm", place, job) is None
+    status.write_note(out, "a", state="queued", job=handle.job_id)
+    assert backends._queued("slurm", place, job).job_id == "17"
+    status.write_note(out, "a", job="16")
+    assert backends._queued("slurm", place, job) is None

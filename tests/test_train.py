@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax import compiler
-from dynajax.algorithm import Algorithm
 from dynajax.config import config_of
-from dynajax.measure.compiled import ring_copies
-from dynajax.models import fitting, survey
+from dynajax.mbpo import Algorithm
+from dynajax.models import fit_data, training
+from dynajax.profiling.compiled import ring_copies
 from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
+from dynajax.xla import backend
 from jaxprs import equations
 
 D, A = 3, 2
@@ -200,8 +200,8 @@ def test_compiler_options_change_no_more_than_rounding(make, spec, monkeypatch):
     begin = build(config, spec)
     start, states = fill(config, begin, begin.init()), []
     jax.config.update("jax_disable_most_optimizations", False)
-    for options in (compiler.options(), {}):
-        monkeypatch.setattr(compiler, "options", lambda options=options: options)
+    for options in (backend.options(), {}):
+        monkeypatch.setattr(backend, "options", lambda options=options: options)
         program = build(config, spec)
         states.append(learn(config, program, copy(start))[0])
     jax.config.update("jax_disable_most_optimizations", True)
@@ -319,12 +319,12 @@ def test_a_lower_precision_is_of_updates_and_fit_steps_alone(make, spec, fresh):
         row = algorithm.init(config_of(config, config.variants[0]), jnp.array(0), jnp.array(0))
         shared, obs = Shared(jnp.array(60), jnp.array(0)), jnp.zeros(D)
         transition = jax.tree.map(jnp.asarray, one_step(0, 0))
-        held = survey.split(row.config.model, row.real, row.key)
+        held = fit_data.split(row.config.model, row.real, row.key)
         counts[precision] = {
             "act": products(algorithm.act, row, obs, shared.step),
             "learn": products(algorithm.learn, row, shared, transition, True),
             "fit": products(algorithm.fit, row, shared),
-            "end": products(fitting.end, row.config.model, row.model, held, 1),
+            "end": products(training.end, row.config.model, row.model, held, 1),
         }
     for name, (rounded, plain) in counts["float32"].items():
         low, full = counts["bfloat16"][name]

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynajax import replay
-from dynajax.algorithm import Algorithm, _Fresh
-from dynajax.models import ensemble, fitting, rollouts, survey, targets, trust
+from dynajax import replay, trust
+from dynajax.mbpo import Algorithm, _Fresh
+from dynajax.models import ensemble, fit_data, rollouts, targets, training
 from dynajax.models.recoding import recode
-from dynajax.models.trust.penalty import Penalty, PenaltyFields
-from dynajax.record.journal import Journal
+from dynajax.runs.writer import Journal
 from dynajax.runtime.program import build
+from dynajax.trust.penalty import Penalty, PenaltyFields
 from dynajax.types import Code, Shared, Transition, UsageError
 from jaxprs import equations
 
@@ -120,7 +120,7 @@ def test_a_fit_asks_no_more_without_a_rule(make, spec):
         row = jax.eval_shape(algorithm.init, config, jnp.array(0), jnp.array(0))
         counts[name] = len(products(algorithm.fit, row, SHARED))
         if name == "none":
-            alone = functools.partial(fitting.fit, config.model, [()])
+            alone = functools.partial(training.fit, config.model, [()])
             plain = products(alone, row.variant, row.model, row.real, row.key, row.key, 5)
             assert len(plain) == counts[name] > 0
             # The ring has a column of weights, and the row a state, only where a rule wants it.
@@ -329,7 +329,7 @@ def test_a_verdict_on_what_is_imagined_afresh_is_logged(make, strict, spec, on_t
 
 def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
     algorithm, row = Algorithm(strict, spec), filled_row(strict, spec)
-    data = survey.split(strict.model, row.real, algorithm._holdout_key(row))
+    data = fit_data.split(strict.model, row.real, algorithm._holdout_key(row))
     after, _ = jax.jit(algorithm.fit)(row, SHARED)
     assert after.trust["held"] == data.scored_weights.sum() > 10
 

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from dynajax.config import Config, fields, static, traced
     from dynajax.envs import register_mjx_task, register_termination
     from dynajax.models.targets import FIXES, Fix
-    from dynajax.models.trust import TRUST, Predictions, Rule, Verdict
     from dynajax.policy import load_model, load_policy
     from dynajax.report import Run, read_run, write_report
     from dynajax.settings import make as make_config
     from dynajax.train import Result, train
+    from dynajax.trust import TRUST, Predictions, Rule, Verdict
     from dynajax.types import UsageError
 
 __version__ = "0.1.0"
@@ -62,7 +62,7 @@ _PLACES = {
     **dict.fromkeys(("Config", "fields", "static", "traced"), "config"),
     **dict.fromkeys(("register_mjx_task", "register_termination"), "envs"),
     **dict.fromkeys(("FIXES", "Fix"), "models.targets"),
-    **dict.fromkeys(("TRUST", "Predictions", "Rule", "Verdict"), "models.trust"),
+    **dict.fromkeys(("TRUST", "Predictions", "Rule", "Verdict"), "trust"),
     **dict.fromkeys(("load_model", "load_policy"), "policy"),
     **dict.fromkeys(("Run", "read_run", "write_report"), "report"),
     **dict.fromkeys(("Result", "train"), "train"),

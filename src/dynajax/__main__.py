@@ -1,6 +1,6 @@
 """`python -m dynajax` is the command `dynajax`."""
 
-from dynajax.commands import main
+from dynajax.cli import main
 
 if __name__ == "__main__":
     main()

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from dynajax import compiler
 from dynajax.types import Array, Params
+from dynajax.xla import backend
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 
@@ -54,7 +54,7 @@ def _layer_norm(name: str) -> nn.LayerNorm:
     On an accelerator the mean first, and then the variance about it, which is one kernel where both
     at once are two or three; on a CPU at once, which is a tenth of an update less (BUILD_NOTES.md).
     """
-    return nn.LayerNorm(name=name, use_fast_variance=compiler.small_caches())
+    return nn.LayerNorm(name=name, use_fast_variance=backend.small_caches())
 
 
 # From this width of a layer on turning its kernel costs less than the product gains.
@@ -79,7 +79,7 @@ def _contract(x: Array, y: Array, axes: tuple[tuple[int, ...], tuple[int, ...]])
     """The sum of x y over `axes` of x and of y."""
     settings: Any = jax.config
     precision = None
-    if settings.jax_default_matmul_precision == _BFLOAT16 and compiler.small_caches():
+    if settings.jax_default_matmul_precision == _BFLOAT16 and backend.small_caches():
         # A CPU computes in float32 all the same, so this is what an accelerator would do.
         x, y = (jax.lax.reduce_precision(one, 8, 7) for one in (x, y))
         precision = jax.lax.Precision.DEFAULT
@@ -111,7 +111,7 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
     last, batch = x.ndim - 1, tuple(range(x.ndim - 1))
-    on_cpu = compiler.small_caches()
+    on_cpu = backend.small_caches()
     if on_cpu and min(kernel.shape) >= _WIDE:
         of_x = _contract(gradient, _turned(kernel), ((last,), (0,)))
     else:

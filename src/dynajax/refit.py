@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dynajax import trust
 from dynajax.agents import Agent, agent_of
 from dynajax.config import Config
-from dynajax.models import fitting, survey, trust
+from dynajax.models import fit_data, training
 from dynajax.types import HOLDOUT, Array, EnvSpec, Metrics, Params, Row, Shared
 
 
@@ -36,14 +37,14 @@ class Refits:
         return jax.random.fold_in(row.seed_key, HOLDOUT)
 
     def _fit_length(self, shared: Shared) -> Array | int:
-        return fitting.length(self.config.model, jnp.minimum(shared.step, self.config.replay.real))
+        return training.length(self.config.model, jnp.minimum(shared.step, self.config.replay.real))
 
     def fit(self, row: Row, shared: Shared) -> tuple[Row, Metrics]:
         """Refits the row's model to its real transitions."""
         assert row.model is not None
         key, fit_key = jax.random.split(row.key)
         config, holdout_key = row.config.model, self._holdout_key(row)
-        model, metrics, data = fitting.fit(
+        model, metrics, data = training.fit(
             config,
             self._fixes(),
             row.variant,
@@ -56,20 +57,20 @@ class Refits:
         )
         return self._calibrated(row._replace(key=key, model=model), data), metrics
 
-    def begin_fit(self, row: Row) -> fitting.Job:
+    def begin_fit(self, row: Row) -> training.Job:
         """The first part of a `fit` on the fixed schedule, whose members may be trained anywhere."""
         assert row.model is not None
         _, fit_key = jax.random.split(row.key)
         config = row.config.model
-        model, data = fitting.begin(
+        model, data = training.begin(
             config, self._fixes(), row.variant, row.model, row.real, self._holdout_key(row)
         )
         keys = jax.random.split(fit_key, config.members)
         members = model.params, model.optimiser, keys
-        return fitting.Job(model._replace(params=None, optimiser=None), data, members)
+        return training.Job(model._replace(params=None, optimiser=None), data, members)
 
     def train_member(
-        self, row: Row, shared: Shared, job: fitting.Job, params: Params, adam: Any, key: Array
+        self, row: Row, shared: Shared, job: training.Job, params: Params, adam: Any, key: Array
     ) -> tuple[Params, Any]:
         """The second part, for one of `job.members`: its parameters and Adam's state.
 
@@ -78,22 +79,22 @@ class Refits:
         """
         config, steps = row.config.model, self._fit_length(shared)
         inputs = config, job.model, params, adam, key, row.real, job.data, steps
-        return fitting.train_member(*inputs, self.config.precision)
+        return training.train_member(*inputs, self.config.precision)
 
     def end_fit(
-        self, row: Row, shared: Shared, job: fitting.Job, params: Any, adam: Any
+        self, row: Row, shared: Shared, job: training.Job, params: Any, adam: Any
     ) -> tuple[Row, Metrics]:
         """The last part, from what was made of all members: the row, and the fit's figures."""
         config = row.config.model
         key, _ = jax.random.split(row.key)
         model = job.model._replace(params=params, optimiser=adam)
-        model, metrics = fitting.end(config, model, job.data, self._fit_length(shared))
+        model, metrics = training.end(config, model, job.data, self._fit_length(shared))
         return self._calibrated(row._replace(key=key, model=model), job.data), metrics
 
-    def _calibrated(self, row: Row, data: survey.Split) -> Row:
+    def _calibrated(self, row: Row, data: fit_data.Split) -> Row:
         """The row with its rule of trust adjusted to the model's errors on the holdout."""
         rule, model = self._rule(row), row.model
         if not rule.asks or model is None:
             return row
-        predictions = fitting.on_holdout(row.config.model, model, data)
+        predictions = training.on_holdout(row.config.model, model, data)
         return row._replace(trust=rule.calibrate(row.trust, predictions, data.scored_weights))

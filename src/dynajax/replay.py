@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler
 from dynajax.types import Array, Minibatch, Replay, Transition
+from dynajax.xla import backend
 
 _Block = TypeVar("_Block", Replay, Minibatch)
 
@@ -134,7 +134,7 @@ def _counts(words: Array) -> tuple[Array, Array]:
     and from the very beginning to the end of each row, (X,).
     """
     flags = jax.lax.population_count(words).astype(jnp.int32)
-    if compiler.small_caches():
+    if backend.small_caches():
         within = jnp.cumsum(flags, -1)
         return within, jnp.cumsum(within[:, -1])
     # One kernel each, where a cumulative sum is three or four; X is small.

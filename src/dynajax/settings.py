@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, cast
 from dynajax import sizes
 from dynajax.agents import agent_class
 from dynajax.config import GROUPS, Config, Variant, assign, config_of, varied
+from dynajax.config.presets import PRESETS
 from dynajax.models import targets
-from dynajax.models.trust import rule_class
-from dynajax.presets import PRESETS
+from dynajax.trust import rule_class
 from dynajax.types import UsageError
 
 #: Set by a flag of their own, and so not by `--set`.

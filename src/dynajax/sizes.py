@@ -2,7 +2,7 @@
 
 from dynajax.agents import agent_class
 from dynajax.config import Config, assign
-from dynajax.models.trust import rule_class
+from dynajax.trust import rule_class
 from dynajax.types import UsageError
 
 

@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import jax
 
-from dynajax import compiler, envs, schedule
+from dynajax import envs, schedule
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
-from dynajax.record.journal import LOST_STEPS, Journal
-from dynajax.runtime import processes
-from dynajax.runtime.clock import Clock
+from dynajax.runs.writer import LOST_STEPS, Journal
+from dynajax.runtime import distributed
 from dynajax.runtime.program import Program, build
+from dynajax.runtime.timers import Clock
 from dynajax.types import Interval, Metrics, TrainState, UsageError
+from dynajax.xla import backend
 
 
 class Result(NamedTuple):
@@ -84,7 +85,7 @@ def _of_all(interval: Interval, rows: int) -> Interval:
     """An interval with the rows of all processes, of which this one has its share."""
     at, fits = [step for step, _ in interval.fits], [metrics for _, metrics in interval.fits]
     share = (interval.learn, fits, interval.train_return, interval.dropped, interval.evaluation)
-    learn, fits, returns, dropped, evaluation = processes.gather(share, rows)
+    learn, fits, returns, dropped, evaluation = distributed.gather(share, rows)
     return interval._replace(
         learn=learn,
         fits=list(zip(at, fits, strict=True)),
@@ -120,9 +121,9 @@ def train(
     spec = envs.spec(config.env, **config.stepping)
     program = build(config, spec, devices)
     placement, shapes = program.placement, program.shapes()
-    needed = placement.check_memory(compiler.size(shapes) // placement.mesh.size)
+    needed = placement.check_memory(backend.size(shapes) // placement.mesh.size)
     with (
-        processes.interruptions() as interrupted,
+        distributed.interruptions() as interrupted,
         # First of all, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
         Journal(
@@ -131,7 +132,7 @@ def train(
     ):
         if journal.saved_step < config.steps:
             with clock("compile"):
-                needed = placement.check_memory(compiler.memory(engine.lower()))
+                needed = placement.check_memory(backend.memory(engine.lower()))
 
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always", UserWarning)
@@ -156,7 +157,7 @@ def train(
             journal.write(of_all)
             with clock("checkpoint"):
                 if of_all.evaluation is not None:
-                    journal.keep(of_all, processes.gather(program.policies(state), config.rows))
+                    journal.keep(of_all, distributed.gather(program.policies(state), config.rows))
                 journal.save(step, state, engine.progress(), clock.stages())
             _check_numbers(interval, config)
     state = state._replace(rows=placement.real(state.rows))

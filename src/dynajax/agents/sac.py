@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dynajax import compiler, nets
+from dynajax import nets
 from dynajax.agents.base import Agent
 from dynajax.config import Config, fields, static, traced
 from dynajax.types import Array, Metrics, Params, Transition, UsageError
+from dynajax.xla import backend
 
 
 @fields
@@ -223,7 +224,7 @@ class SAC(Agent):
     def _q(self, critic: Params, seen: Array, action: Array) -> Array:
         """Outputs of every critic: (..., D), (..., A) -> (C, ..., outputs of one)."""
         inputs = jnp.concatenate([seen, action], -1)
-        if compiler.small_caches():
+        if backend.small_caches():
             return jax.vmap(self._one_q, (0, None))(critic, inputs)
         # A product for each critic. JAX makes one of all first layers, and turns them for it: on an
         # accelerator that is eleven more kernels an update (BUILD_NOTES.md).

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynajax import envs
-from dynajax.envs.host import finite
+from dynajax.envs.training_envs import finite
 from dynajax.types import EnvSpec, Transition, UsageError
 
 #: Share of the transitions, at the end and as whole episodes where that is possible, that no fit

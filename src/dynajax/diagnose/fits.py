@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, fitting, survey, targets
+from dynajax.models import ensemble, fit_data, targets, training
 from dynajax.replay import pack
 from dynajax.types import Array, EnvSpec, Model, Replay, Transition
+from dynajax.xla import backend
 
 #: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
 #: larger ensembles do.
@@ -89,14 +89,14 @@ def fit(
     )
 
     def one(model: Model, variant: Array, real: Replay, keys: Array, key: Array) -> Model:
-        return fitting.fit(config, variants, variant, model, real, keys[1], key, config.fit_steps)[
+        return training.fit(config, variants, variant, model, real, keys[1], key, config.fit_steps)[
             0
         ]
 
     over_codes = jax.vmap(one, in_axes=(0, 0, None, None, None))
     over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
 
-    @functools.partial(compiler.jit, donate_argnums=0)
+    @functools.partial(backend.jit, donate_argnums=0)
     def one_round(models: Model, real: Replay, keys: Array, index: Array) -> Model:
         fresh = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
         return over_seeds(models, jnp.arange(len(codes)), real, keys, fresh)
@@ -108,7 +108,7 @@ def fit(
 
     @jax.jit
     def held_out(real: Replay, keys: Array) -> Array:
-        return jax.vmap(lambda r, k: survey.split(config, r, k[1]).weights == 0)(real, keys)
+        return jax.vmap(lambda r, k: fit_data.split(config, r, k[1]).weights == 0)(real, keys)
 
     models = init(keys)
     for index in range(rounds):

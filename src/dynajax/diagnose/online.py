@@ -16,10 +16,10 @@ import numpy as np
 from dynajax import envs
 from dynajax.agents import Agent, agent_of
 from dynajax.config import ModelConfig, config_of
-from dynajax.diagnose import fits, measures, runs
+from dynajax.diagnose import fits, loaded_run, measures
 from dynajax.diagnose.offline import step_ahead
-from dynajax.diagnose.paths import Paths, can_restore, follow, soft_returns
-from dynajax.envs.host import finite
+from dynajax.diagnose.policy_rollouts import Paths, can_restore, follow, soft_returns
+from dynajax.envs.training_envs import finite
 from dynajax.models import ensemble
 from dynajax.types import Array, Model, Row, Transition
 
@@ -62,13 +62,15 @@ class Strip(NamedTuple):
     states: np.ndarray | None  # (T, L)
 
 
-def inspect(loaded: runs.Loaded, index: int, *, steps: int = 20, starts: int = STARTS) -> Findings:
+def inspect(
+    loaded: loaded_run.Loaded, index: int, *, steps: int = 20, starts: int = STARTS
+) -> Findings:
     """Everything about one row at one checkpoint."""
     config, spec, row = loaded.config, loaded.spec, loaded.row(index)
     variant, seed = config.row_pairs[index]
     row_config = config_of(config, config.variants[variant])
     rng = np.random.default_rng((seed, loaded.step))
-    data, valid = runs.in_order(row.real, loaded.stored)
+    data, valid = loaded_run.in_order(row.real, loaded.stored)
     make = functools.partial(envs.make, config.env, **config.stepping, seed=seed)
     real_env = make()
     agent = agent_of(row_config, spec)
@@ -130,7 +132,7 @@ class _Restored(NamedTuple):
 
 
 def _restored(
-    loaded: runs.Loaded,
+    loaded: loaded_run.Loaded,
     index: int,
     env: Any,
     data: Transition,
@@ -149,10 +151,10 @@ def _restored(
     places = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
     synthetic = _matches(row, data, inside, rng) if row.synthetic is not None else None
     both = np.union1d(places, synthetic[0] if synthetic else places)
-    rebuilt = runs.rebuild(loaded, index, chosen, both, data)
+    rebuilt = loaded_run.rebuild(loaded, index, chosen, both, data)
     states = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
     places = np.array([p for p in places if p in states], int)
-    refused = runs.restore_differs(env, places, states, data)
+    refused = loaded_run.restore_differs(env, places, states, data)
     numbers = {"repeated": float(rebuilt.steps), "not_repeated": float(rebuilt.differ)}
     return _Restored(places, states, synthetic, refused, numbers)
 
@@ -227,13 +229,13 @@ def _note(numbers: dict[str, float], where: str, scores: measures.Named) -> None
 
 
 def _some_episodes(
-    loaded: runs.Loaded, index: int, data: Transition, valid: np.ndarray, rng: Any
-) -> list[runs.Episode]:
+    loaded: loaded_run.Loaded, index: int, data: Transition, valid: np.ndarray, rng: Any
+) -> list[loaded_run.Episode]:
     """Episodes at random, as many as may be taken again; one that the ring has cut is left out."""
-    episodes = runs.episodes(data, valid, loaded.spec.time_limit, loaded.host, index)
+    episodes = loaded_run.episodes(data, valid, loaded.spec.time_limit, loaded.host, index)
     if loaded.stored > len(valid):
         episodes = episodes[1:]
-    chosen: list[runs.Episode] = []
+    chosen: list[loaded_run.Episode] = []
     steps = 0
     for i in rng.permutation(len(episodes)):
         if chosen and steps + episodes[i].stop - episodes[i].start > REPEATED:

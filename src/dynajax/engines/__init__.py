@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from dynajax.engines.base import Engine
+from dynajax.engines.device import DeviceEngine
 from dynajax.engines.host import HostEngine
-from dynajax.engines.mjx import DeviceEngine
-from dynajax.runtime.clock import Clock
 from dynajax.runtime.program import Program
+from dynajax.runtime.timers import Clock
 
 __all__ = ["ENGINES", "Engine"]
 

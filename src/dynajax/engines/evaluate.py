@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from dynajax.config import Config
-from dynajax.envs.host import finite
-from dynajax.envs.pool import EnvPool, Stream, default_workers, episode_seed
+from dynajax.envs.training_envs import finite
+from dynajax.envs.vector import EnvPool, Stream, default_workers, episode_seed
 from dynajax.types import EnvSpec, Evaluation
 
 

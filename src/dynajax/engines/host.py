@@ -9,9 +9,9 @@ from dynajax import schedule
 from dynajax.config import config_of
 from dynajax.engines.evaluate import Evaluator
 from dynajax.engines.oracle import Oracle
-from dynajax.envs.host import HostEnvs
-from dynajax.runtime.clock import Clock
+from dynajax.envs.training_envs import HostEnvs
 from dynajax.runtime.program import Program
+from dynajax.runtime.timers import Clock
 from dynajax.types import Evaluation, Metrics, TrainState, Transition
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dynajax import envs
-from dynajax.algorithm import Proposal
 from dynajax.config import Config
+from dynajax.mbpo import Proposal
 from dynajax.types import Transition, UsageError
 
 

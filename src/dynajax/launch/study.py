@@ -35,9 +35,9 @@ from typing import Any, NamedTuple
 from dynajax import envs, settings
 from dynajax.agents import agent_class
 from dynajax.config import Config
+from dynajax.config.presets import PRESETS
 from dynajax.envs import mjx
-from dynajax.models.trust import rule_class
-from dynajax.presets import PRESETS
+from dynajax.trust import rule_class
 from dynajax.types import UsageError
 
 

@@ -8,8 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dynajax import trust
 from dynajax.config import Config
-from dynajax.models import ensemble, targets, trust
+from dynajax.models import ensemble, targets
 from dynajax.types import Array, EnvSpec, Metrics, Minibatch, Model, Transition
 
 #: (observations (B, D), key) -> actions (B, A) and their log-densities (B,)

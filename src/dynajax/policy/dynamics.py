@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler
 from dynajax.actions import to_unit
 from dynajax.config import ModelConfig, varied
 from dynajax.models import ensemble, targets
-from dynajax.policy import rows
-from dynajax.record import policies, tree
-from dynajax.runtime import processes
+from dynajax.policy import selection
+from dynajax.runs import policies, serialization
+from dynajax.runtime import distributed
 from dynajax.types import Array, EnvSpec, Model, UsageError
+from dynajax.xla import backend
 
 
 class Estimate(NamedTuple):
@@ -71,7 +71,7 @@ class Dynamics:
                 Estimate(*(x[:, -1].reshape(shape) for x in parts)),
             )
 
-        return compiler.jit(imagine)
+        return backend.jit(imagine)
 
     def __call__(self, obs: np.ndarray, action: np.ndarray) -> Imagined:
         """What the model expects.
@@ -110,7 +110,7 @@ def load_model(folder: str | Path, row: int = 0) -> Dynamics:
     Raises:
       UsageError: with one line that says what is missing.
     """
-    chosen = rows.choose(folder, row)
+    chosen = selection.choose(folder, row)
     if chosen.plain["algo"] == "sac":
         raise UsageError(f"{folder}: this run has no model, it was trained with --algo=sac")
     spec = policies.task(chosen.folder / "policies")
@@ -127,33 +127,33 @@ def load_model(folder: str | Path, row: int = 0) -> Dynamics:
     place, number = _place(chosen)
     step, leaves = _newest(place, "rows/model/")
     of_row = {name.removeprefix("rows/model/"): x[number] for name, x in leaves.items()}
-    model = jax.device_put(rows.filled(rows.shapes(new), of_row, place))
+    model = jax.device_put(selection.filled(selection.shapes(new), of_row, place))
     repeat = chosen.plain["task"]["repeat"]
     return Dynamics(spec, repeat, chosen.variant, chosen.seed, step, config, model)
 
 
-def _place(chosen: rows.Chosen) -> tuple[Path, int]:
+def _place(chosen: selection.Chosen) -> tuple[Path, int]:
     """Where the checkpoints of a row are, and which of their rows it is."""
     place = chosen.folder / "checkpoints"
     if chosen.parts == 1:
         return place, chosen.number
-    total = len(rows.rows(chosen.plain))
-    shares = [processes.share(total, i, chosen.parts) for i in range(chosen.parts)]
+    total = len(selection.rows(chosen.plain))
+    shares = [distributed.share(total, i, chosen.parts) for i in range(chosen.parts)]
     part = next(i for i, share in enumerate(shares) if chosen.number in share)
     return place / f"process-{part}", shares[part].index(chosen.number)
 
 
-def _newest(place: Path, prefix: str) -> tuple[int, tree.Arrays]:
+def _newest(place: Path, prefix: str) -> tuple[int, serialization.Arrays]:
     """The step of the newest checkpoint that can be read, and its leaves under a prefix."""
     damages = []
-    for path, step in reversed(tree.steps(place).items()):
+    for path, step in reversed(serialization.steps(place).items()):
         try:
-            return step, tree.read(
+            return step, serialization.read(
                 path.absolute(),
-                tree.read_meta(path),
+                serialization.read_meta(path),
                 lambda name: name.startswith(prefix) and "optimiser" not in name,
             )
-        except tree.Damaged as damage:
+        except serialization.Damaged as damage:
             damages.append(str(damage))
             warnings.warn(f"{path}: damaged checkpoint ({damage})", stacklevel=3)
     raise UsageError(f"{place}: {'no checkpoint can be read' if damages else 'there is none yet'}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from dynajax.nets import Layer
 from dynajax.policy.policy import Policy
-from dynajax.record.folder import write_atomically
+from dynajax.runs.directory import write_atomically
 from dynajax.types import UsageError
 
 #: Of ONNX; the first with LayerNormalization.

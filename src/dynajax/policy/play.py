@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler, envs
+from dynajax import envs
 from dynajax.config import Config
-from dynajax.engines import mjx as on_device
+from dynajax.engines import device as on_device
 from dynajax.engines.evaluate import Evaluator
 from dynajax.envs import mjx
-from dynajax.envs.pool import episode_seed
+from dynajax.envs.vector import episode_seed
 from dynajax.policy.policy import Policy
 from dynajax.settings import make
 from dynajax.types import EnvSpec, Evaluation, UsageError, reason
+from dynajax.xla import backend
 
 _PLAY = 2**31 - 1
 #: Seconds that a closed window is waited for.
@@ -78,7 +79,7 @@ def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evalua
 def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
     task = mjx.make(config.env, repeat=config.task.repeat)
 
-    @compiler.jit
+    @backend.jit
     def play(state: Any, keys: jax.Array) -> Evaluation:
         act = functools.partial(policy.agent.greedy, state)
         begin = jax.vmap(task.reset)(keys)

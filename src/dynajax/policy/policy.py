@@ -9,15 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynajax import compiler, registry
+from dynajax import registry
 from dynajax.actions import rescale
 from dynajax.agents import Agent, agent_of
 from dynajax.nets import Layer
-from dynajax.policy import rows
-from dynajax.record import policies
-from dynajax.record.policies import Which
+from dynajax.policy import selection
+from dynajax.runs import policies
+from dynajax.runs.policies import Which
 from dynajax.settings import agent_from_dict
 from dynajax.types import Array, EnvSpec, UsageError
+from dynajax.xla import backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Policy:
 
     @functools.cached_property
     def _greedy(self) -> Any:
-        return compiler.jit(self.agent.greedy)
+        return backend.jit(self.agent.greedy)
 
     def unit(self, obs: np.ndarray) -> np.ndarray:
         """Actions in [-1, 1], as the environments of `dynajax.envs` take them.
@@ -109,7 +110,7 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
     Raises:
       UsageError: with one line that says what is missing.
     """
-    chosen = rows.choose(folder, row)
+    chosen = selection.choose(folder, row)
     place = chosen.folder / "policies"
     stored = policies.read(place, chosen.number, which)
     # The task's module may be missing here, but where it is not, it may have the agent.
@@ -130,5 +131,5 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
         step=stored.step,
         score=stored.score,
         agent=agent,
-        state=jax.device_put(rows.filled(rows.shapes(new), stored.leaves, place)),
+        state=jax.device_put(selection.filled(selection.shapes(new), stored.leaves, place)),
     )

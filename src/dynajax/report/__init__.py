@@ -1,7 +1,7 @@
 """A run's folder, read back and shown."""
 
-from dynajax.report.page import headline, reward_fit, write_report
 from dynajax.report.run import Run, label, model_free, read_run, series
+from dynajax.report.run_report import headline, reward_fit, write_report
 
 __all__ = [
     "Run",

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynajax.report import comparison, statistics
+from dynajax.report import method_table, statistics
+from dynajax.report.curves import Curve, Tasks
 from dynajax.report.figures import Bars, Panel
-from dynajax.report.gather import Curve, Tasks
 from dynajax.report.statistics import Interval
 
 #: The most that an episode of dm_control's tasks gives: 1,000 rewards of at most 1.
@@ -39,12 +39,12 @@ def aggregate(tasks: Tasks) -> tuple[Aggregate | None, list[str]]:
     everywhere = [n for n in first if all(n in curves for curves in tasks.values())]
     if not everywhere:
         return None, ["No method has run on all tasks, so there is no figure over tasks."]
-    ends = {task: comparison.compare_at(task, curves)[0] for task, curves in tasks.items()}
+    ends = {task: method_table.compare_at(task, curves)[0] for task, curves in tasks.items()}
     if all(_is_dm_control(task) for task in tasks):
         units = {task: dict.fromkeys(everywhere, DM_CONTROL_MOST) for task in tasks}
         unit = "return / 1,000"
     else:
-        units = {t: comparison.bases(t, curves, ends[t])[0] for t, curves in tasks.items()}
+        units = {t: method_table.bases(t, curves, ends[t])[0] for t, curves in tasks.items()}
         everywhere = [n for n in everywhere if all(n in unit for unit in units.values())]
         unit = "return, same agent without a model = 1"
         if not everywhere:
@@ -70,7 +70,7 @@ def aggregate(tasks: Tasks) -> tuple[Aggregate | None, list[str]]:
         ]
     panels: list[Panel | Bars] = []
     if lines:
-        x = comparison.unit(every)
+        x = method_table.unit(every)
         panels.append(
             Panel(lines, f"IQM, {unit}", "Along training", include=0.0, xlabel=x, bands=bands)
         )

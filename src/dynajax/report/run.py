@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynajax.record.folder import reading
+from dynajax.runs.directory import reading
 from dynajax.types import UsageError
 
 #: Fields of a model that older folders do not have, as their runs were.

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax import compiler
-from dynajax.algorithm import Algorithm, Proposal
 from dynajax.config import Config, config_of
-from dynajax.models import fitting
-from dynajax.runtime import processes
-from dynajax.runtime.placement import BY_ROWS, EVERYWHERE, STATE, Placement, place
+from dynajax.mbpo import Algorithm, Proposal
+from dynajax.models import training
+from dynajax.runtime import distributed
+from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place
 from dynajax.types import Array, EnvSpec, Metrics, Row, Shared, TrainState, Transition
+from dynajax.xla import backend
 
 
 class Functions(NamedTuple):
@@ -101,14 +101,14 @@ class SharedFit(NamedTuple):
         def alone(rows: Any) -> Any:
             return jax.tree.map(lambda x: x[0], rows)
 
-        def train(job: fitting.Job, row: Row, shared: Shared) -> tuple[Any, Any]:
+        def train(job: training.Job, row: Row, shared: Shared) -> tuple[Any, Any]:
             # The row's own axis stays: XLA makes faster code of the same matmuls with it.
             one = jax.vmap(algorithm.train_member, (0, None, 0, 0, 0, 0))
             parts = jax.tree.map(lambda x: x[:, None], members.own(alone(job).members))
             trained = jax.lax.map(lambda member: one(row, shared, job, *member), parts)
             return jax.tree.map(lambda x: x[:, 0], trained)
 
-        def end(state: TrainState, job: fitting.Job, trained: Any) -> tuple[TrainState, Metrics]:
+        def end(state: TrainState, job: training.Job, trained: Any) -> tuple[TrainState, Metrics]:
             trained = jax.tree.map(lambda x: x[None, : members.rows], trained)
             ended = jax.vmap(algorithm.end_fit, (0, None, 0, 0, 0))
             rows, metrics = ended(state.rows, state.shared, job, *trained)
@@ -180,7 +180,7 @@ class Program(NamedTuple):
         """How many a row's networks have, by the network's name."""
         rows = jax.eval_shape(self.init).rows
         row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-        return {name: compiler.count(net) for name, net in self.algorithm.networks(row).items()}
+        return {name: backend.count(net) for name, net in self.algorithm.networks(row).items()}
 
     def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The large programs by name, each with its arguments' shapes."""
@@ -221,8 +221,8 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     Raises:
       UsageError: there are more processes than rows, or JAX has no devices.
     """
-    devices = compiler.local_devices() if devices is None else devices
-    numbers = processes.share(config.rows)
+    devices = backend.local_devices() if devices is None else devices
+    numbers = distributed.share(config.rows)
     pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)
     algorithm, local = Algorithm(config, spec), placement.own
@@ -246,7 +246,7 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     fit: Fit = donated(functions.fit, (STATE,), (STATE, BY_ROWS))
     if len(pairs) == 1 and config.has_model and config.model.schedule == "fixed":
         members = place(config.model.members, devices)
-        if compiler.small_caches() and members.mesh.size > 1:
+        if backend.small_caches() and members.mesh.size > 1:
             fit = SharedFit.of(algorithm, placement, members)
     return Program(
         algorithm=algorithm,

@@ -1,0 +1,43 @@
+"""The configuration of a run: its fields (`schema`) and named sizes (`presets`)."""
+
+from dynajax.config.schema import (
+    GROUPS,
+    Config,
+    LearnConfig,
+    ModelConfig,
+    NoFields,
+    RolloutConfig,
+    Stepping,
+    Variant,
+    as_dict,
+    assign,
+    config_of,
+    difference,
+    fields,
+    run_name,
+    shortest,
+    static,
+    traced,
+    varied,
+)
+
+__all__ = [
+    "GROUPS",
+    "Config",
+    "LearnConfig",
+    "ModelConfig",
+    "NoFields",
+    "RolloutConfig",
+    "Stepping",
+    "Variant",
+    "as_dict",
+    "assign",
+    "config_of",
+    "difference",
+    "fields",
+    "run_name",
+    "shortest",
+    "static",
+    "traced",
+    "varied",
+]
