@@ -18,7 +18,7 @@ from absl import flags
 from dynajax import envs
 from dynajax.cli import common
 from dynajax.envs import dmc, mjx
-from dynajax.envs.vector import EnvPool
+from dynajax.envs.vector import VectorEnv
 from dynajax.profiling import benchmark
 from dynajax.runs.directory import device_name, write_csv
 from dynajax.types import UsageError
@@ -66,7 +66,7 @@ def alone(name: str) -> dict[str, tuple[Callable[[], Any], int]]:
 
 def host(name: str, rows: int, workers: int) -> tuple[Callable[[], Any], int, Callable[[], None]]:
     """The host engine's pool, its control steps in one run, and how to close it."""
-    pool = EnvPool(name, rows, workers=workers, time_limit=1000, seeds=list(range(rows)))
+    pool = VectorEnv(name, rows, workers=workers, time_limit=1000, seeds=list(range(rows)))
     index, spec = np.arange(rows), envs.spec(name)
     pool.reset(index, list(range(rows)))
     actions = np.random.default_rng(0).uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32)

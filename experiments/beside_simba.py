@@ -121,7 +121,12 @@ def main(argv: Sequence[str]) -> None:
     lines = []
     for rows in map(int, FLAGS.seeds):
         config = make_config(
-            FLAGS.env, algo="sac", agent="simba", preset="paper", seeds=rows, settings=settings
+            FLAGS.env,
+            algo="model-free",
+            agent="simba",
+            preset="paper",
+            seeds=rows,
+            settings=settings,
         )
         with ExitStack() as stack:
             stage = stack.enter_context(benchmark.Workload(config)).stages()["agent update"]

@@ -60,7 +60,7 @@ class Diagnosed(NamedTuple):
     def names(self) -> list[str]:
         return [row["channel"] for row in self.channels]
 
-    def of_channels(self, name: str) -> np.ndarray:
+    def select_dims(self, name: str) -> np.ndarray:
         """A column of the channels, (D,)."""
         return np.array([float(row[name]) for row in self.channels])
 
@@ -72,7 +72,7 @@ class Diagnosed(NamedTuple):
 def targets(task: Diagnosed) -> "Figure":
     """The variance of every target, as published and without the residual."""
     x = np.arange(len(task.channels))
-    delta, following = (np.maximum(task.of_channels(f"var_{n}"), 1e-12) for n in ("delta", "next"))
+    delta, following = (np.maximum(task.select_dims(f"var_{n}"), 1e-12) for n in ("delta", "next"))
     reward = task.of_seeds("var_reward", "none").mean()
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
@@ -94,7 +94,7 @@ def learned(task: Diagnosed) -> "Figure":
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
         for i, code in enumerate(("none", "scale,target", "scale,auto,beta")):
-            skill = np.maximum(task.of_channels(f"skill {code}"), dimensions.FLOOR)
+            skill = np.maximum(task.select_dims(f"skill {code}"), dimensions.FLOOR)
             axes.scatter(x + 0.2 * (i - 1), skill, 12, color=_CODES[code], label=code)
         axes.axhline(0, color="#8a8a8a", linewidth=1)
         axes.set_ylim(dimensions.FLOOR - 0.05, 1.05)

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     envs.spec(FLAGS.env)
     config = train.configured()
     out = common.folder(FLAGS.out or "trace")
-    result: dict[str, Any] = {"env": config.env, "rows": config.rows, "stages": {}}
+    result: dict[str, Any] = {"env": config.env, "rows": config.num_learners, "stages": {}}
     with Workload(config) as work:
         stages, step = work.stages(), 0.0
         for name in (name for name in STAGES if name in stages):

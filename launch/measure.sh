@@ -30,7 +30,7 @@ if [[ -n ${DRY:-} ]]; then
   envs=pendulum-swingup rows=1 seeds=1 seconds=0.01 device=cpu
   tests=(tests/test_replay.py -k mapped)
   small=(--set=replay.real=500 --set=agent.critic_width=8 --set=agent.actor_width=8 --set=model.width=8
-    --set=model.fit_steps=5 --set=model.score_size=20 --set=rollout.batch=100)
+    --set=model.fit_steps=5 --set=model.max_holdout=20 --set=rollout.batch=100)
   preset=(--preset=quick "${small[@]}")
   run_flags+=("${small[@]}" --steps=200 --seeds=1 --set=random_steps=100)
   evaluations=(--set=eval.every=100 --set=eval.episodes=1)
@@ -81,7 +81,7 @@ study() {
 for env in quadruped-walk hopper-stand; do
   quick=(--env="$env" --preset=quick --steps=20000 --seeds=16 "${evaluations[@]}")
   study "$env-tenth-fresh" 4 "${quick[@]}" --fix=scale,auto,beta --set=rollout.real_fraction=0.9
-  study "$env-alone" 2 "${quick[@]}" --algo=sac
+  study "$env-alone" 2 "${quick[@]}" --algo=model-free
 done
 study modern 5 --env=quadruped-walk --preset=modern --steps=50000 --seeds=8 "${evaluations[@]}" --fix=scale,auto,beta
 echo "written: $out"

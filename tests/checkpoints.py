@@ -15,7 +15,15 @@ from dynajax.agents.sac import SACState
 from dynajax.config import Config
 from dynajax.runs import checkpoint
 from dynajax.runs.checkpoint import Checkpoints
-from dynajax.types import Code, Model, Replay, Row, Shared, TrainState, Transition
+from dynajax.types import (
+    LearnerState,
+    ModelState,
+    Replay,
+    Shared,
+    TargetTransform,
+    TrainState,
+    Transition,
+)
 
 S, N, D, A = 2, 8, 3, 2
 
@@ -51,8 +59,8 @@ def make_state(count: int, seed: int = 0, capacity: int = N, width: int = 4) -> 
     optimiser = jax.vmap(optax.adam(1e-3).init)(params)
     agent = SACState(params, params, params, normal(), optimiser, optimiser, optimiser)
     elites = jnp.asarray(random.integers(0, 5, (S, 2)), jnp.int32)
-    code = Code(normal(D), normal(D + 1), normal(D + 1), normal())
-    model = Model(
+    code = TargetTransform(normal(D), normal(D + 1), normal(D + 1), normal())
+    model = ModelState(
         params,
         optimiser,
         code,
@@ -68,7 +76,7 @@ def make_state(count: int, seed: int = 0, capacity: int = N, width: int = 4) -> 
     imagined = Transition(normal(6, 1), normal(6, 1), normal(6), normal(6), normal(6, 1))
     synthetic = replay.pack(imagined, normal(6) > 0, normal(6))
     real, trust = ring(count, capacity), (normal(), {"threshold": normal(D)})
-    row = Row(config, jnp.arange(S), keys, keys + 1, agent, real, model, synthetic, trust)
+    row = LearnerState(config, jnp.arange(S), keys, keys + 1, agent, real, model, synthetic, trust)
     return TrainState(Shared(jnp.asarray(count, jnp.int32), jnp.asarray(3, jnp.int32)), row)
 
 

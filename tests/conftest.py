@@ -50,7 +50,7 @@ SMALL = {
     "model.fit_steps": 20,
     "model.round_steps": 10,
     "model.patience": 3,
-    "model.score_size": 40,
+    "model.max_holdout": 40,
     "rollout.batch": 8,
     "replay.real": 120,
     "replay.synthetic": 64,

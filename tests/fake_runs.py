@@ -109,12 +109,15 @@ def fake_run(
                             "start_value": 0.9 * mean / 10,
                             "start_return": mean / 10,
                             **(
-                                {"synthetic_reward_mean": mean / 1100, "synthetic_valid": 0.9}
+                                {"synthetic_reward_mean": mean / 1100, "valid_fraction": 0.9}
                                 if synthetic
                                 else {}
                             ),
                             **(
-                                {f"kept_{h + 1}": 0.9**h * noise**0.1 for h in range(5)}
+                                {
+                                    f"accepted_fraction_{h + 1}": 0.9**h * noise**0.1
+                                    for h in range(5)
+                                }
                                 if trust != "none"
                                 else {}
                             ),
@@ -133,13 +136,13 @@ def fake_run(
                                 "score": 0.5 * np.exp(-share) * noise,
                                 "r2_state": 0.8 * share,
                                 "r2_reward": r2,
-                                "r2_channels": [
+                                "r2_state_dims": [
                                     None,
                                     *(0.8 * share * c / 17 for c in range(1, 17)),
                                 ],
                                 "noise": 0.2 * np.exp(-share) * noise,
-                                "inside_80": 0.85,
-                                "scale_ratio": (17.0 if scaled else 4e5) * noise,
+                                "coverage_80": 0.85,
+                                "target_variance_ratio": (17.0 if scaled else 4e5) * noise,
                                 "spread": 0.1 * np.exp(-share) * noise,
                                 "model_reward_mean": mean / 1000 * (1 if scaled else 0.4),
                                 "real_reward_mean": mean / 1000,

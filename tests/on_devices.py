@@ -78,9 +78,15 @@ def test_there_are_four():
 )
 def test_rows_are_spread_evenly(rows, devices, used, each):
     placement = place(rows, DEVICES[:devices])
-    assert (placement.rows, placement.mesh.size, placement.each) == (rows, used, each)
-    assert placement.places - rows < each
-    np.testing.assert_array_equal(placement.real(np.arange(placement.places)), np.arange(rows))
+    assert (placement.num_learners, placement.mesh.size, placement.learners_per_device) == (
+        rows,
+        used,
+        each,
+    )
+    assert placement.padded_size - rows < each
+    np.testing.assert_array_equal(
+        placement.unpad(np.arange(placement.padded_size)), np.arange(rows)
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,7 +164,7 @@ def test_only_the_members_of_a_lone_row_on_the_fixed_schedule_are_shared_out(mak
     assert shared()
     assert not shared({"model.schedule": "early_stop"})
     assert not shared(devices=DEVICES[:1])
-    assert not shared(algo="sac")
+    assert not shared(algo="model-free")
     assert not shared(seeds=2)
 
 
@@ -183,7 +189,7 @@ def test_an_oracle_has_the_rows_alone(make, spec):
     program = build(make(oracle="both", seeds=3), spec, DEVICES[:2])
     arguments = program.programs()["learn"][1]
     # two rows on each device, the last one a copy
-    assert program.placement.places == 4
+    assert program.placement.padded_size == 4
     assert {leaf.shape[0] for leaf in jax.tree.leaves(arguments[1:])} == {3}
     assert len(program.lower()) == 2
 
@@ -192,7 +198,7 @@ def test_six_rows_on_four_devices(tmp_path):
     def config(steps):
         return walk_config(
             "host",
-            algo="sac",
+            algo="model-free",
             seeds=3,
             vary={"learn.discount": [0.9, 0.99]},
             steps=steps,
@@ -205,7 +211,7 @@ def test_six_rows_on_four_devices(tmp_path):
 def test_the_device_engine_on_two_devices(tmp_path):
     def config(steps):
         settings = {"random_steps": 20, "learn.reset_every": 30, "eval.every": 30}
-        return walk_config("mjx", algo="sac", seeds=3, steps=steps, settings=settings)
+        return walk_config("mjx", algo="model-free", seeds=3, steps=steps, settings=settings)
 
     Parts(tmp_path, config, 2).check(3)
 
@@ -228,7 +234,7 @@ def test_no_device_asks_another(make, spec):
             lowered += [
                 program.init.func.lower(*program.init.args),
                 program.act.lower(state, obs, 0),
-                program.greedy.lower(state, obs[:, None]),
+                program.deterministic_action.lower(state, obs[:, None]),
                 program.insert.lower(state, *data),
                 program.learn.lower(state, *data),
                 program.reset.lower(state),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dynajax import nets, settings
-from dynajax.agents import AGENTS, agent_of
+from dynajax.agents import AGENTS, make_agent
 from dynajax.agents.bro import quantile_loss
 from dynajax.types import EnvSpec, Transition
 
@@ -28,8 +28,8 @@ SMALL_NETS = {
 
 
 def make(name, **more):
-    config = settings.make("walk", algo="sac", agent=name, settings=SMALL_NETS | more)
-    return agent_of(config, SPEC)
+    config = settings.make("walk", algo="model-free", agent=name, settings=SMALL_NETS | more)
+    return make_agent(config, SPEC)
 
 
 def batch_of(seed):
@@ -50,7 +50,7 @@ def seen(agent, state, count=40):
     obs = rng.normal(2.0, 3.0, (count, D)).astype(np.float32)
     obs[7] = np.nan
     for o in obs:
-        state = agent.observe(state, jnp.asarray(o), jnp.isfinite(o).all())
+        state = agent.update_obs_statistics(state, jnp.asarray(o), jnp.isfinite(o).all())
     return state, np.delete(obs, 7, 0)
 
 
@@ -119,7 +119,7 @@ def adamw(gradient, params, rate=0.01, decay=0.1):
 @pytest.mark.parametrize("critics", [1, 2])
 def test_a_simba_update_by_numpy(critics):
     agent = make("simba", **{"agent.critics": critics})
-    state, obs = seen(agent, agent.new(jax.random.PRNGKey(0)))
+    state, obs = seen(agent, agent.init(jax.random.PRNGKey(0)))
     batch, noise = batch_of(1), agent.noise(jax.random.PRNGKey(2), 1)[0]
     after, metrics = jax.jit(agent.update)(state, batch, None, None, noise)
 
@@ -164,7 +164,7 @@ def test_a_simba_update_by_numpy(critics):
 
 def test_a_bro_update_by_numpy():
     agent = make("bro", **{"agent.quantiles": 4, "agent.actor_width": 4})
-    state = agent.new(jax.random.PRNGKey(0))
+    state = agent.init(jax.random.PRNGKey(0))
     batch, noise = batch_of(1), agent.noise(jax.random.PRNGKey(2), 1)[0]
     after, metrics = jax.jit(agent.update)(state, batch, None, None, noise)
     b, n, old, new = (
@@ -229,8 +229,10 @@ def test_what_weighs_nothing_teaches_nothing(name):
     shared = {"learn.batch": B, "learn.discount": 0.9}
     if name == "sac":
         small["agent.hidden"] = (6, 6)
-    agent = agent_of(settings.make("walk", algo="sac", agent=name, settings=small | shared), SPEC)
-    state, noise = agent.new(jax.random.PRNGKey(0)), agent.noise(jax.random.PRNGKey(2), 1)[0]
+    agent = make_agent(
+        settings.make("walk", algo="model-free", agent=name, settings=small | shared), SPEC
+    )
+    state, noise = agent.init(jax.random.PRNGKey(0)), agent.noise(jax.random.PRNGKey(2), 1)[0]
     batch, weight = batch_of(1), jnp.array([1.0, 1, 1, 0, 0])
     other = jax.tree.map(lambda x: x.at[3:].set(77.0), batch)
     update = jax.jit(agent.update)
@@ -242,8 +244,8 @@ def test_what_weighs_nothing_teaches_nothing(name):
 
 def test_statistics_are_those_of_valid_observations():
     agent = make("simba")
-    state, obs = seen(agent, agent.new(jax.random.PRNGKey(0)))
-    normal = agent.see(state, jnp.asarray(obs))
+    state, obs = seen(agent, agent.init(jax.random.PRNGKey(0)))
+    normal = agent.normalize_obs(state, jnp.asarray(obs))
     np.testing.assert_allclose(normal.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(normal.std(0), 1, rtol=1e-4)
     fresh = agent.reset(state, jax.random.PRNGKey(9))
@@ -261,7 +263,7 @@ def test_statistics_follow_a_late_change_far_from_zero(far):
     def one(statistics, obs):
         return nets.observed(statistics, obs, jnp.array(True)), None
 
-    statistics, _ = jax.lax.scan(one, nets.no_statistics(1), obs)
+    statistics, _ = jax.lax.scan(one, nets.init_statistics(1), obs)
     true = obs.astype(np.float64)
     deviation = true.std()
     np.testing.assert_allclose(nets.spread(statistics), [deviation], rtol=1e-3)
@@ -272,7 +274,7 @@ def test_statistics_follow_a_late_change_far_from_zero(far):
 
 
 def test_a_constant_channel_is_harmless():
-    statistics = nets.no_statistics(2)
+    statistics = nets.init_statistics(2)
     for t in range(1000):
         obs = jnp.array([1234.567, float(t % 2)])
         statistics = nets.observed(statistics, obs, jnp.array(True))
@@ -285,7 +287,9 @@ def test_a_constant_channel_is_harmless():
 def test_an_exported_policy_acts_alike():
     for name in ("simba", "bro"):
         agent = make(name)
-        state, obs = seen(agent, agent.new(jax.random.PRNGKey(0)))
+        state, obs = seen(agent, agent.init(jax.random.PRNGKey(0)))
         alone = agent.policy(state)
         assert alone.critic is None and alone.target_critic is None
-        np.testing.assert_array_equal(agent.greedy(alone, obs), agent.greedy(state, obs))
+        np.testing.assert_array_equal(
+            agent.deterministic_action(alone, obs), agent.deterministic_action(state, obs)
+        )

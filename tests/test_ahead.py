@@ -156,10 +156,10 @@ def test_the_processors_own_program_is_read():
 
 
 def test_programs_are_made_for_the_named_kind_of_device():
-    assert backend.small_caches()
-    with backend.made_for("gpu"):
-        assert not backend.small_caches() and backend.options() == {}
-    assert backend.small_caches()
+    assert backend.target_is_cpu()
+    with backend.compiling_for("gpu"):
+        assert not backend.target_is_cpu() and backend.options() == {}
+    assert backend.target_is_cpu()
 
 
 def test_rows_that_fit_are_found_at_the_edge(make, spec, monkeypatch):

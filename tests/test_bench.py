@@ -118,7 +118,7 @@ def test_bench_compares_and_times_a_start(table, tmp_path):
         "--env=pendulum-swingup",
         "--rows=1",
         "--seconds=0.01",
-        "--algo=sac",
+        "--algo=model-free",
         "--start",
         f"--out={tmp_path}",
         f"--compare={slower}",

@@ -31,9 +31,9 @@ from dynajax.types import Replay, UsageError
 
 def test_round_trip_is_bit_for_bit(tmp_path):
     state = make_state(5)
-    nan = state.rows.agent.log_temperature.at[0].set(jnp.nan).at[1].set(-0.0)
+    nan = state.learners.agent.log_temperature.at[0].set(jnp.nan).at[1].set(-0.0)
     state = state._replace(
-        rows=state.rows._replace(agent=state.rows.agent._replace(log_temperature=nan))
+        rows=state.learners._replace(agent=state.learners.agent._replace(log_temperature=nan))
     )
     host = {
         "actions": np.zeros((S, 0, A), np.float32),
@@ -56,7 +56,7 @@ def test_round_trip_is_bit_for_bit(tmp_path):
 
 def test_rows_without_a_model(tmp_path):
     state = make_state(5)
-    state = state._replace(rows=state.rows._replace(model=None, synthetic=None))
+    state = state._replace(learners=state.learners._replace(model=None, synthetic=None))
     Checkpoints(tmp_path).save(1, state, {}, {})
     assert_same(Checkpoints(tmp_path).restore(state).state, state)
 
@@ -73,11 +73,13 @@ def test_any_tree_in_a_row(tmp_path):
     state = make_state(5)
     heads = [jnp.ones((S, 2)), (jnp.zeros((S, 3), jnp.int8), None)]
     agent = Beliefs({"a.b": heads}, None, jnp.arange(S) > 0)
-    state = state._replace(rows=state.rows._replace(agent=agent, synthetic=None))
+    state = state._replace(learners=state.learners._replace(agent=agent, synthetic=None))
     Checkpoints(tmp_path).save(1, state, {}, {})
     assert_same(Checkpoints(tmp_path).restore(jax.tree.map(jnp.zeros_like, state)).state, state)
-    other = state._replace(rows=state.rows._replace(agent=agent._replace(unused=jnp.ones(S))))
-    with pytest.raises(UsageError, match="rows/agent/unused is missing there and float32"):
+    other = state._replace(
+        learners=state.learners._replace(agent=agent._replace(unused=jnp.ones(S)))
+    )
+    with pytest.raises(UsageError, match="learners/agent/unused is missing there and float32"):
         Checkpoints(tmp_path).restore(other)
 
 
@@ -99,7 +101,7 @@ np.savez("{tmp_path}/copy", actor["Dense_0"]["kernel"], critic["Dense_0"]["bias"
          tree["host"]["pending.obs"])
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    rows = state.rows
+    rows = state.learners
     want = [
         rows.agent.actor["Dense_0"]["kernel"],
         rows.agent.critic["Dense_0"]["bias"],
@@ -107,7 +109,7 @@ np.savez("{tmp_path}/copy", actor["Dense_0"]["kernel"], critic["Dense_0"]["bias"
         rows.model.code.skip,
         state.shared.step,
         rows.config.learn.discount,
-        rows.synthetic.packed,
+        rows.synthetic_buffer.packed,
         rows.agent.actor_optimiser[0].mu["Dense_0"]["bias"],
         rows.key,
         np.arange(3.0),

@@ -116,7 +116,7 @@ def test_no_flipped_bit_is_believed(tmp_path, capfd):
 def test_a_leaf_is_checked_beyond_its_file(tmp_path, monkeypatch, change):
     """Something else than was saved, in files that are as they were written."""
     save(Checkpoints(tmp_path), 5)
-    write, name = serialization._write_arrays, "rows/agent/actor/Dense_0/kernel"
+    write, name = serialization._write_arrays, "learners/agent/actor/Dense_0/kernel"
 
     def wrong(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         write(folder, arrays | ({name: change(arrays[name])} if name in arrays else {}))
@@ -149,7 +149,7 @@ def test_several_processes_write_plain_files(tmp_path, monkeypatch):
     _, restored = restore(tmp_path)
     assert_same((restored.state, restored.host), (state, host))
     with np.load(newest(tmp_path) / "arrays.npz", allow_pickle=False) as arrays:
-        assert_same(arrays["rows/agent/log_temperature"], state.rows.agent.log_temperature)
+        assert_same(arrays["learners/agent/log_temperature"], state.learners.agent.log_temperature)
     save(checkpoints, 11)
     flip(newest(tmp_path))
     with pytest.warns(UserWarning, match="damaged"):
@@ -174,8 +174,8 @@ def test_abandoned_pieces_are_not_reused(tmp_path):
     with pytest.warns(UserWarning):
         checkpoints, _ = restore(tmp_path)
     other = make_state(11)
-    real = jax.tree.map(lambda x: x.at[:, :3].set(jnp.zeros((), x.dtype)), other.rows.real)
-    other = other._replace(rows=other.rows._replace(real=real))
+    real = jax.tree.map(lambda x: x.at[:, :3].set(jnp.zeros((), x.dtype)), other.rows.real_buffer)
+    other = other._replace(learners=other.rows._replace(real=real))
     checkpoints.save(110, other, {}, {})
     assert pieces(tmp_path) == ["000001-0-5", "000003-5-11"]
     assert_same(restore(tmp_path)[1].state, other)
@@ -313,7 +313,7 @@ def test_template_mismatch(tmp_path):
         make_state(0, width=6),
         make_state(0, capacity=9),
         make_state(0)._replace(shared=Shared(jnp.float32(0), jnp.int32(0))),
-        make_state(0)._replace(rows=make_state(0).rows._replace(model=None)),
+        make_state(0)._replace(learners=make_state(0).rows._replace(model=None)),
     ):
         with pytest.raises(UsageError, match="another configuration or version") as caught:
             Checkpoints(tmp_path).restore(other)

@@ -40,8 +40,8 @@ PAPER = {
     "model.fit_steps": 5000,
     "model.round_steps": 250,
     "model.patience": 5,
-    "model.average_steps": 1,
-    "model.score_size": 5000,
+    "model.weight_averaging_steps": 1,
+    "model.max_holdout": 5000,
     "model.learned_bounds": False,
     "model.holdout": 0.2,
     "model.min_gain": 0.01,
@@ -57,8 +57,8 @@ PAPER = {
     "rollout.real_fraction": 0.05,
     "rollout.fresh": False,
     "rollout.on_top": False,
-    "rollout.expand": 0,
-    "rollout.uniform": 0.0,
+    "rollout.value_expansion_steps": 0,
+    "rollout.random_action_fraction": 0.0,
     "rollout.state_noise": 1.0,
     "rollout.reward_noise": 1.0,
     "replay.real": 500_000,
@@ -96,13 +96,13 @@ def test_the_paper_preset_has_the_published_numbers():
     assert paper.steps == 500_000
     # 5 % of 256, the other 243 being synthetic
     assert paper.real_batch == 13
-    assert dataclasses.replace(paper, algo="sac").real_batch == 256
+    assert dataclasses.replace(paper, algo="model-free").real_batch == 256
 
 
 def test_the_fast_preset_is_the_papers_but_for_its_fits():
     fast, paper = (make("cheetah-run", preset=name) for name in ("fast", "paper"))
     differ = {path for path in PAPER if value(fast, path) != value(paper, path)}
-    assert differ == {"model.fit_steps", "model.learning_rate", "model.average_steps"}
+    assert differ == {"model.fit_steps", "model.learning_rate", "model.weight_averaging_steps"}
     assert 3 * fast.model.fit_steps <= paper.model.fit_steps and fast.steps == paper.steps
 
 
@@ -253,9 +253,13 @@ def test_variants_are_fixes_times_values():
         ({"engine": "gpu"}, "--engine=gpu: ", "host"),
         ({"fixes": ["scael"]}, "--fix=scael: ", "did you mean scale"),
         ({"fixes": ["target,auto"]}, "--fix=target,auto: ", "contradict"),
-        ({"algo": "sac", "fixes": ["scale"]}, "--fix=scale: ", "--algo=mbpo"),
-        ({"algo": "sac", "trust": "penalty"}, "--trust=penalty: ", "--algo=mbpo"),
-        ({"algo": "sac", "vary": {"model.holdout": [0.1]}}, "--vary model.holdout: ", "no model"),
+        ({"algo": "model-free", "fixes": ["scale"]}, "--fix=scale: ", "--algo=mbpo"),
+        ({"algo": "model-free", "trust": "penalty"}, "--trust=penalty: ", "--algo=mbpo"),
+        (
+            {"algo": "model-free", "vary": {"model.holdout": [0.1]}},
+            "--vary model.holdout: ",
+            "no model",
+        ),
         ({"oracle": "state", "trust": "penalty"}, "--trust=penalty: ", "oracle"),
         (
             {"trust": "penalty", "settings": {"model.members": 1}},
@@ -406,7 +410,7 @@ def test_any_number_of_steps_is_a_run(steps):
 
 
 def test_sac_does_not_look_at_the_model():
-    make("cheetah-run", algo="sac", settings={"random_steps": 2, "model.elites": 6})
+    make("cheetah-run", algo="model-free", settings={"random_steps": 2, "model.elites": 6})
 
 
 def test_varied_values_are_checked_against_the_others():
@@ -416,8 +420,8 @@ def test_varied_values_are_checked_against_the_others():
 
 def test_targets_that_reach_further_are_no_lone_rollout():
     """No rollout is made beside them, and M2AC ranks them among themselves."""
-    settings = {"rollout.real_fraction": 1, "rollout.expand": 1}
-    assert make("cheetah-run", trust="m2ac", settings=settings).rollouts_beside == 0
+    settings = {"rollout.real_fraction": 1, "rollout.value_expansion_steps": 1}
+    assert make("cheetah-run", trust="m2ac", settings=settings).num_parallel_rollouts == 0
 
 
 # --- the configuration as data -----------------------------------------------------------------
@@ -436,7 +440,7 @@ def test_only_traced_fields_are_leaves():
     "arguments",
     [
         {},
-        {"algo": "sac", "vary": {"learn.discount": [0.9, 0.9999991, 0.9999994]}},
+        {"algo": "model-free", "vary": {"learn.discount": [0.9, 0.9999991, 0.9999994]}},
         {
             "trust": "penalty",
             "fixes": ["none", "scale,target"],
@@ -493,10 +497,10 @@ def test_run_names_are_readable_and_differ():
     ]
     assert len({config.run_name(c) for c in others}) == 4
     assert config.run_name(make("cheetah-run", steps=2000)) == config.run_name(make("cheetah-run"))
-    assert "/" not in config.run_name(make("a/b:c-v1", algo="sac"))
+    assert "/" not in config.run_name(make("a/b:c-v1", algo="model-free"))
     judged = make("cheetah-run", trust="penalty")
     assert config.run_name(judged).startswith("cheetah-run-mbpo-simba-none-penalty-quick-")
-    assert config.run_name(make("x-y", algo="sac")).startswith("x-y-simba-quick-")
+    assert config.run_name(make("x-y", algo="model-free")).startswith("x-y-simba-quick-")
 
 
 def test_a_preset_brings_its_agent_and_its_agents_sizes():

@@ -89,9 +89,9 @@ def log(folder, kind):
     ("arguments", "settings"),
     [
         ({"fixes": ["none", "scale,target"]}, {}),
-        ({"algo": "sac"}, {"learn.reset_every": 70, "learn.reset_at": (60,)}),
+        ({"algo": "model-free"}, {"learn.reset_every": 70, "learn.reset_at": (60,)}),
         # A last interval, and a last segment, that are shorter than the others.
-        ({"algo": "sac", "steps": 97}, {"eval.every": 30}),
+        ({"algo": "model-free", "steps": 97}, {"eval.every": 30}),
     ],
 )
 def test_both_engines_come_to_the_same(tmp_path, arguments, settings):
@@ -103,7 +103,7 @@ def test_both_engines_come_to_the_same(tmp_path, arguments, settings):
     for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(ours), strict=True):
         np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-4)
     run = runs[0].config
-    stored = np.asarray(host.rows.real.valid)[:, : run.steps - 1]
+    stored = np.asarray(host.rows.real_buffer.valid)[:, : run.steps - 1]
     assert not stored.all(), "no step was dropped"
     tables = [
         list(csv.DictReader((tmp_path / engine / "eval.csv").open())) for engine in ("host", "mjx")
@@ -175,7 +175,7 @@ def empty(task, size):
     ready = jax.tree.map(lambda x: jnp.zeros((size, *x.shape)), env)
     transition = device.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
     whole = jnp.zeros((), jnp.int32)
-    return device.World(
+    return device.EnvRunnerState(
         env=env,
         age=whole,
         score=jnp.zeros(()),
@@ -192,13 +192,13 @@ def empty(task, size):
 
 def test_every_episode_has_a_start_of_its_own():
     task, key = spread_task(), jax.random.PRNGKey(0)
-    world, starts = device.stock(task, empty(task, 3), key), []
+    world, starts = device.refill_pool(task, empty(task, 3), key), []
     assert int(world.made) == 3 and int(world.used) == 1
     advance = jax.jit(lambda w, a: device.advance(task, w, a))
-    stock = jax.jit(lambda w: device.stock(task, w, key))
+    refill_pool = jax.jit(lambda w: device.refill_pool(task, w, key))
     for t in range(40):
         if t % 8 == 0:
-            world = stock(world)
+            world = refill_pool(world)
         if world.age == 0:
             starts.append(float(world.env.obs[0]))
         world = advance(world, jnp.zeros(1))
@@ -211,7 +211,7 @@ def test_every_episode_has_a_start_of_its_own():
 
 def test_a_step_that_is_not_finite_ends_the_episode():
     task = spread_task()
-    world = device.stock(task, empty(task, 3), jax.random.PRNGKey(0))
+    world = device.refill_pool(task, empty(task, 3), jax.random.PRNGKey(0))
     world = device.advance(task, world, jnp.zeros(1))
     world = device.advance(task, world, jnp.ones(1))
     assert not world.valid and int(world.dropped) == 1
@@ -251,7 +251,7 @@ def test_a_task_of_dm_control_trains(tmp_path, monkeypatch):
     assert result.finished
     table = list(csv.DictReader((tmp_path / "run" / "eval.csv").open()))
     assert [float(row["length_mean"]) for row in table] == [1000, 1000]
-    real = result.state.rows.real
+    real = result.state.learners.real_buffer
     assert np.asarray(real.valid)[:, :59].all()
     # cos, sin and velocity of a pendulum that moves
     angle = np.asarray(real.data.obs)[0, :59]

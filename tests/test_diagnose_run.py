@@ -288,7 +288,7 @@ def test_a_run_of_the_device_engine_or_without_a_model_leaves_parts_out(hopper, 
     assert "repeated" not in findings.numbers and np.isfinite(findings.numbers["policy_reward_r2"])
     online_report.write([findings], on_device, reader.spec, tmp_path, "x")
     assert "were on the device" in (tmp_path / "diagnosis.html").read_text()
-    bare = loaded._replace(rows=loaded.rows._replace(model=None, synthetic=None))
+    bare = loaded._replace(learners=loaded.rows._replace(model=None, synthetic=None))
     findings = online.inspect(bare, 0, steps=3, starts=4)
     assert np.isfinite(findings.numbers["critic_bias"]) and not findings.channels
     items = online_report.write([findings], reader.config, reader.spec, tmp_path / "bare", "x")
@@ -337,22 +337,22 @@ def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
     """Synthetic transitions that are replaced by the truth have no error left."""
     loaded = loaded_run.Reader(hopper).load(300)
     row = loaded.row(0)
-    data, valid = loaded_run.in_order(row.real, loaded.stored)
+    data, valid = loaded_run.in_order(row.real_buffer, loaded.stored)
     parts = loaded_run.episodes(data, valid, 1000, loaded.host, 0)
     rebuilt = loaded_run.rebuild(loaded, 0, parts, np.arange(299), data)
     state_of = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
-    ring = row.synthetic.data
+    ring = row.synthetic_buffer.data
     ring = Transition(*(np.array(x) for x in ring))
     for slot in range(40):
         for name in Transition._fields:
             getattr(ring, name)[slot] = getattr(data, name)[slot]
-    row = row._replace(synthetic=replay.pack(ring, row.synthetic.valid))
+    row = row._replace(synthetic=replay.pack(ring, row.synthetic_buffer.valid))
     chosen = np.arange(40), np.arange(40)
     numbers = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
     assert numbers["synthetic_checked"] == 40
     assert numbers["synthetic_reward_r2"] == numbers["synthetic_state_skill"] == 1
     ring.reward[:40] += 0.5
-    row = row._replace(synthetic=replay.pack(ring, row.synthetic.valid))
+    row = row._replace(synthetic=replay.pack(ring, row.synthetic_buffer.valid))
     shifted = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
     expected = 0.5 / data.reward[:40].std()
     assert shifted["synthetic_reward_bias"] == pytest.approx(expected, rel=1e-4)

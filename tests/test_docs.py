@@ -43,7 +43,7 @@ def test_every_column_of_the_journal_is_explained(folder):
     kinds = {line["kind"]: set(line) for line in lines}
     assert set(kinds) == {"fit", "learn", "time"}
     names = set.union(*kinds.values())
-    assert {"kept_2", "penalty", "r2_channels", "start_value"} <= names
+    assert {"accepted_fraction_2", "penalty", "r2_state_dims", "start_value"} <= names
     assert names | {"weight"} <= explained, sorted(names - explained)
     [time] = [line for line in lines if line["kind"] == "time" and line["step"] == 70]
     assert set(time["seconds"]) <= explained

@@ -178,10 +178,10 @@ def test_a_reward_read_from_the_next_state_by_numpy():
         both = np.concatenate([np.broadcast_to(inputs, (E, *inputs.shape)), following], -1)
         return forward(model.params["reward"], both)[..., 0]
 
-    predicted, _ = jax.jit(ensemble.everyone)(config, model, obs, action)
+    predicted, _ = jax.jit(ensemble.predict_all)(config, model, obs, action)
     np.testing.assert_allclose(predicted[..., -1], expected(None), rtol=1e-4, atol=1e-5)
     truth = np.broadcast_to(next_obs, (E, *next_obs.shape))
-    read, _ = jax.jit(ensemble.everyone)(config, model, obs, action, next_obs)
+    read, _ = jax.jit(ensemble.predict_all)(config, model, obs, action, next_obs)
     np.testing.assert_allclose(read[..., -1], expected(truth), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(read[..., :-1], predicted[..., :-1])
     assert not np.allclose(read[..., -1], predicted[..., -1], atol=1e-3)

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from dynajax import envs
 from dynajax.config import EvalConfig, HostConfig
 from dynajax.engines.evaluate import Evaluator
-from dynajax.envs.training_envs import HostEnvs
-from dynajax.envs.vector import EnvPool, default_workers, episode_seed
+from dynajax.envs.training_envs import TrainingEnvs
+from dynajax.envs.vector import VectorEnv, default_workers, episode_seed
 from dynajax.settings import make
 from dynajax.types import UsageError
 
@@ -93,14 +93,14 @@ for _name, _class, _kwargs in (
 gymnasium.register("LineForever-v0", Line)
 
 
-def run_config(env, *, algo="sac", workers=0, episodes=2):
+def run_config(env, *, algo="model-free", workers=0, episodes=2):
     config = make(env, preset="paper", algo=algo)
     host, evaluation = HostConfig(workers=workers), EvalConfig(episodes=episodes)
     return dataclasses.replace(config, host=host, eval=evaluation)
 
 
 def host_envs(env, seeds, **kwargs):
-    host = HostEnvs(run_config(env, **kwargs), envs.spec(env), seeds)
+    host = TrainingEnvs(run_config(env, **kwargs), envs.spec(env), seeds)
     host.start()
     return host
 
@@ -293,7 +293,7 @@ def test_default_workers(monkeypatch):
 
 
 def test_workers_change_nothing():
-    pools = [EnvPool("hopper-hop", 3, workers=w, seeds=[0, 1, 2]) for w in (0, 2)]
+    pools = [VectorEnv("hopper-hop", 3, workers=w, seeds=[0, 1, 2]) for w in (0, 2)]
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (40, 3, 4)).astype(np.float32)
     traces = []
@@ -315,17 +315,17 @@ def test_a_workers_failure_reaches_the_parent():
     assert any(os.path.samefile(p or ".", os.path.dirname(__file__)) for p in sys.path)
     name = f"{__name__}:LineFails-v0"
     for workers, kind in ((0, ValueError), (1, RuntimeError)):
-        pool = EnvPool(name, 1, workers=workers)
+        pool = VectorEnv(name, 1, workers=workers)
         pool.reset([0], [0])
         with pytest.raises(kind, match="the motor is burnt"):
             pool.step([0], np.zeros((1, 1)))
         pool.close()
     with pytest.raises(UsageError, match="Discrete"):
-        EnvPool(f"{__name__}:Choices-v0", 1, workers=1)
+        VectorEnv(f"{__name__}:Choices-v0", 1, workers=1)
 
 
 def test_a_dead_worker_is_an_error():
-    pool = EnvPool(f"{__name__}:Line-v0", 1, workers=1)
+    pool = VectorEnv(f"{__name__}:Line-v0", 1, workers=1)
     pool._workers[0]._process.kill()
     with pytest.raises((RuntimeError, BrokenPipeError), match="has died"):
         pool.reset([0], [0])
@@ -364,7 +364,7 @@ def test_mbpo_needs_to_know_when_episodes_end():
     host.step(np.zeros((1, 1)))
     with pytest.raises(UsageError, match=r"register_termination\('LineEnds-v0'") as refused:
         host.step(np.zeros((1, 1)))
-    assert "\n" not in str(refused.value) and "--algo=sac" in str(refused.value)
+    assert "\n" not in str(refused.value) and "--algo=model-free" in str(refused.value)
 
 
 def test_a_row_that_is_not_finite_is_dropped_and_others_go_on():
@@ -398,7 +398,7 @@ def test_rows_do_not_depend_on_the_rows_beside_them():
 @pytest.mark.parametrize("name", ["hopper-hop", "Hopper-v4"])
 def test_progress_and_restore_go_on_bit_for_bit(name):
     rng = np.random.default_rng(0)
-    host, again = host_envs(name, [0, 1]), HostEnvs(run_config(name), envs.spec(name), [0, 1])
+    host, again = host_envs(name, [0, 1]), TrainingEnvs(run_config(name), envs.spec(name), [0, 1])
     a = envs.spec(name).action_dim
     host.step(np.zeros((2, a), np.float32))
     for _ in range(60):

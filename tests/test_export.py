@@ -32,15 +32,15 @@ def policy_of(agent: str, **settings) -> Policy:
     """A policy of networks whose every number is drawn, and statistics of odd observations."""
     own = {f"agent.{name}": value for name, value in settings.items()}
     config = dynajax.make_config(
-        "walk", algo="sac", agent=agent, preset="paper", settings=OF_AGENT[agent] | own
+        "walk", algo="model-free", agent=agent, preset="paper", settings=OF_AGENT[agent] | own
     )
-    bound = agents.agent_of(config, SPEC)
+    bound = agents.make_agent(config, SPEC)
     state = bound.new(jax.random.PRNGKey(1))
     rng = np.random.default_rng(0)
     noise = lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
     state = state._replace(actor=jax.tree.map(noise, state.actor))
     for obs in rng.normal(size=(20, 5)) * [1, 0, 1e3, 1e-3, 1] + [0, 4, 1e3, 0, 0]:
-        state = bound.observe(state, np.float32(obs), True)
+        state = bound.update_obs_statistics(state, np.float32(obs), True)
     return Policy(SPEC, 1, "none", 0, 10, 1.0, bound, bound.policy(state))
 
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_exported_gets_one_line(tmp_path, monkeypatch):
 def run(tmp_path_factory) -> Path:
     """A run of two seeds."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    trained(folder, "sac", steps=60, algo="sac", seeds=2)
+    trained(folder, "sac", steps=60, algo="model-free", seeds=2)
     return folder
 
 
@@ -189,7 +189,7 @@ def drifting() -> mjx.Task:
 def test_a_task_of_the_device_alone_is_played_there(command, tmp_path, monkeypatch):
     mjx.register_mjx_task("Drift", drifting)
     try:
-        trained(tmp_path / "run", "sac", steps=60, algo="sac", env="Drift", engine="mjx")
+        trained(tmp_path / "run", "sac", steps=60, algo="model-free", env="Drift", engine="mjx")
         status, out, err = command(tmp_path / "run", "--episodes=3")
         assert (status, err) == (0, "")
         played = [float(x) for x in out.splitlines()[1].removeprefix("  returns ").split(", ")]
@@ -233,7 +233,9 @@ def test_an_agent_that_the_tasks_module_registers(command, tmp_path, monkeypatch
     (tmp_path / "own_agent.py").write_text(AGENT)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(dynajax.AGENTS, "own", SAC)
-    trained(tmp_path / "run", "sac", steps=60, algo="sac", env="own_agent:Own-v0", named="own")
+    trained(
+        tmp_path / "run", "sac", steps=60, algo="model-free", env="own_agent:Own-v0", named="own"
+    )
     # As in another process, which knows nothing of it yet.
     monkeypatch.delitem(dynajax.AGENTS, "own")
     monkeypatch.delitem(sys.modules, "own_agent")

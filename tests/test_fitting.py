@@ -255,7 +255,7 @@ def test_rows_surveyed_in_turn_begin_their_fits_as_they_do_together():
 
     variants = jnp.array([1, 2])
     together, shown = begun(variants, data)
-    with backend.made_for("gpu"):
+    with backend.compiling_for("gpu"):
         in_turn, hidden = begun(variants, data)
     assert shown and not hidden  # the raw targets of all rows
     for one, other in zip(*(jax.tree.leaves(x) for x in (together, in_turn)), strict=True):
@@ -397,19 +397,19 @@ def test_a_linear_system_is_learned(learned, make):
     # One step of a rollout reproduces the system.
     whole = make({"model.members": E, "model.elites": 2, "model.width": 16})
     obs = np.random.default_rng(9).normal(size=(200, D)).astype(np.float32)
-    rule = trust.Rule(None, SPEC, 200)
+    rule = trust.TrustRule(None, SPEC, 200)
 
     def policy(obs, key):
         return jax.random.uniform(key, (200, A), minval=-1), jnp.zeros(200)
 
     @jax.jit
-    def imagine(model, obs):
+    def model_step(model, obs):
         asked = rollouts.asked(rule, model)
-        return rollouts.imagine(
+        return rollouts.model_step(
             whole, SPEC, rule, policy, asked, None, obs, jnp.ones(len(obs), bool), 0, 1, KEY
         )[1]
 
-    step, finite, store, *_ = imagine(model, obs)
+    step, finite, store, *_ = model_step(model, obs)
     true = obs @ F.T + np.asarray(step.action) @ G.T
     assert finite.all() and store.all()
     assert (r_squared(np.asarray(step.next_obs) - obs, true - obs) > 0.95).all()

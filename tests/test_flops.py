@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dynajax import make_config
-from dynajax.agents import agent_of
+from dynajax.agents import make_agent
 from dynajax.mbpo import Algorithm
 from dynajax.models import ensemble
 from dynajax.profiling import flops
@@ -39,7 +39,7 @@ def states(config, spec):
 
 
 def of_update(config, spec, count=flops.count):
-    agent = agent_of(config, spec)
+    agent = make_agent(config, spec)
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     noise = jax.eval_shape(lambda k: jax.tree.map(lambda x: x[0], agent.noise(k, 1)), key)
     batch = minibatch(config.learn.batch, spec)

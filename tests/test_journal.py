@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dynajax import UsageError, report
-from dynajax.runs.writer import Journal
+from dynajax.runs.writer import RunWriter
 from dynajax.runtime.program import build
-from dynajax.types import Evaluation, Interval
+from dynajax.types import Evaluation, TrainingInterval
 
 ROWS = 4
 SECONDS = {"update": 1.5, "fit": 0.5, "other": 1.0}
@@ -34,7 +34,7 @@ def state(program):
 @contextlib.contextmanager
 def opened(program, folder, quiet=True):
     """The journal of a run that begins, or goes on, and the step where it does."""
-    journal = Journal(
+    journal = RunWriter(
         folder, program.config, program.spec, program.placement, "test", {"actor": 7}, quiet, False
     )
     with journal:
@@ -49,10 +49,10 @@ def rows(value):
     return value + np.arange(ROWS) / 8
 
 
-def interval(step, fits=(), evaluated=True, dropped=0) -> Interval:
+def interval(step, fits=(), evaluated=True, dropped=0) -> TrainingInterval:
     returns = rows(step)[:, None] + np.arange(3.0)
     lengths = np.full((ROWS, 3), 50)
-    return Interval(
+    return TrainingInterval(
         step=step,
         learn={"critic_loss": rows(1000 + step)},
         fits=[(at, {"score": rows(at), "fit_steps": np.full(ROWS, 20)}) for at in fits],
@@ -162,7 +162,7 @@ def test_what_an_engine_keeps_comes_back(program, state, tmp_path):
     moved = state._replace(shared=state.shared._replace(step=jnp.asarray(9, jnp.int32)))
     with opened(program, tmp_path) as (journal, _):
         journal.save(10, moved, host, SECONDS)
-    journal = Journal(
+    journal = RunWriter(
         tmp_path, program.config, program.spec, program.placement, "test", {}, True, False
     )
     with journal:

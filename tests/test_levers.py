@@ -29,13 +29,13 @@ NETWORKS = {
 }
 #: What each is tried with; all agents and all rules are here, and every lever once.
 LEVERS = {
-    "sac": ("none", {"rollout.on_top": True, "rollout.uniform": 0.5}),
+    "sac": ("none", {"rollout.on_top": True, "rollout.random_action_fraction": 0.5}),
     "simba": (
         "macura",
         {
             "rollout.fresh": True,
             "rollout.real_fraction": 0.5,
-            "rollout.expand": 1,
+            "rollout.value_expansion_steps": 1,
             "task.repeat": 2,
         },
     ),
@@ -43,7 +43,11 @@ LEVERS = {
     "simba, infoprop": ("infoprop", {"rollout.horizon": 3, "rollout.state_noise": 0.0}),
     "sac, penalty": (
         "penalty",
-        {"model.reward_from": "next_state", "trust.kind": "spread", "rollout.expand": 2},
+        {
+            "model.reward_from": "next_state",
+            "trust.kind": "spread",
+            "rollout.value_expansion_steps": 2,
+        },
     ),
     "simba, weight": (
         "weight",
@@ -97,7 +101,7 @@ def test_a_run_goes_on_to_the_bit_with_two_codes_as_rows(tmp_path, name, engine,
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
     # The rows are of different codes, and so of different models and agents, all of them numbers.
-    rows = whole.state.rows
+    rows = whole.state.learners
     for network in (rows.agent.actor, rows.model.params):
         for leaf in jax.tree.leaves(network):
             assert np.isfinite(leaf).all()
@@ -108,7 +112,11 @@ def test_a_run_goes_on_to_the_bit_with_two_codes_as_rows(tmp_path, name, engine,
 def test_what_does_not_go_together_is_refused_in_one_line():
     for name, arguments, says in (
         ("simba", {"oracle": "reward"}, "--trust=macura: .*oracle"),
-        ("simba, weight", {"oracle": "reward"}, "rollout.fresh=true: .*oracle|--trust=weight"),
+        (
+            "simba, weight",
+            {"oracle": "reward"},
+            "rollout.fresh=true: .*oracle|--trust=uncertainty_weight",
+        ),
     ):
         with pytest.raises(UsageError, match=says) as refused:
             configured(name, "host", 60, **arguments)
@@ -118,9 +126,21 @@ def test_what_does_not_go_together_is_refused_in_one_line():
         ("none", {"task.repeat": 0}, "task.repeat=0: it must be at least 1"),
         ("none", {"rollout.fresh": True, "rollout.horizon": (0, 9, 1, 5)}, "must be one number"),
         ("none", {"rollout.real_fraction": 1.5}, "at least 0 and at most 1"),
-        ("none", {"rollout.expand": -1}, "rollout.expand=-1: it must be at least 0"),
-        ("none", {"rollout.expand": 1, "rollout.uniform": 0.5}, "expand=1: .*rollout.uniform=0"),
-        ("infoprop", {"rollout.expand": 1}, "expand=1: --trust=infoprop keeps account"),
+        (
+            "none",
+            {"rollout.value_expansion_steps": -1},
+            "rollout.value_expansion_steps=-1: it must be at least 0",
+        ),
+        (
+            "none",
+            {"rollout.value_expansion_steps": 1, "rollout.random_action_fraction": 0.5},
+            "expand=1: .*rollout.random_action_fraction=0",
+        ),
+        (
+            "infoprop",
+            {"rollout.value_expansion_steps": 1},
+            "expand=1: --trust=infoprop keeps account",
+        ),
         ("none", {"model.reward_from": "s'"}, "choose one of inputs, next_state"),
         ("none", {"model.epochs": -1}, "it must be at least 0"),
     ):

@@ -225,10 +225,10 @@ def test_no_loggers_write_nothing(tmp_path):
 def test_figures_of_every_channel_are_lists_in_the_file_and_nowhere_else(tmp_path):
     values = np.array([[0.123456, np.nan], [1.0, -2.0]])
     logs = Loggers(tmp_path, CONFIG, 0, {}, ("files",))
-    logs.write(10, fits=[(10, {"nll": numbers(10), "r2_channels": values})])
+    logs.write(10, fits=[(10, {"nll": numbers(10), "r2_state_dims": values})])
     logs.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
-    assert [line["r2_channels"] for line in lines] == [[0.1235, None], [1.0, -2.0]]
-    entry = Entry(10, "fit", {"nll": numbers(10), "r2_channels": values})
+    assert [line["r2_state_dims"] for line in lines] == [[0.1235, None], [1.0, -2.0]]
+    entry = Entry(10, "fit", {"nll": numbers(10), "r2_state_dims": values})
     scalars = _scalars(row_names(CONFIG), entry)
     assert list(scalars) == [NAME.format("fit/nll"), NAME.format("fit/nll").replace("/3/", "/4/")]

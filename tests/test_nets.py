@@ -24,7 +24,7 @@ def test_value_and_gradients_are_those_of_a_product(shape, outputs, platform):
 
         return jax.value_and_grad(of_both, (0, 1))(x, kernel)
 
-    with backend.made_for(platform):
+    with backend.compiling_for(platform):
         ours, theirs = map(value_and_gradients, (nets._product, jnp.matmul))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
@@ -38,7 +38,7 @@ def test_what_is_turned_is_written_out(platform, turned):
     def loss(params, x):
         return nets.apply(network, params, x).sum()
 
-    with backend.made_for(platform):
+    with backend.compiling_for(platform):
         program = jax.jit(jax.grad(loss)).lower(params, jnp.zeros((6, 4))).as_text()
     assert "stablehlo.dot_general" in program
     assert program.count("stablehlo.transpose") == turned
@@ -49,7 +49,7 @@ def test_what_is_turned_is_written_out(platform, turned):
 def test_a_layer_norm_on_either_kind_of_device(platform, passes):
     x = jax.random.normal(jax.random.PRNGKey(0), (4, 50)) + 3
 
-    with backend.made_for(platform):
+    with backend.compiling_for(platform):
         norm = nets._layer_norm("norm")
         variables = norm.init(jax.random.PRNGKey(1), x)
         y, program = norm.apply(variables, x), jax.make_jaxpr(norm.apply)(variables, x)
@@ -74,9 +74,9 @@ def test_at_bfloat16_values_and_gradients_are_of_rounded_arrays_and_sums_of_floa
         return nets._product(x, kernel), *jax.vjp(nets._product, x, kernel)[1](weights)
 
     plain = value_and_gradients(x, kernel)
-    with nets.products("bfloat16"):
+    with nets.matmul_precision("bfloat16"):
         low = value_and_gradients(x, kernel)
-    with nets.products("float32"):
+    with nets.matmul_precision("float32"):
         again = value_and_gradients(x, kernel)
     expected = value_and_gradients(rounded(x), rounded(kernel))
     for a, b, c, d in zip(plain, low, again, expected, strict=True):

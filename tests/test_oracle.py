@@ -48,7 +48,7 @@ def test_an_oracle_that_agrees_changes_no_bit():
     asked = jax.tree.map(lambda x: x + 0 if x.dtype != bool else x | False, plain)
     for t in range(60, 63):
         plain, expected = program.learn(plain, *data(t))
-        asked, proposal = with_oracle.propose(asked, *data(t))
+        asked, proposal = with_oracle.propose_transitions(asked, *data(t))
         asked, metrics = with_oracle.learn(asked, *data(t), proposal)
     # Two programs round differently where they fuse differently, and nowhere else.
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(asked), strict=True):
@@ -65,18 +65,18 @@ def test_an_oracle_replaces_its_half_by_what_really_comes(which, tmp_path):
     loaded = reader.load(120)
     for index in range(2):
         row = loaded.row(index)
-        data, valid = loaded_run.in_order(row.real, loaded.stored)
+        data, valid = loaded_run.in_order(row.real_buffer, loaded.stored)
         found = loaded_run.episodes(data, valid, reader.spec.time_limit, loaded.host, index)
         rebuilt = loaded_run.rebuild(loaded, index, found, np.arange(len(valid)), data)
         assert rebuilt.differ == 0
         place_of = {data.obs[p].tobytes(): p for p in rebuilt.places}
         env = envs.make("Hopper-v4")
         env.reset(seed=0)
-        slots = np.flatnonzero(row.synthetic.valid)
+        slots = np.flatnonzero(row.synthetic_buffer.valid)
         assert len(slots) > 400
         same = {"reward": 0, "state": 0}
         for slot in slots[:100]:
-            t = Transition(*(x[slot] for x in row.synthetic.data))
+            t = Transition(*(x[slot] for x in row.synthetic_buffer.data))
             env.restore(rebuilt.states[place_of[t.obs.tobytes()]], steps=0)
             new, reward, terminated, *_ = env.step(t.action)
             same["reward"] += np.float32(reward) == t.reward
@@ -99,7 +99,7 @@ def test_a_run_with_an_oracle_resumes_bit_for_bit(tmp_path, traced):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"algo": "sac", "fixes": [""]}, "--algo=mbpo"),
+        ({"algo": "model-free", "fixes": [""]}, "--algo=mbpo"),
         ({"engine": "mjx"}, "--engine=host"),
     ],
 )

@@ -14,8 +14,8 @@ from gymnasium import spaces
 
 from dynajax import envs, read_run, train
 from dynajax.envs import checks, dmc
-from dynajax.envs.training_envs import HostEnvs
-from dynajax.envs.vector import EnvPool, default_workers
+from dynajax.envs.training_envs import TrainingEnvs
+from dynajax.envs.vector import VectorEnv, default_workers
 from dynajax.settings import make
 from dynajax.types import UsageError
 
@@ -282,7 +282,7 @@ def test_closing_does_not_decide(task):
     name = task(Unclosable)
     with pytest.warns(UserWarning, match=r"close\(\) failed \(RuntimeError: no window\)"):
         assert envs.spec(name).obs_dim == 3
-    pool = EnvPool(name, 1)
+    pool = VectorEnv(name, 1)
     with pytest.warns(UserWarning, match="no window"):
         pool.close()
     name = task(Unclosable, space=spaces.Box(0, 255, (8, 8, 3), np.uint8))
@@ -291,7 +291,7 @@ def test_closing_does_not_decide(task):
 
 
 def host_envs(name):
-    host = HostEnvs(make(name, algo="sac"), envs.spec(name), [0])
+    host = TrainingEnvs(make(name, algo="model-free"), envs.spec(name), [0])
     host.start()
     return host
 
@@ -364,18 +364,18 @@ def test_workers_do_not_run_the_script_again(tmp_path):
 
 def test_a_task_of_the_script_itself_is_stepped_by_one_process(task, monkeypatch):
     entry = type("Own", (Scripted,), {"__module__": "__main__"})
-    config = make(task(entry), algo="sac")
+    config = make(task(entry), algo="model-free")
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     with pytest.warns(UserWarning, match="a module of its own"):
         assert default_workers(config, 64) == 0
-    assert default_workers(make(task(), algo="sac"), 64) == 8
+    assert default_workers(make(task(), algo="model-free"), 64) == 8
 
 
 def test_a_module_that_this_process_imported_is_imported_by_workers_too(monkeypatch):
     # The task's name does not name the module, whose code registers it.
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
     importlib.import_module("own_tasks")
-    pool = EnvPool("PendulumMilli-v0", 1, workers=1)
+    pool = VectorEnv("PendulumMilli-v0", 1, workers=1)
     assert pool.reset([0], [0]).shape == (1, 3)
     pool.close()
 

@@ -29,7 +29,7 @@ def plot(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_plot_compares_runs_with_sac(tmp_path):
     for env, level in (("cheetah-run", 1.0), ("humanoid-walk", 0.5)):
         fake_run(tmp_path / f"{env}-mbpo", env=env, level=level)
-        fake_run(tmp_path / f"{env}-sac", env=env, algo="sac", level=level, steps=5000)
+        fake_run(tmp_path / f"{env}-sac", env=env, algo="model-free", level=level, steps=5000)
     done = plot(*sorted(tmp_path.iterdir()), f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out/table.csv") as file:
@@ -70,8 +70,8 @@ def test_plot_joins_seeds_tells_settings_apart_and_says_what_is_missing(tmp_path
 
 
 def test_plot_joins_an_old_folder_with_one_of_today(tmp_path):
-    fake_run(tmp_path / "old", algo="sac", old=True, steps=1000)
-    fake_run(tmp_path / "more", algo="sac", seed=3)
+    fake_run(tmp_path / "old", algo="model-free", old=True, steps=1000)
+    fake_run(tmp_path / "more", algo="model-free", seed=3)
     done = plot(tmp_path / "old", tmp_path / "more", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     [line] = csv.DictReader((tmp_path / "out/table.csv").open())
@@ -79,9 +79,9 @@ def test_plot_joins_an_old_folder_with_one_of_today(tmp_path):
 
 
 def test_plot_compares_agents_each_with_itself_by_frames(tmp_path):
-    fake_run(tmp_path / "a", algo="sac", steps=4000)
+    fake_run(tmp_path / "a", algo="model-free", steps=4000)
     fake_run(tmp_path / "b", variants=("scale",), steps=4000)
-    fake_run(tmp_path / "c", algo="sac", agent="simba", repeat=2, level=2.0, steps=3000)
+    fake_run(tmp_path / "c", algo="model-free", agent="simba", repeat=2, level=2.0, steps=3000)
     fake_run(tmp_path / "d", variants=("scale",), agent="simba", repeat=2, level=3.0, steps=3000)
     done = plot(*(tmp_path / name for name in "abcd"), f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr

@@ -32,17 +32,17 @@ class Linear(dynajax.Agent):
 
     Fields = LinearFields
 
-    def new(self, key):
+    def init(self, key):
         d, a = self.spec.obs_dim, self.spec.action_dim
         return Weights(jnp.zeros((d, a)), 0.01 * jax.random.normal(key, (d + a,)))
 
-    def greedy(self, state, obs):
+    def deterministic_action(self, state, obs):
         return jnp.tanh(obs @ state.actor)
 
     def act(self, state, obs, key):
-        mean = self.greedy(state, obs)
+        mean = self.deterministic_action(state, obs)
         noise = jax.random.normal(key, mean.shape)
-        return jnp.clip(mean + self.own.noise * noise, -1, 1), -0.5 * jnp.square(noise).sum(-1)
+        return jnp.clip(mean + self.config.noise * noise, -1, 1), -0.5 * jnp.square(noise).sum(-1)
 
     def value(self, state, obs, action):
         return (jnp.concatenate([obs, action], -1) @ state.critic)[None]
@@ -50,30 +50,35 @@ class Linear(dynajax.Agent):
     def update(self, state, batch, critic_weight, actor_weight, noise):
         def loss(critic, actor):
             now, after = state._replace(critic=critic), state._replace(actor=actor)
-            next_q = self.value(state, batch.next_obs, self.greedy(state, batch.next_obs))[0]
+            next_q = self.value(
+                state, batch.next_obs, self.deterministic_action(state, batch.next_obs)
+            )[0]
             target = batch.reward + self.learn.discount * batch.discount * next_q
             error = jnp.square(self.value(now, batch.obs, batch.action)[0] - target).mean()
-            return error - self.value(state, batch.obs, self.greedy(after, batch.obs)).mean()
+            return (
+                error
+                - self.value(state, batch.obs, self.deterministic_action(after, batch.obs)).mean()
+            )
 
         value, gradient = jax.value_and_grad(loss, (0, 1))(state.critic, state.actor)
         after = Weights(
-            state.actor - self.own.step * jnp.clip(gradient[1], -1, 1),
-            state.critic - self.own.step * jnp.clip(gradient[0], -1, 1),
+            state.actor - self.config.step * jnp.clip(gradient[1], -1, 1),
+            state.critic - self.config.step * jnp.clip(gradient[0], -1, 1),
         )
         return after, {"critic_loss": value}
 
 
-class HalfAndHalf(dynajax.Rule):
+class HalfAndHalf(dynajax.TrustRule):
     """Keeps the half of the transitions on which the members agree most."""
 
-    asks = True
+    needs_all_members = True
 
     def init(self):
         return jnp.zeros((), jnp.int32)
 
     def apply(self, state, predictions, h, horizon, key):
         u = predictions.mean.var(0).sum(-1)
-        return state + 1, dynajax.Verdict(store=u <= jnp.median(u))
+        return state + 1, dynajax.TrustOutput(keep_mask=u <= jnp.median(u))
 
 
 dynajax.AGENTS["linear"] = Linear
@@ -110,11 +115,11 @@ def test_they_train_and_resume_and_are_named(tmp_path, engine):
     parts = dynajax.train(config(engine, 300), tmp_path / "parts", quiet=True)
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = whole.state.rows
+    rows = whole.state.learners
     assert isinstance(rows.agent, Weights) and np.abs(rows.agent.actor).max() > 0
     # One verdict for each environment step that learned, and half of the transitions kept.
     np.testing.assert_array_equal(rows.trust, [250, 250])
-    assert 0.4 < np.asarray(rows.synthetic.valid).mean() < 0.6
+    assert 0.4 < np.asarray(rows.synthetic_buffer.valid).mean() < 0.6
     np.testing.assert_allclose(rows.config.agent.step, 1e-2)
 
     info = json.loads((tmp_path / "whole" / "config.json").read_text())
@@ -130,8 +135,10 @@ def test_their_fields_are_settings():
         dynajax.make_config("pendulum-swingup", agent="linear", settings={"agent.noize": 1})
     with pytest.raises(UsageError, match=r"no such field with --agent=linear"):
         dynajax.make_config("pendulum-swingup", agent="linear", settings={"agent.hidden": (8,)})
-    varied = dynajax.make_config("pendulum-swingup", agent="linear", vary={"agent.noise": [0, 1]})
-    assert [v.name for v in varied.variants] == ["none;agent.noise=0", "none;agent.noise=1"]
+    parse_variant = dynajax.make_config(
+        "pendulum-swingup", agent="linear", vary={"agent.noise": [0, 1]}
+    )
+    assert [v.name for v in parse_variant.variants] == ["none;agent.noise=0", "none;agent.noise=1"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dynajax.engines.evaluate import Evaluator
 from dynajax.models import ensemble, targets
 from dynajax.policy import export
 from dynajax.runs import policies, serialization
-from dynajax.types import Model, UsageError
+from dynajax.types import ModelState, UsageError
 
 SIZES = SMALL_OF_ANY | {
     "eval.every": 30,
@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
             # `scale` begins with the larger rate, so that the rows differ.
             trained(folders[agent], agent, vary={"agent.log_std_max": [2.0, 1.0]}, fixes=["scale"])
         else:
-            trained(folders[agent], agent, algo="sac")
+            trained(folders[agent], agent, algo="model-free")
     return folders
 
 
@@ -147,7 +147,7 @@ def test_a_model_says_what_its_elites_do(tmp_path, reward_from):
     config = result.config
     model = dynajax.load_model(tmp_path, row=1)
     assert (model.variant, model.step) == ("scale,auto", 60)
-    row: Model = jax.tree.map(lambda x: x[1], result.state.rows.model)
+    row: ModelState = jax.tree.map(lambda x: x[1], result.state.learners.model)
     rng = np.random.default_rng(0)
     obs, unit = rng.normal(size=(2, 3, 3)), rng.uniform(-1, 1, (2, 3, 1))
     imagined = model(obs, 2 * unit)
@@ -189,7 +189,7 @@ def test_a_wrong_choice_gets_one_line(runs, arguments, line):
 def test_folders_without_what_is_asked_for(runs, tmp_path):
     with pytest.raises(UsageError, match="it has no config"):
         dynajax.load_policy(tmp_path)
-    with pytest.raises(UsageError, match="no model, it was trained with --algo=sac"):
+    with pytest.raises(UsageError, match="no model, it was trained with --algo=model-free"):
         dynajax.load_model(runs["bro"])
     (tmp_path / "config.json").write_bytes((runs["bro"] / "config.json").read_bytes())
     with pytest.raises(UsageError, match="the run has no policies; they are written"):

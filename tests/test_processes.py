@@ -111,7 +111,7 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
         )
         model = load_model(out, row)
         for name, leaf in serialization.flatten(model.model.params).items():
-            np.testing.assert_array_equal(leaf, leaves[f"rows/model/params/{name}"][place])
+            np.testing.assert_array_equal(leaf, leaves[f"learners/model/params/{name}"][place])
     with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
         train(run, out, quiet=True)
 

@@ -56,8 +56,8 @@ def test_labels_name_seeds_updates_and_widths_where_they_are_known():
 
 def test_old_runs_count_one_frame_a_step_beside_published_ones(tmp_path):
     """Runs of two frames a step, and of an older version, which knew of none."""
-    fake_run(tmp_path / "new", env="quadruped-walk", algo="sac", agent="simba", repeat=2)
-    fake_run(tmp_path / "old", env="quadruped-walk", algo="sac", old=True)
+    fake_run(tmp_path / "new", env="quadruped-walk", algo="model-free", agent="simba", repeat=2)
+    fake_run(tmp_path / "old", env="quadruped-walk", algo="model-free", old=True)
     tasks = gather([tmp_path / "new", tmp_path / "old"])
     [panel], notes = compare.curve_panels(tasks, ["simba", "bro"])
     assert panel.xlabel == "frames"
@@ -95,7 +95,7 @@ def test_published_curves_are_drawn_behind_ours(tmp_path):
 def test_a_figure_over_tasks(tmp_path):
     for env, level in (("cheetah-run", 1.0), ("humanoid-walk", 0.5)):
         fake_run(tmp_path / f"{env}-m", env=env, level=level, variants=("none", "scale"))
-        fake_run(tmp_path / f"{env}-s", env=env, level=level, algo="sac")
+        fake_run(tmp_path / f"{env}-s", env=env, level=level, algo="model-free")
     folders = sorted(tmp_path.iterdir())
     tasks = gather(folders)
     together, notes = aggregate.aggregate(tasks)
@@ -125,8 +125,8 @@ def test_tasks_without_a_common_unit_have_no_figure_together(tmp_path):
     tasks = gather(sorted(tmp_path.iterdir()))
     together, [note] = aggregate.aggregate(tasks)
     assert together is None and "no common unit" in note
-    fake_run(tmp_path / "a", env="cheetah-run", algo="sac")
-    fake_run(tmp_path / "b", env="Hopper-v4", algo="sac", level=4.0)
+    fake_run(tmp_path / "a", env="cheetah-run", algo="model-free")
+    fake_run(tmp_path / "b", env="Hopper-v4", algo="model-free", level=4.0)
     together, notes = aggregate.aggregate(gather(sorted(tmp_path.iterdir())))
     assert not notes and "without a model = 1" in together.panels[0].ylabel
     assert together.panels[1].values["SAC"].point == pytest.approx(1.0, abs=0.01)
@@ -134,7 +134,7 @@ def test_tasks_without_a_common_unit_have_no_figure_together(tmp_path):
 
 def test_the_table_has_improvement_and_sample_efficiency(tmp_path):
     fake_run(tmp_path / "m", variants=("scale", "target"))
-    fake_run(tmp_path / "s", algo="sac")
+    fake_run(tmp_path / "s", algo="model-free")
     table = compare.plot([tmp_path / "m", tmp_path / "s"], tmp_path / "out")
     rows = {r["variant"]: r for r in csv.DictReader((tmp_path / "out/table.csv").open())}
     assert rows["SAC"]["improves"] == "" and float(rows["MBPO scale"]["improves"]) == 1.0

@@ -11,8 +11,8 @@ from dynajax import envs
 from dynajax.envs import mjx
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.terminations import never
-from dynajax.envs.training_envs import HostEnvs
-from dynajax.envs.vector import EnvPool
+from dynajax.envs.training_envs import TrainingEnvs
+from dynajax.envs.vector import VectorEnv
 from dynajax.settings import make
 from dynajax.types import EnvSpec, UsageError
 
@@ -158,8 +158,8 @@ def test_a_repeat_of_one_is_no_wrapper_and_less_is_refused(task):
 
 def test_rows_take_decisions_and_drop_one_that_is_not_finite(task):
     name = task(nan_at=5)
-    config = make(name, algo="sac", settings={"task.repeat": 3})
-    host = HostEnvs(config, envs.spec(name, **config.stepping), [0, 1])
+    config = make(name, algo="model-free", settings={"task.repeat": 3})
+    host = TrainingEnvs(config, envs.spec(name, **config.stepping), [0, 1])
     host.start()
     transition, valid = host.step(np.ones((2, 1)))
     np.testing.assert_array_equal(transition.reward, [6, 6])
@@ -172,7 +172,7 @@ def test_rows_take_decisions_and_drop_one_that_is_not_finite(task):
 
 
 def test_workers_repeat_too():
-    pools = [EnvPool("pendulum-swingup", 1, workers=w, repeat=4) for w in (0, 1)]
+    pools = [VectorEnv("pendulum-swingup", 1, workers=w, repeat=4) for w in (0, 1)]
     results = []
     for pool in pools:
         pool.reset([0], [3])

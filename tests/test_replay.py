@@ -67,7 +67,7 @@ def test_valid_flags_follow_their_slots():
 
 
 def test_weights_follow_their_slots_where_there_is_a_column():
-    ring = replay.init(4, 2, 1, weighs=True)
+    ring = replay.init(4, 2, 1, uses_weights=True)
     for first in (0, 2, 4):
         weight = jnp.array([0.25, 0.5]) + first
         ring = add(ring, [0, 1], jnp.ones(2, bool), first, weight)
@@ -106,8 +106,8 @@ def test_several_are_drawn_at_once_as_each_alone(size, platform):
     in_order = sorted(np.flatnonzero(valid), key=lambda i: (i % width**2, i // width**2))
     wanted = [(jax.random.PRNGKey(i), shape) for i, shape in enumerate([(3, 50), (7,), (2, 0)])]
     ring = dataclasses.replace(replay.init(size, 2, 1), valid=jnp.asarray(valid))
-    with backend.made_for(platform):
-        slots = replay.draws(ring, jnp.array(size), *wanted)
+    with backend.compiling_for(platform):
+        slots = replay.sample_indices(ring, jnp.array(size), *wanted)
     for (key, shape), of_it in zip(wanted, slots, strict=True):
         first, _ = jax.random.split(key)
         rank = jax.random.randint(first, shape, 0, len(in_order))

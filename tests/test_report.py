@@ -56,7 +56,7 @@ def test_every_cut_of_the_files_can_be_read(tmp_path):
 
 
 def test_a_step_logged_twice_counts_once_and_null_is_nan(tmp_path):
-    folder = fake_run(tmp_path / "run", algo="sac", seeds=1, steps=2000)
+    folder = fake_run(tmp_path / "run", algo="model-free", seeds=1, steps=2000)
     with open(folder / "eval.csv", "a") as file:
         file.write("none,0,2000,2000,77.0,0,0,77,77\n")
     with open(folder / "metrics.jsonl", "a") as file:
@@ -100,7 +100,7 @@ def test_report_is_whole_and_needs_nothing_else(tmp_path):
 
 
 def test_sac_report_leaves_the_model_out(tmp_path):
-    page = report.write_report(fake_run(tmp_path / "run", algo="sac", seeds=1)).read_text()
+    page = report.write_report(fake_run(tmp_path / "run", algo="model-free", seeds=1)).read_text()
     assert "model&#x27;s story" not in page and "critic&#x27;s story" in page
     assert "One seed has no interval" in page
 
@@ -160,9 +160,9 @@ def test_labels_name_the_agent_and_the_rule_of_trust(tmp_path):
         return [report.label(run, v) for v in run.config["variants"]]
 
     variants = ("none", "scale", "none;model.learning_rate=0.001")
-    assert labels("a", algo="sac") == ["SAC"]
-    assert labels("b", algo="sac", agent="simba") == ["simba"]
-    assert labels("c", algo="sac", agent="module:toy", trust="m2ac") == ["module:toy"]
+    assert labels("a", algo="model-free") == ["SAC"]
+    assert labels("b", algo="model-free", agent="simba") == ["simba"]
+    assert labels("c", algo="model-free", agent="module:toy", trust="m2ac") == ["module:toy"]
     rate = "model.learning_rate=0.001"
     assert labels("d", variants=variants) == ["MBPO", "MBPO scale", f"MBPO {rate}"]
     assert labels("e", variants=variants, agent="simba", trust="m2ac") == [
@@ -176,8 +176,8 @@ def test_labels_name_the_agent_and_the_rule_of_trust(tmp_path):
 
 
 def test_an_old_folder_is_read_as_one_of_today(tmp_path):
-    old = report.read_run(fake_run(tmp_path / "old", algo="sac", old=True, steps=1000))
-    new = report.read_run(fake_run(tmp_path / "new", algo="sac", steps=1000))
+    old = report.read_run(fake_run(tmp_path / "old", algo="model-free", old=True, steps=1000))
+    new = report.read_run(fake_run(tmp_path / "new", algo="model-free", steps=1000))
     assert not config.difference(old.config, new.config)
     assert report.label(old, "none") == "SAC" and old.repeat == 1
     assert old.frames.tolist() == old.steps.tolist() == [1000]
@@ -265,7 +265,7 @@ def test_the_page_shows_channels_what_a_rule_kept_the_critic_and_the_machine(tmp
 def test_a_page_without_channels_a_rule_or_published_curves(tmp_path):
     folder = fake_run(tmp_path / "run", env="Pendulum-v1", steps=2000)
     lines = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(re.sub(r', "r2_channels": \[[^]]*\]', "", lines))
+    (folder / "metrics.jsonl").write_text(re.sub(r', "r2_state_dims": \[[^]]*\]', "", lines))
     page = report.write_report(folder).read_text()
     assert "No rule of trust" in page and "How far are rollouts trusted?" not in page
     assert "Beside published" not in page and "How much of each channel" not in page

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dynajax import replay, settings, trust
-from dynajax.agents import agent_of
+from dynajax.agents import make_agent
 from dynajax.agents.sac import td_target
 from dynajax.mbpo import Algorithm
 from dynajax.models import ensemble, rollouts
@@ -23,12 +23,12 @@ B = 8  # starts
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def imagine(config, spec, agent, state, model, obs, key):
+def model_step(config, spec, agent, state, model, obs, key):
     """One step in the model by the agent's policy, with no rule of trust."""
-    policy, rule = functools.partial(agent.act, state), trust.Rule(None, spec, len(obs))
+    policy, rule = functools.partial(agent.act, state), trust.TrustRule(None, spec, len(obs))
     asked = rollouts.asked(rule, model)
     alive = jnp.ones(len(obs), bool)
-    return rollouts.imagine(config, spec, rule, policy, asked, None, obs, alive, 0, 1, key)[1]
+    return rollouts.model_step(config, spec, rule, policy, asked, None, obs, alive, 0, 1, key)[1]
 
 
 def shared(step=0, blocks=0):
@@ -46,7 +46,7 @@ def row(make, spec):
     row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
     names = jnp.arange(120.0)
     obs = counter(jnp.zeros(120), names, jnp.zeros(120))
-    real = replay.pack(row.real.data._replace(obs=obs), jnp.ones(120, bool))
+    real = replay.pack(row.real_buffer.data._replace(obs=obs), jnp.ones(120, bool))
     return row._replace(real=real)
 
 
@@ -100,10 +100,10 @@ def constant_model(make, spec):
         params={"layers": {**model.params["layers"], "head": head}},
         elites=jnp.array([2, 0], jnp.int32),
     )
-    agent = agent_of(settings.base(), spec)
-    agent = dataclasses.replace(agent, own=dataclasses.replace(agent.own, hidden=(8, 8)))
-    state = jax.jit(agent.new)(jax.random.PRNGKey(1))
-    return model, functools.partial(imagine, config, spec, agent, state)
+    agent = make_agent(settings.base(), spec)
+    agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, hidden=(8, 8)))
+    state = jax.jit(agent.init)(jax.random.PRNGKey(1))
+    return model, functools.partial(model_step, config, spec, agent, state)
 
 
 def with_bias(model, bias):
@@ -186,15 +186,15 @@ def counting(config, spec, rule, policy, model, trusted, obs, alive, h, length, 
     reward = 10.0 * model.fits + obs[:, 0]
     action = jnp.zeros((len(obs), 2))
     transition = Transition(obs, action, reward, 1.0 - ended, next_obs)
-    return trusted, rollouts.Imagined(transition, finite, finite, None, None, jnp.zeros(len(obs)))
+    return trusted, rollouts.ModelStep(transition, finite, finite, None, None, jnp.zeros(len(obs)))
 
 
 def roll_out(row, spec, shared, length):
     """The synthetic ring after the rollouts of a step, and their figures."""
     starts_key, key = jax.random.split(jax.random.PRNGKey(0))
-    slots = replay.draw(starts_key, row.real, shared.step + 1, (B,))
+    slots = replay.draw(starts_key, row.real_buffer, shared.step + 1, (B,))
     row, metrics = Algorithm(row.config, spec).roll_out(row, shared, length, slots, key)
-    return row.synthetic, metrics
+    return row.synthetic_buffer, metrics
 
 
 def test_rows_keep_apart_and_stop(row, spec, monkeypatch):
@@ -202,8 +202,8 @@ def test_rows_keep_apart_and_stop(row, spec, monkeypatch):
     ring, metrics = roll_out(row, spec, shared(step=119), 3)
     obs, new = (np.asarray(x).reshape(8, B, 3) for x in (ring.data.obs, ring.data.next_obs))
     valid = np.asarray(ring.valid).reshape(8, B)
-    assert metrics.keys() == {"synthetic_valid"}
-    np.testing.assert_allclose(metrics["synthetic_valid"], valid[:3].mean(), rtol=1e-6)
+    assert metrics.keys() == {"valid_fraction"}
+    np.testing.assert_allclose(metrics["valid_fraction"], valid[:3].mean(), rtol=1e-6)
     assert not valid[3:].any()  # three blocks of the ring's eight are written
     names = obs[0, :, 1]
     assert set(names % 3) == {0, 1, 2}
@@ -227,11 +227,11 @@ def test_ring_positions_after_several_steps(make, spec, monkeypatch, length):
     state = program.init()
     one = Transition(*(np.zeros(s, np.float32) for s in ((1, 3), (1, 2), 1, 1, (1, 3))))
     for t in range(4):
-        model = state.rows.model._replace(fits=jnp.full(1, t + 1, jnp.int32))
-        state = state._replace(rows=state.rows._replace(model=model))
+        model = state.learners.model._replace(fits=jnp.full(1, t + 1, jnp.int32))
+        state = state._replace(learners=state.learners._replace(model=model))
         state, metrics = program.learn(state, one, np.ones(1, bool))
     assert state.shared.step == 4 and state.shared.blocks == 4 * length
-    rewards = np.asarray(state.rows.synthetic.data.reward).reshape(8, B)
+    rewards = np.asarray(state.learners.synthetic_buffer.data.reward).reshape(8, B)
     expected, valid = np.zeros(8), np.zeros(8, bool)
     for block in range(4 * length):
         # y is 0, so each ends in its second step, and stays where it was in its third.
@@ -239,7 +239,7 @@ def test_ring_positions_after_several_steps(make, spec, monkeypatch, length):
         valid[block % 8] = block % length < 2
     np.testing.assert_array_equal(rewards, expected[:, None] * np.ones(B))
     np.testing.assert_array_equal(
-        state.rows.synthetic.valid[0].reshape(8, B), np.stack([valid] * B, 1)
+        state.learners.synthetic_buffer.valid[0].reshape(8, B), np.stack([valid] * B, 1)
     )
     assert 10 <= metrics["synthetic_reward_mean"][0] <= 41
 
@@ -273,17 +273,17 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
     config = make(settings, trust=rule)
     model = ensemble.init(config.model, spec, jax.random.PRNGKey(1))
     seen = []
-    judge = trust.rule_of(config, spec)
+    judge = trust.make_rule(config, spec)
 
     class Watched(type(judge)):
         def apply(self, state, predictions, h, length, key):
             seen.append(predictions)
             return super().apply(state, predictions, h, length, key)
 
-    judge = Watched(judge.own if hasattr(judge, "own") else None, spec, B)
+    judge = Watched(judge.config if hasattr(judge, "own") else None, spec, B)
     obs = jax.random.normal(jax.random.PRNGKey(2), (B, spec.obs_dim))
     action = jnp.zeros((B, spec.action_dim))
-    _, imagined = rollouts.imagine(
+    _, imagined = rollouts.model_step(
         config,
         spec,
         judge,
@@ -297,8 +297,8 @@ def test_a_reward_is_read_from_the_imagined_state(make, spec, rule):
         jax.random.PRNGKey(3),
     )
     next_obs = imagined.transition.next_obs
-    means, _ = ensemble.everyone(config.model, model, obs, action, next_obs)
-    at_means, _ = ensemble.everyone(config.model, model, obs, action)
+    means, _ = ensemble.predict_all(config.model, model, obs, action, next_obs)
+    at_means, _ = ensemble.predict_all(config.model, model, obs, action)
     if rule != "none":
         said = seen[0].mean[..., -1] * model.unit[-1]
         np.testing.assert_allclose(said, means[..., -1], rtol=1e-5, atol=1e-5)
@@ -336,7 +336,7 @@ def test_a_target_reaches_further_by_hand():
         kept = jnp.array([True, h == 0, True])
         price = jnp.array([2.0, -4.0, 100.0])
         weight = jnp.array([0.5, 0.25, 0.1])
-        return calls + 1, rollouts.Imagined(
+        return calls + 1, rollouts.ModelStep(
             further, jnp.ones(3, bool), kept, weight, None, log_prob=price
         )
 
@@ -367,9 +367,9 @@ def test_a_target_reaches_further_by_hand():
 
 def test_an_expanded_target_is_the_agents_own_of_the_longer_return(make, spec):
     """SAC's target of the expanded transition, against the sum written out."""
-    config = make({"rollout.expand": 1})
-    agent = agent_of(config, spec)
-    state = agent.new(jax.random.PRNGKey(0))._replace(log_temperature=jnp.log(0.3))
+    config = make({"rollout.value_expansion_steps": 1})
+    agent = make_agent(config, spec)
+    state = agent.init(jax.random.PRNGKey(0))._replace(log_temperature=jnp.log(0.3))
     model = ensemble.init(config.model, spec, jax.random.PRNGKey(1))
     row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
     algorithm, key = Algorithm(config, spec), jax.random.PRNGKey(2)
@@ -394,15 +394,17 @@ def test_an_expanded_target_is_the_agents_own_of_the_longer_return(make, spec):
 
 
 def test_all_data_may_be_real_and_only_targets_imagined(make, spec):
-    config = make({"rollout.fresh": True, "rollout.real_fraction": 1.0, "rollout.expand": 1})
+    config = make(
+        {"rollout.fresh": True, "rollout.real_fraction": 1.0, "rollout.value_expansion_steps": 1}
+    )
     algorithm = Algorithm(config, spec)
     row = jax.jit(algorithm.init)(config, jnp.array(0), jnp.array(0))
-    real = replay.pack(row.real.data._replace(discount=jnp.ones(120)), jnp.ones(120, bool))
+    real = replay.pack(row.real_buffer.data._replace(discount=jnp.ones(120)), jnp.ones(120, bool))
     one = Transition(*(jnp.ones(s) for s in (3, 2, (), (), 3)))
     learn = jax.jit(algorithm.learn)
     after, metrics = learn(row._replace(real=real), shared(step=119), one, jnp.array(True))
     assert after.synthetic is None and config.synthetic_batch == 0
-    assert "synthetic_reward_mean" not in metrics and "synthetic_valid" not in metrics
+    assert "synthetic_reward_mean" not in metrics and "valid_fraction" not in metrics
     np.testing.assert_allclose(metrics["expanded_steps"], 1.0)
     assert all(np.isfinite(value).all() for value in metrics.values())
 
@@ -411,7 +413,9 @@ def test_all_data_may_be_real_and_only_targets_imagined(make, spec):
 
 
 def test_figures_of_a_step_are_means_over_real_and_synthetic_updates(make, spec, monkeypatch):
-    config = make({"rollout.fresh": True, "rollout.on_top": True, "rollout.expand": 1})
+    config = make(
+        {"rollout.fresh": True, "rollout.on_top": True, "rollout.value_expansion_steps": 1}
+    )
     algorithm = Algorithm(config, spec)
     row = jax.jit(algorithm.init)(config, jnp.array(0), jnp.array(0))
 
@@ -420,7 +424,7 @@ def test_figures_of_a_step_are_means_over_real_and_synthetic_updates(make, spec,
 
     monkeypatch.setattr(type(algorithm.agent(row)), "update", update)
     # Real actions are 3, and imagined ones 1 at most.
-    data = row.real.data._replace(action=jnp.full((120, 2), 3.0), discount=jnp.ones(120))
+    data = row.real_buffer.data._replace(action=jnp.full((120, 2), 3.0), discount=jnp.ones(120))
     real = replay.pack(data, jnp.ones(120, bool))
     one = Transition(jnp.ones(3), jnp.full(2, 3.0), jnp.ones(()), jnp.ones(()), jnp.ones(3))
     learn = jax.jit(algorithm.learn)

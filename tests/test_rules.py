@@ -71,14 +71,14 @@ def test_macuras_threshold_is_set_at_the_first_step_and_averaged_over_calls():
     state = r.init()
     far = predictions([[0, 0], [0, 4]], np.ones((2, 2)))  # u = 0 and 2
     state, verdict = r.apply(state, far, jnp.array(0), 3, KEY)
-    np.testing.assert_array_equal(verdict.alive, [True, False])  # threshold 0.5 x 2
+    np.testing.assert_array_equal(verdict.continue_mask, [True, False])  # threshold 0.5 x 2
     nearer = predictions([[0, 0], [0, 2.5]], np.ones((2, 2)))  # u = 0 and 0.78, still under 1
     state, verdict = r.apply(state, nearer, jnp.array(1), 3, KEY)
-    np.testing.assert_array_equal(verdict.alive, [True, True])
+    np.testing.assert_array_equal(verdict.continue_mask, [True, True])
     assert state.calls == 1
     state, verdict = r.apply(state, nearer, jnp.array(0), 3, KEY)
     assert state.calls == 2  # thresholds 1 and 0.39, on average 0.695
-    np.testing.assert_array_equal(verdict.alive, [True, False])
+    np.testing.assert_array_equal(verdict.continue_mask, [True, False])
 
 
 @pytest.mark.parametrize("u", [math.nan, math.inf])
@@ -88,11 +88,11 @@ def test_macuras_threshold_is_that_of_finite_rows(u):
     p = predictions([[0, 0, 0], [4, 6, u]], np.ones((2, 3)))  # u = 2 and 4.5: their middle, twice
     state, verdict = r.apply(r.init(), p, jnp.array(0), 3, KEY)
     np.testing.assert_allclose(state.thresholds[0], 2.0 * 3.25)
-    np.testing.assert_array_equal(verdict.alive, [True, True, False])
+    np.testing.assert_array_equal(verdict.continue_mask, [True, True, False])
     # Where none is finite there is no threshold to be had.
     none = predictions(np.full((2, 3), u), np.ones((2, 3)))
     after, verdict = r.apply(state, none, jnp.array(0), 3, KEY)
-    assert after.calls == state.calls == 1 and not verdict.alive.any()
+    assert after.calls == state.calls == 1 and not verdict.continue_mask.any()
     np.testing.assert_array_equal(after.thresholds, state.thresholds)
     # A rollout that has ended says nothing of those that go on.
     some = predictions([[0, 0, 0], [4, 6, 99]], np.ones((2, 3)), alive=[True, True, False])
@@ -117,9 +117,9 @@ def test_m2ac_keeps_the_lowest(h, horizon, kept):
     p = predictions([np.zeros(8), [7, 3, 1, 0, 6, 2, 5, 4]], np.ones((2, 8)))
     _, verdict = r.apply(None, p, jnp.array(h), horizon, KEY)
     u = np.asarray(M2AC.divergence(p))
-    assert set(np.flatnonzero(verdict.store)) == set(np.argsort(u)[:kept])
-    assert verdict.alive is None
-    np.testing.assert_allclose(verdict.penalty, 0.25 * u, rtol=1e-5)
+    assert set(np.flatnonzero(verdict.keep_mask)) == set(np.argsort(u)[:kept])
+    assert verdict.continue_mask is None
+    np.testing.assert_allclose(verdict.reward_penalty, 0.25 * u, rtol=1e-5)
 
 
 def test_m2ac_keeps_the_lowest_of_those_that_go_on():
@@ -128,7 +128,7 @@ def test_m2ac_keeps_the_lowest_of_those_that_go_on():
     numbers = [0, 1, 2, 3, 7, 6, 5, math.nan]
     p = predictions([np.zeros(8), numbers], np.ones((2, 8)), alive=np.arange(8) >= 3)
     _, verdict = r.apply(None, p, jnp.array(1), 3, KEY)
-    np.testing.assert_array_equal(np.flatnonzero(verdict.store), [3])
+    np.testing.assert_array_equal(np.flatnonzero(verdict.keep_mask), [3])
 
 
 # --- Infoprop -------------------------------------------------------------------------------------
@@ -164,11 +164,11 @@ def test_infoprop_ends_a_rollout_at_once_or_in_sum():
         jnp.array([(loss[1] + loss[2]) / 2]), jnp.array([0.75 * loss[1]]), r.init().spent
     )
     state, verdict = r.apply(limit, p, jnp.array(0), 5, KEY)
-    np.testing.assert_array_equal(verdict.alive, [True, True, False])
+    np.testing.assert_array_equal(verdict.continue_mask, [True, True, False])
     state, verdict = r.apply(state, p, jnp.array(1), 5, KEY)  # 2 x loss > 2 x 0.75 x loss
-    np.testing.assert_array_equal(verdict.alive, [True, False, False])
+    np.testing.assert_array_equal(verdict.continue_mask, [True, False, False])
     _, verdict = r.apply(state, p, jnp.array(0), 5, KEY)  # a new call begins with nothing spent
-    np.testing.assert_array_equal(verdict.alive, [True, True, False])
+    np.testing.assert_array_equal(verdict.continue_mask, [True, True, False])
 
 
 def test_infoprop_is_calibrated_on_what_counts():
@@ -231,12 +231,12 @@ def test_one_wrong_member_is_noticed_where_it_is_wrong(name):
         r = rule(name, 64, channels=2, xi=2.0, zeta=100 * (~wrong).mean() - 1)
     _, verdict = r.apply(before, p, jnp.array(0), 1, KEY)
     if name == "macura":
-        np.testing.assert_array_equal(verdict.alive, ~wrong)
+        np.testing.assert_array_equal(verdict.continue_mask, ~wrong)
     elif name == "infoprop":  # its lower quantile ends a few of the others too
-        assert not np.asarray(verdict.alive)[wrong].any()
-        assert np.asarray(verdict.alive)[~wrong].mean() > 0.9
+        assert not np.asarray(verdict.continue_mask)[wrong].any()
+        assert np.asarray(verdict.continue_mask)[~wrong].mean() > 0.9
     elif name == "m2ac":
-        assert not np.asarray(verdict.store)[wrong].any()
+        assert not np.asarray(verdict.keep_mask)[wrong].any()
     else:
-        values = np.asarray(verdict.weight if name == "weight" else -verdict.penalty)
+        values = np.asarray(verdict.weight if name == "weight" else -verdict.reward_penalty)
         assert values[wrong].max() < values[~wrong].min()

@@ -125,7 +125,7 @@ def test_a_run_leaves_what_the_readme_lists(whole):
     assert fits == list(range(100, 400, 50))
     named = {
         "learn": ("critic_loss", "synthetic_reward_mean", "entropy"),
-        "fit": ("r2_reward", "scale_ratio", "fit_steps"),
+        "fit": ("r2_reward", "target_variance_ratio", "fit_steps"),
         "time": ("seconds", "dropped"),
     }
     for kind, names in named.items():
@@ -137,7 +137,7 @@ def test_a_run_leaves_what_the_readme_lists(whole):
 
 def test_published_mbpo_and_the_fixes_see_other_targets(whole):
     fits = report.read_run(whole).metrics["fit"]
-    ratio = {m["variant"]: m["scale_ratio"] for m in fits if m["step"] == 350}
+    ratio = {m["variant"]: m["target_variance_ratio"] for m in fits if m["step"] == 350}
     # Three state targets and one reward of unit variance each, against pendulum's own units.
     assert ratio["scale,target"] == pytest.approx(3, rel=0.5)
     assert not 1.5 < ratio["none"] < 6
@@ -222,11 +222,11 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--fix=target,auto"], ["--fix=target,auto", "contradict"]),
         (["--preset=slow"], ["preset", "quick"]),
         (["--algo=ppo"], ["algo", "mbpo"]),
-        (["--algo=sac", "--fix=scale"], ["--fix=scale", "without a model", "--algo=mbpo"]),
+        (["--algo=model-free", "--fix=scale"], ["--fix=scale", "without a model", "--algo=mbpo"]),
         (["--agent=sacc"], ["--agent=sacc", "the nearest is sac"]),
         (["--agent=no.where:sac"], ["--agent=no.where:sac", "cannot be imported"]),
         (["--trust=penal"], ["--trust=penal", "the nearest is penalty"]),
-        (["--algo=sac", "--trust=penalty"], ["--trust=penalty", "--algo=mbpo"]),
+        (["--algo=model-free", "--trust=penalty"], ["--trust=penalty", "--algo=mbpo"]),
         (["--trust=penalty", "--set=trust.scale=-1"], ["trust.scale=-1", "trust.kind=spread"]),
         (["--set=sac.utd=3"], ["--set sac.utd", "learn.utd"]),
         (["--set=sac.hidden=8"], ["--set sac.hidden", "agent.hidden"]),
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--set=model.width=wide"], ["model.width=wide", "whole number"]),
         (["--set=model.width"], ["--set model.width", "FIELD=VALUE"]),
         (["--vary=model.width=20,30"], ["model.width", "shapes the program"]),
-        (["--algo=sac", "--vary=model.holdout=0.1,0.2"], ["model.holdout", "no model"]),
+        (["--algo=model-free", "--vary=model.holdout=0.1,0.2"], ["model.holdout", "no model"]),
         (["--steps=0"], ["--steps=0", "at least 1"]),
         (["--seeds=0"], ["--seeds=0", "1"]),
         (["--set=replay.real=2000000000", "--steps=1000"], ["GiB", "replay.real"]),
@@ -272,7 +272,7 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole)
 
 def test_two_processes_on_one_folder_are_refused(whole):
     run = settings.make("Pendulum-v1")
-    held = directory.RunFolder(whole.parent / "held", run, {"command": "test"})
+    held = directory.RunDirectory(whole.parent / "held", run, {"command": "test"})
     with held:
         code, _, err = finish(start(whole.parent / "held"))
     assert code == exit_status.USAGE

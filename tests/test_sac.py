@@ -27,7 +27,7 @@ AGENT = SAC(
 )
 # Compiled once for the module.
 update = jax.jit(AGENT.update)
-new = jax.jit(AGENT.new)
+new = jax.jit(AGENT.init)
 
 
 def batch_of(seed: int, size: int = B) -> Transition:
@@ -135,10 +135,12 @@ def test_greedy_action_is_tanh_of_the_mean():
     agent = new_agent(0)
     obs = batch_of(0).obs
     mean = forward(as_numpy(agent.actor), obs)[:, :A]
-    np.testing.assert_allclose(AGENT.greedy(agent, obs), np.tanh(mean), rtol=1e-4)
+    np.testing.assert_allclose(AGENT.deterministic_action(agent, obs), np.tanh(mean), rtol=1e-4)
     # An exported policy needs no more than the actor.
     exported = AGENT.policy(agent)
-    np.testing.assert_array_equal(AGENT.greedy(exported, obs), AGENT.greedy(agent, obs))
+    np.testing.assert_array_equal(
+        AGENT.deterministic_action(exported, obs), AGENT.deterministic_action(agent, obs)
+    )
     assert len(jax.tree.leaves(exported)) == len(jax.tree.leaves(agent.actor))
 
 
@@ -174,7 +176,7 @@ def test_initial_weights_are_orthogonal_with_gain_root_two():
 def test_layer_norm_belongs_to_the_critic_alone():
     def layers(normalised):
         agent = SAC(LearnConfig(), SACFields(hidden=(8, 8), critic_layer_norm=normalised), SPEC)
-        state = jax.eval_shape(agent.new, jax.random.PRNGKey(0))
+        state = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         q = jax.eval_shape(agent.value, state, jnp.ones((4, D)), jnp.ones((4, A)))
         assert q.shape == (2, 4)
         return set(state.actor), set(state.critic)
@@ -455,7 +457,7 @@ def test_critic_reaches_the_values_of_two_states(discount, values):
             agent.noise(jax.random.PRNGKey(1), 1500),
         )[0]
 
-    state = learn(jax.jit(agent.new)(jax.random.PRNGKey(0)))
+    state = learn(jax.jit(agent.init)(jax.random.PRNGKey(0)))
     q = agent.value(state, jnp.eye(2), jnp.zeros((2, 1)))
     np.testing.assert_allclose(q, np.broadcast_to(values, (2, 2)), atol=0.05)
 
@@ -463,8 +465,8 @@ def test_critic_reaches_the_values_of_two_states(discount, values):
 def test_the_smallest_of_critics_has_one_gradient():
     """By comparison: one that looks for equal numbers finds none where they are computed twice."""
     q = jnp.array([[1.0, 5.0, 2.0], [3.0, 4.0, 2.0], [2.0, 9.0, 7.0]])[..., None]
-    np.testing.assert_array_equal(AGENT.combine(q)[:, 0], [1, 4, 2])
-    gradient = jax.grad(lambda q: AGENT.combine(q).sum())
+    np.testing.assert_array_equal(AGENT.aggregate_critics(q)[:, 0], [1, 4, 2])
+    gradient = jax.grad(lambda q: AGENT.aggregate_critics(q).sum())
     np.testing.assert_array_equal(gradient(q)[..., 0], [[1, 0, 1], [0, 1, 0], [0, 0, 0]])
     names = {equation.primitive.name for equation in equations(jax.make_jaxpr(gradient)(q).jaxpr)}
     assert not names & {"eq", "div", "reduce_min"}

@@ -43,7 +43,7 @@ def test_a_run_by_hand():
     assert falls_due(config, "reset") == [24, 30, 48]
     # After steps 15, 30 and 45, and at the end.
     assert falls_due(config, "evaluate") == [14, 29, 44, 54]
-    assert falls_due(dataclasses.replace(config, algo="sac"), "fit") == []
+    assert falls_due(dataclasses.replace(config, algo="model-free"), "fit") == []
     assert falls_due(run(), "reset") == []
     assert schedule.segments(config) == (1,)
 

@@ -129,7 +129,7 @@ def nans():
 
 def test_a_run_without_a_number_says_so_and_fails(nans, tmp_path, capsys):
     run = dynajax.make_config(
-        nans, algo="sac", preset="paper", steps=40, settings=SIZES | {"eval.every": 20}
+        nans, algo="model-free", preset="paper", steps=40, settings=SIZES | {"eval.every": 20}
     )
     with pytest.raises(UsageError, match=r"^--env=NaNs-v0: not one of the transitions of 40 steps"):
         dynajax.train(run, tmp_path / "run")
@@ -156,8 +156,8 @@ def test_a_run_that_learns_nothing_is_told_at_the_start(nans, tmp_path, capsys):
 
 
 def test_a_film_that_cannot_be_made_is_refused_before(nans):
-    run = dynajax.make_config(nans, algo="sac", steps=20)
+    run = dynajax.make_config(nans, algo="model-free", steps=20)
     with pytest.raises(UsageError, match="draws no pictures"):
         video.check(run)
     with pytest.raises(UsageError, match="the pictures come from the host"):
-        video.check(dynajax.make_config("brax:ant", algo="sac", engine="mjx"))
+        video.check(dynajax.make_config("brax:ant", algo="model-free", engine="mjx"))

@@ -25,7 +25,7 @@ RUNS = ("Pendulum-v1-mbpo-sac", "Pendulum-v1-sac")
 #: Two runs of seconds, with everything in them.
 STUDY = """\
 tasks = ["Pendulum-v1"]
-algorithms = ["mbpo", "sac"]
+algorithms = ["mbpo", "model-free"]
 fixes = ["none", "scale,target"]
 steps = 400
 preset = "paper"
@@ -435,9 +435,9 @@ seeds = 2
 agent.actor_width = 32
 learn.utd = 4
 [arms.alone]
-algorithms = ["sac"]
+algorithms = ["model-free"]
 [arms.paper]
-algorithms = ["sac"]
+algorithms = ["model-free"]
 agents = ["sac"]
 settings = { learn.utd = 2 }
 [arms.fresh]
@@ -459,7 +459,8 @@ settings = { rollout.fresh = true }
     with pytest.raises(UsageError, match=r"arms.alone: it takes what a run is made of"):
         study.load(
             write(
-                tmp_path, text.replace('algorithms = ["sac"]\n[arms.p', "resources = {}\n[arms.p")
+                tmp_path,
+                text.replace('algorithms = ["model-free"]\n[arms.p', "resources = {}\n[arms.p"),
             )
         )
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, targets
-from dynajax.models.recoding import recode
+from dynajax.models.recoding import rescale_head
 from dynajax.models.targets import Fix, parse_fixes
-from dynajax.types import Code, EnvSpec, Transition, UsageError
+from dynajax.types import EnvSpec, TargetTransform, Transition, UsageError
 
 D, N = 3, 40
 SPEC = EnvSpec("walk", D, 2, 50, ("x", "y", "z"), None)
@@ -40,7 +40,9 @@ def data_of(seed):
 
 
 def fit(names, data, old=None, first=YES):
-    return targets.fit_code([names], jnp.array(0), old or targets.identity_code(D), first, *data)
+    return targets.fit_transform(
+        [names], jnp.array(0), old or targets.identity_transform(D), first, *data
+    )
 
 
 # --- encode and decode -----------------------------------------------------------------------
@@ -58,7 +60,7 @@ def vectors(entries, size):
 @settings(max_examples=60, deadline=None)
 @given(
     st.builds(
-        Code,
+        TargetTransform,
         vectors(numbers, D),
         vectors(numbers, D + 1),
         vectors(scales, D + 1),
@@ -99,7 +101,9 @@ def test_decode_undoes_encode_for_every_fix(names):
 
 
 def test_encode_by_hand():
-    code = Code(jnp.array([1.0, 0.0]), jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 4.0, 0.5]), 0.0)
+    code = TargetTransform(
+        jnp.array([1.0, 0.0]), jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 4.0, 0.5]), 0.0
+    )
     z = targets.encode(code, jnp.array([1.0, 1.0]), jnp.array(5.0), jnp.array([4.0, 10.0]))
     # (4 - 1 - 1) / 2, (10 - 0 - 2) / 4, (5 - 3) / 0.5
     np.testing.assert_allclose(z, [1, 2, 4])
@@ -155,7 +159,7 @@ def test_skip_is_chosen_at_the_first_fit_and_kept():
 def test_each_row_takes_its_own_variant():
     variants, data = [(), ("scale", "target"), ("auto", "beta")], data_of(0)
     together = jax.vmap(
-        lambda i: targets.fit_code(variants, i, targets.identity_code(D), YES, *data)
+        lambda i: targets.fit_transform(variants, i, targets.identity_transform(D), YES, *data)
     )(jnp.arange(3))
     for i, names in enumerate(variants):
         alone = fit(names, data)
@@ -225,7 +229,7 @@ def two_codes(rng):
     """Codes of one k, and units that differ by an order of magnitude."""
     skip = jnp.array([1.0, 0.0, 0.7])
     return (
-        Code(
+        TargetTransform(
             skip,
             jnp.asarray(rng.normal(size=D + 1), jnp.float32),
             jnp.asarray(np.exp(rng.normal(size=D + 1) * 2), jnp.float32),
@@ -251,7 +255,7 @@ def test_recoding_keeps_decoded_predictions(bounds, reward_from):
     rng = np.random.default_rng(0)
     old, new = two_codes(rng)
     before = model._replace(code=old)
-    after = recode(before, new, NONE_FRESH, jax.random.PRNGKey(1))
+    after = rescale_head(before, new, NONE_FRESH, jax.random.PRNGKey(1))
     obs, action = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
 
     def decoded(model):
@@ -299,7 +303,7 @@ def test_adams_moments_are_those_of_the_recoded_gradient(reward_from):
     slope = gradient(before)
     adam = adam._replace(mu=slope, nu=jax.tree.map(jnp.square, slope))
     before = before._replace(optimiser=(adam, rest))
-    after = recode(before, new, NONE_FRESH, jax.random.PRNGKey(1))
+    after = rescale_head(before, new, NONE_FRESH, jax.random.PRNGKey(1))
     expected = gradient(after)
     moved = after.optimiser[0]
     chex.assert_trees_all_close(moved.mu, expected, rtol=1e-3, atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax.config import config_of
+from dynajax.config import variant_config
 from dynajax.mbpo import Algorithm
 from dynajax.models import fit_data, training
 from dynajax.profiling.compiled import ring_copies
@@ -34,7 +34,7 @@ def one_step(seed, t):
 
 
 def data_at(config, t):
-    seeds = [config.seed + i % config.seeds for i in range(config.rows)]
+    seeds = [config.seed + i % config.seeds for i in range(config.num_learners)]
     steps = [one_step(seed, t) for seed in seeds]
     return Transition(*map(np.stack, zip(*steps, strict=True))), np.full(len(seeds), t % 7 != 3)
 
@@ -108,14 +108,14 @@ def test_rows_together_equal_rows_alone(study, make, spec, index, fix):
         assert_close(new, alone)
         state, metrics = run(config, program, first)
         assert_close(
-            learned_part(row_of(study.state.rows, row)), learned_part(row_of(state.rows, 0))
+            learned_part(row_of(study.state.learners, row)), learned_part(row_of(state.learners, 0))
         )
         assert_close(row_of(study.metrics, row), row_of(metrics, 0))
         assert equal(study.state.shared, state.shared)
 
 
 def test_rows_differ(study):
-    rows = study.state.rows
+    rows = study.state.learners
     for i in range(4):
         for j in range(i):
             a, b = row_of(rows, i), row_of(rows, j)
@@ -142,7 +142,7 @@ def test_everything_compiles_once(study):
         state, _ = program.fit(state)
         state, _ = program.learn(state, *data_at(config, t))
         program.act(state, obs, t + 2)
-        program.greedy(state, np.zeros((4, 5, D), np.float32))
+        program.deterministic_action(state, np.zeros((4, 5, D), np.float32))
         state, _ = program.learn(state, *data_at(config, t))
         program.act(state, obs, t + 3)
     for name in ("act", "insert", "fit", "learn", "greedy"):
@@ -163,11 +163,11 @@ def test_a_state_is_donated(study):
     config, program = study.config, study.program
     old = copy(study.new)
     state = program.insert(old, *data_at(config, 0))
-    assert gone(old.rows.real)
+    assert gone(old.rows.real_buffer)
     old, (state, _) = state, program.learn(state, *data_at(config, 0))
-    assert gone((old.rows.real, old.rows.synthetic, old.rows.agent))
+    assert gone((old.rows.real_buffer, old.rows.synthetic_buffer, old.rows.agent))
     old, (state, _) = state, program.fit(state)
-    assert gone((old.rows.real, old.rows.synthetic, old.rows.model.params))
+    assert gone((old.rows.real_buffer, old.rows.synthetic_buffer, old.rows.model.params))
 
 
 def test_nothing_waits_for_lapack(study):
@@ -205,7 +205,7 @@ def test_compiler_options_change_no_more_than_rounding(make, spec, monkeypatch):
         program = build(config, spec)
         states.append(learn(config, program, copy(start))[0])
     jax.config.update("jax_disable_most_optimizations", True)
-    new, plain = (state.rows for state in states)
+    new, plain = (state.learners for state in states)
     assert not equal(new.agent.critic, start.rows.agent.critic)
     for part in ("agent", "model"):
         pairs = [jax.tree.leaves(getattr(rows, part)) for rows in (new, plain)]
@@ -219,7 +219,7 @@ def gone(tree):
 
 def test_a_varied_field_changes_its_own_rows_only(make, spec):
     def study(discount):
-        config = make(algo="sac", vary={"learn.discount": [0.99, discount]})
+        config = make(algo="model-free", vary={"learn.discount": [0.99, discount]})
         program = build(config, spec)
         return run(config, program, program.init())[0].rows
 
@@ -238,7 +238,7 @@ def test_a_varied_field_changes_its_own_rows_only(make, spec):
 def test_reset_draws_new_weights_and_keeps_data_and_model(study):
     before, first = study.state, study.new.rows.agent
     state = study.program.reset(copy(before))
-    rows = state.rows
+    rows = state.learners
     for part in ("real", "synthetic", "model", "seed_key", "variant"):
         assert equal(getattr(rows, part), getattr(before.rows, part)), part
     assert equal(state.shared, before.shared)
@@ -268,23 +268,23 @@ def test_actions_are_uniform_at_first_and_the_policys_afterwards(study):
     other = program.act(state, obs + 1, 0)
     np.testing.assert_array_equal(uniform[0], other)
     # A new policy is narrow, about the greedy action.
-    greedy = program.greedy(state, obs[:, None].repeat(5, 1))[:, 0]
+    deterministic_action = program.deterministic_action(state, obs[:, None].repeat(5, 1))[:, 0]
     later = np.stack([program.act(state, obs, config.random_steps + t) for t in range(50)])
-    assert np.abs(later.mean(0) - greedy).max() < 0.1
+    assert np.abs(later.mean(0) - deterministic_action).max() < 0.1
     assert (later.std(0) > 0).all() and later.std() > 0
     assert uniform.std(0).min() > 4 * later.std(0).max()
     assert len(np.unique(later[:, 0, 0])) == 50
 
 
 def test_plain_sac_has_no_model_and_learns_from_real_data(make, spec):
-    config = make(algo="sac", seeds=2)
+    config = make(algo="model-free", seeds=2)
     program = build(config, spec)
     state, metrics = run(config, program, program.init())
-    assert state.rows.model is None and state.rows.synthetic is None
+    assert state.learners.model is None and state.learners.synthetic_buffer is None
     assert config.real_batch == config.learn.batch == 20
     assert "synthetic_reward_mean" not in metrics
     assert all(np.isfinite(values).all() for values in metrics.values())
-    np.testing.assert_array_equal(state.rows.agent.critic_optimiser[0].count, [2 * LEARNS] * 2)
+    np.testing.assert_array_equal(state.learners.agent.critic_optimiser[0].count, [2 * LEARNS] * 2)
     assert state.shared.step == INSERTS + LEARNS and state.shared.blocks == 0
 
 
@@ -294,11 +294,13 @@ def test_the_real_ring_holds_what_was_inserted(study):
     steps = [data_at(config, t) for t in range(count)]
     for name in Transition._fields:
         rows = np.stack([getattr(transition, name) for transition, _ in steps], 1)
-        np.testing.assert_array_equal(getattr(state.rows.real.data, name)[:, :count], rows)
+        np.testing.assert_array_equal(
+            getattr(state.learners.real_buffer.data, name)[:, :count], rows
+        )
     np.testing.assert_array_equal(
-        state.rows.real.valid[:, :count], np.stack([valid for _, valid in steps], 1)
+        state.learners.real_buffer.valid[:, :count], np.stack([valid for _, valid in steps], 1)
     )
-    assert not state.rows.real.valid[:, count:].any()
+    assert not state.learners.real_buffer.valid[:, count:].any()
 
 
 def products(function, *arguments):
@@ -316,10 +318,10 @@ def test_a_lower_precision_is_of_updates_and_fit_steps_alone(make, spec, fresh):
     for precision in ("float32", "bfloat16"):
         config = make({"precision": precision, "rollout.fresh": fresh}, fixes=["scale,auto"])
         algorithm = Algorithm(config, spec)
-        row = algorithm.init(config_of(config, config.variants[0]), jnp.array(0), jnp.array(0))
+        row = algorithm.init(variant_config(config, config.variants[0]), jnp.array(0), jnp.array(0))
         shared, obs = Shared(jnp.array(60), jnp.array(0)), jnp.zeros(D)
         transition = jax.tree.map(jnp.asarray, one_step(0, 0))
-        held = fit_data.split(row.config.model, row.real, row.key)
+        held = fit_data.split(row.config.model, row.real_buffer, row.key)
         counts[precision] = {
             "act": products(algorithm.act, row, obs, shared.step),
             "learn": products(algorithm.learn, row, shared, transition, True),

@@ -11,11 +11,11 @@ import pytest
 from dynajax import replay, trust
 from dynajax.mbpo import Algorithm, _Fresh
 from dynajax.models import ensemble, fit_data, rollouts, targets, training
-from dynajax.models.recoding import recode
-from dynajax.runs.writer import Journal
+from dynajax.models.recoding import rescale_head
+from dynajax.runs.writer import RunWriter
 from dynajax.runtime.program import build
 from dynajax.trust.penalty import Penalty, PenaltyFields
-from dynajax.types import Code, Shared, Transition, UsageError
+from dynajax.types import Shared, TargetTransform, Transition, UsageError
 from jaxprs import equations
 
 B, E, K, D, A = 8, 3, 2, 3, 2
@@ -42,7 +42,7 @@ def model(make, spec):
 def step(config, spec, rule, model, state=None, h=0, length=1):
     """One step of rollouts from `OBS`: the rule's state, and what was imagined."""
     arguments = config, spec, rule, policy
-    inner = jax.jit(lambda *dynamic: rollouts.imagine(*arguments, *dynamic))
+    inner = jax.jit(lambda *dynamic: rollouts.model_step(*arguments, *dynamic))
     return inner(rollouts.asked(rule, model), state, OBS, ALL, h, length, KEY)
 
 
@@ -54,7 +54,7 @@ def published(config, spec, model, obs, key):
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action, _ = policy(obs, action_key)
     order = jax.random.permutation(order_key, model.elites)
-    means, log_variances = ensemble.everyone(config.model, model, obs, action)
+    means, log_variances = ensemble.predict_all(config.model, model, obs, action)
     member = jnp.repeat(order, B // K)
     mean, log_variance = (x[member, jnp.arange(B)] for x in (means, log_variances))
     noise = jax.random.normal(noise_key, mean.shape)
@@ -80,13 +80,13 @@ def products(function, *arguments) -> list[tuple[int, ...]]:
 
 def test_the_rule_none_is_no_rule_to_the_bit(model, spec):
     config, network = model
-    rule = trust.rule_of(config, spec)
-    assert type(rule) is trust.Rule and config.trust_name == "none"
+    rule = trust.make_rule(config, spec)
+    assert type(rule) is trust.TrustRule and config.trust_name == "none"
     state, imagined = step(config, spec, rule, network)
     expected = jax.jit(lambda: published(config, spec, network, OBS, KEY))()
     chex.assert_trees_all_equal(imagined.transition, expected)
     assert state is None and imagined.weight is None and imagined.penalty is None
-    assert imagined.alive.all() and imagined.store.all()
+    assert imagined.continue_mask.all() and imagined.keep_mask.all()
 
 
 def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
@@ -94,9 +94,9 @@ def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
     shapes = {}
     for name in ("none", "penalty"):
         config = make(trust=name)
-        rule, model = trust.rule_of(config, spec), ensemble.init(config.model, spec, KEY)
+        rule, model = trust.make_rule(config, spec), ensemble.init(config.model, spec, KEY)
         asked = rollouts.asked(rule, model)
-        imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, asked)
+        imagine = functools.partial(rollouts.model_step, config, spec, rule, policy, asked)
         shapes[name] = products(imagine, None, OBS, ALL, 0, 1, KEY)
     # Every elite on its own share alone; or every member on all.
     assert shapes["none"] == [(K, B // K, width) for width in layers]
@@ -105,9 +105,9 @@ def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
 
 def test_the_reward_is_read_once_from_the_next_state(make, spec):
     config = make({"model.reward_from": "next_state"})
-    rule, model = trust.rule_of(config, spec), ensemble.init(config.model, spec, KEY)
+    rule, model = trust.make_rule(config, spec), ensemble.init(config.model, spec, KEY)
     asked = rollouts.asked(rule, model)
-    imagine = functools.partial(rollouts.imagine, config, spec, rule, policy, asked)
+    imagine = functools.partial(rollouts.model_step, config, spec, rule, policy, asked)
     layers = [8, 8, 2 * (D + 1), *[config.model.width] * ensemble.REWARD_DEPTH, 2]
     assert products(imagine, None, OBS, ALL, 0, 1, KEY) == [(K, B // K, width) for width in layers]
 
@@ -121,10 +121,10 @@ def test_a_fit_asks_no_more_without_a_rule(make, spec):
         counts[name] = len(products(algorithm.fit, row, SHARED))
         if name == "none":
             alone = functools.partial(training.fit, config.model, [()])
-            plain = products(alone, row.variant, row.model, row.real, row.key, row.key, 5)
+            plain = products(alone, row.variant, row.model, row.real_buffer, row.key, row.key, 5)
             assert len(plain) == counts[name] > 0
             # The ring has a column of weights, and the row a state, only where a rule wants it.
-            assert row.trust is None and row.synthetic.weight is None
+            assert row.trust is None and row.synthetic_buffer.weight is None
     assert counts["penalty"] > counts["none"]
 
 
@@ -139,7 +139,7 @@ def penalty(kind, scale, mean, variance):
     state, verdict = rule.apply(None, predictions, 0, 1, KEY)
     assert state is None
     assert all(part is None for part in verdict._replace(penalty=None))
-    return verdict.penalty
+    return verdict.reward_penalty
 
 
 def test_the_penalty_of_two_members_and_one_channel_by_hand():
@@ -178,10 +178,12 @@ def test_a_reward_loses_the_penalty_in_units_of_its_deviation(make, model, spec)
     config, network = model
     for kind in ("noise", "spread"):
         settings = {"trust.kind": kind, "trust.scale": 0.7}
-        rule = trust.rule_of(make(settings, trust="penalty"), spec)
-        _, plain = step(config, spec, trust.Rule(None, spec, B), network)
+        rule = trust.make_rule(make(settings, trust="penalty"), spec)
+        _, plain = step(config, spec, trust.TrustRule(None, spec, B), network)
         _, judged = step(config, spec, rule, network)
-        mean, log_variance = ensemble.everyone(config.model, network, OBS, plain.transition.action)
+        mean, log_variance = ensemble.predict_all(
+            config.model, network, OBS, plain.transition.action
+        )
         unit = np.asarray(network.unit)
         u = penalty(kind, 0.7, mean / unit, jnp.exp(log_variance) / unit**2)
         loss = plain.transition.reward - judged.transition.reward
@@ -196,15 +198,15 @@ def test_a_reward_loses_the_penalty_in_units_of_its_deviation(make, model, spec)
 def test_units_do_not_depend_on_the_code(make, model, spec):
     """The same predictions under codes none and scale: the same penalty, and the same sample."""
     config, plain = model
-    code = Code(
+    code = TargetTransform(
         plain.code.skip,
         jnp.array([0.3, -1.0, 4.0, 0.2]),
         jnp.array([0.5, 2.0, 10.0, 3.0]) / 7,
         jnp.zeros(()),
     )
-    scaled = recode(plain, code, jnp.zeros(D + 1, bool), KEY)
+    scaled = rescale_head(plain, code, jnp.zeros(D + 1, bool), KEY)
     for kind in ("noise", "spread"):
-        rule = trust.rule_of(make({"trust.kind": kind}, trust="penalty"), spec)
+        rule = trust.make_rule(make({"trust.kind": kind}, trust="penalty"), spec)
         one, other = (step(config, spec, rule, network)[1] for network in (plain, scaled))
         chex.assert_trees_all_close(one.transition, other.transition, rtol=1e-4, atol=1e-5)
 
@@ -228,11 +230,11 @@ def test_a_bonus_is_for_disagreement_only(make, arguments):
 # --- what a verdict does -------------------------------------------------------------------------
 
 
-class Strict(trust.Rule):
+class Strict(trust.TrustRule):
     """Ends rollouts and leaves transitions out; its state counts, and says what they are worth."""
 
-    asks = True
-    weighs = True
+    needs_all_members = True
+    uses_weights = True
     figures = ("penalty", "weight")
 
     def init(self):
@@ -249,7 +251,7 @@ class Strict(trust.Rule):
 
     def apply(self, state, predictions, h, horizon, key):
         index = jnp.arange(self.batch)
-        verdict = trust.Verdict(
+        verdict = trust.TrustOutput(
             alive=~((index % 4 == 1) & (h == 1)),
             store=(index % 4 != 2) & (state["store"] > 0),
             penalty=jnp.broadcast_to(state["penalty"], self.batch),
@@ -270,7 +272,7 @@ def filled_row(config, spec):
     row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
     names = jnp.arange(120.0)
     obs = jnp.stack([names / 100, names, names], -1)
-    real = replay.pack(row.real.data._replace(obs=obs), jnp.ones(120, bool))
+    real = replay.pack(row.real_buffer.data._replace(obs=obs), jnp.ones(120, bool))
     return row._replace(
         real=real,
         model=row.model._replace(unit=jnp.array([0.5, 2.0, 10.0, 4.0])),
@@ -302,8 +304,10 @@ def test_a_verdict_is_obeyed(strict, spec):
 
 def _says(metrics, kept):
     """Three steps of `Strict`, of which `kept` (3,) are learned from: the reward's unit is 4."""
-    np.testing.assert_allclose([metrics[f"kept_{h}"] for h in (1, 2, 3)], kept, rtol=1e-6)
-    np.testing.assert_allclose(metrics["synthetic_valid"], kept.mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        [metrics[f"accepted_fraction_{h}"] for h in (1, 2, 3)], kept, rtol=1e-6
+    )
+    np.testing.assert_allclose(metrics["valid_fraction"], kept.mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["penalty"], 4.0, rtol=1e-6)
     weight = np.average(30.0 + np.arange(3), weights=kept)
     np.testing.assert_allclose(metrics["weight"], weight, rtol=1e-6)
@@ -315,10 +319,10 @@ def test_a_verdict_on_what_is_imagined_afresh_is_logged(make, strict, spec, on_t
     settings = {"rollout.fresh": True, "rollout.on_top": on_top, "rollout.horizon": 3}
     config = make(settings, trust="strict")
     row = filled_row(config, spec)
-    transition = jax.tree.map(lambda x: x[0], row.real.data)
+    transition = jax.tree.map(lambda x: x[0], row.real_buffer.data)
     learn = jax.jit(Algorithm(config, spec).learn)
     _, metrics = learn(row, SHARED, transition, jnp.array(True))
-    index = np.arange(config.rollouts_beside) % 4
+    index = np.arange(config.num_parallel_rollouts) % 4
     _says(
         metrics,
         np.array(
@@ -329,7 +333,7 @@ def test_a_verdict_on_what_is_imagined_afresh_is_logged(make, strict, spec, on_t
 
 def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
     algorithm, row = Algorithm(strict, spec), filled_row(strict, spec)
-    data = fit_data.split(strict.model, row.real, algorithm._holdout_key(row))
+    data = fit_data.split(strict.model, row.real_buffer, algorithm._holdout_key(row))
     after, _ = jax.jit(algorithm.fit)(row, SHARED)
     assert after.trust["held"] == data.scored_weights.sum() > 10
 
@@ -349,13 +353,13 @@ def test_weights_and_holes_reach_the_losses(strict, spec):
         return not np.array_equal(a.critic["hidden_0"]["kernel"], b.critic["hidden_0"]["kernel"])
 
     plain, metrics = learned()
-    assert differ(plain, learned(penalty=-1000)[0]) and metrics["synthetic_valid"] > 0.5
+    assert differ(plain, learned(penalty=-1000)[0]) and metrics["valid_fraction"] > 0.5
     weightless, _ = learned(weight=0)
     chex.assert_trees_all_equal(weightless.critic, learned(weight=0, penalty=-1000)[0].critic)
     # Nothing but holes is in the ring.
     real, metrics = learned(store=0)
     chex.assert_trees_all_equal(real, learned(store=0, penalty=-1000)[0])
-    assert metrics["synthetic_valid"] == 0
+    assert metrics["valid_fraction"] == 0
     # The real one of each minibatch counts all the same.
     for agent in (weightless, real):
         assert differ(row.agent, agent) and differ(agent, plain)
@@ -373,17 +377,17 @@ def test_nothing_but_holes_teaches_nothing(make, strict, spec, on_top):
     config = make(settings, trust="strict")
     algorithm, row = Algorithm(config, spec), filled_row(config, spec)
     learn = jax.jit(algorithm.learn)
-    one = jax.tree.map(lambda x: x[0], row.real.data)
+    one = jax.tree.map(lambda x: x[0], row.real_buffer.data)
     # With a momentum.
     row, _ = learn(row, SHARED, one, jnp.array(True))
     row = row._replace(trust={**row.trust, "store": jnp.zeros(())})
     after, metrics = learn(row, SHARED, one, jnp.array(True))
-    assert metrics["synthetic_valid"] == 0
+    assert metrics["valid_fraction"] == 0
     if on_top:
         # What the real half taught, and no more.
         plain = make({"rollout.real_fraction": 1.0, "rollout.fresh": True})
         alone = Algorithm(plain, spec)
-        real = replay.take(row.real, algorithm._slots(row, SHARED, algorithm._keys(row))[0])
+        real = replay.take(row.real_buffer, algorithm._slots(row, SHARED, algorithm._keys(row))[0])
         noise = alone.agent(row).noise(algorithm._keys(row).update, 2 * config.learn.utd)
         expected = row.agent
         for u in range(config.learn.utd):
@@ -401,24 +405,24 @@ def test_a_hole_of_no_number_weighs_nothing(make, spec):
     odd = jax.tree.map(lambda x: x.at[2].set(jnp.nan), row.model.params)
     model = row.model._replace(params=odd, elites=jnp.array([0, 1], jnp.int32))
     row = row._replace(model=model)
-    real = replay.take(row.real, jnp.arange(config.real_batch))
+    real = replay.take(row.real_buffer, jnp.arange(config.real_batch))
     noise = algorithm.agent(row).noise(KEY, 1)[0]
-    starts = _Fresh(row.real.data.obs[: config.rollouts_beside], KEY)
+    starts = _Fresh(row.real_buffer.data.obs[: config.num_parallel_rollouts], KEY)
     with jax.disable_jit():
         agent, _, metrics = algorithm._update(row, row.agent, None, real, starts, (noise,), None)
-    assert metrics["synthetic_valid"] == 0
+    assert metrics["valid_fraction"] == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent))
 
 
 def test_the_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
     program = build(strict, spec)
     state = program.init()
-    trusted = {name: value + 7 for name, value in state.rows.trust.items()}
-    state = state._replace(rows=state.rows._replace(trust=trusted))
+    trusted = {name: value + 7 for name, value in state.learners.trust.items()}
+    state = state._replace(learners=state.learners._replace(trust=trusted))
 
     def journal():
         parameters = program.parameters()
-        return Journal(
+        return RunWriter(
             tmp_path, strict, program.spec, program.placement, "test", parameters, True, False
         )
 
@@ -428,5 +432,5 @@ def test_the_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
     with journal() as second:
         restored = second.restore(program.shapes())
     assert restored.step == 10
-    chex.assert_trees_all_equal(restored.state.rows.trust, state.rows.trust)
+    chex.assert_trees_all_equal(restored.state.learners.trust, state.learners.trust)
     chex.assert_trees_all_equal(restored.state, state)

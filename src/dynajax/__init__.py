@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dynajax.report import Run, read_run, write_report
     from dynajax.settings import make as make_config
     from dynajax.train import Result, train
-    from dynajax.trust import TRUST, Predictions, Rule, Verdict
+    from dynajax.trust import TRUST, Predictions, TrustOutput, TrustRule
     from dynajax.types import UsageError
 
 __version__ = "0.1.0"
@@ -39,10 +39,10 @@ __all__ = [
     "Fix",
     "Predictions",
     "Result",
-    "Rule",
     "Run",
+    "TrustOutput",
+    "TrustRule",
     "UsageError",
-    "Verdict",
     "fields",
     "load_model",
     "load_policy",
@@ -62,7 +62,7 @@ _PLACES = {
     **dict.fromkeys(("Config", "fields", "static", "traced"), "config"),
     **dict.fromkeys(("register_mjx_task", "register_termination"), "envs"),
     **dict.fromkeys(("FIXES", "Fix"), "models.targets"),
-    **dict.fromkeys(("TRUST", "Predictions", "Rule", "Verdict"), "trust"),
+    **dict.fromkeys(("TRUST", "Predictions", "TrustRule", "TrustOutput"), "trust"),
     **dict.fromkeys(("load_model", "load_policy"), "policy"),
     **dict.fromkeys(("Run", "read_run", "write_report"), "report"),
     **dict.fromkeys(("Result", "train"), "train"),

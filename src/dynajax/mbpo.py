@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynajax import nets, replay, schedule
-from dynajax.agents import agent_of
+from dynajax.agents import make_agent
 from dynajax.config import Config
 from dynajax.models import ensemble, rollouts
 from dynajax.refit import Refits
-from dynajax.types import EXPLORE, Array, Metrics, Params, Replay, Row, Shared, Transition
+from dynajax.types import EXPLORE, Array, LearnerState, Metrics, Params, Replay, Shared, Transition
 
 
-class Proposal(NamedTuple):
+class ModelTransitions(NamedTuple):
     """The synthetic transitions of one environment step, from B states of the real ring."""
 
     slots: Any  # (B,) of the real ring, where the rollouts begin
@@ -52,7 +52,7 @@ class _Fresh(NamedTuple):
 class Algorithm(Refits):
     """The algorithm, bound to a run's static configuration and its task."""
 
-    def init(self, config: Config, variant: Array, seed: Array) -> Row:
+    def init(self, config: Config, variant: Array, seed: Array) -> LearnerState:
         """A new row. Its keys come from its seed alone, so rows do not depend on their neighbours.
 
         Args:
@@ -61,15 +61,15 @@ class Algorithm(Refits):
         """
         seed_key, agent_key, model_key, key = jax.random.split(jax.random.PRNGKey(seed), 4)
         sizes, spec = self.config.replay, self.spec
-        row = Row(
+        row = LearnerState(
             config=config,
             variant=variant,
             key=key,
             seed_key=seed_key,
-            agent=agent_of(config, spec).new(agent_key),
-            real=replay.init(sizes.real, spec.obs_dim, spec.action_dim),
+            agent=make_agent(config, spec).init(agent_key),
+            real_buffer=replay.init(sizes.real, spec.obs_dim, spec.action_dim),
             model=None,
-            synthetic=None,
+            synthetic_buffer=None,
             trust=None,
         )
         if not self.config.has_model:
@@ -78,10 +78,12 @@ class Algorithm(Refits):
         row = row._replace(model=ensemble.init(config.model, spec, model_key), trust=rule.init())
         if self.config.rollout.fresh:
             return row
-        ring = replay.init(sizes.synthetic, spec.obs_dim, spec.action_dim, weighs=rule.weighs)
-        return row._replace(synthetic=ring)
+        ring = replay.init(
+            sizes.synthetic, spec.obs_dim, spec.action_dim, uses_weights=rule.uses_weights
+        )
+        return row._replace(synthetic_buffer=ring)
 
-    def act(self, row: Row, obs: Array, step: Array) -> Array:
+    def act(self, row: LearnerState, obs: Array, step: Array) -> Array:
         """The exploring action at an environment step: (D,) -> (A,); uniform at first."""
         chex.assert_shape(obs, (self.spec.obs_dim,))
         key = jax.random.fold_in(jax.random.fold_in(row.seed_key, EXPLORE), step)
@@ -90,33 +92,35 @@ class Algorithm(Refits):
         policy, _ = self.agent(row).act(row.agent, obs, policy_key)
         return jnp.where(schedule.due(self.config, step).random, uniform, policy)
 
-    def policy(self, row: Row) -> Any:
+    def policy(self, row: LearnerState) -> Any:
         """What `greedy` reads of the agent, as it is kept for use elsewhere."""
         return self.agent(row).policy(row.agent)
 
-    def networks(self, row: Row) -> dict[str, Params]:
+    def networks(self, row: LearnerState) -> dict[str, Params]:
         """Parameters by the network's name, the model's too."""
         networks = self.agent(row).networks(row.agent)
         return networks if row.model is None else {**networks, "model": row.model.params}
 
-    def greedy(self, row: Row, obs: Array) -> Array:
+    def deterministic_action(self, row: LearnerState, obs: Array) -> Array:
         """The deterministic action: (..., D) -> (..., A)."""
-        return self.agent(row).greedy(row.agent, obs)
+        return self.agent(row).deterministic_action(row.agent, obs)
 
-    def value(self, row: Row, obs: Array) -> Array:
+    def value(self, row: LearnerState, obs: Array) -> Array:
         """What the critics expect of the deterministic action, on average: (..., D) -> (...)."""
         agent = self.agent(row)
-        return agent.value(row.agent, obs, agent.greedy(row.agent, obs)).mean(0)
+        return agent.value(row.agent, obs, agent.deterministic_action(row.agent, obs)).mean(0)
 
-    def insert(self, row: Row, shared: Shared, transition: Transition, valid: Array) -> Row:
+    def insert(
+        self, row: LearnerState, shared: Shared, transition: Transition, valid: Array
+    ) -> LearnerState:
         """Stores one real transition, leaves (...) of one step, if it is `valid` ()."""
         block = jax.tree.map(lambda x: x[None], replay.pack(transition, valid))
         return row._replace(
-            real=replay.add(row.real, block, shared.step),
-            agent=self.agent(row).observe(row.agent, transition.obs, valid),
+            real_buffer=replay.add(row.real_buffer, block, shared.step),
+            agent=self.agent(row).update_obs_statistics(row.agent, transition.obs, valid),
         )
 
-    def _keys(self, row: Row) -> _Keys:
+    def _keys(self, row: LearnerState) -> _Keys:
         after, rollout, real, synthetic, update, expand = jax.random.split(row.key, 6)
         # Fresh transitions are not drawn, but the states where they begin.
         starts = synthetic
@@ -124,7 +128,7 @@ class Algorithm(Refits):
             starts, rollout = jax.random.split(rollout)
         return _Keys(after, starts, rollout, real, synthetic, update, expand)
 
-    def _slots(self, row: Row, shared: Shared, keys: _Keys) -> tuple[Array, Array | None]:
+    def _slots(self, row: LearnerState, shared: Shared, keys: _Keys) -> tuple[Array, Array | None]:
         """Slots of the real ring: of U minibatches' real part (U, B), and where rollouts begin: (B,) of
         those that are stored, (U, B) of fresh ones, None without.
         """
@@ -133,27 +137,27 @@ class Algorithm(Refits):
         if config.has_model and not config.rollout.fresh:
             wanted.append((keys.starts, (config.rollout.batch,)))
         elif config.has_model and config.synthetic_batch:
-            wanted.append((keys.starts, (updates, config.rollouts_beside)))
-        real, *starts = replay.draws(row.real, shared.step + 1, *wanted)
+            wanted.append((keys.starts, (updates, config.num_parallel_rollouts)))
+        real, *starts = replay.sample_indices(row.real_buffer, shared.step + 1, *wanted)
         return real, starts[0] if starts else None
 
     def _imagine(
         self,
-        row: Row,
+        row: LearnerState,
         length: Array | int,
         key: Array,
         trusted: Any,
         obs: Array,
         alive: Array,
         h: Array | int,
-    ) -> tuple[Any, rollouts.Imagined]:
+    ) -> tuple[Any, rollouts.ModelStep]:
         """Step `h` of rollouts of `length` from obs (B, D), see `rollouts.imagine`.
 
         Args:
           row: with what is `_asked` of its model.
         """
         assert row.model is not None
-        return rollouts.imagine(
+        return rollouts.model_step(
             row.config,
             self.spec,
             self._rule(row),
@@ -167,19 +171,19 @@ class Algorithm(Refits):
             jax.random.fold_in(key, h),
         )
 
-    def _asked(self, row: Row) -> Row:
+    def _asked(self, row: LearnerState) -> LearnerState:
         """The row with that of its model which rollouts ask."""
         if row.model is None:
             return row
         return row._replace(model=rollouts.asked(self._rule(row), row.model))
 
-    def _step(self, row: Row, state: Any, length: int, key: Array) -> rollouts.Step:
+    def _step(self, row: LearnerState, state: Any, length: int, key: Array) -> rollouts.Step:
         """The steps of rollouts of `length` by the agent in `state`."""
         return functools.partial(self._imagine, row._replace(agent=state), length, key)
 
     def roll_out(
-        self, row: Row, shared: Shared, length: Array | int, slots: Array, key: Array
-    ) -> tuple[Row, Metrics]:
+        self, row: LearnerState, shared: Shared, length: Array | int, slots: Array, key: Array
+    ) -> tuple[LearnerState, Metrics]:
         """The row once rollouts of `length` are in its synthetic ring, and their figures.
 
         A rollout stops at a termination, where the model leaves the finite numbers, or where the
@@ -188,10 +192,10 @@ class Algorithm(Refits):
         Args:
           slots: (B,) of the real ring, where they begin.
         """
-        assert row.synthetic is not None
+        assert row.synthetic_buffer is not None
         size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
         blocks = self.config.replay.synthetic // size
-        starts = replay.take(row.real, slots).data
+        starts = replay.take(row.real_buffer, slots).data
         asked = self._asked(row)
 
         def extend(h: Array, carry: Any) -> Any:
@@ -199,20 +203,20 @@ class Algorithm(Refits):
             trusted, imagined = self._imagine(asked, length, key, trusted, obs, alive, h)
             # The remainder first: in all there can be more transitions than an int32 holds.
             at = (shared.blocks + h) % blocks * size
-            store, alive, obs = rollouts.onward(alive, obs, imagined)
+            store, alive, obs = rollouts.update_masks(alive, obs, imagined)
             ring = replay.add(ring, replay.pack(imagined.transition, store, imagined.weight), at)
-            figures = rollouts.count_in(figures, h, store, imagined)
+            figures = rollouts.accumulate_metrics(figures, h, store, imagined)
             return ring, trusted, obs, alive, figures
 
-        figures = rollouts.no_figures(self._rule(row), longest)
-        carry = (row.synthetic, row.trust, starts.obs, jnp.ones(size, bool), figures)
+        figures = rollouts.init_metrics(self._rule(row), longest)
+        carry = (row.synthetic_buffer, row.trust, starts.obs, jnp.ones(size, bool), figures)
         ring, trusted, _, _, figures = jax.lax.fori_loop(0, length, extend, carry)
         metrics = rollouts.figures(self._rule(row), figures, size, length)
-        return row._replace(synthetic=ring, trust=trusted), metrics
+        return row._replace(synthetic_buffer=ring, trust=trusted), metrics
 
-    def propose(
-        self, row: Row, shared: Shared, transition: Transition, valid: Array
-    ) -> tuple[Row, Proposal]:
+    def propose_transitions(
+        self, row: LearnerState, shared: Shared, transition: Transition, valid: Array
+    ) -> tuple[LearnerState, ModelTransitions]:
         """Inserts, and makes the synthetic transitions that `learn` would make, for an oracle.
 
         Rollouts have one step here. Arguments as for `learn`.
@@ -220,20 +224,20 @@ class Algorithm(Refits):
         row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
         size = (self.config.rollout.batch,)
-        slots = replay.draw(keys.starts, row.real, shared.step + 1, size)
-        starts, alive = replay.take(row.real, slots).data, jnp.ones(size, bool)
+        slots = replay.draw(keys.starts, row.real_buffer, shared.step + 1, size)
+        starts, alive = replay.take(row.real_buffer, slots).data, jnp.ones(size, bool)
         asked = self._asked(row)
         _, imagined = self._imagine(asked, 1, keys.rollout, row.trust, starts.obs, alive, 0)
-        return row, Proposal(slots, imagined.transition, imagined.store)
+        return row, ModelTransitions(slots, imagined.transition, imagined.keep_mask)
 
     def learn(
         self,
-        row: Row,
+        row: LearnerState,
         shared: Shared,
         transition: Transition,
         valid: Array,
-        corrected: Proposal | None = None,
-    ) -> tuple[Row, Metrics]:
+        corrected: ModelTransitions | None = None,
+    ) -> tuple[LearnerState, Metrics]:
         """One environment step's learning: insert, rollouts, and U updates on mixed minibatches.
 
         Args:
@@ -247,7 +251,7 @@ class Algorithm(Refits):
             row = self.insert(row, shared, transition, valid)
         keys = self._keys(row)
         slots, starts = self._slots(row, shared, keys)
-        real = replay.take(row.real, slots)
+        real = replay.take(row.real_buffer, slots)
         row, synthetic, figures = self._synthetic(row, shared, keys, starts, corrected)
         if isinstance(synthetic, Replay) and not config.rollout.on_top:
             real, synthetic = jax.vmap(replay.beside)(real, synthetic), None
@@ -272,7 +276,7 @@ class Algorithm(Refits):
             return (state, trusted), jnp.stack(list(metrics.values()))
 
         carry = row.agent, row.trust
-        with nets.products(config.precision):
+        with nets.matmul_precision(config.precision):
             (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises, each))
         metrics = dict(zip(names, values.mean(0), strict=True))
         row = row._replace(key=keys.after, agent=state, trust=trusted)
@@ -280,11 +284,11 @@ class Algorithm(Refits):
 
     @property
     def _expands(self) -> bool:
-        return self.config.has_model and self.config.rollout.expand > 0
+        return self.config.has_model and self.config.rollout.value_expansion_steps > 0
 
     def _update(
         self,
-        row: Row,
+        row: LearnerState,
         state: Any,
         trusted: Any,
         packed: Replay,
@@ -323,7 +327,7 @@ class Algorithm(Refits):
             reached: Metrics = {}
             if self._expands:
                 assert key is not None
-                length = config.rollout.expand
+                length = config.rollout.value_expansion_steps
                 trusted, batch, reached = rollouts.expand(
                     self._step(row, state, length, jax.random.fold_in(key, part)),
                     trusted,
@@ -347,12 +351,12 @@ class Algorithm(Refits):
 
     def _synthetic(
         self,
-        row: Row,
+        row: LearnerState,
         shared: Shared,
         keys: _Keys,
         slots: Array | None,
-        corrected: Proposal | None,
-    ) -> tuple[Row, Any, Metrics]:
+        corrected: ModelTransitions | None,
+    ) -> tuple[LearnerState, Any, Metrics]:
         """The synthetic part of U minibatches: stored transitions (U, B, ...), or where those of each
         update begin, or None; with the row once its rollouts from `slots` are stored, and figures.
         """
@@ -360,12 +364,17 @@ class Algorithm(Refits):
             return row, None, {}
         if not self.config.rollout.fresh:
             return self._stored(row, shared, keys, slots, corrected)
-        obs = replay.take(row.real, slots).data.obs
+        obs = replay.take(row.real_buffer, slots).data.obs
         return row, _Fresh(obs, jax.random.split(keys.rollout, self.config.learn.utd)), {}
 
     def _stored(
-        self, row: Row, shared: Shared, keys: _Keys, slots: Array, corrected: Proposal | None
-    ) -> tuple[Row, Replay, Metrics]:
+        self,
+        row: LearnerState,
+        shared: Shared,
+        keys: _Keys,
+        slots: Array,
+        corrected: ModelTransitions | None,
+    ) -> tuple[LearnerState, Replay, Metrics]:
         """The row with this step's rollouts, transitions of U minibatches, and figures."""
         config = self.config
         size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
@@ -373,12 +382,12 @@ class Algorithm(Refits):
         if corrected is None:
             row, figures = self.roll_out(row, shared, length, slots, keys.rollout)
         else:
-            assert row.synthetic is not None
+            assert row.synthetic_buffer is not None
             at = shared.blocks % blocks * size
             block = replay.pack(corrected.transition, corrected.store)
-            row = row._replace(synthetic=replay.add(row.synthetic, block, at))
-            figures = {"synthetic_valid": corrected.store.mean()}
-        ring = row.synthetic
+            row = row._replace(synthetic_buffer=replay.add(row.synthetic_buffer, block, at))
+            figures = {"valid_fraction": corrected.store.mean()}
+        ring = row.synthetic_buffer
         assert ring is not None
         filled = jnp.minimum(shared.blocks + length, blocks) * size
         shape = (config.learn.utd, config.synthetic_batch)
@@ -392,7 +401,7 @@ class Algorithm(Refits):
         blocks = rollouts.horizon(config, shared.step) if stored else 0
         return Shared(shared.step + 1, shared.blocks + blocks)
 
-    def reset(self, row: Row) -> Row:
+    def reset(self, row: LearnerState) -> LearnerState:
         """A fresh agent from fresh keys; data and model stay (Nikishin et al., 2022)."""
         key, reset_key = jax.random.split(row.key)
         return row._replace(key=key, agent=self.agent(row).reset(row.agent, reset_key))

@@ -54,7 +54,7 @@ def _layer_norm(name: str) -> nn.LayerNorm:
     On an accelerator the mean first, and then the variance about it, which is one kernel where both
     at once are two or three; on a CPU at once, which is a tenth of an update less (BUILD_NOTES.md).
     """
-    return nn.LayerNorm(name=name, use_fast_variance=backend.small_caches())
+    return nn.LayerNorm(name=name, use_fast_variance=backend.target_is_cpu())
 
 
 # From this width of a layer on turning its kernel costs less than the product gains.
@@ -64,7 +64,7 @@ _WIDE = 64
 _BFLOAT16 = "BF16_BF16_F32"
 
 
-def products(precision: str) -> contextlib.AbstractContextManager[Any]:
+def matmul_precision(precision: str) -> contextlib.AbstractContextManager[Any]:
     """Within it the networks' products are made at a `Config.precision`.
 
     With "bfloat16" of arrays rounded to it, and summed in float32; with "float32" as JAX has been
@@ -79,7 +79,7 @@ def _contract(x: Array, y: Array, axes: tuple[tuple[int, ...], tuple[int, ...]])
     """The sum of x y over `axes` of x and of y."""
     settings: Any = jax.config
     precision = None
-    if settings.jax_default_matmul_precision == _BFLOAT16 and backend.small_caches():
+    if settings.jax_default_matmul_precision == _BFLOAT16 and backend.target_is_cpu():
         # A CPU computes in float32 all the same, so this is what an accelerator would do.
         x, y = (jax.lax.reduce_precision(one, 8, 7) for one in (x, y))
         precision = jax.lax.Precision.DEFAULT
@@ -111,7 +111,7 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
     last, batch = x.ndim - 1, tuple(range(x.ndim - 1))
-    on_cpu = backend.small_caches()
+    on_cpu = backend.target_is_cpu()
     if on_cpu and min(kernel.shape) >= _WIDE:
         of_x = _contract(gradient, _turned(kernel), ((last,), (0,)))
     else:
@@ -286,12 +286,12 @@ class Statistics(NamedTuple):
         return self.origin + self.offset
 
 
-def no_statistics(obs_dim: int) -> Statistics:
+def init_statistics(obs_dim: int) -> Statistics:
     """Of no observation."""
     return Statistics(jnp.zeros(()), *jnp.zeros((3, obs_dim)))
 
 
-def observed(statistics: Statistics, obs: Array, valid: Array) -> Statistics:
+def update_statistics(statistics: Statistics, obs: Array, valid: Array) -> Statistics:
     """With one more observation (D,), if it is `valid` ()."""
     chex.assert_equal_shape([obs, statistics.origin])
     seen, origin = statistics.seen + 1, jnp.where(statistics.seen > 0, statistics.origin, obs)
@@ -311,7 +311,7 @@ def spread(statistics: Statistics) -> Array:
     return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 1.0)
 
 
-def standardise(statistics: Statistics, obs: Array, clip: Array | float) -> Array:
+def normalize(statistics: Statistics, obs: Array, clip: Array | float) -> Array:
     """Observations (..., D) in standard deviations from the mean, no farther than `clip`.
 
     A channel that has not varied yet is left in its own unit.

@@ -27,12 +27,12 @@ _BITS = 32
 _TILE = 8
 
 
-def init(capacity: int, obs_dim: int, action_dim: int, *, weighs: bool = False) -> Replay:
+def init(capacity: int, obs_dim: int, action_dim: int, *, uses_weights: bool = False) -> Replay:
     """An empty ring of N = `capacity` slots, with a column of weights if it `weighs`."""
     return Replay(
         packed=jnp.zeros((capacity, columns(obs_dim, action_dim))),
         valid=jnp.zeros(capacity, bool),
-        weight=jnp.zeros(capacity) if weighs else None,
+        weight=jnp.zeros(capacity) if uses_weights else None,
         obs_dim=obs_dim,
         action_dim=action_dim,
     )
@@ -90,10 +90,12 @@ def _write_rows(rows: int, mapped: Any, ring: Array, block: Array, start: Array)
 
 def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Array:
     """Slots of valid transitions, evenly and independently: int `shape`. See `draws`."""
-    return draws(replay, count, (key, shape))[0]
+    return sample_indices(replay, count, (key, shape))[0]
 
 
-def draws(replay: Replay, count: Array, *wanted: tuple[Array, tuple[int, ...]]) -> list[Array]:
+def sample_indices(
+    replay: Replay, count: Array, *wanted: tuple[Array, tuple[int, ...]]
+) -> list[Array]:
     """Slots of valid transitions, evenly and independently, int `shape` for each (key, shape) that is wanted.
 
     Where no slot is valid, of any that are filled. Together, for they are looked up in one go.
@@ -134,7 +136,7 @@ def _counts(words: Array) -> tuple[Array, Array]:
     and from the very beginning to the end of each row, (X,).
     """
     flags = jax.lax.population_count(words).astype(jnp.int32)
-    if backend.small_caches():
+    if backend.target_is_cpu():
         within = jnp.cumsum(flags, -1)
         return within, jnp.cumsum(within[:, -1])
     # One kernel each, where a cumulative sum is three or four; X is small.

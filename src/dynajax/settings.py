@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple, cast
 
 from dynajax import sizes
 from dynajax.agents import agent_class
-from dynajax.config import GROUPS, Config, Variant, assign, config_of, varied
+from dynajax.config import GROUPS, Config, Variant, assign, parse_variant, variant_config
 from dynajax.config.presets import PRESETS
 from dynajax.models import targets
-from dynajax.trust import rule_class
+from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
 
 #: Set by a flag of their own, and so not by `--set`.
@@ -89,7 +89,7 @@ def base(agent: str = "sac", trust: str = "none") -> Config:
         agent_name=agent,
         agent=agent_class(agent).Fields(),
         trust_name=trust,
-        trust=rule_class(trust).Fields(),
+        trust=trust_rule_class(trust).Fields(),
     )
 
 
@@ -201,7 +201,7 @@ def make(
 
     Args:
       env: a task, see `envs`.
-      algo: "mbpo", or "sac" for the agent without a model.
+      algo: "mbpo", or "model-free" for the agent without a model.
       agent: a name in `agents.AGENTS`, or "module:name"; the preset's if not given.
       trust: a name in `models.trust.TRUST`, or "module:name".
       preset: a name in `presets.PRESETS`.
@@ -219,7 +219,7 @@ def make(
     """
     for flag, value, choices in (
         ("preset", preset, tuple(PRESETS)),
-        ("algo", algo, ("mbpo", "sac")),
+        ("algo", algo, ("mbpo", "model-free")),
         ("engine", engine, ("host", "mjx")),
         ("oracle", oracle, ("none", "reward", "state", "both")),
     ):
@@ -249,7 +249,7 @@ def make(
     config = sizes.following(config, set(settings))
     # The configuration itself too, for it is what a run's folder is read back as.
     for variant in (Variant(), *config.variants):
-        sizes.check(config_of(config, variant))
+        sizes.check(variant_config(config, variant))
     return config
 
 
@@ -258,7 +258,7 @@ def _variants(
 ) -> tuple[Variant, ...]:
     """All combinations of fixes and varied values, checked."""
     parsed_fixes = [targets.parse_fixes(text) for text in fixes or ("",)]
-    if algo == "sac" and any(parsed_fixes):
+    if algo == "model-free" and any(parsed_fixes):
         raise UsageError(
             f"--fix={','.join(next(filter(None, parsed_fixes)))}: without a model there is "
             "nothing to fix; leave --fix out, or choose --algo=mbpo"
@@ -271,7 +271,7 @@ def _variants(
                 f"--vary {path}: it shapes the program, so its values need a run each; "
                 f"these can be varied: {traced}"
             )
-        if algo == "sac" and path.split(".")[0] in ("model", "trust", "rollout"):
+        if algo == "model-free" and path.split(".")[0] in ("model", "trust", "rollout"):
             raise UsageError(f"--vary {path}: there is no model; choose --algo=mbpo")
         column = [(path, parse("--vary", path, value, config)) for value in values]
         if not column:
@@ -300,8 +300,8 @@ def agent_from_dict(plain: Mapping[str, Any], variant: str) -> Config:
     """
     groups = ("learn", "agent")
     settings = {f"{g}.{name}": value for g in groups for name, value in _group(plain, g).items()}
-    config = make(plain["env"], algo="sac", agent=plain["agent_name"], settings=settings)
-    for path, value in varied(variant):
+    config = make(plain["env"], algo="model-free", agent=plain["agent_name"], settings=settings)
+    for path, value in parse_variant(variant):
         config = assign(config, path, value) if path.split(".")[0] in groups else config
     return config
 
@@ -331,7 +331,7 @@ def from_dict(plain: Mapping[str, Any]) -> Config:
         settings=settings,
     )
     variants = tuple(
-        Variant(targets.parse_fixes(name.partition(";")[0]), varied(name))
+        Variant(targets.parse_fixes(name.partition(";")[0]), parse_variant(name))
         for name in plain["variants"]
     )
     return dataclasses.replace(config, variants=variants)

@@ -2,7 +2,7 @@
 
 from dynajax.agents import agent_class
 from dynajax.config import Config, assign
-from dynajax.trust import rule_class
+from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
 
 
@@ -78,13 +78,13 @@ def check(c: Config) -> None:
             f"--trust={c.trust_name}: without a model nothing is synthetic; choose --algo=mbpo",
         )
         return
-    rule = rule_class(c.trust_name)
+    rule = trust_rule_class(c.trust_name)
     rule.check(c)
     need(
-        rule.asks or not rule.weighs,
+        rule.needs_all_members or not rule.uses_weights,
         f"--trust={c.trust_name}: it weighs without asking; its class must say asks = True",
     )
-    if rule.asks:
+    if rule.needs_all_members:
         asked = f"--trust={c.trust_name}: "
         need(c.model.members > 1, asked + "it asks several members; choose model.members above 1")
         need(c.oracle == "none", asked + "a rule judges the model, and an oracle replaces it")
@@ -92,15 +92,16 @@ def check(c: Config) -> None:
         asked = "--set rollout.fresh=true: "
         need(c.oracle == "none", asked + "an oracle corrects stored transitions only")
         need(len(c.rollout.horizon) == 1, asked + "rollout.horizon must be one number")
-    if c.rollout.expand:
-        asked = f"--set rollout.expand={c.rollout.expand}: "
+    if c.rollout.value_expansion_steps:
+        asked = f"--set rollout.value_expansion_steps={c.rollout.value_expansion_steps}: "
         need(c.oracle == "none", asked + "an oracle corrects stored transitions only")
         need(
-            not c.rollout.uniform,
-            asked + "a target expects the policy's actions; choose --set rollout.uniform=0",
+            not c.rollout.random_action_fraction,
+            asked
+            + "a target expects the policy's actions; choose --set rollout.random_action_fraction=0",
         )
         need(
-            not rule.remembers,
+            not rule.per_rollout_state,
             asked + f"--trust={c.trust_name} keeps account of each rollout, and targets are others",
         )
     # Fewer might leave the holdout empty.

@@ -11,11 +11,11 @@ import jax
 from dynajax import envs, schedule
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
-from dynajax.runs.writer import LOST_STEPS, Journal
+from dynajax.runs.writer import LOST_STEPS, RunWriter
 from dynajax.runtime import distributed
 from dynajax.runtime.program import Program, build
 from dynajax.runtime.timers import Clock
-from dynajax.types import Interval, Metrics, TrainState, UsageError
+from dynajax.types import Metrics, TrainingInterval, TrainState, UsageError
 from dynajax.xla import backend
 
 
@@ -29,14 +29,14 @@ class Result(NamedTuple):
     finished: bool  # False after an interruption
 
 
-def until_evaluated(
+def run_until_evaluation(
     program: Program,
     engine: Engine,
     clock: Clock,
     state: TrainState,
     step: int,
     interrupted: Callable[[int], bool],
-) -> tuple[TrainState, Interval]:
+) -> tuple[TrainState, TrainingInterval]:
     """Model-based policy optimisation (Janner et al., 2019, algorithm 2) until an evaluation.
 
     Args:
@@ -69,8 +69,8 @@ def until_evaluated(
                 evaluation = engine.evaluate(state, step)
         elif stop:
             break
-    real = program.placement.real
-    return state, Interval(
+    real = program.placement.unpad
+    return state, TrainingInterval(
         step,
         real(figures),
         [(at, real(metrics)) for at, metrics in fits],
@@ -81,7 +81,7 @@ def until_evaluated(
     )
 
 
-def _of_all(interval: Interval, rows: int) -> Interval:
+def gather_interval(interval: TrainingInterval, rows: int) -> TrainingInterval:
     """An interval with the rows of all processes, of which this one has its share."""
     at, fits = [step for step, _ in interval.fits], [metrics for _, metrics in interval.fits]
     share = (interval.learn, fits, interval.train_return, interval.dropped, interval.evaluation)
@@ -126,7 +126,7 @@ def train(
         distributed.interruptions() as interrupted,
         # First of all, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
-        Journal(
+        RunWriter(
             folder, config, spec, placement, command, program.parameters(), quiet, wandb
         ) as journal,
     ):
@@ -144,27 +144,33 @@ def train(
                 engine.restore(restored.host)
                 clock.restore(restored.meta["seconds"])
                 state, step = restored.state, restored.step
-        journal.begin(step, needed, [*_foreseen(program), *map(_text, filter(_for_user, remarks))])
+        journal.begin(
+            step,
+            needed,
+            [*configuration_warnings(program), *map(_text, filter(_for_user, remarks))],
+        )
 
         def stop(step: int) -> bool:
             journal.stepped(step)
             return interrupted()
 
         while step < config.steps and not interrupted():
-            state, interval = until_evaluated(program, engine, clock, state, step, stop)
+            state, interval = run_until_evaluation(program, engine, clock, state, step, stop)
             step = interval.step
-            of_all = _of_all(interval, config.rows)
+            of_all = gather_interval(interval, config.num_learners)
             journal.write(of_all)
             with clock("checkpoint"):
                 if of_all.evaluation is not None:
-                    journal.keep(of_all, distributed.gather(program.policies(state), config.rows))
+                    journal.keep(
+                        of_all, distributed.gather(program.policies(state), config.num_learners)
+                    )
                 journal.save(step, state, engine.progress(), clock.stages())
             _check_numbers(interval, config)
-    state = state._replace(rows=placement.real(state.rows))
+    state = state._replace(learners=placement.unpad(state.learners))
     return Result(config, folder, state, program.numbers, finished=step >= config.steps)
 
 
-def _check_numbers(interval: Interval, config: Config) -> None:
+def _check_numbers(interval: TrainingInterval, config: Config) -> None:
     """Ends a run that never saw a finite transition.
 
     Raises:
@@ -178,7 +184,7 @@ def _check_numbers(interval: Interval, config: Config) -> None:
         )
 
 
-def _foreseen(program: Program) -> list[str]:
+def configuration_warnings(program: Program) -> list[str]:
     """What may stop the run later or make it useless, and can be mended now."""
     config, spec = program.config, program.spec
     remarks = []
@@ -187,7 +193,7 @@ def _foreseen(program: Program) -> list[str]:
             f"--steps={config.steps}: all of them are random and nothing is learned; choose more, "
             f"or --set random_steps below {config.random_steps}"
         )
-    if config.has_model and not config.synthetic_batch and not config.rollout.expand:
+    if config.has_model and not config.synthetic_batch and not config.rollout.value_expansion_steps:
         remarks.append(
             "--set rollout.real_fraction=1: the agent learns from no synthetic transition, and the "
             "model is fitted for its figures alone"
@@ -197,7 +203,7 @@ def _foreseen(program: Program) -> list[str]:
         remarks.append(
             f"it is not known when episodes of {config.env} terminate, and training stops at the "
             f"first one that does; tell the model by dynajax.register_termination({name!r}, "
-            "function), or choose --algo=sac"
+            "function), or choose --algo=model-free"
         )
     return remarks
 

@@ -111,7 +111,7 @@ class Minibatch:
     weight: Array | None  # (B,) in the critic's loss
 
 
-class Code(NamedTuple):
+class TargetTransform(NamedTuple):
     """The affine code of the model's targets, z = ([s' - k s, r] - m) / c."""
 
     skip: Array  # k (D,)
@@ -120,12 +120,12 @@ class Code(NamedTuple):
     exponent: Array  # () power of the predicted variance that weighs the NLL; 0 is the plain NLL
 
 
-class Model(NamedTuple):
+class ModelState(NamedTuple):
     """All of the dynamics ensemble that changes."""
 
     params: Params  # leaves (E, ...)
     optimiser: Any
-    code: Code
+    code: TargetTransform
     input_mean: Array  # (D+A,)
     input_std: Array  # (D+A,)
     unit: Array  # (D+1,) standard deviations of the raw targets, for rules of trust
@@ -134,7 +134,7 @@ class Model(NamedTuple):
     fits: Array  # () int, how many fits there have been
 
 
-class Row(NamedTuple):
+class LearnerState(NamedTuple):
     """One seed of one variant."""
 
     config: Any  # config.Config, its traced fields being arrays
@@ -142,9 +142,9 @@ class Row(NamedTuple):
     key: Array  # PRNG key of the learner
     seed_key: Array  # PRNG key that never changes: exploration and the holdout are folded from it
     agent: Any  # what the agent learns, a pytree of its own (agents/base.py)
-    real: Replay
-    model: Model | None  # None without a model, and so are the next two
-    synthetic: Replay | None
+    real_buffer: Replay
+    model: ModelState | None  # None without a model, and so are the next two
+    synthetic_buffer: Replay | None
     trust: Any  # what the rule of trust remembers, a pytree of its own (models/trust)
 
 
@@ -159,7 +159,7 @@ class TrainState(NamedTuple):
     """Everything that changes on the device during training."""
 
     shared: Shared
-    rows: Row  # leaves (S, ...)
+    learners: LearnerState  # leaves (S, ...)
 
 
 class Evaluation(NamedTuple):
@@ -172,7 +172,7 @@ class Evaluation(NamedTuple):
     values: Any = None  # (S, K), what the critic says of the starts
 
 
-class Interval(NamedTuple):
+class TrainingInterval(NamedTuple):
     """What happened until an evaluation or an interruption, of all rows."""
 
     step: int  # environment steps of the run at its end

@@ -8,7 +8,7 @@ from dynajax.agents.simba import SimBa
 from dynajax.config import Config
 from dynajax.types import EnvSpec
 
-__all__ = ["AGENTS", "Agent", "agent_class", "agent_of"]
+__all__ = ["AGENTS", "Agent", "agent_class", "make_agent"]
 
 #: By the name that `--agent` takes; a module of one's own adds what it has.
 AGENTS: dict[str, type[Agent]] = {"sac": SAC, "simba": SimBa, "bro": BRO}
@@ -23,6 +23,6 @@ def agent_class(name: str) -> type[Agent]:
     return registry.lookup("--agent", AGENTS, name)
 
 
-def agent_of(config: Config, spec: EnvSpec) -> Agent:
+def make_agent(config: Config, spec: EnvSpec) -> Agent:
     """The agent of a configuration, for one row: its traced fields may be arrays."""
     return agent_class(config.agent_name)(config.learn, config.agent, spec)

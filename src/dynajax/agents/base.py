@@ -27,7 +27,7 @@ class Agent:
     """
 
     learn: LearnConfig
-    own: Any
+    config: Any
     spec: EnvSpec
 
     #: A dataclass made by `config.fields`, every field with a default.
@@ -41,7 +41,7 @@ class Agent:
           UsageError: with what would be right.
         """
 
-    def new(self, key: Array) -> Any:
+    def init(self, key: Array) -> Any:
         """A fresh agent's state."""
         raise NotImplementedError
 
@@ -49,7 +49,7 @@ class Agent:
         """Exploring actions in [-1, 1] and their log-densities: (..., D) -> (..., A), (...)."""
         raise NotImplementedError
 
-    def greedy(self, state: Any, obs: Array) -> Array:
+    def deterministic_action(self, state: Any, obs: Array) -> Array:
         """The actions that it is judged by: (..., D) -> (..., A)."""
         raise NotImplementedError
 
@@ -85,7 +85,7 @@ class Agent:
         """
         return jax.random.split(key, updates)
 
-    def observe(self, state: Any, obs: Array, valid: Array) -> Any:
+    def update_obs_statistics(self, state: Any, obs: Array, valid: Array) -> Any:
         """The state once a real observation (D,) was made; `valid` () is whether it counts.
 
         It is called once an environment step, the random ones included, and never in updates.
@@ -94,7 +94,7 @@ class Agent:
 
     def reset(self, state: Any, key: Array) -> Any:
         """Fresh networks (Nikishin et al., 2022). What was learned of observations should stay."""
-        return self.new(key)
+        return self.init(key)
 
     def temperature(self, state: Any) -> Array:
         """The price of a nat of log-density in the agent's return, (); 0 without one."""

@@ -51,30 +51,32 @@ class BRO(SAC):
     @property
     def actor_network(self) -> nn.Module:
         """(D,) -> (2A,), which `nets.policy_parameters` reads."""
-        own = self.own
-        return nets.BroNet(own.actor_width, own.actor_blocks, 2 * self.spec.action_dim)
+        config = self.config
+        return nets.BroNet(config.actor_width, config.actor_blocks, 2 * self.spec.action_dim)
 
     @property
     def critic_network(self) -> nn.Module:
         """One of the critics: (D+A,) -> (quantiles,)."""
-        own = self.own
-        return nets.BroNet(own.critic_width, own.critic_blocks, own.quantiles)
+        config = self.config
+        return nets.BroNet(config.critic_width, config.critic_blocks, config.quantiles)
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
         """AdamW (Loshchilov and Hutter, 2019)."""
-        return optax.adamw(self.own.learning_rate, eps=1e-8, weight_decay=self.own.weight_decay)
+        return optax.adamw(
+            self.config.learning_rate, eps=1e-8, weight_decay=self.config.weight_decay
+        )
 
     @property
     def temperature_optimiser(self) -> optax.GradientTransformation:
         """Of the logarithm of the temperature."""
-        return optax.adam(self.own.learning_rate, b1=0.5, eps=1e-8)
+        return optax.adam(self.config.learning_rate, b1=0.5, eps=1e-8)
 
-    def combine(self, q: Array) -> Array:
+    def aggregate_critics(self, q: Array) -> Array:
         """The mean of C critics: (C, ...) -> (...)."""
         return q.mean(0)
 
-    def expected(self, q: Array) -> Array:
+    def q_values(self, q: Array) -> Array:
         """The mean of a distribution's quantiles: (..., Q) -> (...)."""
         return q.mean(-1)
 

@@ -157,12 +157,12 @@ class SAC(Agent):
     @property
     def actor_network(self) -> nn.Module:
         """(D,) -> (2A,), which `nets.policy_parameters` reads."""
-        return nets.actor(self.own.hidden, self.spec.action_dim)
+        return nets.actor(self.config.hidden, self.spec.action_dim)
 
     @property
     def critic_network(self) -> nn.Module:
         """One of the critics: (D+A,) -> (1,)."""
-        return nets.critic(self.own.hidden, self.own.critic_layer_norm)
+        return nets.critic(self.config.hidden, self.config.critic_layer_norm)
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
@@ -172,19 +172,19 @@ class SAC(Agent):
     @property
     def temperature_optimiser(self) -> optax.GradientTransformation:
         """Of the logarithm of the temperature."""
-        return optax.adam(self.own.learning_rate, eps=1e-8)
+        return optax.adam(self.config.learning_rate, eps=1e-8)
 
-    def see(self, state: SACState, obs: Array) -> Array:
+    def normalize_obs(self, state: SACState, obs: Array) -> Array:
         """Observations as the networks get them: (..., D) -> (..., D)."""
         return obs
 
-    def combine(self, q: Array) -> Array:
+    def aggregate_critics(self, q: Array) -> Array:
         """One value of C critics: (C, ...) -> (...); the smallest (Fujimoto et al., 2018)."""
         # By comparisons: the gradient of `min` looks for the smallest by equality and divides by how many
         # it finds, which are none where a compiler computes the same q twice and rounds it otherwise.
         return functools.reduce(lambda a, b: jnp.where(a <= b, a, b), q)
 
-    def expected(self, q: Array) -> Array:
+    def q_values(self, q: Array) -> Array:
         """The values that the critics' outputs stand for: (..., outputs of one) -> (...)."""
         return q[..., 0]
 
@@ -198,14 +198,14 @@ class SAC(Agent):
         """Of outputs (C, B, 1) against targets (B,), each counting `weight` (B,)."""
         return critic_loss(q[..., 0], target, weight)
 
-    def new(self, key: Array) -> SACState:
+    def init(self, key: Array) -> SACState:
         """A new agent; the target critics start as copies of the critics."""
         actor_key, critic_key = jax.random.split(key)
         spec = self.spec
         actor = self.actor_network.init(actor_key, jnp.zeros(spec.obs_dim))["params"]
         inputs = spec.obs_dim + spec.action_dim
-        critic = nets.stacked_init(self.critic_network, critic_key, self.own.critics, inputs)
-        log_temperature = jnp.log(jnp.asarray(self.own.initial_temperature, jnp.float32))
+        critic = nets.stacked_init(self.critic_network, critic_key, self.config.critics, inputs)
+        log_temperature = jnp.log(jnp.asarray(self.config.initial_temperature, jnp.float32))
         return SACState(
             actor=actor,
             critic=critic,
@@ -219,16 +219,16 @@ class SAC(Agent):
     def _policy(self, actor: Params, seen: Array) -> tuple[Array, Array]:
         """Mean and log std of the Gaussian before tanh: (..., D) -> (..., A) twice."""
         output = nets.apply(self.actor_network, actor, seen)
-        return nets.policy_parameters(output, self.own.log_std_min, self.own.log_std_max)
+        return nets.policy_parameters(output, self.config.log_std_min, self.config.log_std_max)
 
     def _q(self, critic: Params, seen: Array, action: Array) -> Array:
         """Outputs of every critic: (..., D), (..., A) -> (C, ..., outputs of one)."""
         inputs = jnp.concatenate([seen, action], -1)
-        if backend.small_caches():
+        if backend.target_is_cpu():
             return jax.vmap(self._one_q, (0, None))(critic, inputs)
         # A product for each critic. JAX makes one of all first layers, and turns them for it: on an
         # accelerator that is eleven more kernels an update (BUILD_NOTES.md).
-        each = jnp.broadcast_to(inputs, (self.own.critics, *inputs.shape))
+        each = jnp.broadcast_to(inputs, (self.config.critics, *inputs.shape))
         return jax.vmap(self._one_q)(critic, each)
 
     def _one_q(self, critic: Params, inputs: Array) -> Array:
@@ -237,16 +237,16 @@ class SAC(Agent):
 
     def act(self, state: SACState, obs: Array, key: Array) -> tuple[Array, Array]:
         """A sample of the policy and its log-density: (..., D) -> (..., A), (...)."""
-        mean, log_std = self._policy(state.actor, self.see(state, obs))
+        mean, log_std = self._policy(state.actor, self.normalize_obs(state, obs))
         return tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
 
-    def greedy(self, state: SACState, obs: Array) -> Array:
+    def deterministic_action(self, state: SACState, obs: Array) -> Array:
         """The deterministic action, tanh of the mean: (..., D) -> (..., A)."""
-        return jnp.tanh(self._policy(state.actor, self.see(state, obs))[0])
+        return jnp.tanh(self._policy(state.actor, self.normalize_obs(state, obs))[0])
 
     def value(self, state: SACState, obs: Array, action: Array) -> Array:
         """Every critic's value: (..., D), (..., A) -> (C, ...)."""
-        return self.expected(self._q(state.critic, self.see(state, obs), action))
+        return self.q_values(self._q(state.critic, self.normalize_obs(state, obs), action))
 
     def noise(self, key: Array, updates: int) -> Array:
         """(U, 2, B, A) standard normal, for the policy's actions at s' and at s."""
@@ -264,30 +264,33 @@ class SAC(Agent):
     ) -> tuple[SACState, Metrics]:
         """The critics, their targets, the actor against the new critics, the temperature."""
         chex.assert_shape(batch.reward, (self.learn.batch,))
-        own, action_dim = self.own, self.spec.action_dim
+        config, action_dim = self.config, self.spec.action_dim
         temperature = jnp.exp(state.log_temperature)
-        obs, next_obs = self.see(state, batch.obs), self.see(state, batch.next_obs)
+        obs, next_obs = (
+            self.normalize_obs(state, batch.obs),
+            self.normalize_obs(state, batch.next_obs),
+        )
 
         next_policy = self._policy(state.actor, next_obs)
         next_action, next_log_prob = tanh_gaussian(*next_policy, noise[0])
-        next_q = self.combine(self._q(state.target_critic, next_obs, next_action))
+        next_q = self.aggregate_critics(self._q(state.target_critic, next_obs, next_action))
         target = self.target(batch, next_q, temperature, next_log_prob)
 
         def loss_of_critic(critic: Params) -> tuple[Array, Array]:
             q = self._q(critic, obs, batch.action)
-            return self.critic_loss(q, target, critic_weight), self.expected(q).mean()
+            return self.critic_loss(q, target, critic_weight), self.q_values(q).mean()
 
         (loss_q, q_mean), gradient = jax.value_and_grad(loss_of_critic, has_aux=True)(state.critic)
         critic, critic_optimiser = _descend(
             self.optimiser, gradient, state.critic_optimiser, state.critic
         )
         target_critic = jax.tree.map(
-            lambda slow, fast: slow + own.polyak * (fast - slow), state.target_critic, critic
+            lambda slow, fast: slow + config.polyak * (fast - slow), state.target_critic, critic
         )
 
         def loss_of_actor(actor: Params) -> tuple[Array, Array]:
             action, log_prob = tanh_gaussian(*self._policy(actor, obs), noise[1])
-            q = self.combine(self.expected(self._q(critic, obs, action)))
+            q = self.aggregate_critics(self.q_values(self._q(critic, obs, action)))
             entropy = -weighted_mean(log_prob, actor_weight)
             return actor_loss(temperature, log_prob, q, actor_weight), entropy
 
@@ -297,7 +300,7 @@ class SAC(Agent):
         )
 
         loss_alpha, gradient = jax.value_and_grad(temperature_loss)(
-            state.log_temperature, entropy, own.target_entropy * action_dim
+            state.log_temperature, entropy, config.target_entropy * action_dim
         )
         log_temperature, temperature_optimiser = _descend(
             self.temperature_optimiser,
@@ -328,7 +331,7 @@ class SAC(Agent):
 
     def reset(self, state: SACState, key: Array) -> SACState:
         """Fresh networks, temperature and optimisers; statistics of observations stay."""
-        return self.new(key)._replace(observations=state.observations)
+        return self.init(key)._replace(observations=state.observations)
 
     def temperature(self, state: SACState) -> Array:
         """alpha, ()."""

@@ -32,42 +32,44 @@ class SimBa(SAC):
     @property
     def actor_network(self) -> nn.Module:
         """(D,) -> (2A,), which `nets.policy_parameters` reads."""
-        own = self.own
-        return nets.SimBa(own.actor_width, own.actor_blocks, 2 * self.spec.action_dim)
+        config = self.config
+        return nets.SimBa(config.actor_width, config.actor_blocks, 2 * self.spec.action_dim)
 
     @property
     def critic_network(self) -> nn.Module:
         """One of the critics: (D+A,) -> (1,)."""
-        return nets.SimBa(self.own.critic_width, self.own.critic_blocks, 1)
+        return nets.SimBa(self.config.critic_width, self.config.critic_blocks, 1)
 
     @property
     def optimiser(self) -> optax.GradientTransformation:
         """AdamW (Loshchilov and Hutter, 2019)."""
-        return optax.adamw(self.own.learning_rate, eps=1e-8, weight_decay=self.own.weight_decay)
+        return optax.adamw(
+            self.config.learning_rate, eps=1e-8, weight_decay=self.config.weight_decay
+        )
 
-    def new(self, key: Array) -> SACState:
+    def init(self, key: Array) -> SACState:
         """A new agent that has seen nothing."""
-        state = super().new(key)
-        if not self.own.normalise:
+        state = super().init(key)
+        if not self.config.normalise:
             return state
-        return state._replace(observations=nets.no_statistics(self.spec.obs_dim))
+        return state._replace(observations=nets.init_statistics(self.spec.obs_dim))
 
-    def see(self, state: SACState, obs: Array) -> Array:
+    def normalize_obs(self, state: SACState, obs: Array) -> Array:
         """Observations in standard deviations from their mean: (..., D) -> (..., D)."""
         if state.observations is None:
             return obs
-        return nets.standardise(state.observations, obs, self.own.clip)
+        return nets.normalize(state.observations, obs, self.config.clip)
 
-    def observe(self, state: SACState, obs: Array, valid: Array) -> SACState:
+    def update_obs_statistics(self, state: SACState, obs: Array, valid: Array) -> SACState:
         """With one more real observation (D,) in the statistics."""
         if state.observations is None:
             return state
-        return state._replace(observations=nets.observed(state.observations, obs, valid))
+        return state._replace(observations=nets.update_statistics(state.observations, obs, valid))
 
     def layers(self, state: SACState) -> list[nets.Layer]:
         """`greedy` as layers in a row."""
         layers, seen = super().layers(state), state.observations
         if seen is None:
             return layers
-        arrays = seen.mean, nets.spread(seen), self.own.clip
+        arrays = seen.mean, nets.spread(seen), self.config.clip
         return [nets.Layer("standardise", arrays), *layers]

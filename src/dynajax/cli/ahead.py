@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     report = aot.report(config, spec, FLAGS.device, rows_that_fit=FLAGS.fit_rows)
     report["command"] = " ".join(["python", "experiments/ahead.py", *sys.argv[1:]])
     print(table(report))
-    name = f"ahead-{FLAGS.device}-{config.env}-{config.preset}-{config.rows}.json"
+    name = f"ahead-{FLAGS.device}-{config.env}-{config.preset}-{config.num_learners}.json"
     path = Path(FLAGS.out or ".").expanduser() / name.replace(":", "-").replace("/", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())

@@ -41,7 +41,7 @@ from dynajax.xla import backend
 FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run"], "Tasks.")
 flags.DEFINE_list("rows", ["1"], "Rows of a program.")
-flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
+flags.DEFINE_enum("algo", "mbpo", ["mbpo", "model-free"], "With a model; sac: the agent alone.")
 flags.DEFINE_string(
     "agent", None, "What acts and learns: sac, simba, bro, module:NAME; the preset's by default."
 )
@@ -139,7 +139,7 @@ def measure(work: Workload, seconds: float) -> Iterator[Line]:
       seconds: for each stage.
     """
     config, program = work.config, work.program
-    common = {"env": config.env, "rows": config.rows}
+    common = {"env": config.env, "rows": config.num_learners}
     peak = {
         _PEAK[0]: benchmark.numpy_matmul(),
         _PEAK[1]: benchmark.jax_matmul(1, benchmark.SIDE, benchmark.SIDE, "float32"),
@@ -153,7 +153,7 @@ def measure(work: Workload, seconds: float) -> Iterator[Line]:
         for name, facts in work.facts().items():
             values = facts._asdict()
             for size in ("state_bytes", "temporary_bytes"):
-                values[size] = round(values[size] / program.placement.each)
+                values[size] = round(values[size] / program.placement.learners_per_device)
             yield common | {"stage": f"program {name}", **values}
 
 
@@ -203,7 +203,7 @@ def start(config: Config) -> list[Line]:
             lines += [
                 {
                     "env": config.env,
-                    "rows": config.rows,
+                    "rows": config.num_learners,
                     "stage": f"{name} start: {part}",
                     "ms": 1e3 * seconds,
                 }

@@ -88,7 +88,7 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
     reader = loaded_run.Reader(common.folder(FLAGS.data))
     loaded = reader.load(reader.steps[-1])
     # A run with fewer rows gives some of them twice: split, weights and minibatches still differ.
-    rows = [row % reader.config.rows for row in range(FLAGS.seeds)]
+    rows = [row % reader.config.num_learners for row in range(FLAGS.seeds)]
     recordings = [data.last(loaded_run.recording(loaded, row), FLAGS.transitions) for row in rows]
     if min(len(r.episode) for r in recordings) < 600:
         raise UsageError(f"--data={FLAGS.data}: its replay has fewer than 600 transitions yet")
@@ -108,7 +108,7 @@ def after(command: str) -> None:
     findings = []
     for step in reader.steps:
         loaded = reader.load(step)
-        for row in range(reader.config.rows):
+        for row in range(reader.config.num_learners):
             findings.append(online.inspect(loaded, row))
             print(
                 f"step {step:,}, {findings[-1].variant}, seed {findings[-1].seed}: "

@@ -102,7 +102,7 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _job(run: study.Run, out: Path) -> Job:
+def _job(run: study.StudyRun, out: Path) -> Job:
     program = _program("run", "train")
     return Job(run.name, run.flags, str(out), program, os.getcwd(), FLAGS.attempts)
 

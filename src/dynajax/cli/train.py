@@ -21,12 +21,12 @@ from dynajax.settings import all_settings
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
-flags.DEFINE_enum("algo", "mbpo", ["mbpo", "sac"], "With a model; sac: the agent alone.")
+flags.DEFINE_enum("algo", "mbpo", ["mbpo", "model-free"], "With a model, or without one.")
 flags.DEFINE_string(
     "agent", None, "What acts and learns: sac, simba, bro, module:NAME; the preset's by default."
 )
 flags.DEFINE_string(
-    "trust", "none", "Rule: none, macura, m2ac, infoprop, penalty, weight, module:NAME."
+    "trust", "none", "Rule: none, macura, m2ac, infoprop, penalty, uncertainty_weight, module:NAME."
 )
 flags.DEFINE_multi_string(
     "fix", [], "List of scale, target, auto, beta, or none. Repeat for variants."

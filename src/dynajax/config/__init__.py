@@ -11,14 +11,14 @@ from dynajax.config.schema import (
     Variant,
     as_dict,
     assign,
-    config_of,
     difference,
     fields,
+    format_float,
+    parse_variant,
     run_name,
-    shortest,
     static,
     traced,
-    varied,
+    variant_config,
 )
 
 __all__ = [
@@ -32,12 +32,12 @@ __all__ = [
     "Variant",
     "as_dict",
     "assign",
-    "config_of",
     "difference",
     "fields",
+    "format_float",
+    "parse_variant",
     "run_name",
-    "shortest",
     "static",
     "traced",
-    "varied",
+    "variant_config",
 ]

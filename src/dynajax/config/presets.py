@@ -33,7 +33,7 @@ PRESETS: dict[str, Preset] = {
             "model.learning_rate": 3e-3,
             "model.reward_from": "next_state",
             "model.fit_steps": 500,
-            "model.score_size": 1000,
+            "model.max_holdout": 1000,
             "rollout.fresh": True,
             "rollout.real_fraction": 0.5,
             "rollout.batch": 200,
@@ -60,7 +60,7 @@ PRESETS: dict[str, Preset] = {
     "fast": Preset(
         "the paper's sizes, with faster fits",
         "sac",
-        {"model.learning_rate": 2e-3, "model.fit_steps": 1650, "model.average_steps": 100},
+        {"model.learning_rate": 2e-3, "model.fit_steps": 1650, "model.weight_averaging_steps": 100},
         {},
     ),
     # `quick` grown to a GPU's sizes, with `fast`'s fits. Not tried on one yet.
@@ -74,7 +74,7 @@ PRESETS: dict[str, Preset] = {
             "learn.utd": 10,
             "model.learning_rate": 2e-3,
             "model.fit_steps": 1650,
-            "model.average_steps": 100,
+            "model.weight_averaging_steps": 100,
             "model.reward_from": "next_state",
             "rollout.fresh": True,
             "rollout.real_fraction": 0.5,

@@ -80,10 +80,10 @@ class ModelConfig:
     fit_steps: int = static(5000, 1, about="gradient steps of a fit; early_stop: at most")
     round_steps: int = static(250, 1, about="early_stop: steps between two holdout scores")
     patience: int = static(5, 1, about="early_stop: rounds without a gain before it ends")
-    average_steps: int = static(
+    weight_averaging_steps: int = static(
         1, 1, about="a fit's weights are a mean over about so many; 1: its last"
     )
-    score_size: int = static(5000, 1, about="holdout transitions scored, at most")
+    max_holdout: int = static(5000, 1, about="holdout transitions scored, at most")
     learned_bounds: bool = static(False, about="log-variance bounds learned as in Chua et al.")
     reward_from: Literal["inputs", "next_state"] = static(
         "inputs", about="what the reward is predicted from: state and action, or the next state too"
@@ -118,10 +118,12 @@ class RolloutConfig:
     on_top: bool = static(
         False, about="as many synthetic updates as real ones, in place of a mixture"
     )
-    expand: int = static(
+    value_expansion_steps: int = static(
         0, 0, about="imagined steps that a critic's target reaches further: value expansion"
     )
-    uniform: float = static(0.0, 0, 1, about="share of imagined actions that are uniform")
+    random_action_fraction: float = static(
+        0.0, 0, 1, about="share of imagined actions that are uniform"
+    )
     state_noise: float = traced(
         1.0, 0, about="of the predicted standard deviation of the state; 0: the mean"
     )
@@ -183,16 +185,16 @@ class Variant(NamedTuple):
     @property
     def name(self) -> str:
         fixes = ",".join(self.fixes) or "none"
-        return ";".join([fixes, *(f"{path}={shortest(value)}" for path, value in self.values)])
+        return ";".join([fixes, *(f"{path}={format_float(value)}" for path, value in self.values)])
 
 
-def varied(name: str) -> tuple[tuple[str, float], ...]:
+def parse_variant(name: str) -> tuple[tuple[str, float], ...]:
     """The values that a variant's name says, by path; back from `Variant.name`."""
     pairs = (item.partition("=") for item in name.split(";")[1:])
     return tuple((path, float(value)) for path, _, value in pairs)
 
 
-def shortest(value: float) -> str:
+def format_float(value: float) -> str:
     """A number in the fewest digits that give it back."""
     return text if float(text := f"{value:g}") == value else repr(value)
 
@@ -213,7 +215,7 @@ class Config:
     """A whole run. `settings.make` makes one from what a user types, with every check."""
 
     env: str = static("cheetah-run")
-    algo: Literal["mbpo", "sac"] = static("mbpo")  # with a model, or without one
+    algo: Literal["mbpo", "model-free"] = static("mbpo")  # with a model, or without one
     agent_name: str = static("sac")  # an entry of AGENTS, or module:name
     trust_name: str = static("none")  # an entry of TRUST, or module:name
     preset: str = static("paper")
@@ -248,11 +250,11 @@ class Config:
         return {"time_limit": self.host.time_limit, "repeat": self.task.repeat}
 
     @property
-    def rows(self) -> int:
+    def num_learners(self) -> int:
         return len(self.variants) * self.seeds
 
     @property
-    def row_pairs(self) -> list[tuple[int, int]]:
+    def variant_seed_pairs(self) -> list[tuple[int, int]]:
         """(index of the variant, seed) of each of the S rows."""
         seeds = range(self.seed, self.seed + self.seeds)
         return [(index, seed) for index in range(len(self.variants)) for seed in seeds]
@@ -272,7 +274,7 @@ class Config:
         return self.learn.batch if self.rollout.on_top else self.learn.batch - self.real_batch
 
     @property
-    def rollouts_beside(self) -> int:
+    def num_parallel_rollouts(self) -> int:
         """Rollouts that are made at once."""
         if not self.rollout.fresh:
             return self.rollout.batch
@@ -294,7 +296,7 @@ def assign(config: Config, path: str, value: Any) -> Config:
     )
 
 
-def config_of(config: Config, variant: Variant) -> Config:
+def variant_config(config: Config, variant: Variant) -> Config:
     """`config` with the values of one of its variants."""
     return functools.reduce(lambda c, item: assign(c, *item), variant.values, config)
 

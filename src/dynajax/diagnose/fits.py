@@ -11,7 +11,7 @@ import numpy as np
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fit_data, targets, training
 from dynajax.replay import pack
-from dynajax.types import Array, EnvSpec, Model, Replay, Transition
+from dynajax.types import Array, EnvSpec, ModelState, Replay, Transition
 from dynajax.xla import backend
 
 #: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
@@ -24,7 +24,7 @@ MODEL = ModelConfig(
     batch=64,
     learning_rate=1e-3,
     fit_steps=150,
-    score_size=1,
+    max_holdout=1,
 )
 #: Warm-started fits of `fit_steps` each, in all 1,500 gradient steps.
 ROUNDS = 10
@@ -48,7 +48,7 @@ class Fitted(NamedTuple):
 
     config: ModelConfig
     codes: tuple[str, ...]
-    models: Model  # leaves (R, C, ...)
+    models: ModelState  # leaves (R, C, ...)
     held_out: np.ndarray  # (R, N) bool: the transitions that no fit was shown
 
 
@@ -88,7 +88,7 @@ def fit(
         jnp.arange(seed, seed + len(data))
     )
 
-    def one(model: Model, variant: Array, real: Replay, keys: Array, key: Array) -> Model:
+    def one(model: ModelState, variant: Array, real: Replay, keys: Array, key: Array) -> ModelState:
         return training.fit(config, variants, variant, model, real, keys[1], key, config.fit_steps)[
             0
         ]
@@ -97,12 +97,12 @@ def fit(
     over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
 
     @functools.partial(backend.jit, donate_argnums=0)
-    def one_round(models: Model, real: Replay, keys: Array, index: Array) -> Model:
+    def one_round(models: ModelState, real: Replay, keys: Array, index: Array) -> ModelState:
         fresh = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
         return over_seeds(models, jnp.arange(len(codes)), real, keys, fresh)
 
     @jax.jit
-    def init(keys: Array) -> Model:
+    def init(keys: Array) -> ModelState:
         models = jax.lax.map(lambda k: ensemble.init(config, spec, k[0]), keys)
         return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(codes), 1), models)
 
@@ -118,24 +118,28 @@ def fit(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decoded(config: ModelConfig, model: Model, obs: Array, action: Array) -> tuple[Array, Array]:
-    mean, log_variance = ensemble.everyone(config, model, obs, action)
+def _decoded(
+    config: ModelConfig, model: ModelState, obs: Array, action: Array
+) -> tuple[Array, Array]:
+    mean, log_variance = ensemble.predict_all(config, model, obs, action)
     next_obs, reward = targets.decode(model.code, obs, mean)
     variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
     return jnp.concatenate([next_obs, reward[..., None]], -1), variance
 
 
-def predict(config: ModelConfig, model: Model, obs: np.ndarray, action: np.ndarray) -> Prediction:
+def predict(
+    config: ModelConfig, model: ModelState, obs: np.ndarray, action: np.ndarray
+) -> Prediction:
     """One step ahead, by every member: obs (B, D), action (B, A)."""
     return Prediction(*map(np.asarray, _decoded(config, model, obs, action)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _open_loop(config: ModelConfig, model: Model, obs: Array, actions: Array) -> Array:
-    start = ensemble.everywhere(model, obs)
+def _open_loop(config: ModelConfig, model: ModelState, obs: Array, actions: Array) -> Array:
+    start = ensemble.broadcast_to_members(model, obs)
 
     def step(obs: Array, action: Array) -> tuple[Array, Array]:
-        action = ensemble.everywhere(model, action)
+        action = ensemble.broadcast_to_members(model, action)
         mean, _ = ensemble.each(ensemble.member_prediction, config, model, obs, action)
         next_obs, reward = targets.decode(model.code, obs, mean)
         return next_obs, jnp.concatenate([next_obs, reward[..., None]], -1)
@@ -144,13 +148,13 @@ def _open_loop(config: ModelConfig, model: Model, obs: Array, actions: Array) ->
 
 
 def open_loop(
-    config: ModelConfig, model: Model, obs: np.ndarray, actions: np.ndarray
+    config: ModelConfig, model: ModelState, obs: np.ndarray, actions: np.ndarray
 ) -> np.ndarray:
     """Predicted means over H steps, each member's following its own: obs (B, D), actions
     (B, H, A) -> (H, E, B, D+1), next state, then reward."""
     return np.asarray(_open_loop(config, model, obs, actions))
 
 
-def row(models: Model, *index: int) -> Model:
+def row(models: ModelState, *index: int) -> ModelState:
     """One of several models."""
     return jax.tree.map(lambda x: x[index], models)

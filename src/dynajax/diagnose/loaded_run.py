@@ -17,7 +17,7 @@ from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.directory import reading
 from dynajax.runtime.program import build
 from dynajax.settings import from_dict
-from dynajax.types import EnvSpec, Replay, Row, Transition, UsageError
+from dynajax.types import EnvSpec, LearnerState, Replay, Transition, UsageError
 
 
 class Loaded(NamedTuple):
@@ -27,10 +27,10 @@ class Loaded(NamedTuple):
     spec: EnvSpec
     step: int
     stored: int  # real transitions stored so far, those that the ring has forgotten included
-    rows: Row  # leaves (S, ...), numpy
+    rows: LearnerState  # leaves (S, ...), numpy
     host: dict[str, np.ndarray]  # the environments' progress, see `HostEnvs.progress`
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> LearnerState:
         """One row of it."""
         return jax.tree.map(lambda x: x[index], self.rows)
 
@@ -61,7 +61,7 @@ class Reader:
         restored = self._checkpoints.restore(self._template, at_most=step)
         assert restored is not None
         stored = int(restored.state.shared.step)
-        rows = jax.tree.map(np.asarray, restored.state.rows)
+        rows = jax.tree.map(np.asarray, restored.state.learners)
         return Loaded(self.config, self.spec, restored.step, stored, rows, restored.host)
 
 
@@ -127,7 +127,7 @@ def episodes(
 
 def recording(loaded: Loaded, row: int) -> Recording:
     """A row's replay as a recording, without what was dropped."""
-    data, valid = in_order(loaded.row(row).real, loaded.stored)
+    data, valid = in_order(loaded.row(row).real_buffer, loaded.stored)
     parts = episodes(data, valid, loaded.spec.time_limit)
     number = np.repeat(np.arange(len(parts)), [e.stop - e.start for e in parts])
     return Recording(Transition(*(x[valid] for x in data)), number[valid])
@@ -155,7 +155,7 @@ def rebuild(
       data: the replay in order.
     """
     config = loaded.config
-    _, seed = config.row_pairs[row]
+    _, seed = config.variant_seed_pairs[row]
     env: Any = envs.make(config.env, **config.stepping, seed=seed)
     wanted = set(places.tolist())
     kept: list[tuple[int, np.ndarray]] = []

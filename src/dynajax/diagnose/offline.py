@@ -56,7 +56,7 @@ def measure(
     new = [n for _, n in divided]
     fitted = fits.fit(spec, codes, [k.transitions for k in known], seed, config, rounds, progress)
 
-    def both(recording: Recording, model: fits.Model) -> tuple[measures.Named, measures.Named]:
+    def both(recording: Recording, model: fits.ModelState) -> tuple[measures.Named, measures.Named]:
         return (
             step_ahead(config, model, recording.transitions),
             chain(config, model, recording, steps),
@@ -92,14 +92,14 @@ def _truth(transitions: Transition) -> np.ndarray:
     return np.concatenate([transitions.next_obs, transitions.reward[..., None]], -1)
 
 
-def step_ahead(config: ModelConfig, model: fits.Model, data: Transition) -> measures.Named:
+def step_ahead(config: ModelConfig, model: fits.ModelState, data: Transition) -> measures.Named:
     """`measures.scores` of one model on transitions (B, ...)."""
     predicted = fits.predict(config, model, data.obs, data.action)
     return measures.scores(predicted.mean, predicted.variance, data.obs, _truth(data))
 
 
 def chain(
-    config: ModelConfig, model: fits.Model, recording: Recording, steps: int
+    config: ModelConfig, model: fits.ModelState, recording: Recording, steps: int
 ) -> measures.Named:
     """`measures.open_loop` of one model along a recording's actions."""
     data = recording.transitions

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from dynajax import envs
-from dynajax.agents import Agent, agent_of
-from dynajax.config import ModelConfig, config_of
+from dynajax.agents import Agent, make_agent
+from dynajax.config import ModelConfig, variant_config
 from dynajax.diagnose import fits, loaded_run, measures
 from dynajax.diagnose.offline import step_ahead
 from dynajax.diagnose.policy_rollouts import Paths, can_restore, follow, soft_returns
 from dynajax.envs.training_envs import finite
 from dynajax.models import ensemble
-from dynajax.types import Array, Model, Row, Transition
+from dynajax.types import Array, LearnerState, ModelState, Transition
 
 #: States that the policy starts from, and synthetic transitions that are checked.
 STARTS, SYNTHETIC = 64, 400
@@ -67,13 +67,13 @@ def inspect(
 ) -> Findings:
     """Everything about one row at one checkpoint."""
     config, spec, row = loaded.config, loaded.spec, loaded.row(index)
-    variant, seed = config.row_pairs[index]
-    row_config = config_of(config, config.variants[variant])
+    variant, seed = config.variant_seed_pairs[index]
+    row_config = variant_config(config, config.variants[variant])
     rng = np.random.default_rng((seed, loaded.step))
-    data, valid = loaded_run.in_order(row.real, loaded.stored)
+    data, valid = loaded_run.in_order(row.real_buffer, loaded.stored)
     make = functools.partial(envs.make, config.env, **config.stepping, seed=seed)
     real_env = make()
-    agent = agent_of(row_config, spec)
+    agent = make_agent(row_config, spec)
     act = functools.partial(_act, agent, row.agent)
     length = (
         math.ceil(math.log(_REST) / math.log(agent.learn.discount))
@@ -149,7 +149,7 @@ def _restored(
     inside = np.concatenate([np.zeros(0, int), *(np.arange(e.start, e.stop) for e in chosen)])
     inside = inside[valid[inside]]
     places = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
-    synthetic = _matches(row, data, inside, rng) if row.synthetic is not None else None
+    synthetic = _matches(row, data, inside, rng) if row.synthetic_buffer is not None else None
     both = np.union1d(places, synthetic[0] if synthetic else places)
     rebuilt = loaded_run.rebuild(loaded, index, chosen, both, data)
     states = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
@@ -246,15 +246,15 @@ def _some_episodes(
 
 
 def _matches(
-    row: Row, data: Transition, inside: np.ndarray, rng: np.random.Generator
+    row: LearnerState, data: Transition, inside: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Places of real states, and the synthetic transitions that began in them."""
-    assert row.synthetic is not None
+    assert row.synthetic_buffer is not None
     place_of = {data.obs[p].tobytes(): int(p) for p in inside}
-    slots = rng.permutation(np.flatnonzero(row.synthetic.valid))
+    slots = rng.permutation(np.flatnonzero(row.synthetic_buffer.valid))
     pairs: list[tuple[int, int]] = []
     for slot in slots:
-        place = place_of.get(np.asarray(row.synthetic.data.obs[slot]).tobytes())
+        place = place_of.get(np.asarray(row.synthetic_buffer.data.obs[slot]).tobytes())
         if place is not None:
             pairs.append((place, int(slot)))
             if len(pairs) == SYNTHETIC:
@@ -267,17 +267,17 @@ def _matches(
 def _synthetic(
     make: Callable[[], Any],
     state_of: dict[int, np.ndarray],
-    row: Row,
+    row: LearnerState,
     synthetic: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, float]:
     """What the critic was trained on, against what really comes of the same states and actions."""
-    assert row.synthetic is not None
+    assert row.synthetic_buffer is not None
     env, real, imagined = make(), [], []
     env.reset(seed=0)
     for place, slot in zip(*synthetic, strict=True):
         if place not in state_of:
             continue
-        t = Transition(*(x[slot] for x in row.synthetic.data))
+        t = Transition(*(x[slot] for x in row.synthetic_buffer.data))
         env.restore(state_of[place], steps=0)
         new, reward, *_ = env.step(t.action)
         if finite(new, reward):
@@ -300,7 +300,7 @@ def _synthetic(
 
 
 def _chain(
-    config: ModelConfig, model: Model, paths: Paths, steps: int
+    config: ModelConfig, model: ModelState, paths: Paths, steps: int
 ) -> tuple[measures.Named, Strip]:
     """Open-loop predictions along the policy's actions, from the paths' first states."""
     actions = np.swapaxes(paths.action[:steps], 0, 1)

@@ -19,7 +19,7 @@ from dynajax.config import Config
 from dynajax.envs import mjx
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.terminations import never
-from dynajax.runtime.program import Functions, Program, over_rows, transition_shapes
+from dynajax.runtime.program import Functions, Program, transition_shapes, vmap_learners
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put
 from dynajax.runtime.timers import Clock
 from dynajax.types import (
@@ -40,7 +40,7 @@ _SHORT_EPISODE = 20
 _SPARE = 2
 
 
-class World(NamedTuple):
+class EnvRunnerState(NamedTuple):
     """All of one row's environment that changes."""
 
     env: EnvState
@@ -56,15 +56,15 @@ class World(NamedTuple):
     dropped: Array  # () int, transitions that were not finite
 
 
-class Clocked(NamedTuple):
+class TimedState(NamedTuple):
     """The worlds of all rows, leaves (S, ...), and the environment steps done."""
 
     step: Array  # () int
-    worlds: World
+    worlds: EnvRunnerState
 
 
 #: How the worlds lie on the devices.
-_CLOCKED = Clocked(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
+_CLOCKED = TimedState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:
@@ -82,7 +82,7 @@ def _finite(obs: Array, reward: Array) -> Array:
     return jnp.isfinite(obs).all(-1) & jnp.isfinite(reward)
 
 
-def stock(task: Task, world: World, seed_key: Array) -> World:
+def refill_pool(task: Task, world: EnvRunnerState, seed_key: Array) -> EnvRunnerState:
     """Makes initial states in place of those used since the last time; for one row."""
     size = jax.tree.leaves(world.ready)[0].shape[0]
     key = jax.random.fold_in(seed_key, EPISODES)
@@ -102,7 +102,7 @@ def stock(task: Task, world: World, seed_key: Array) -> World:
     )
 
 
-def advance(task: Task, world: World, action: Array) -> World:
+def advance(task: Task, world: EnvRunnerState, action: Array) -> EnvRunnerState:
     """One environment step, and the next episode where one ends; for one row.
 
     A transition that is not finite is held as zeros and not valid, and ends its episode.
@@ -170,8 +170,8 @@ def steps(
     functions: Functions,
     length: int,
     state: TrainState,
-    clocked: Clocked,
-) -> tuple[TrainState, Clocked, Metrics]:
+    clocked: TimedState,
+) -> tuple[TrainState, TimedState, Metrics]:
     """`length` environment steps of all rows of a device; see `Engine.advance`."""
     step, worlds = clocked
     first = (worlds.pending, worlds.valid)
@@ -190,7 +190,7 @@ def steps(
 
     carry = (state, step, worlds, metrics)
     (state, step, worlds, metrics), _ = jax.lax.scan(one_step, carry, length=length)
-    return state, Clocked(step, worlds), metrics
+    return state, TimedState(step, worlds), metrics
 
 
 def _once_if(due: Array, change: Callable[[Any], Any], carry: Any) -> Any:
@@ -211,17 +211,17 @@ def evaluate(
         key = jax.random.fold_in(jax.random.fold_in(seed_key, EVALUATIONS), step)
         return jax.vmap(task.reset)(jax.random.split(key, config.eval.episodes))
 
-    policy = functools.partial(functions.greedy, state)
-    begin = jax.vmap(starts)(state.rows.seed_key)
-    evaluation = episodes(task, policy, state.rows.config.learn.discount, begin)
+    policy = functools.partial(functions.deterministic_action, state)
+    begin = jax.vmap(starts)(state.learners.seed_key)
+    evaluation = episodes(task, policy, state.learners.config.learn.discount, begin)
     return evaluation._replace(values=functions.value(state, begin.obs))
 
 
-def restock(task: Task, seed_key: Array, clocked: Clocked) -> Clocked:
+def restock(task: Task, seed_key: Array, clocked: TimedState) -> TimedState:
     """The worlds of all rows of a device, ready for an interval."""
-    worlds = jax.vmap(functools.partial(stock, task))(clocked.worlds, seed_key)
+    worlds = jax.vmap(functools.partial(refill_pool, task))(clocked.worlds, seed_key)
     zeros = jax.tree.map(jnp.zeros_like, (worlds.ended, worlds.ended_score))
-    return Clocked(clocked.step, worlds._replace(ended=zeros[0], ended_score=zeros[1]))
+    return TimedState(clocked.step, worlds._replace(ended=zeros[0], ended_score=zeros[1]))
 
 
 class DeviceEngine:
@@ -235,32 +235,35 @@ class DeviceEngine:
         config, spec, placement = program.config, program.spec, program.placement
         task = task or mjx.make(config.env, repeat=config.task.repeat)
         self._config, self._program, self._clock = config, program, clock
-        functions = over_rows(program.algorithm)
+        functions = vmap_learners(program.algorithm)
         # A task's tables and a configuration's numbers are constants of the programs.
-        self._empty = placement.spread(
-            functools.partial(_empty, config, spec, task, placement.each), (), _CLOCKED, jax.jit
+        self._empty = placement.jit_sharded(
+            functools.partial(_empty, config, spec, task, placement.learners_per_device),
+            (),
+            _CLOCKED,
+            jax.jit,
         )
-        self._restock = placement.spread(
+        self._restock = placement.jit_sharded(
             functools.partial(restock, task), (BY_ROWS, _CLOCKED), _CLOCKED, donate_argnums=1
         )
         self._steps = functools.cache(
-            lambda length: placement.spread(
+            lambda length: placement.jit_sharded(
                 functools.partial(steps, config, task, functions, length),
                 (STATE, _CLOCKED),
                 (STATE, _CLOCKED, BY_ROWS),
                 donate_argnums=(0, 1),
             )
         )
-        self._evaluate = placement.spread(
+        self._evaluate = placement.jit_sharded(
             functools.partial(evaluate, config, task, functions), (STATE, EVERYWHERE), BY_ROWS
         )
-        self._clocked: Clocked | None = None
+        self._clocked: TimedState | None = None
         self._stocked = False
         self._waiting: Any = None  # the segment before the one that was begun last
-        self.dropped = np.zeros(placement.rows, np.int64)
+        self.dropped = np.zeros(placement.num_learners, np.int64)
 
     @property
-    def _worlds(self) -> World:
+    def _worlds(self) -> EnvRunnerState:
         assert self._clocked is not None
         return self._clocked.worlds
 
@@ -293,7 +296,7 @@ class DeviceEngine:
         length = schedule.until_due(self._config, step)
         with self._clock("update"):
             if not self._stocked:
-                self._clocked = self._restock(state.rows.seed_key, self._clocked)
+                self._clocked = self._restock(state.learners.seed_key, self._clocked)
                 self._stocked = True
             state, self._clocked, metrics = self._steps(length)(state, self._clocked)
             jax.block_until_ready(self._waiting)
@@ -304,17 +307,17 @@ class DeviceEngine:
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
         """See `Engine`."""
         evaluation = self._evaluate(state, np.int32(step))
-        evaluation = self._program.placement.real(jax.device_get(evaluation))
+        evaluation = self._program.placement.unpad(jax.device_get(evaluation))
         self._stocked = False
         self._read_dropped()
         return evaluation._replace(returns=evaluation.returns.astype(np.float64))
 
     def _read_dropped(self) -> None:
-        self.dropped = self._program.placement.real(jax.device_get(self._worlds.dropped))
+        self.dropped = self._program.placement.unpad(jax.device_get(self._worlds.dropped))
 
     def train_returns(self) -> np.ndarray:
         """See `Engine`; it is asked once an interval."""
-        ended, score = self._program.placement.real(
+        ended, score = self._program.placement.unpad(
             jax.device_get((self._worlds.ended, self._worlds.ended_score))
         )
         return np.where(ended > 0, score / np.maximum(ended, 1), np.nan)
@@ -323,7 +326,7 @@ class DeviceEngine:
         """The worlds' arrays by their place."""
         assert self._clocked is not None
         self._read_dropped()
-        clocked = self._clocked._replace(worlds=self._program.placement.real(self._worlds))
+        clocked = self._clocked._replace(worlds=self._program.placement.unpad(self._worlds))
         leaves = jax.tree_util.tree_leaves_with_path(clocked)
         # Not every checkpoint format can hold an array without entries.
         arrays = {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves if x.size}
@@ -343,10 +346,10 @@ class DeviceEngine:
         """Nothing is to be ended."""
 
 
-def _empty(config: Config, spec: EnvSpec, task: Task, rows: int) -> Clocked:
+def _empty(config: Config, spec: EnvSpec, task: Task, rows: int) -> TimedState:
     """Worlds whose first episode has not begun."""
-    shortest = spec.time_limit if spec.termination is never else _SHORT_EPISODE
-    size = -(-config.eval.every // shortest) + _SPARE
+    format_float = spec.time_limit if spec.termination is never else _SHORT_EPISODE
+    size = -(-config.eval.every // format_float) + _SPARE
     env = jax.eval_shape(task.reset, jax.eval_shape(lambda: jax.random.PRNGKey(0)))
 
     def zeros(*shape: int) -> Any:
@@ -356,7 +359,7 @@ def _empty(config: Config, spec: EnvSpec, task: Task, rows: int) -> Clocked:
         lambda x: jnp.zeros(x.shape, x.dtype), transition_shapes(rows, spec)
     )
     count = jnp.zeros(rows, jnp.int32)
-    worlds = World(
+    worlds = EnvRunnerState(
         env=zeros(),
         age=count,
         score=jnp.zeros(rows),
@@ -369,4 +372,4 @@ def _empty(config: Config, spec: EnvSpec, task: Task, rows: int) -> Clocked:
         ended_score=jnp.zeros(rows),
         dropped=count,
     )
-    return Clocked(jnp.zeros((), jnp.int32), worlds)
+    return TimedState(jnp.zeros((), jnp.int32), worlds)

@@ -7,7 +7,7 @@ import numpy as np
 
 from dynajax.config import Config
 from dynajax.envs.training_envs import finite
-from dynajax.envs.vector import EnvPool, Stream, default_workers, episode_seed
+from dynajax.envs.vector import Stream, VectorEnv, default_workers, episode_seed
 from dynajax.types import EnvSpec, Evaluation
 
 
@@ -36,7 +36,7 @@ class Evaluator:
         self._episodes = config.eval.episodes
         self._discounts = discounts or [config.learn.discount] * len(self._seeds)
         n = len(self._seeds) * self._episodes
-        self._pool = EnvPool(
+        self._pool = VectorEnv(
             spec.name,
             n,
             workers=default_workers(config, n),

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 
 from dynajax import schedule
-from dynajax.config import config_of
+from dynajax.config import variant_config
 from dynajax.engines.evaluate import Evaluator
 from dynajax.engines.oracle import Oracle
-from dynajax.envs.training_envs import HostEnvs
+from dynajax.envs.training_envs import TrainingEnvs
 from dynajax.runtime.program import Program
 from dynajax.runtime.timers import Clock
 from dynajax.types import Evaluation, Metrics, TrainState, Transition
 
 
-class HostEngine(HostEnvs):
+class HostEngine(TrainingEnvs):
     """One environment step at a time; the device learns while the environments move.
 
     Raises:
@@ -27,7 +27,8 @@ class HostEngine(HostEnvs):
         seeds = [seed for _, seed in program.pairs]
         super().__init__(config, spec, seeds)
         discounts = [
-            config_of(config, config.variants[index]).learn.discount for index, _ in program.pairs
+            variant_config(config, config.variants[index]).learn.discount
+            for index, _ in program.pairs
         ]
         self._evaluator = Evaluator(config, spec, seeds, discounts)
         self._config, self._program, self._clock = config, program, clock
@@ -48,7 +49,7 @@ class HostEngine(HostEnvs):
         elif self._pending is not None and due.learn:
             state, metrics = self._learn(state, *self._pending)
         with self._clock("update"):
-            action = program.placement.real(np.asarray(chosen))
+            action = program.placement.unpad(np.asarray(chosen))
         with self._clock("environment"):
             if self._oracle is not None:
                 self._oracle.record(self.snapshot())
@@ -60,19 +61,19 @@ class HostEngine(HostEnvs):
     ) -> tuple[TrainState, Metrics]:
         if self._oracle is None:
             return self._program.learn(state, transition, valid)
-        state, proposal = self._program.propose(state, transition, valid)
-        proposal = self._program.placement.real(jax.device_get(proposal))
+        state, proposal = self._program.propose_transitions(state, transition, valid)
+        proposal = self._program.placement.unpad(jax.device_get(proposal))
         return self._program.learn(state, transition, valid, self._oracle.correct(proposal))
 
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
         """See `Engine`."""
         program = self._program
 
-        def greedy(obs: np.ndarray) -> np.ndarray:
-            return program.placement.real(np.asarray(program.greedy(state, obs)))
+        def deterministic_action(obs: np.ndarray) -> np.ndarray:
+            return program.placement.unpad(np.asarray(program.deterministic_action(state, obs)))
 
-        evaluation = self._evaluator(greedy, step)
-        values = program.placement.real(np.asarray(program.value(state, evaluation.starts)))
+        evaluation = self._evaluator(deterministic_action, step)
+        values = program.placement.unpad(np.asarray(program.value(state, evaluation.starts)))
         return evaluation._replace(values=values)
 
     def train_returns(self) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dynajax import envs
 from dynajax.config import Config
-from dynajax.mbpo import Proposal
+from dynajax.mbpo import ModelTransitions
 from dynajax.types import Transition, UsageError
 
 
@@ -51,7 +51,7 @@ class Oracle:
         self._states[:, self._count % self._capacity] = states
         self._count += 1
 
-    def correct(self, proposal: Proposal) -> Proposal:
+    def correct(self, proposal: ModelTransitions) -> ModelTransitions:
         """Puts the simulator's word into synthetic transitions, leaves (S, B, ...).
 
         Where the simulator gives no finite number, or the model alone does not, a transition is not
@@ -74,7 +74,7 @@ class Oracle:
                     changed.discount[row, i] = 1.0 - terminated
                     # The model may have left the numbers where the simulator has not.
                     good[row, i] |= self._which == "both"
-        return Proposal(slots, changed, good)
+        return ModelTransitions(slots, changed, good)
 
     def progress(self) -> dict[str, np.ndarray]:
         """All that it takes to go on from here."""

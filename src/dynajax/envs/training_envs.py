@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dynajax.config import Config
-from dynajax.envs.vector import EnvPool, default_workers, episode_seed
+from dynajax.envs.vector import VectorEnv, default_workers, episode_seed
 from dynajax.types import EnvSpec, Transition, UsageError
 
 # A task whose reset is not finite this often in a row will not get better.
@@ -18,7 +18,7 @@ def finite(obs: np.ndarray, reward: np.ndarray | float = 0.0) -> np.ndarray:
     return np.isfinite(obs).all(-1) & np.isfinite(reward)
 
 
-class HostEnvs:
+class TrainingEnvs:
     """Training environments, each with its own stream of episodes.
 
     Episode e of a row is reset with `episode_seed(row_seed, "train", e)`, so its seed and its
@@ -51,7 +51,7 @@ class HostEnvs:
         self._actions: list[list[np.ndarray]] = [[] for _ in range(rows)]
         self._finished: list[tuple[int, float, int]] = []
         self.dropped = np.zeros(rows, np.int64)
-        self._pool = EnvPool(
+        self._pool = VectorEnv(
             spec.name,
             rows,
             workers=default_workers(config, rows),
@@ -116,7 +116,7 @@ class HostEnvs:
             raise UsageError(
                 f"--env={name}: an episode terminated, and the model's rollouts have no rule for "
                 f"it; give one with dynajax.register_termination({name.rpartition(':')[2]!r}, "
-                "function), or choose --algo=sac"
+                "function), or choose --algo=model-free"
             )
         discount = 1 - terminated.astype(np.float32)
         whole = Transition(self.obs, actions, reward, discount, next_obs)

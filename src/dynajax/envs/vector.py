@@ -47,7 +47,7 @@ def default_workers(config: Config, n: int | None = None) -> int:
     """
     if config.host.workers >= 0:
         return config.host.workers
-    environments = config.rows if n is None else n
+    environments = config.num_learners if n is None else n
     workers = min((os.cpu_count() or 1) // 2, environments // 4)
     if workers < 2:
         return 0
@@ -126,7 +126,7 @@ class _Worker:
         self._connection.close()
 
 
-class EnvPool:
+class VectorEnv:
     """`n` environments of one task. What they return does not depend on `workers`.
 
     Args:

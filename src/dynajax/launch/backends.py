@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dynajax.launch import status
-from dynajax.launch.job import Job, Worker
+from dynajax.launch.job import Job, JobRunner
 from dynajax.launch.study import Study
 from dynajax.runtime.distributed import interruptions
 from dynajax.types import UsageError
@@ -39,12 +39,12 @@ _ENDS = (
 
 def here(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
     """`parallel` runs at once as processes of this machine; an interruption saves them."""
-    workers = [Worker(job) for job in jobs]
+    workers = [JobRunner(job) for job in jobs]
     slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for slot in range(parallel):
         slots.put(share(visible_gpus() if parallel > 1 else [], slot, parallel))
 
-    def complete(worker: Worker) -> None:
+    def complete(worker: JobRunner) -> None:
         env = slots.get()
         try:
             worker.complete(env)
@@ -134,7 +134,7 @@ def ray_cluster(jobs: Sequence[Job], study: Study, address: str) -> Iterator[Non
 
 
 def _complete(job: tuple[Any, ...]) -> str:
-    return Worker(Job(*job)).complete()
+    return JobRunner(Job(*job)).complete()
 
 
 class Resumable:
@@ -142,10 +142,10 @@ class Resumable:
 
     def __init__(self, job: tuple[Any, ...]) -> None:
         self._job = job
-        self._worker: Worker | None = None
+        self._worker: JobRunner | None = None
 
     def __call__(self) -> str:
-        self._worker = Worker(Job(*self._job))
+        self._worker = JobRunner(Job(*self._job))
         return self._worker.complete()
 
     def checkpoint(self) -> Any:

@@ -30,7 +30,7 @@ class Job(NamedTuple):
     attempts: int  # starts in a row that bring the run no further, until it counts as failed
 
 
-class Worker:
+class JobRunner:
     """Runs one job in a process of its own, again after every interruption."""
 
     def __init__(self, job: Job) -> None:

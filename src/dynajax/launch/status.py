@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynajax import report
-from dynajax.launch.study import Run
+from dynajax.launch.study import StudyRun
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.directory import write_atomically
 from dynajax.runs.progress import duration
@@ -25,7 +25,7 @@ _NOTED = {"time": int | float, "state": str, "attempts": int, "message": str, "j
 BEAT, SILENCE = 10.0, 60.0
 
 
-class Row(NamedTuple):
+class RunStatus(NamedTuple):
     """A run as the table shows it."""
 
     name: str
@@ -67,7 +67,7 @@ def saved_step(folder: Path) -> int:
     return Checkpoints(folder / "checkpoints").latest_step() or 0
 
 
-def look(run: Run, out: Path) -> Row:
+def look(run: StudyRun, out: Path) -> RunStatus:
     """How far a run is."""
     note = read_note(out, run.name)
     folder = out / run.name
@@ -89,13 +89,13 @@ def look(run: Run, out: Path) -> Row:
         left = None
     message = note.get("message", "") if state in ("failed", "stopped", "running") else ""
     attempts = note.get("attempts", 0)
-    return Row(run.name, state, step, run.config.steps, returns, left, attempts, message)
+    return RunStatus(run.name, state, step, run.config.steps, returns, left, attempts, message)
 
 
-def _finished(run: Run, written: report.Run, step: int) -> bool:
+def _finished(run: StudyRun, written: report.Run, step: int) -> bool:
     """All evaluations are there, and the page, which is written last."""
     rows = sum(len(values) for values in written.evals.values())
-    if step < run.config.steps or rows < run.config.rows:
+    if step < run.config.steps or rows < run.config.num_learners:
         return False
     if not (written.folder / "report.html").exists():
         return False
@@ -115,7 +115,7 @@ def _seconds_left(times: list[dict[str, Any]], step: int, steps: int) -> float |
     return (steps - step) / rate if rate else None
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[RunStatus]) -> str:
     """The runs in columns, and how many are in which state."""
     rows = list(rows)
     header = ("run", "state", "step", "return", "time left")

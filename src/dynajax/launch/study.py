@@ -4,7 +4,7 @@ run, checked as a whole.
 ::
 
     tasks = ["humanoid-stand", "quadruped-walk"]
-    algorithms = ["mbpo", "sac"]        # with a model, and the agent alone
+    algorithms = ["mbpo", "model-free"]        # with a model, and the agent alone
     agents = ["sac"]                    # as --agent; the preset's if left out
     trust = ["none"]                    # as --trust, of the mbpo runs
     fixes = ["none", "scale,target"]    # rows of the mbpo runs
@@ -37,11 +37,11 @@ from dynajax.agents import agent_class
 from dynajax.config import Config
 from dynajax.config.presets import PRESETS
 from dynajax.envs import mjx
-from dynajax.trust import rule_class
+from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
 
 
-class Run(NamedTuple):
+class StudyRun(NamedTuple):
     """One run of a study: a folder, and a command."""
 
     name: str
@@ -62,7 +62,7 @@ class Study(NamedTuple):
     """All runs of a study file."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
     resources: Resources
     slurm: dict[str, Any]  # further options of sbatch
 
@@ -182,7 +182,7 @@ def load(path: Path) -> Study:
     for name, value in values["slurm"].items():
         if not isinstance(value, bool | int | float | str):
             raise source.fault(f"slurm.{name}: an option of sbatch is one value", f"slurm.{name}")
-    runs: tuple[Run, ...] = ()
+    runs: tuple[StudyRun, ...] = ()
     for source.arm in values["arms"] or [""]:
         of_arm = _arm(raw, values, source) if values["arms"] else values
         named = (
@@ -294,7 +294,7 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _runs(values: dict[str, Any], source: _Source) -> Iterator[Run]:
+def _runs(values: dict[str, Any], source: _Source) -> Iterator[StudyRun]:
     for task in values["tasks"]:
         try:
             # A user's module may register fixes, so it is imported before they are read.
@@ -332,10 +332,12 @@ def _others(agent: str, trust: str, values: dict[str, Any]) -> set[str]:
 
     every: set[str] = set().union(
         *(paths("agent", agent_class(name).Fields) for name in values["agents"]),
-        *(paths("trust", rule_class(name).Fields) for name in values["trust"]),
+        *(paths("trust", trust_rule_class(name).Fields) for name in values["trust"]),
     )
     return (
-        every - paths("agent", agent_class(agent).Fields) - paths("trust", rule_class(trust).Fields)
+        every
+        - paths("agent", agent_class(agent).Fields)
+        - paths("trust", trust_rule_class(trust).Fields)
     )
 
 
@@ -348,8 +350,8 @@ def _run(
     values: dict[str, Any],
     first: int,
     seeds: int,
-) -> Run:
-    with_model = algo != "sac"
+) -> StudyRun:
+    with_model = algo != "model-free"
     others = _others(agent, trust, values)
     sets = {path: _text(value) for path, value in values["settings"].items() if path not in others}
     # Without a model there is nothing of it that could vary, and nothing to fix.
@@ -388,4 +390,4 @@ def _run(
         *(f"--set={path}={value}" for path, value in sets.items()),
         *(f"--vary={path}={','.join(values)}" for path, values in vary.items()),
     ]
-    return Run(name, config, tuple(flags))
+    return StudyRun(name, config, tuple(flags))

@@ -16,7 +16,7 @@ import optax
 from dynajax import nets
 from dynajax.config import ModelConfig
 from dynajax.models import targets
-from dynajax.types import Array, EnvSpec, Model, Params, Transition
+from dynajax.types import Array, EnvSpec, ModelState, Params, Transition
 
 #: A member's: config, model, the member's parameters, inputs (..., X) -> means and log-variances.
 Prediction = Callable[..., tuple[Array, Array]]
@@ -28,7 +28,7 @@ REWARD_DEPTH = 2
 DECAY_FIRST, DECAY_SECOND, DECAY_MIDDLE, DECAY_LAST = 2.5e-5, 5e-5, 7.5e-5, 1e-4
 
 
-def init(config: ModelConfig, spec: EnvSpec, key: Array) -> Model:
+def init(config: ModelConfig, spec: EnvSpec, key: Array) -> ModelState:
     """A new ensemble with the code of MBPO as published."""
     network = nets.member(config.width, config.depth, spec.obs_dim)
     inputs = spec.obs_dim + spec.action_dim
@@ -46,10 +46,10 @@ def init(config: ModelConfig, spec: EnvSpec, key: Array) -> Model:
             "low": jnp.full(shape, config.log_variance_min, jnp.float32),
             "high": jnp.full(shape, config.log_variance_max, jnp.float32),
         }
-    return Model(
+    return ModelState(
         params=params,
         optimiser=jax.vmap(optimiser(config).init)(params),
-        code=targets.identity_code(spec.obs_dim),
+        code=targets.identity_transform(spec.obs_dim),
         input_mean=jnp.zeros(inputs),
         input_std=jnp.ones(inputs),
         unit=jnp.ones(spec.obs_dim + 1),
@@ -85,7 +85,7 @@ def _moments(config: ModelConfig, params: Params, output: Array) -> tuple[Array,
 
 
 def from_inputs(
-    config: ModelConfig, model: Model, params: Params, obs: Array, action: Array
+    config: ModelConfig, model: ModelState, params: Params, obs: Array, action: Array
 ) -> tuple[Array, Array]:
     """Mean and log-variance of z from (s, a) by one member: (..., D), (..., A) -> (..., D+1) twice.
 
@@ -101,7 +101,7 @@ def from_inputs(
 
 def from_next_state(
     config: ModelConfig,
-    model: Model,
+    model: ModelState,
     params: Params,
     obs: Array,
     action: Array,
@@ -129,7 +129,7 @@ def with_reward(moments: tuple[Array, Array], reward: tuple[Array, Array]) -> tu
 
 def member_prediction(
     config: ModelConfig,
-    model: Model,
+    model: ModelState,
     params: Params,
     obs: Array,
     action: Array,
@@ -150,7 +150,7 @@ def member_prediction(
 
 
 def each(
-    predict: Prediction, config: ModelConfig, model: Model, *inputs: Array
+    predict: Prediction, config: ModelConfig, model: ModelState, *inputs: Array
 ) -> tuple[Array, Array]:
     """A member's prediction by every member, each on its own part: (E, B, ...) -> (E, B, ...) twice.
 
@@ -160,21 +160,21 @@ def each(
     return jax.vmap(functools.partial(predict, config, model))(model.params, *inputs)
 
 
-def everywhere(model: Model, x: Array) -> Array:
+def broadcast_to_members(model: ModelState, x: Array) -> Array:
     """The same for every member: (...) -> (E, ...)."""
     members = jax.tree.leaves(model.params)[0].shape[0]
     return jnp.broadcast_to(x, (members, *x.shape))
 
 
-def everyone(
-    config: ModelConfig, model: Model, obs: Array, action: Array, *next_obs: Array
+def predict_all(
+    config: ModelConfig, model: ModelState, obs: Array, action: Array, *next_obs: Array
 ) -> tuple[Array, Array]:
     """`member_prediction` of every member for the same: (B, D), (B, A) -> (E, B, D+1) twice."""
-    inputs = (everywhere(model, x) for x in (obs, action, *next_obs))
+    inputs = (broadcast_to_members(model, x) for x in (obs, action, *next_obs))
     return each(member_prediction, config, model, *inputs)
 
 
-def elites(model: Model) -> Model:
+def elites(model: ModelState) -> ModelState:
     """The model's elites as an ensemble, best first: leaves (K, ...)."""
     return model._replace(
         params=jax.tree.map(lambda p: p[model.elites], model.params),
@@ -206,7 +206,7 @@ def decay(layers: Params) -> Array:
     )
 
 
-def loss(config: ModelConfig, model: Model, params: Params, batch: Transition) -> Array:
+def loss(config: ModelConfig, model: ModelState, params: Params, batch: Transition) -> Array:
     """What a member minimises: its NLL, decay, and its share of the price of learned bounds.
 
     Chua et al. learn bounds that all members have in common; here each has its own, so that no
@@ -229,7 +229,7 @@ def loss(config: ModelConfig, model: Model, params: Params, batch: Transition) -
     return value
 
 
-def normalise(model: Model, obs: Array, action: Array) -> Array:
+def normalise(model: ModelState, obs: Array, action: Array) -> Array:
     """The network's inputs: (..., D), (..., A) -> (..., D+A)."""
     chex.assert_equal_shape_prefix([obs, action], obs.ndim - 1)
     chex.assert_axis_dimension(model.input_mean, -1, obs.shape[-1] + action.shape[-1])

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from dynajax.config import ModelConfig
 from dynajax.models import targets
 from dynajax.replay import take
-from dynajax.types import Array, Code, Model, Replay, Transition
+from dynajax.types import Array, ModelState, Replay, TargetTransform, Transition
 from dynajax.xla import backend
 
 
-class Split(NamedTuple):
+class DataSplit(NamedTuple):
     """A division of a replay that a fit uses."""
 
     training: Array  # (N,) slots of the training split first, then filler
@@ -26,7 +26,7 @@ class Split(NamedTuple):
     scored_weights: Array  # (B,) 0 for filler
 
 
-def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> Split:
+def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> DataSplit:
     """Training and holdout transitions.
 
     Whether a slot is held out is a fixed function of the key and the slot, so a transition keeps
@@ -38,12 +38,12 @@ def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> Split:
     training = replay.valid & ~held_out
     held = replay.valid & held_out
     (held_slots,) = jnp.nonzero(held, size=capacity, fill_value=0)
-    n, scored = held.sum(), min(config.score_size, capacity)
+    n, scored = held.sum(), min(config.max_holdout, capacity)
     rank = jnp.arange(scored)
     # rank * n / scored in whole numbers, without overflow
     spaced = (n // scored) * rank + (n % scored) * rank // scored
     slots = held_slots[jnp.where(n <= scored, rank, spaced)]
-    return Split(
+    return DataSplit(
         training=jnp.nonzero(training, size=capacity, fill_value=0)[0],
         training_size=training.sum(),
         weights=training.astype(jnp.float32),
@@ -52,11 +52,11 @@ def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> Split:
     )
 
 
-class Survey(NamedTuple):
+class DataAnalysis(NamedTuple):
     """What a fit has to know of its data."""
 
-    data: Split
-    code: Code
+    data: DataSplit
+    code: TargetTransform
     varied: Array  # (D+1,) bool: channels that have not been constant
     begins: Array  # (D+1,) bool: those of them that had been until now
     input_mean: Array  # (D+A,)
@@ -64,14 +64,14 @@ class Survey(NamedTuple):
     unit: Array  # (D+1,) standard deviations of raw targets
 
 
-def survey(
+def analyze_data(
     config: ModelConfig,
     variants: Sequence[tuple[str, ...]],
     variant: Array,
-    model: Model,
+    model: ModelState,
     replay: Replay,
     holdout_key: Array,
-) -> Survey:
+) -> DataAnalysis:
     """The survey of one row's real transitions, from its training split.
 
     On an accelerator vmapped rows are surveyed one after the other, for the raw targets of all of
@@ -84,15 +84,15 @@ def survey(
     """
 
     def one(
-        config: ModelConfig, variant: Array, model: Model, replay: Replay, holdout_key: Array
-    ) -> Survey:
+        config: ModelConfig, variant: Array, model: ModelState, replay: Replay, holdout_key: Array
+    ) -> DataAnalysis:
         data = split(config, replay, holdout_key)
         real = replay.data
         # Not of one array with both, which would be a copy of the whole replay.
         parts = (real.next_obs, real.reward[:, None])
         varied = model.varied | jnp.concatenate([targets.varies(x, data.weights) for x in parts])
         begins = varied & ~model.varied
-        code = targets.fit_code(
+        code = targets.fit_transform(
             variants,
             variant,
             model.code,
@@ -106,9 +106,9 @@ def survey(
         mean, std = (jnp.concatenate(x) for x in zip(*of_parts, strict=True))
         raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
         _, unit = targets.moments(raw, data.weights)
-        return Survey(data, code, varied, begins, mean, std, unit)
+        return DataAnalysis(data, code, varied, begins, mean, std, unit)
 
-    in_turn: Any = one if backend.small_caches() else jax.custom_batching.sequential_vmap(one)
+    in_turn: Any = one if backend.target_is_cpu() else jax.custom_batching.sequential_vmap(one)
     read = model._replace(params=None, optimiser=None)
-    surveyed: Survey = in_turn(config, variant, read, replay, holdout_key)
+    surveyed: DataAnalysis = in_turn(config, variant, read, replay, holdout_key)
     return surveyed

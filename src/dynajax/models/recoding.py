@@ -6,7 +6,7 @@ import optax
 
 from dynajax import nets
 from dynajax.models import targets
-from dynajax.types import Array, Code, Model, Params
+from dynajax.types import Array, ModelState, Params, TargetTransform
 
 
 def _with_head(params: Params, name: str, columns: Array, kept: Params, new: Params) -> Params:
@@ -15,7 +15,7 @@ def _with_head(params: Params, name: str, columns: Array, kept: Params, new: Par
     return {**params, name: {**params[name], "head": head}}
 
 
-def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
+def rescale_head(model: ModelState, code: TargetTransform, fresh: Array, key: Array) -> ModelState:
     """The model under another code.
 
     What it predicts on average stays, to rounding, for the inputs that its network sees; its
@@ -28,7 +28,7 @@ def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
     for name, channels in (("layers", slice(None)), ("reward", slice(-1, None))):
         if name not in params:
             continue
-        old, new = (targets.of_channels(c, channels) for c in (model.code, code))
+        old, new = (targets.select_dims(c, channels) for c in (model.code, code))
         columns, head = jnp.tile(fresh[channels], 2), params[name]["head"]
         drawn = key if name == "layers" else jax.random.fold_in(key, 1)
         keys = jax.random.split(drawn, head["kernel"].shape[0])
@@ -36,7 +36,7 @@ def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
             "kernel": jax.vmap(lambda k, s=head["kernel"].shape[1:]: nets.fan_in(k, s))(keys),
             "bias": jnp.zeros_like(head["bias"]),
         }
-        recoded = targets.recode_head(head, old, new)
+        recoded = targets.rescale_head_params(head, old, new)
         params = _with_head(params, name, columns, recoded, unwritten)
         nothing = jax.tree.map(jnp.zeros_like, head)
         first, second = (
@@ -44,7 +44,7 @@ def recode(model: Model, code: Code, fresh: Array, key: Array) -> Model:
                 moment,
                 name,
                 columns,
-                targets.recode_moment(moment[name]["head"], old, new, power),
+                targets.rescale_head_moments(moment[name]["head"], old, new, power),
                 nothing,
             )
             for power, moment in ((1, first), (2, second))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dynajax import trust
 from dynajax.config import Config
 from dynajax.models import ensemble, targets
-from dynajax.types import Array, EnvSpec, Metrics, Minibatch, Model, Transition
+from dynajax.types import Array, EnvSpec, Metrics, Minibatch, ModelState, Transition
 
 #: (observations (B, D), key) -> actions (B, A) and their log-densities (B,)
 Policy = Callable[[Array, Array], tuple[Array, Array]]
@@ -31,12 +31,12 @@ def horizon(config: Config, step: Array) -> Array | int:
     return first + passed * (last - first) // (last_step - first_step)
 
 
-class Imagined(NamedTuple):
+class ModelStep(NamedTuple):
     """One step of B rollouts."""
 
     transition: Transition  # leaves (B, ...)
-    alive: Array  # (B,) bool: finite, and trusted so far, so the rollout may go on
-    store: Array  # (B,) bool: may be learned from
+    continue_mask: Array  # (B,) bool: finite, and trusted so far, so the rollout may go on
+    keep_mask: Array  # (B,) bool: may be learned from
     weight: Array | None  # (B,) in the critic's loss; None where the rule of trust gives none
     penalty: Array | None  # (B,) what the rule took off the reward
     log_prob: Array  # (B,) of the policy's action
@@ -44,7 +44,7 @@ class Imagined(NamedTuple):
 
 #: (the rule's state, observations (B, D), which go on (B,), h) -> the rule's state and step h of B
 #: rollouts
-Step = Callable[[Any, Array, Array, int], tuple[Any, Imagined]]
+Step = Callable[[Any, Array, Array, int], tuple[Any, ModelStep]]
 
 
 def _some_uniform(share: float, action: Array, key: Array) -> Array:
@@ -75,27 +75,27 @@ def _order(key: Array, count: int) -> tuple[Array, Array]:
     return jnp.where(at == place[:, None], place, 0).sum(1), at
 
 
-def asked(rule: trust.Rule, model: Model) -> Model:
+def asked(rule: trust.TrustRule, model: ModelState) -> ModelState:
     """The members that rollouts ask: the elites, or all where the rule does.
 
     Taken once for many rollouts; a compiler takes them at every one, if it is left to it.
     """
-    return model if rule.asks else ensemble.elites(model)
+    return model if rule.needs_all_members else ensemble.elites(model)
 
 
-def imagine(
+def model_step(
     config: Config,
     spec: EnvSpec,
-    rule: trust.Rule,
+    rule: trust.TrustRule,
     policy: Policy,
-    model: Model,
+    model: ModelState,
     trusted: Any,
     obs: Array,
     alive: Array,
     h: Array | int,
     length: Array | int,
     key: Array,
-) -> tuple[Any, Imagined]:
+) -> tuple[Any, ModelStep]:
     """One step from every state by the policy in the model, state and reward sampled.
 
     Every elite takes an equal share of the states (the last one less, where they do not divide),
@@ -118,8 +118,10 @@ def imagine(
     each = -(-batch // k)
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action, log_prob = policy(obs, action_key)
-    if config.rollout.uniform:
-        action = _some_uniform(config.rollout.uniform, action, jax.random.fold_in(action_key, 1))
+    if config.rollout.random_action_fraction:
+        action = _some_uniform(
+            config.rollout.random_action_fraction, action, jax.random.fold_in(action_key, 1)
+        )
     elite_of, share_of = _order(order_key, k)
     member = jnp.repeat(model.elites[elite_of], each)[:batch]
 
@@ -130,8 +132,8 @@ def imagine(
 
     def predicted(predict: ensemble.Prediction, *inputs: Array) -> list[tuple[Array, Array]]:
         """Moments (B, X), each by its elite; and (E, B, X) where the rule asks."""
-        if rule.asks:
-            inputs = tuple(ensemble.everywhere(model, x) for x in inputs)
+        if rule.needs_all_members:
+            inputs = tuple(ensemble.broadcast_to_members(model, x) for x in inputs)
             means, log_variances = ensemble.each(predict, config.model, model, *inputs)
             chosen = member, jnp.arange(batch)
             return [(means[chosen], log_variances[chosen]), (means, log_variances)]
@@ -146,13 +148,13 @@ def imagine(
     def sampled(says: list[tuple[Array, Array]]) -> tuple[Array, trust.Predictions | None]:
         """z (B, D+1) of what is said, and that as the rule sees it."""
         z = _sample(says[0], noise)
-        if not rule.asks:
+        if not rule.needs_all_members:
             return z, None
-        predictions = trust.in_standard_units(model, *says[1], member, z, alive)
+        predictions = trust.to_standard_units(model, *says[1], member, z, alive)
         sample = rule.sample(predictions, step, jax.random.fold_in(noise_key, 1))
         if sample is None:
             return z, predictions
-        return trust.in_code(model, sample), predictions._replace(sample=sample)
+        return trust.to_normalized(model, sample), predictions._replace(sample=sample)
 
     z, predictions = sampled(says)
     if config.model.reward_from == "next_state":
@@ -160,14 +162,14 @@ def imagine(
         rewards = predicted(ensemble.from_next_state, obs, action, following)
         says = [ensemble.with_reward(*both) for both in zip(says, rewards, strict=True)]
         z, predictions = sampled(says)
-    verdict = trust.Verdict()
+    verdict = trust.TrustOutput()
     if predictions is not None:
         rule_key = jax.random.fold_in(noise_key, 2)
         trusted, verdict = rule.apply(trusted, predictions, step, length, rule_key)
     next_obs, reward = targets.decode(model.code, obs, z)
     penalty = None
-    if verdict.penalty is not None:
-        penalty = verdict.penalty * model.unit[-1]
+    if verdict.reward_penalty is not None:
+        penalty = verdict.reward_penalty * model.unit[-1]
         reward = reward - penalty
     finite = jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
     next_obs = jnp.where(finite[:, None], next_obs, obs)
@@ -177,16 +179,16 @@ def imagine(
     else:
         ended = jax.vmap(spec.termination)(obs, action, next_obs)
         discount = 1.0 - ended.astype(jnp.float32)
-    on = finite if verdict.alive is None else finite & verdict.alive
-    store = on if verdict.store is None else finite & verdict.store
+    on = finite if verdict.continue_mask is None else finite & verdict.continue_mask
+    store = on if verdict.keep_mask is None else finite & verdict.keep_mask
     transition = Transition(obs, action, reward, discount, next_obs)
-    weight = verdict.weight if rule.weighs else None
-    if rule.weighs and weight is None:
+    weight = verdict.weight if rule.uses_weights else None
+    if rule.uses_weights and weight is None:
         weight = jnp.ones(batch)
-    return trusted, Imagined(transition, on, store, weight, penalty, log_prob)
+    return trusted, ModelStep(transition, on, store, weight, penalty, log_prob)
 
 
-def onward(alive: Array, obs: Array, imagined: Imagined) -> tuple[Array, Array, Array]:
+def update_masks(alive: Array, obs: Array, imagined: ModelStep) -> tuple[Array, Array, Array]:
     """What of a step of rollouts is learned from, which of them go on, and from where.
 
     Args:
@@ -195,17 +197,19 @@ def onward(alive: Array, obs: Array, imagined: Imagined) -> tuple[Array, Array, 
     Returns:
       (B,) bool, (B,) bool and (B, D); a rollout that has ended keeps its observation.
     """
-    store = alive & imagined.store
-    alive = alive & imagined.alive & (imagined.transition.discount > 0)
+    store = alive & imagined.keep_mask
+    alive = alive & imagined.continue_mask & (imagined.transition.discount > 0)
     return store, alive, jnp.where(alive[:, None], imagined.transition.next_obs, obs)
 
 
-def no_figures(rule: trust.Rule, longest: int) -> Metrics:
+def init_metrics(rule: trust.TrustRule, longest: int) -> Metrics:
     """What `count_in` begins with, of rollouts of at most `longest` steps."""
     return {"kept": jnp.zeros(longest)} | dict.fromkeys(rule.figures, jnp.zeros(()))
 
 
-def count_in(totals: Metrics, h: Array | int, store: Array, imagined: Imagined) -> Metrics:
+def accumulate_metrics(
+    totals: Metrics, h: Array | int, store: Array, imagined: ModelStep
+) -> Metrics:
     """The totals with step `h` of B rollouts, of which `store` (B,) is learned from: the share that
     it is, and sums over it of what the rule says.
     """
@@ -217,32 +221,36 @@ def count_in(totals: Metrics, h: Array | int, store: Array, imagined: Imagined) 
     return totals | {"kept": totals["kept"].at[h].set(store.mean())} | sums
 
 
-def figures(rule: trust.Rule, totals: Metrics, batch: int, length: Array | int) -> Metrics:
+def figures(rule: trust.TrustRule, totals: Metrics, batch: int, length: Array | int) -> Metrics:
     """What is logged of B = `batch` rollouts of `length`: the share that was kept, and with a rule of
     trust that by step, and means over it of what the rule says.
     """
     kept = totals["kept"]
     count = jnp.maximum(kept.sum() * batch, 1.0)
-    by_step = {f"kept_{h + 1}": kept[h] for h in range(len(kept))} if rule.asks else {}
+    by_step = (
+        {f"accepted_fraction_{h + 1}": kept[h] for h in range(len(kept))}
+        if rule.needs_all_members
+        else {}
+    )
     means = {name: totals[name] / count for name in rule.figures}
-    return {"synthetic_valid": kept.sum() / length} | by_step | means
+    return {"valid_fraction": kept.sum() / length} | by_step | means
 
 
 def fresh(
-    step: Step, rule: trust.Rule, trusted: Any, obs: Array, length: int, size: int
+    step: Step, rule: trust.TrustRule, trusted: Any, obs: Array, length: int, size: int
 ) -> tuple[Any, Minibatch, Metrics]:
     """Rollouts of `length` steps from obs (B, D) as the synthetic part of a minibatch, of `size`.
 
     All steps of a rollout are learned from, of its later ones only those that go on so far.
     """
     alive, steps = jnp.ones(obs.shape[0], bool), []
-    totals = no_figures(rule, length)
+    totals = init_metrics(rule, length)
     for h in range(length):
         trusted, imagined = step(trusted, obs, alive, h)
-        store, alive, obs = onward(alive, obs, imagined)
+        store, alive, obs = update_masks(alive, obs, imagined)
         # Not packed: what is put together to be taken apart again cost a CPU 6 % of a step.
         steps.append(Minibatch(imagined.transition, store, imagined.weight))
-        totals = count_in(totals, h, store, imagined)
+        totals = accumulate_metrics(totals, h, store, imagined)
     # Rollout by rollout, so that what is cut off is whole rollouts.
     batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
     metrics = figures(rule, totals, alive.size, length)
@@ -273,7 +281,7 @@ def expand(
     for h in range(length):
         trusted, imagined = step(trusted, data.next_obs, going & batch.valid, h)
         further = imagined.transition
-        goes = going & imagined.store
+        goes = going & imagined.keep_mask
         ahead = discount * data.discount
         gained = data.reward + ahead * (further.reward - temperature * imagined.log_prob)
         data = data._replace(
@@ -285,6 +293,6 @@ def expand(
             counts = jnp.where(goes, imagined.weight, 1.0)
             weight = counts if weight is None else weight * counts
         steps += goes
-        going = goes & imagined.alive & (further.discount > 0)
+        going = goes & imagined.continue_mask & (further.discount > 0)
     expanded = dataclasses.replace(batch, data=data, weight=weight)
     return trusted, expanded, {"expanded_steps": steps.mean()}

@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dynajax.types import Array, Code, Params, UsageError
+from dynajax.types import Array, Params, TargetTransform, UsageError
 
 #: A standard deviation under this is a constant channel's, and becomes 1.
 CONSTANT = 1e-6
@@ -149,12 +149,14 @@ def parse_fixes(text: str) -> tuple[str, ...]:
     return tuple(name for name in FIXES if name in names)
 
 
-def identity_code(obs_dim: int) -> Code:
+def identity_transform(obs_dim: int) -> TargetTransform:
     """The code of MBPO as published, with D = `obs_dim`."""
-    return Code(jnp.ones(obs_dim), jnp.zeros(obs_dim + 1), jnp.ones(obs_dim + 1), jnp.zeros(()))
+    return TargetTransform(
+        jnp.ones(obs_dim), jnp.zeros(obs_dim + 1), jnp.ones(obs_dim + 1), jnp.zeros(())
+    )
 
 
-def of_channels(code: Code, channels: slice) -> Code:
+def select_dims(code: TargetTransform, channels: slice) -> TargetTransform:
     """A code whose m and c are those of some of the D+1 channels."""
     return code._replace(shift=code.shift[channels], scale=code.scale[channels])
 
@@ -166,27 +168,27 @@ def raw_target(skip: Array, obs: Array, reward: Array, next_obs: Array) -> Array
     return jnp.concatenate([next_obs - skip * obs, reward[..., None]], -1)
 
 
-def encode(code: Code, obs: Array, reward: Array, next_obs: Array) -> Array:
+def encode(code: TargetTransform, obs: Array, reward: Array, next_obs: Array) -> Array:
     """z = (y - m) / c: (..., D), (...), (..., D) -> (..., D+1)."""
     return (raw_target(code.skip, obs, reward, next_obs) - code.shift) / code.scale
 
 
-def decode(code: Code, obs: Array, z: Array) -> tuple[Array, Array]:
+def decode(code: TargetTransform, obs: Array, z: Array) -> tuple[Array, Array]:
     """The inverse of `encode`: (..., D), (..., D+1) -> next observation (..., D), reward (...)."""
     raw = z * code.scale + code.shift
     return code.skip * obs + raw[..., :-1], raw[..., -1]
 
 
-def fit_code(
+def fit_transform(
     variants: Sequence[tuple[str, ...]],
     variant: Array,
-    old: Code,
+    old: TargetTransform,
     first: Array,
     obs: Array,
     reward: Array,
     next_obs: Array,
     weights: Array,
-) -> Code:
+) -> TargetTransform:
     """The code of one row from its training split.
 
     Every variant's rules are evaluated and one result is taken, so that rows of different
@@ -208,13 +210,13 @@ def fit_code(
         exponent = next((f.exponent for f in fixes if f.exponent is not None), 0.0)
         skip = jnp.where(first, skip_rule(obs, next_obs, weights), old.skip)
         shift, scale = affine_rule(raw_target(skip, obs, reward, next_obs), weights)
-        codes.append(Code(skip, shift, scale, jnp.asarray(exponent, jnp.float32)))
+        codes.append(TargetTransform(skip, shift, scale, jnp.asarray(exponent, jnp.float32)))
     if len(codes) == 1:  # so that a compiler sees whose raw targets are meant
         return codes[0]
-    return Code(*(jnp.stack(leaves)[variant] for leaves in zip(*codes, strict=True)))
+    return TargetTransform(*(jnp.stack(leaves)[variant] for leaves in zip(*codes, strict=True)))
 
 
-def recode_head(head: Params, old: Code, new: Code) -> Params:
+def rescale_head_params(head: Params, old: TargetTransform, new: TargetTransform) -> Params:
     """The output layer after a change of (m, c), such that decoded means stay the same.
 
     Log-variances move along, so decoded variances stay too where the clamp does not bend them. As
@@ -232,7 +234,9 @@ def recode_head(head: Params, old: Code, new: Code) -> Params:
     }
 
 
-def recode_moment(moment: Params, old: Code, new: Code, power: int) -> Params:
+def rescale_head_moments(
+    moment: Params, old: TargetTransform, new: TargetTransform, power: int
+) -> Params:
     """Adam's first (`power` 1) or second (2) moment of the output layer after a change of (m, c).
 
     A gradient of the means is c_new / c_old times what it was, for the loss has no unit.

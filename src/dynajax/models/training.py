@@ -14,11 +14,11 @@ import optax
 from dynajax import nets, trust
 from dynajax.config import ModelConfig
 from dynajax.models import targets
-from dynajax.models.ensemble import everyone, loss, optimiser
-from dynajax.models.fit_data import Split, survey
-from dynajax.models.recoding import recode
+from dynajax.models.ensemble import loss, optimiser, predict_all
+from dynajax.models.fit_data import DataSplit, analyze_data
+from dynajax.models.recoding import rescale_head
 from dynajax.replay import take
-from dynajax.types import Array, Metrics, Model, Params, Replay, Transition
+from dynajax.types import Array, Metrics, ModelState, Params, Replay, Transition
 from dynajax.xla import backend
 
 #: Holdout transitions that all members predict together.
@@ -31,28 +31,28 @@ def _weighted_mean(values: Array, weights: Array, axis: int = 0) -> Array:
     return (values * weights.reshape(shape)).sum(axis) / jnp.maximum(weights.sum(), 1.0)
 
 
-def _truth(model: Model, data: Transition) -> Array:
+def _truth(model: ModelState, data: Transition) -> Array:
     """z of transitions, leaves (B, ...) -> (B, D+1)."""
     return targets.encode(model.code, data.obs, data.reward, data.next_obs)
 
 
-def _predictions(config: ModelConfig, model: Model, *inputs: Array) -> tuple[Array, Array]:
+def _predictions(config: ModelConfig, model: ModelState, *inputs: Array) -> tuple[Array, Array]:
     """Every member's mean and log-variance of z, of `inputs` of `everyone`: (E, B, D+1) twice."""
     # In parts, for all members' hidden layers at once would be most of a fit's memory.
     predicted = jax.lax.map(
-        lambda part: everyone(config, model, *part), inputs, batch_size=SCORED_AT_ONCE
+        lambda part: predict_all(config, model, *part), inputs, batch_size=SCORED_AT_ONCE
     )
     mean, log_variance = (jnp.swapaxes(x, 0, 1) for x in predicted)
     return mean, log_variance
 
 
-def _errors(model: Model, mean: Array, data: Split) -> Array:
+def _errors(model: ModelState, mean: Array, data: DataSplit) -> Array:
     """The holdout's mean squared error in z by member, of their means (E, B, D+1): (E,)."""
     squares = jnp.square(mean - _truth(model, data.scored))
     return _weighted_mean(squares.mean(-1), data.scored_weights, 1)
 
 
-def score(config: ModelConfig, model: Model, data: Split) -> Array:
+def score(config: ModelConfig, model: ModelState, data: DataSplit) -> Array:
     """The holdout's mean squared error in z, by member: (E,)."""
     mean, _ = _predictions(config, model, data.scored.obs, data.scored.action)
     return _errors(model, mean, data)
@@ -71,18 +71,18 @@ def length(config: ModelConfig, transitions: Array | int) -> Array | int:
 
 def train_member(
     config: ModelConfig,
-    model: Model,
+    model: ModelState,
     params: Params,
     adam: Any,
     key: Array,
     replay: Replay,
-    data: Split,
+    data: DataSplit,
     steps: Array | int,
     precision: str = "float32",
 ) -> tuple[Params, Any]:
     """One member's parameters and Adam's state after `steps` gradient steps.
 
-    With `average_steps` n > 1 the parameters are their mean over these steps, which from the n-th
+    With `weight_averaging_steps` n > 1 the parameters are their mean over these steps, which from the n-th
     on forgets as an exponential one does (Polyak and Juditsky, 1992): a larger learning rate goes
     farther in a step, and the mean takes its noise away.
 
@@ -91,7 +91,7 @@ def train_member(
       key: of the member's own minibatches from the training split.
       precision: of its networks' products (see `nets.products`).
     """
-    averaging = config.average_steps > 1
+    averaging = config.weight_averaging_steps > 1
 
     def step(count: Array, carry: tuple[Params, Any, Params | None]) -> Any:
         params, adam, mean = carry
@@ -102,12 +102,12 @@ def train_member(
             jnp.maximum(data.training_size, 1),
         )
         batch = take(replay, data.training[drawn]).data
-        with nets.products(precision):
+        with nets.matmul_precision(precision):
             gradient = jax.grad(loss, argnums=2)(config, model, params, batch)
         updates, adam = optimiser(config).update(gradient, adam, params)
         params = optax.apply_updates(params, updates)
         if averaging:
-            share = 1 / jnp.minimum(count, config.average_steps)
+            share = 1 / jnp.minimum(count, config.weight_averaging_steps)
             mean = jax.tree.map(lambda m, p: m + share * (p - m), mean, params)
         return params, adam, mean
 
@@ -122,20 +122,20 @@ def over_members(function: Callable[..., Any], *stacked: Any) -> Any:
     On a CPU one member takes all of its steps before the next one begins, for then its weights and
     moments stay in a core's cache (BUILD_NOTES.md, "Speed"); elsewhere all take each step together.
     """
-    if backend.small_caches():
+    if backend.target_is_cpu():
         return jax.lax.map(lambda one: function(*one), stacked)
     return jax.vmap(function)(*stacked)
 
 
 def train(
     config: ModelConfig,
-    model: Model,
+    model: ModelState,
     replay: Replay,
-    data: Split,
+    data: DataSplit,
     key: Array,
     steps: Array | int,
     precision: str = "float32",
-) -> Model:
+) -> ModelState:
     """`steps` gradient steps of every member, each with a key split from `key`."""
 
     def one(params: Params, adam: Any, key: Array) -> tuple[Params, Any]:
@@ -160,13 +160,13 @@ class _Search(NamedTuple):
 
 def _train_until_stale(
     config: ModelConfig,
-    model: Model,
+    model: ModelState,
     replay: Replay,
-    data: Split,
+    data: DataSplit,
     key: Array,
     limit: Array | int,
     precision: str,
-) -> tuple[Model, Array]:
+) -> tuple[ModelState, Array]:
     """Rounds of steps up to a limit, or until `patience` of them pass in which no member's holdout
     score gained `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
 
@@ -215,10 +215,10 @@ def begin(
     config: ModelConfig,
     variants: Sequence[tuple[str, ...]],
     variant: Array,
-    model: Model,
+    model: ModelState,
     replay: Replay,
     holdout_key: Array,
-) -> tuple[Model, Split]:
+) -> tuple[ModelState, DataSplit]:
     """The model with the code and the input normalisation of the data, and the data's division.
 
     A channel that has been constant until now is fitted to for the first time: its k is chosen, and
@@ -227,11 +227,11 @@ def begin(
     Args and errors as for `fit`.
     """
     never = model.fits == 0
-    seen = survey(config, variants, variant, model, replay, holdout_key)
+    seen = analyze_data(config, variants, variant, model, replay, holdout_key)
     # New weights predict nothing that should stay as it is; they are meant for z as they are.
     written = jax.tree.map(lambda new, old: jnp.where(never, new, old), seen.code, model.code)
     key = jax.random.fold_in(holdout_key, model.fits)
-    model = recode(model._replace(code=written), seen.code, seen.begins & ~never, key)
+    model = rescale_head(model._replace(code=written), seen.code, seen.begins & ~never, key)
     model = model._replace(
         input_mean=seen.input_mean,
         input_std=seen.input_std,
@@ -242,17 +242,17 @@ def begin(
     return model, seen.data
 
 
-class Job(NamedTuple):
+class FitInputs(NamedTuple):
     """A fit that was begun: what its members are trained with."""
 
-    model: Model
-    data: Split
+    model: ModelState
+    data: DataSplit
     members: tuple[Params, Any, Array]  # parameters, Adam's state and key of each, leaves (E, ...)
 
 
 def end(
-    config: ModelConfig, model: Model, data: Split, steps: Array | int
-) -> tuple[Model, Metrics]:
+    config: ModelConfig, model: ModelState, data: DataSplit, steps: Array | int
+) -> tuple[ModelState, Metrics]:
     """The trained model with its elites chosen, and the fit's figures by name.
 
     Args:
@@ -264,7 +264,7 @@ def end(
     model = model._replace(elites=elites)
     return model, {
         "fit_steps": jnp.asarray(steps),
-        "score": scores[elites].mean(),
+        "holdout_mse": scores[elites].mean(),
         **_report(model, mean[elites], log_variance[elites], data),
     }
 
@@ -273,13 +273,13 @@ def fit(
     config: ModelConfig,
     variants: Sequence[tuple[str, ...]],
     variant: Array,
-    model: Model,
+    model: ModelState,
     replay: Replay,
     holdout_key: Array,
     key: Array,
     steps: Array | int,
     precision: str = "float32",
-) -> tuple[Model, Metrics, Split]:
+) -> tuple[ModelState, Metrics, DataSplit]:
     """Refits code, input normalisation and members, warm-started, and chooses the elites.
 
     Args:
@@ -290,7 +290,7 @@ def fit(
       precision: of the products in gradient steps; never of scores and statistics.
 
     Returns:
-      The model, figures by name (scalars, and `r2_channels` (D,)), and how the data were divided.
+      The model, figures by name (scalars, and `r2_state_dims` (D,)), and how the data were divided.
     """
     model, data = begin(config, variants, variant, model, replay, holdout_key)
     if config.schedule == "fixed":
@@ -300,17 +300,17 @@ def fit(
     return *end(config, model, data, steps), data
 
 
-def on_holdout(config: ModelConfig, model: Model, data: Split) -> trust.Predictions:
+def on_holdout(config: ModelConfig, model: ModelState, data: DataSplit) -> trust.Predictions:
     """What the members say of the scored transitions, the truth as the sample."""
     scored = data.scored
     z = _truth(model, scored)
     inputs = scored.obs, scored.action, scored.next_obs
     mean, log_variance = _predictions(config, model, *inputs)
     member = jnp.zeros(z.shape[0], jnp.int32)
-    return trust.in_standard_units(model, mean, log_variance, member, z)
+    return trust.to_standard_units(model, mean, log_variance, member, z)
 
 
-def _report(model: Model, mean: Array, log_variance: Array, data: Split) -> Metrics:
+def _report(model: ModelState, mean: Array, log_variance: Array, data: DataSplit) -> Metrics:
     """How good the elites' mean prediction is on the holdout, where they predict (K, B, D+1) twice."""
     held, weights = data.scored, data.scored_weights
     z = _truth(model, held)
@@ -331,12 +331,12 @@ def _report(model: Model, mean: Array, log_variance: Array, data: Split) -> Metr
     return {
         "nll": _weighted_mean(likelihood.mean((0, 2)), weights),
         "r2_state": jnp.nanmedian(channels),
-        "r2_channels": channels,
+        "r2_state_dims": channels,
         "r2_reward": share(reward - held.reward, held.reward),
-        "scale_ratio": z_variance[:-1].sum() / z_variance[-1],
-        "spread": jnp.sqrt(_weighted_mean(mean.var(0).mean(-1), weights)),
-        "noise": jnp.sqrt(_weighted_mean(noise.mean(-1), weights)),
-        "inside_80": _weighted_mean(inside.mean(-1), weights),
+        "target_variance_ratio": z_variance[:-1].sum() / z_variance[-1],
+        "epistemic_std": jnp.sqrt(_weighted_mean(mean.var(0).mean(-1), weights)),
+        "aleatoric_std": jnp.sqrt(_weighted_mean(noise.mean(-1), weights)),
+        "coverage_80": _weighted_mean(inside.mean(-1), weights),
         "model_reward_mean": _weighted_mean(reward, weights),
         "real_reward_mean": _weighted_mean(held.reward, weights),
     }

@@ -3,7 +3,7 @@
 Nothing here imports an environment but `play`.
 """
 
-from dynajax.policy.dynamics import Dynamics, Estimate, Imagined, load_model
+from dynajax.policy.dynamics import Dynamics, Estimate, ModelPrediction, load_model
 from dynajax.policy.policy import Policy, load_policy
 
-__all__ = ["Dynamics", "Estimate", "Imagined", "Policy", "load_model", "load_policy"]
+__all__ = ["Dynamics", "Estimate", "ModelPrediction", "Policy", "load_model", "load_policy"]

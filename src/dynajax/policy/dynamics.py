@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynajax.actions import to_unit
-from dynajax.config import ModelConfig, varied
+from dynajax.config import ModelConfig, parse_variant
 from dynajax.models import ensemble, targets
 from dynajax.policy import selection
 from dynajax.runs import policies, serialization
 from dynajax.runtime import distributed
-from dynajax.types import Array, EnvSpec, Model, UsageError
+from dynajax.types import Array, EnvSpec, ModelState, UsageError
 from dynajax.xla import backend
 
 
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
     epistemic: Any  # what they disagree on: the standard deviation of their means
 
 
-class Imagined(NamedTuple):
+class ModelPrediction(NamedTuple):
     """What comes of an action, after all the simulator steps that it is held for."""
 
     next_obs: Estimate  # (..., D)
@@ -37,7 +37,7 @@ class Imagined(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dynamics:
-    """A trained model: `model(obs, action)`, (..., D), (..., A) -> `Imagined`.
+    """A trained model: `model(obs, action)`, (..., D), (..., A) -> `ModelPrediction`.
 
     Attributes:
       spec: the task's name, sizes and names of observations.
@@ -53,27 +53,27 @@ class Dynamics:
     seed: int
     step: int
     config: ModelConfig
-    model: Model
+    model: ModelState
 
     @functools.cached_property
     def _imagine(self) -> Any:
-        def imagine(model: Model, obs: Array, action: Array) -> Imagined:
+        def model_step(model: ModelState, obs: Array, action: Array) -> ModelPrediction:
             shape = obs.shape[:-1]
             obs, action = (x.reshape(-1, x.shape[-1]) for x in (obs, action))
             elites = ensemble.elites(model)
-            z, log_variance = ensemble.everyone(self.config, elites, obs, action)
+            z, log_variance = ensemble.predict_all(self.config, elites, obs, action)
             next_obs, reward = targets.decode(model.code, obs, z)
             means = jnp.concatenate([next_obs, reward[..., None]], -1)
             variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
             parts = means.mean(0), jnp.sqrt(variance.mean(0)), means.std(0)
-            return Imagined(
+            return ModelPrediction(
                 Estimate(*(x[:, :-1].reshape(*shape, -1) for x in parts)),
                 Estimate(*(x[:, -1].reshape(shape) for x in parts)),
             )
 
-        return backend.jit(imagine)
+        return backend.jit(model_step)
 
-    def __call__(self, obs: np.ndarray, action: np.ndarray) -> Imagined:
+    def __call__(self, obs: np.ndarray, action: np.ndarray) -> ModelPrediction:
         """What the model expects.
 
         Args:
@@ -111,23 +111,23 @@ def load_model(folder: str | Path, row: int = 0) -> Dynamics:
       UsageError: with one line that says what is missing.
     """
     chosen = selection.choose(folder, row)
-    if chosen.plain["algo"] == "sac":
-        raise UsageError(f"{folder}: this run has no model, it was trained with --algo=sac")
+    if chosen.plain["algo"] == "model-free":
+        raise UsageError(f"{folder}: this run has no model, it was trained with --algo=model-free")
     spec = policies.task(chosen.folder / "policies")
     try:
-        of_variant = varied(chosen.variant)
+        of_variant = parse_variant(chosen.variant)
         values = {p.removeprefix("model."): v for p, v in of_variant if p.startswith("model.")}
         config = ModelConfig(**{**chosen.plain["model"], **values})
     except TypeError as error:
         raise UsageError(f"{folder}: its model is another version's ({error})") from None
 
-    def new(key: Array) -> Any:
+    def init(key: Array) -> Any:
         return ensemble.init(config, spec, key)._replace(optimiser=None)
 
     place, number = _place(chosen)
-    step, leaves = _newest(place, "rows/model/")
-    of_row = {name.removeprefix("rows/model/"): x[number] for name, x in leaves.items()}
-    model = jax.device_put(selection.filled(selection.shapes(new), of_row, place))
+    step, leaves = _newest(place, "learners/model/")
+    of_row = {name.removeprefix("learners/model/"): x[number] for name, x in leaves.items()}
+    model = jax.device_put(selection.filled(selection.shapes(init), of_row, place))
     repeat = chosen.plain["task"]["repeat"]
     return Dynamics(spec, repeat, chosen.variant, chosen.seed, step, config, model)
 

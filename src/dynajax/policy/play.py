@@ -49,7 +49,9 @@ def task(
         "host.time_limit": time_limit,
     }
     engine = "mjx" if envs.is_device_only(chosen) else "host"
-    config = make(chosen, algo="sac", preset="paper", agent="sac", settings=settings, engine=engine)
+    config = make(
+        chosen, algo="model-free", preset="paper", agent="sac", settings=settings, engine=engine
+    )
     spec = envs.spec(chosen, **config.stepping)
     shapes = [(s.obs_dim, s.action_dim) for s in (spec, policy.spec)]
     if shapes[0] != shapes[1]:
@@ -81,7 +83,7 @@ def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
 
     @backend.jit
     def play(state: Any, keys: jax.Array) -> Evaluation:
-        act = functools.partial(policy.agent.greedy, state)
+        act = functools.partial(policy.agent.deterministic_action, state)
         begin = jax.vmap(task.reset)(keys)
         starts = jax.tree.map(lambda x: x[None], begin)
         played = on_device.episodes(task, act, jnp.full(1, config.learn.discount), starts)

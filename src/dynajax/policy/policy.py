@@ -11,7 +11,7 @@ import numpy as np
 
 from dynajax import registry
 from dynajax.actions import rescale
-from dynajax.agents import Agent, agent_of
+from dynajax.agents import Agent, make_agent
 from dynajax.nets import Layer
 from dynajax.policy import selection
 from dynajax.runs import policies
@@ -62,7 +62,7 @@ class Policy:
 
     @functools.cached_property
     def _greedy(self) -> Any:
-        return backend.jit(self.agent.greedy)
+        return backend.jit(self.agent.deterministic_action)
 
     def unit(self, obs: np.ndarray) -> np.ndarray:
         """Actions in [-1, 1], as the environments of `dynajax.envs` take them.
@@ -118,10 +118,10 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
         with contextlib.suppress(UsageError):
             registry.import_module("--env", stored.spec.name)
     config = agent_from_dict(chosen.plain, chosen.variant)
-    agent = agent_of(config, stored.spec)
+    agent = make_agent(config, stored.spec)
 
-    def new(key: Array) -> Any:
-        return agent.policy(agent.new(key))
+    def init(key: Array) -> Any:
+        return agent.policy(agent.init(key))
 
     return Policy(
         spec=stored.spec,
@@ -131,5 +131,5 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
         step=stored.step,
         score=stored.score,
         agent=agent,
-        state=jax.device_put(selection.filled(selection.shapes(new), stored.leaves, place)),
+        state=jax.device_put(selection.filled(selection.shapes(init), stored.leaves, place)),
     )

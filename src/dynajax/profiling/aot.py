@@ -26,7 +26,7 @@ from dynajax.xla import backend
 LARGE = 2**20
 
 
-class Job(NamedTuple):
+class CompileJob(NamedTuple):
     """One program to compile."""
 
     lower: Callable[[], jax.stages.Lowered]
@@ -80,7 +80,7 @@ def _rounds(loop: hlo.Part, trips: int) -> int:
     return trips if loop.trips is None else loop.trips
 
 
-def jobs(program: Program) -> dict[str, Job]:
+def jobs(program: Program) -> dict[str, CompileJob]:
     """The programs of a run, by name."""
     config, model = program.config, program.config.model
     longest = model.fit_steps
@@ -94,14 +94,14 @@ def jobs(program: Program) -> dict[str, Job]:
         # What is left at the end runs once.
         every |= {f"steps of {length}": length, **{f"steps of {n}": config.steps for n in rest}}
     else:
-        obs = transition_shapes(program.placement.rows, program.spec)[0].obs
+        obs = transition_shapes(program.placement.num_learners, program.spec)[0].obs
         state = program.shapes()
         programs = {"act": (program.act, (state, obs, np.int32(0))), **program.programs()}
         trips["learn"] = int(rollouts.horizon(config, jnp.asarray(config.random_steps)))
 
-    def job(name: str, function: Any, arguments: tuple[Any, ...]) -> Job:
+    def job(name: str, function: Any, arguments: tuple[Any, ...]) -> CompileJob:
         rounds = trips.get(name, 1)
-        return Job(
+        return CompileJob(
             lambda: function.lower(*arguments),
             1 / every.get(name, 1),
             rounds,
@@ -111,7 +111,7 @@ def jobs(program: Program) -> dict[str, Job]:
     return {name: job(name, *program) for name, program in programs.items()}
 
 
-def measure(job: Job, accelerator: devices.Accelerator, *, count: bool = True) -> Measured:
+def measure(job: CompileJob, accelerator: devices.Accelerator, *, count: bool = True) -> Measured:
     """Compiles a program for a device."""
     compiled = job.lower().compile(compiler_options=dict(accelerator.options))
     size: Any = compiled.memory_analysis()
@@ -132,7 +132,7 @@ def of_rows(config: Config, rows: int) -> Config:
     return dataclasses.replace(config, seeds=rows, variants=config.variants[:1])
 
 
-class Fit(NamedTuple):
+class MemoryFit(NamedTuple):
     """How many rows a device has room for."""
 
     each: int  # rows on a device
@@ -158,7 +158,7 @@ def most_rows(
     name: str,
     begin: int,
     needed: dict[str, int],
-) -> Fit:
+) -> MemoryFit:
     """The most rows whose programs fit into one device's memory, found by compiling them.
 
     A number is right when so many fit and one more does not. Which to try next is where the
@@ -209,7 +209,7 @@ def most_rows(
             low = guess
         else:
             high = guess
-    return Fit(
+    return MemoryFit(
         low,
         tried.get(low, 0),
         None if high in refused else tried[high],
@@ -226,14 +226,14 @@ def report(
       UsageError: the device is not known, or its compiler is not here.
     """
     accelerator, targets = devices.accelerator(name), devices.devices(name)
-    with backend.made_for("gpu" if accelerator.platform == "cuda" else accelerator.platform):
+    with backend.compiling_for("gpu" if accelerator.platform == "cuda" else accelerator.platform):
         program = build(config, spec, targets)
         placement = program.placement
         measured = {n: measure(job, accelerator) for n, job in jobs(program).items()}
         fits = None
         if accelerator.memory and rows_that_fit:
             needed = {n: m.needed for n, m in measured.items()}
-            fits = most_rows(config, spec, name, placement.each, needed)
+            fits = most_rows(config, spec, name, placement.learners_per_device, needed)
     of_step = {
         field: sum(m.per_step * m.part.total(field, m.trips) for m in measured.values())
         for field in ("kernels", "moved", "all_reduces")
@@ -264,10 +264,13 @@ def report(
         "algo": config.algo,
         "agent": config.agent_name,
         "engine": config.engine,
-        "rows": config.rows,
+        "rows": config.num_learners,
         "devices": placement.mesh.size,
-        "rows_on_a_device": placement.each,
-        "programs": {n: m.as_dict(placement.each, accelerator.cache) for n, m in measured.items()},
+        "rows_on_a_device": placement.learners_per_device,
+        "programs": {
+            n: m.as_dict(placement.learners_per_device, accelerator.cache)
+            for n, m in measured.items()
+        },
         "environment_step": step,
         "memory_limit": int(backend.FILLED * accelerator.memory) or None,
         "rows_that_fit": fits

@@ -18,14 +18,14 @@ import numpy as np
 from dynajax import envs, replay
 from dynajax.config import Config, assign
 from dynajax.engines.host import HostEngine
-from dynajax.envs.vector import EnvPool, default_workers
+from dynajax.envs.vector import VectorEnv, default_workers
 from dynajax.models import rollouts, training
 from dynajax.profiling import compiled, flops
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runtime.program import Program, SharedFit, build
 from dynajax.runtime.sharding import BY_ROWS, STATE
 from dynajax.runtime.timers import Clock
-from dynajax.types import Array, Replay, Row, Shared, TrainState, Transition
+from dynajax.types import Array, LearnerState, Replay, Shared, TrainState, Transition
 from dynajax.xla import backend
 
 #: Side of the square matmuls that a machine's peak is taken from.
@@ -103,7 +103,7 @@ def jax_matmul(copies: int, batch: int, width: int, precision: str | None = None
     weights = jnp.broadcast_to(jnp.eye(width), (copies, width, width))
     inputs = jnp.ones((copies, batch, width))
     # On a CPU 20 ms of them, for each other stage is timed beside them; elsewhere they are quicker.
-    work = 1e9 if backend.small_caches() else 2e10
+    work = 1e9 if backend.target_is_cpu() else 2e10
     count = max(2, min(400, int(work / (copies * batch * width**2))))
 
     @backend.jit
@@ -118,11 +118,11 @@ def jax_matmul(copies: int, batch: int, width: int, precision: str | None = None
 
 def matmuls(program: Program) -> dict[str, Stage]:
     """The largest matmul of each network, of all rows at once, in every precision worth a try."""
-    config, rows = program.config, program.placement.rows
+    config, rows = program.config, program.placement.num_learners
     units = jax.local_devices()[0].platform != "cpu"
     precisions = ("float32", "tensorfloat32", "bfloat16") if units else ("float32",)
     stages = {}
-    row = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], program.init().rows))
+    row = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], program.init().learners))
     for name, network in program.algorithm.networks(row).items():
         kernels = [x.shape for x in jax.tree.leaves(network) if x.ndim > 1]
         if kernels:
@@ -150,14 +150,17 @@ def _filled(state: TrainState, config: Config) -> TrainState:
         data = data._replace(discount=jnp.ones_like(data.discount))
         return replay.pack(data, *jax.tree.map(jnp.ones_like, (ring.valid, ring.weight)))
 
-    rows: Row = state.rows
+    rows: LearnerState = state.learners
     shared = state.shared._replace(
         step=jnp.asarray(config.replay.real, jnp.int32),
         blocks=jnp.asarray(config.replay.synthetic // config.rollout.batch, jnp.int32),
     )
     return TrainState(
         shared,
-        rows._replace(real=full(rows.real), synthetic=rows.synthetic and full(rows.synthetic)),
+        rows._replace(
+            real_buffer=full(rows.real_buffer),
+            synthetic_buffer=rows.synthetic_buffer and full(rows.synthetic_buffer),
+        ),
     )
 
 
@@ -169,11 +172,11 @@ class Workload:
     """
 
     def __init__(self, config: Config) -> None:
-        episodes = max(1, min(config.eval.episodes, _MOST_ENVS // config.rows))
+        episodes = max(1, min(config.eval.episodes, _MOST_ENVS // config.num_learners))
         self.config = assign(config, "eval.episodes", episodes)
         spec = envs.spec(config.env, **config.stepping)
         # What is timed is one device, or a CPU's cores.
-        self._devices = jax.local_devices() if backend.small_caches() else jax.local_devices()[:1]
+        self._devices = jax.local_devices() if backend.target_is_cpu() else jax.local_devices()[:1]
         self.program = build(self.config, spec, self._devices)
         self._stack = contextlib.ExitStack()
 
@@ -184,7 +187,7 @@ class Workload:
         engine = HostEngine(program, Clock())
         self._engine = self._stack.enter_context(contextlib.closing(engine))
         engine.start()
-        self._actions = np.zeros((self.config.rows, program.spec.action_dim), np.float32)
+        self._actions = np.zeros((self.config.num_learners, program.spec.action_dim), np.float32)
         self._step()
         return self
 
@@ -194,13 +197,13 @@ class Workload:
 
     def _spread(self, function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
         """A function of the state, and what it gives: a state too."""
-        return self.program.placement.spread(function, (STATE,), STATE, **arguments)
+        return self.program.placement.jit_sharded(function, (STATE,), STATE, **arguments)
 
     def _count(self, function: Callable[..., Any], *arguments: Any) -> int:
         """Operations for all rows, without those for copies that only fill a device."""
         placement = self.program.placement
         operations = flops.count(function, *arguments, trips=self._horizon)
-        return operations * placement.rows // placement.places
+        return operations * placement.num_learners // placement.padded_size
 
     @property
     def _horizon(self) -> int:
@@ -236,7 +239,7 @@ class Workload:
 
     def _act(self) -> None:
         chosen = self.program.act(self._state, self._engine.obs, self.config.replay.real)
-        self._actions = self.program.placement.real(np.asarray(chosen))
+        self._actions = self.program.placement.unpad(np.asarray(chosen))
 
     def _go_on(self, function: Callable[..., Any], *arguments: Any) -> None:
         result = function(self._state, *arguments)
@@ -252,7 +255,7 @@ class Workload:
     def _update(self) -> Stage:
         algorithm, learn = self.program.algorithm, self.config.learn
 
-        def one(row: Row) -> Row:
+        def one(row: LearnerState) -> LearnerState:
             agent = algorithm.agent(row)
 
             def batches(ring: Array) -> Array:
@@ -262,11 +265,11 @@ class Workload:
                 batch, noise = inputs
                 return agent.update(state, batch, None, None, noise)[0], None
 
-            inputs = jax.tree.map(batches, row.real.data), agent.noise(row.key, learn.utd)
+            inputs = jax.tree.map(batches, row.real_buffer.data), agent.noise(row.key, learn.utd)
             return row._replace(agent=jax.lax.scan(update, row.agent, inputs)[0])
 
         return self._of_state(
-            lambda state: state._replace(rows=jax.vmap(one)(state.rows)), learn.utd
+            lambda state: state._replace(learners=jax.vmap(one)(state.learners)), learn.utd
         )
 
     def _rollout(self) -> Stage:
@@ -274,11 +277,11 @@ class Workload:
         batch = self.program.config.rollout.batch
 
         def roll_out(state: TrainState) -> TrainState:
-            def one(row: Row) -> Row:
-                slots = replay.draw(row.key, row.real, state.shared.step + 1, (batch,))
+            def one(row: LearnerState) -> LearnerState:
+                slots = replay.draw(row.key, row.real_buffer, state.shared.step + 1, (batch,))
                 return algorithm.roll_out(row, state.shared, length, slots, row.key)[0]
 
-            return state._replace(rows=jax.vmap(one)(state.rows))
+            return state._replace(learners=jax.vmap(one)(state.learners))
 
         return self._of_state(roll_out, length)
 
@@ -301,15 +304,15 @@ class Workload:
             return build(assign(config, "model.fit_steps", steps), program.spec, devices)
 
         def scheduled(state: TrainState, schedule: str, steps: int, epochs: float) -> TrainState:
-            config = assign(state.rows.config, "model.schedule", schedule)
+            config = assign(state.learners.config, "model.schedule", schedule)
             config = assign(config, "model.fit_steps", steps)
             config = assign(config, "model.epochs", epochs)
-            return state._replace(rows=state.rows._replace(config=config))
+            return state._replace(learners=state.learners._replace(config=config))
 
-        shortest = of_length(1)
+        format_float = of_length(1)
 
         def begin_and_end() -> None:
-            state, _ = shortest.fit(scheduled(self._state, "fixed", 1, 0.0))
+            state, _ = format_float.fit(scheduled(self._state, "fixed", 1, 0.0))
             state = scheduled(state, model.schedule, model.fit_steps, model.epochs)
             self._state = jax.block_until_ready(state)
 
@@ -324,32 +327,36 @@ class Workload:
         """The gradient steps of a program's fit alone, and their operations."""
         algorithm, fit = program.algorithm, program.fit
         if isinstance(fit, SharedFit):
-            rows = self._state.rows._replace(agent=None, model=None, synthetic=None, trust=None)
+            rows = self._state.learners._replace(
+                agent=None, model=None, synthetic_buffer=None, trust=None
+            )
             # Copies, because other stages give the state's own memory away.
             job = jax.tree.map(jnp.copy, (fit.begin(self._state), rows, self._state.shared))
             sent, train = fit.members.send(job), fit.train
-            operations = flops.count(train, *sent) * fit.members.rows // fit.members.places
+            operations = (
+                flops.count(train, *sent) * fit.members.num_learners // fit.members.padded_size
+            )
             return lambda: jax.block_until_ready(train(*sent)), operations
 
-        def one(row: Row, shared: Shared, job: training.Job) -> Any:
+        def one(row: LearnerState, shared: Shared, job: training.FitInputs) -> Any:
             return training.over_members(
                 functools.partial(algorithm.train_member, row, shared, job), *job.members
             )
 
-        spread = self.program.placement.spread
-        jobs = spread(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)(self._state.rows)
+        spread = self.program.placement.jit_sharded
+        jobs = spread(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)(self._state.learners)
         every = jax.vmap(one, (0, None, 0))
         mapped = spread(
-            lambda state, jobs: every(state.rows, state.shared, jobs), (STATE, BY_ROWS), BY_ROWS
+            lambda state, jobs: every(state.learners, state.shared, jobs), (STATE, BY_ROWS), BY_ROWS
         )
         operations = self._count(mapped, self._state, jobs)
         return lambda: jax.block_until_ready(mapped(self._state, jobs)), operations
 
     def _evaluation(self) -> Callable[[], None]:
         config, program = self.config, self.program
-        rows, episodes = config.rows, config.eval.episodes
+        rows, episodes = config.num_learners, config.eval.episodes
         n = rows * episodes
-        pool = EnvPool(
+        pool = VectorEnv(
             config.env,
             n,
             workers=default_workers(config, n),
@@ -362,8 +369,8 @@ class Workload:
         def run() -> None:
             nonlocal obs
             for _ in range(_EVAL_STEPS):
-                chosen = program.greedy(self._state, obs.reshape(rows, episodes, -1))
-                actions = program.placement.real(np.asarray(chosen))
+                chosen = program.deterministic_action(self._state, obs.reshape(rows, episodes, -1))
+                actions = program.placement.unpad(np.asarray(chosen))
                 obs = pool.step(np.arange(n), actions.reshape(n, -1))[0]
 
         return run

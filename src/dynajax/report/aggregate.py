@@ -13,7 +13,7 @@ import numpy as np
 from dynajax.report import method_table, statistics
 from dynajax.report.curves import Curve, Tasks
 from dynajax.report.figures import Bars, Panel
-from dynajax.report.statistics import Interval
+from dynajax.report.statistics import ConfidenceInterval
 
 #: The most that an episode of dm_control's tasks gives: 1,000 rewards of at most 1.
 DM_CONTROL_MOST = 1000.0
@@ -36,32 +36,34 @@ def aggregate(tasks: Tasks) -> tuple[Aggregate | None, list[str]]:
     if len(tasks) < 2:
         return None, []
     first = next(iter(tasks.values()))
-    everywhere = [n for n in first if all(n in curves for curves in tasks.values())]
-    if not everywhere:
+    broadcast_to_members = [n for n in first if all(n in curves for curves in tasks.values())]
+    if not broadcast_to_members:
         return None, ["No method has run on all tasks, so there is no figure over tasks."]
     ends = {task: method_table.compare_at(task, curves)[0] for task, curves in tasks.items()}
     if all(_is_dm_control(task) for task in tasks):
-        units = {task: dict.fromkeys(everywhere, DM_CONTROL_MOST) for task in tasks}
+        units = {task: dict.fromkeys(broadcast_to_members, DM_CONTROL_MOST) for task in tasks}
         unit = "return / 1,000"
     else:
         units = {t: method_table.bases(t, curves, ends[t])[0] for t, curves in tasks.items()}
-        everywhere = [n for n in everywhere if all(n in unit for unit in units.values())]
+        broadcast_to_members = [
+            n for n in broadcast_to_members if all(n in unit for unit in units.values())
+        ]
         unit = "return, same agent without a model = 1"
-        if not everywhere:
+        if not broadcast_to_members:
             return None, ["Returns of these tasks have no common unit: no figure over tasks."]
 
     def score(name: str, at: dict[str, int]) -> list[np.ndarray]:
         return [tasks[t][name].at(at[t]) / units[t][name] for t in tasks]
 
-    every = [tasks[t][n] for t in tasks for n in everywhere]
+    every = [tasks[t][n] for t in tasks for n in broadcast_to_members]
     common = sorted(set.intersection(*map(_complete, every)))
     rows: list[dict[str, Any]] = []
     lines, bands = {}, {}
-    for name in everywhere if common else ():
+    for name in broadcast_to_members if common else ():
         points = [
             statistics.stratified_bootstrap(score(name, dict.fromkeys(tasks, f))) for f in common
         ]
-        bands[name] = Interval(*map(np.array, zip(*points, strict=True)))
+        bands[name] = ConfidenceInterval(*map(np.array, zip(*points, strict=True)))
         lines[name] = np.array(common), bands[name].point[None]
         rows += [
             {"variant": name, "tasks": len(tasks), "frames": f}
@@ -74,15 +76,17 @@ def aggregate(tasks: Tasks) -> tuple[Aggregate | None, list[str]]:
         panels.append(
             Panel(lines, f"IQM, {unit}", "Along training", include=0.0, xlabel=x, bands=bands)
         )
-    final = {n: statistics.stratified_bootstrap(score(n, ends)) for n in everywhere}
+    final = {n: statistics.stratified_bootstrap(score(n, ends)) for n in broadcast_to_members}
     panels.append(Bars("At the end", f"IQM, {unit}", final))
-    improves = _improvements(tasks, everywhere, ends)
+    improves = _improvements(tasks, broadcast_to_members, ends)
     if improves:
         panels.append(Bars("Better than without a model", "probability", improves, 0.5, 1.0))
     return Aggregate(panels, f"All {len(tasks)} tasks together", rows), []
 
 
-def _improvements(tasks: Tasks, names: Sequence[str], ends: dict[str, int]) -> dict[str, Interval]:
+def _improvements(
+    tasks: Tasks, names: Sequence[str], ends: dict[str, int]
+) -> dict[str, ConfidenceInterval]:
     """The probability of improvement over its base of each method whose base has run on all tasks."""
     improves = {}
     for name in names:

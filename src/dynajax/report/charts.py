@@ -81,7 +81,7 @@ MODEL = (
         floor=-1.0,
     ),
     Chart(
-        "scale_ratio",
+        "target_variance_ratio",
         "How large beside the reward?",
         "state over reward variance",
         "Variance of all state targets over that of the reward target, as the network sees them. "
@@ -97,7 +97,7 @@ MODEL = (
         dotted="model_reward_mean",
     ),
     Chart(
-        "score",
+        "holdout_mse",
         "Held-out error",
         "mean squared error",
         "Error on held-out transitions in the network's own units. These differ between variants: "
@@ -112,7 +112,7 @@ MODEL = (
         "again compare shapes.",
     ),
     Chart(
-        "spread",
+        "epistemic_std",
         "Do the members agree?",
         "standard deviation of means",
         "How far the ensemble's members are apart, in the network's own units. It falls as data "
@@ -120,7 +120,7 @@ MODEL = (
         scale="log",
     ),
     Chart(
-        "noise",
+        "aleatoric_std",
         "How noisy does the world look?",
         "standard deviation",
         "The noise that the members see in the world, in the network's own units. Rollouts add it "
@@ -128,7 +128,7 @@ MODEL = (
         scale="log",
     ),
     Chart(
-        "inside_80",
+        "coverage_80",
         "Does it know its errors?",
         "share of held-out transitions",
         "Share of the true values inside the intervals that should hold 80 % of them. Less is "
@@ -146,7 +146,7 @@ MODEL = (
 #: Of kind "learn", of what the model has made.
 SYNTHETIC = (
     Chart(
-        "synthetic_valid",
+        "valid_fraction",
         "How much was kept?",
         "share of synthetic transitions",
         "Share of the imagined transitions that were learned from: finite, of a rollout that goes on, "

@@ -74,7 +74,7 @@ def gather(folders: Sequence[Path]) -> Tasks:
 
 
 def _has_model(curve: Curve) -> bool:
-    return bool(curve.run.config["algo"] != "sac")
+    return bool(curve.run.config["algo"] != "model-free")
 
 
 def _place(curves: dict[str, Curve], new: Curve) -> None:

@@ -76,7 +76,7 @@ class Panel(NamedTuple):
     include: float | None = None  # a value that the axis must reach
     mark: float | None = None  # an x to mark with a vertical line
     xlabel: str = STEPS
-    bands: Mapping[str, statistics.Interval] | None = None  # (T,) in place of t intervals
+    bands: Mapping[str, statistics.ConfidenceInterval] | None = None  # (T,) in place of t intervals
     published: Sequence[Published] = ()  # drawn behind, along frames
 
     def framed(self, repeat: int) -> "Panel":
@@ -100,7 +100,7 @@ class Bars(NamedTuple):
 
     title: str
     xlabel: str
-    values: Mapping[str, statistics.Interval]
+    values: Mapping[str, statistics.ConfidenceInterval]
     reference: float | None = None  # a value to mark with a vertical line
     most: float | None = None  # the largest value that there can be
 

@@ -11,7 +11,7 @@ import numpy as np
 from dynajax.report import figures, statistics
 from dynajax.report.curves import Curve, Tasks
 from dynajax.report.figures import Bars
-from dynajax.report.statistics import Interval
+from dynajax.report.statistics import ConfidenceInterval
 from dynajax.types import UsageError
 
 #: What a curve's base is, in words.
@@ -24,7 +24,7 @@ _COLUMNS = (
 )
 #: Columns of an estimate.
 _PARTS = ("", "_low", "_high")
-_NOTHING = Interval(np.nan, np.nan, np.nan)
+_NOTHING = ConfidenceInterval(np.nan, np.nan, np.nan)
 
 
 def unit(curves: Sequence[Curve]) -> str:

@@ -131,8 +131,8 @@ def last_channels(run: Run) -> dict[str, np.ndarray]:
     """
     newest: dict[str, dict[int, list[float | None]]] = {}
     for line in run.metrics.get("fit", []):
-        if line.get("r2_channels"):
-            newest.setdefault(line["variant"], {})[line["seed"]] = line["r2_channels"]
+        if line.get("r2_state_dims"):
+            newest.setdefault(line["variant"], {})[line["seed"]] = line["r2_state_dims"]
     return {
         curve(run, v): np.array([newest[v][s] for s in sorted(newest[v])], float)
         for v in run.config["variants"]
@@ -144,7 +144,7 @@ def label(run: Run, variant: str) -> str:
     """What a curve is called where methods stand side by side: "SAC", "simba", "MBPO", "MBPO
     scale,target", "MBPO simba scale trust=m2ac"."""
     config = run.config
-    if config["algo"] == "sac":
+    if config["algo"] == "model-free":
         words, trust = [model_free(run)], "none"
     else:
         agent, trust = config["agent_name"], config["trust_name"]
@@ -165,5 +165,5 @@ def model_free(run: Run) -> str:
 def curve(run: Run, variant: str) -> str:
     """What a curve is called beside others of its run: the variant, or without a model the
     agent."""
-    without_model = run.config["algo"] == "sac" and variant == "none"
+    without_model = run.config["algo"] == "model-free" and variant == "none"
     return model_free(run) if without_model else variant

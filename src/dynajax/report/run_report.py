@@ -140,11 +140,11 @@ def _rule(run: Run) -> str:
 
 def _kept_by_step(run: Run) -> list[tuple[Panel, str]]:
     """What was kept at each step of the rollouts, at the last evaluation."""
-    names = {k for line in run.metrics["learn"] for k in line if k.startswith("kept_")}
+    names = {k for line in run.metrics["learn"] for k in line if k.startswith("accepted_fraction_")}
     longest = len(names)
     if longest < 2:
         return []
-    kept = [series(run, "learn", f"kept_{h + 1}") for h in range(longest)]
+    kept = [series(run, "learn", f"accepted_fraction_{h + 1}") for h in range(longest)]
     lines = {
         name: (
             np.arange(1, longest + 1),

@@ -14,7 +14,7 @@ Values = np.ndarray | Sequence[float]
 Statistic = Callable[..., Any]
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """An estimate and its 95 % interval, in the units of the values; NaN where there is none."""
 
     point: Any
@@ -50,7 +50,7 @@ def stratified_bootstrap(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> ConfidenceInterval:
     """A statistic over tasks and seeds with its percentile bootstrap interval.
 
     Seeds are drawn with replacement within each task, never across tasks, and the statistic is
@@ -74,21 +74,21 @@ def stratified_bootstrap(
         raise ValueError("every task needs at least one score")
     point = float(statistic(np.concatenate(tasks), axis=-1))
     if min(task.size for task in tasks) == 1:
-        return Interval(point, np.nan, np.nan)
+        return ConfidenceInterval(point, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     draws = [task[rng.integers(task.size, size=(resamples, task.size))] for task in tasks]
     estimates = statistic(np.concatenate(draws, axis=-1), axis=-1)
     return _percentiles(point, estimates, confidence)
 
 
-def _percentiles(point: float, draws: np.ndarray, confidence: float) -> Interval:
+def _percentiles(point: float, draws: np.ndarray, confidence: float) -> ConfidenceInterval:
     """A point with the percentile bootstrap's interval from draws (R,)."""
     tail = 50 * (1 - confidence)
     low, high = np.percentile(draws, [tail, 100 - tail])
-    return Interval(point, float(low), float(high))
+    return ConfidenceInterval(point, float(low), float(high))
 
 
-def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> Interval:
+def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> ConfidenceInterval:
     """Mean over seeds with Student's t interval, for learning curves and tables.
 
     The t interval is used and not the bootstrap, which is far too narrow for a handful of seeds.
@@ -110,7 +110,7 @@ def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> Interva
         error = np.sqrt(np.square(deviation).sum(axis) / (count - 1) / count)
         reach = scipy.stats.t.ppf(0.5 + confidence / 2, np.maximum(count - 1, 1)) * error
     reach = np.where(count > 1, reach, np.nan)
-    return Interval(mean, mean - reach, mean + reach)
+    return ConfidenceInterval(mean, mean - reach, mean + reach)
 
 
 def probability_of_improvement(
@@ -120,7 +120,7 @@ def probability_of_improvement(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> ConfidenceInterval:
     """How probable it is that a seed of one method beats a seed of another, on a task at random.
 
     On task m, with N scores x and K scores y, P = sum_ij S(x_i, y_j) / (N K), S being 1 where
@@ -149,7 +149,7 @@ def probability_of_improvement(
         draws.append(beats[i[:, :, None], j[:, None, :]].mean((1, 2)))
     point = float(np.mean(points))
     if min(v.size for v in (*xs, *ys)) == 1:
-        return Interval(point, np.nan, np.nan)
+        return ConfidenceInterval(point, np.nan, np.nan)
     return _percentiles(point, np.mean(draws, 0), confidence)
 
 
@@ -184,7 +184,7 @@ def sample_efficiency(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> ConfidenceInterval:
     """How many times fewer frames a method needs for what its base has learned in the end.
 
     The frames in which the base's mean over seeds first comes to its last value, over those in
@@ -207,7 +207,7 @@ def sample_efficiency(
 
     point = float(ratio(returns.mean(0), base_returns.mean(0)))
     if min(len(returns), len(base_returns)) == 1:
-        return Interval(point, np.nan, np.nan)
+        return ConfidenceInterval(point, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     draws = [
         x[rng.integers(len(x), size=(resamples, len(x)))].mean(1) for x in (returns, base_returns)
@@ -215,7 +215,7 @@ def sample_efficiency(
     return _percentiles(point, ratio(*draws), confidence)
 
 
-def difference(a: Values, b: Values, confidence: float = 0.95) -> Interval:
+def difference(a: Values, b: Values, confidence: float = 0.95) -> ConfidenceInterval:
     """Mean of `b` less mean of `a`, with Welch's interval for unequal variances.
 
     Args:
@@ -226,14 +226,14 @@ def difference(a: Values, b: Values, confidence: float = 0.95) -> Interval:
     """
     a, b = (np.asarray(v, float)[np.isfinite(v)] for v in (a, b))
     if not a.size or not b.size:
-        return Interval(np.nan, np.nan, np.nan)
+        return ConfidenceInterval(np.nan, np.nan, np.nan)
     point = float(b.mean() - a.mean())
     if min(a.size, b.size) < 2:
-        return Interval(point, np.nan, np.nan)
+        return ConfidenceInterval(point, np.nan, np.nan)
     if np.ptp(a) == np.ptp(b) == 0:
-        return Interval(point, point, point)
+        return ConfidenceInterval(point, point, point)
     bounds = scipy.stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
-    return Interval(point, float(bounds.low), float(bounds.high))
+    return ConfidenceInterval(point, float(bounds.low), float(bounds.high))
 
 
 def number(value: float) -> str:
@@ -247,7 +247,7 @@ def number(value: float) -> str:
     return text.replace("-0.00", "0.00")
 
 
-def text(estimate: Interval) -> str:
+def text(estimate: ConfidenceInterval) -> str:
     """A scalar with its interval, as pages have it: "0.24 (0.10 to 0.38)"."""
     point, low, high = map(float, estimate)
     return number(point) + (f" ({number(low)} to {number(high)})" if np.isfinite(low) else "")

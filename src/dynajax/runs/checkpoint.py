@@ -11,7 +11,7 @@ What training has learned comes back without dynajax, as dictionaries of numpy a
 
     import orbax.checkpoint as ocp
     tree = ocp.PyTreeCheckpointer().restore("/absolute/folder/000007-step-3500")
-    agent, model = tree["rows"]["agent"], tree["rows"]["model"]  # agent["actor"], leaves (S, ...)
+    agent, model = tree["learners"]["agent"], tree["learners"]["model"]  # agent["actor"], leaves (S, ...)
 
 A real transition never changes once it is in the ring, so the real replay is a row of pieces that
 later checkpoints share, and a checkpoint writes only the transitions since the one before. The
@@ -36,7 +36,7 @@ from dynajax.runtime.sharding import put
 from dynajax.types import Array, TrainState, UsageError
 
 _FORMAT = 5  # of a checkpoint
-_ROWS, _REAL, _HOST = "rows/", "rows/real/", "host/"  # how the names of leaves begin
+_ROWS, _REAL, _HOST = "learners/", "learners/real_buffer/", "host/"  # how the names of leaves begin
 
 
 class Restored(NamedTuple):
@@ -87,7 +87,7 @@ class Checkpoints:
 
         Args:
           step: the environment step it belongs to.
-          state: leaves are arrays; those of `state.rows.real` are (S, N, ...).
+          state: leaves are arrays; those of `state.learners.real_buffer` are (S, N, ...).
           host: arrays of any shape, also with no entries.
           meta: what JSON can hold; tuples come back as lists.
 
@@ -95,7 +95,7 @@ class Checkpoints:
           UsageError: the disk is full or the folder cannot be written. The checkpoints from
             before are whole.
         """
-        count, capacity = int(state.shared.step), state.rows.real.valid.shape[1]
+        count, capacity = int(state.shared.step), state.learners.real_buffer.valid.shape[1]
         pieces = self._pieces
         if pieces and pieces[-1].stop > count:
             pieces = []
@@ -198,12 +198,16 @@ class Checkpoints:
         }
         # Oldest first, so that what a later piece overwrote in the ring is overwritten here too.
         for piece, start, stop in content["pieces"]:
-            block = serialization.read(self._replay / piece, serialization.read_meta(self._replay / piece))
-            slots = np.arange(start, stop) % template.rows.real.valid.shape[1]
+            block = serialization.read(
+                self._replay / piece, serialization.read_meta(self._replay / piece)
+            )
+            slots = np.arange(start, stop) % template.learners.real_buffer.valid.shape[1]
             for name, leaf in ring.items():
                 leaf[:, slots] = block[name]
         leaves = arrays | ring
-        state = jax.tree_util.tree_map_with_path(lambda key, _: leaves[serialization.name(key)], template)
+        state = jax.tree_util.tree_map_with_path(
+            lambda key, _: leaves[serialization.name(key)], template
+        )
         host = {n.removeprefix(_HOST): a for n, a in arrays.items() if n.startswith(_HOST)}
         return put(state, template), host, content
 
@@ -217,7 +221,9 @@ class Checkpoints:
         # A failed save has added nothing, so the ones before it must still be there.
         kept = [path for path in checkpoints if path not in self._abandoned][-self._keep :]
         try:
-            needed = {piece[0] for path in kept for piece in serialization.read_meta(path)["pieces"]}
+            needed = {
+                piece[0] for path in kept for piece in serialization.read_meta(path)["pieces"]
+            }
         except (Damaged, KeyError):
             return
         # Checkpoints go first: one without its pieces would be found damaged.

@@ -168,7 +168,7 @@ def begun(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return info
 
 
-class RunFolder:
+class RunDirectory:
     """Holds a run's folder for this process; use it in a `with` statement.
 
     Raises:
@@ -181,7 +181,7 @@ class RunFolder:
         self._config = as_dict(config)
         self._info = info
 
-    def __enter__(self) -> "RunFolder":
+    def __enter__(self) -> "RunDirectory":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "lock", "a")

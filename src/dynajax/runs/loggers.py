@@ -19,7 +19,7 @@ from dynajax.types import Evaluation, UsageError
 
 def row_names(config: Config) -> list[tuple[str, int]]:
     """(variant, seed) of each of the S rows."""
-    return [(config.variants[index].name, seed) for index, seed in config.row_pairs]
+    return [(config.variants[index].name, seed) for index, seed in config.variant_seed_pairs]
 
 
 class Entry(NamedTuple):

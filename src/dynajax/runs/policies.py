@@ -68,7 +68,10 @@ class Policies:
         last = {
             "step": np.full(len(scores), step),
             "score": scores,
-            **{f"policy/{name}": np.asarray(x) for name, x in serialization.flatten(policies).items()},
+            **{
+                f"policy/{name}": np.asarray(x)
+                for name, x in serialization.flatten(policies).items()
+            },
         }
         better = scores > self._best["score"] if self._best else np.ones(len(scores), bool)
         self._best = {

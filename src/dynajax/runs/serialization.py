@@ -41,7 +41,7 @@ class Damaged(Exception):
 
 
 def name(path: tuple[Any, ...]) -> str:
-    """What a leaf is called, such as "rows/agent/actor/Dense_0/kernel"."""
+    """What a leaf is called, such as "learners/agent/actor/Dense_0/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

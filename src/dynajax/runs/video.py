@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from dynajax import envs
-from dynajax.agents import agent_of
-from dynajax.config import Config, config_of
+from dynajax.agents import make_agent
+from dynajax.config import Config, variant_config
 from dynajax.envs.vector import episode_seed
 from dynajax.types import TrainState, UsageError, reason
 
@@ -69,10 +69,10 @@ def record(
         if rows is not None and number not in rows:
             continue
         row = number if rows is None else rows.index(number)
-        agent = agent_of(config_of(config, variant), spec)
-        policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.rows.agent))
+        agent = make_agent(variant_config(config, variant), spec)
+        policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.learners.agent))
         paths.append(folder / f"video-{file_name(variant.name)}.mp4")
-        film(config, functools.partial(jax.jit(agent.greedy), policy), paths[-1])
+        film(config, functools.partial(jax.jit(agent.deterministic_action), policy), paths[-1])
     return paths
 
 

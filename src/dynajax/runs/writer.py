@@ -14,23 +14,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from dynajax.xla import backend
 from dynajax import schedule
 from dynajax.config import Config, as_dict
 from dynajax.runs.checkpoint import Checkpoints, Restored
-from dynajax.runs.directory import RunFolder, device_name, evaluated
+from dynajax.runs.directory import RunDirectory, device_name, evaluated
 from dynajax.runs.loggers import DEFAULT, Loggers
 from dynajax.runs.policies import Policies
 from dynajax.runs.progress import Progress
 from dynajax.runtime import distributed
 from dynajax.runtime.sharding import Placement
-from dynajax.types import EnvSpec, Interval, TrainState, UsageError
+from dynajax.types import EnvSpec, TrainingInterval, TrainState, UsageError
+from dynajax.xla import backend
 
 #: Steps of which not one was finite, from which on the user is told.
 LOST_STEPS = 1000
 
 
-class Journal:
+class RunWriter:
     """A run's folder, logs and checkpoints; use it in a `with` statement.
 
     Args:
@@ -72,15 +72,15 @@ class Journal:
         self._good = 0  # transitions that were finite, and when there last were some
         self._good_step = 0
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "RunWriter":
         self._stack = contextlib.ExitStack()
         checkpoints = self._folder / "checkpoints"
         if distributed.several():
             distributed.check_same(json.dumps(as_dict(self._config)))
             checkpoints = checkpoints / f"process-{jax.process_index()}"
         if self._first:
-            self._stack.enter_context(RunFolder(self._folder, self._config, self._info))
-        keep, rows = self._config.eval.checkpoints, self._placement.rows
+            self._stack.enter_context(RunDirectory(self._folder, self._config, self._info))
+        keep, rows = self._config.eval.checkpoints, self._placement.num_learners
         self._checkpoints = Checkpoints(checkpoints, keep, rows=rows)
         return self
 
@@ -158,7 +158,7 @@ class Journal:
         devices = placement.mesh.size
         spread = f" in {jax.process_count()} processes" if distributed.several() else ""
         if devices > 1:
-            spread += f" on {devices} devices, at most {placement.each} each"
+            spread += f" on {devices} devices, at most {placement.learners_per_device} each"
         names = " | ".join(v.name for v in c.variants)
         fixes = f"fixes {names}; " if c.has_model else ""
         method = f"mbpo with {c.agent_name}" if c.has_model else c.agent_name
@@ -169,15 +169,15 @@ class Journal:
             f"{method} on {c.env}, preset {c.preset}, {c.steps} steps{repeat}, "
             f"{c.random_steps} at random"
         )
-        say(f"{c.rows} rows{spread}: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
+        say(f"{c.num_learners} rows{spread}: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
         sizes = ", ".join(f"{name} {size:,}" for name, size in self._parameters.items())
-        per_row = device_bytes / placement.each
+        per_row = device_bytes / placement.learners_per_device
         say(
             f"{device_name()}; parameters a row: {sizes}; {per_row / 2**20:.0f} MiB of device "
             "memory a row"
         )
         say(f"folder {self._folder}")
-        if c.preset in ("paper", "fast") and backend.small_caches():
+        if c.preset in ("paper", "fast") and backend.target_is_cpu():
             say(f"on a CPU preset {c.preset} takes a day or more, --preset=quick minutes")
         if step:
             say(f"going on from step {step}")
@@ -188,7 +188,7 @@ class Journal:
         """Notes that `step` environment steps are done."""
         self._progress.stepped(step)
 
-    def write(self, interval: Interval) -> None:
+    def write(self, interval: TrainingInterval) -> None:
         """Logs an interval of all rows. Of one that was interrupted only the fits, for the rest
         is that of the evaluation which is still to come.
         """
@@ -218,7 +218,7 @@ class Journal:
             },
         )
 
-    def _warn_of_losses(self, interval: Interval) -> None:
+    def _warn_of_losses(self, interval: TrainingInterval) -> None:
         """Says so where nothing of the evaluation, or of the last steps, was a number."""
         good = int(np.sum(interval.step - np.asarray(interval.dropped)))
         if good > self._good:
@@ -229,7 +229,7 @@ class Journal:
         if interval.evaluation is not None and np.max(interval.evaluation.lengths) == 0:
             say("warning: every episode of the evaluation ended at a step without a number")
 
-    def keep(self, interval: Interval, policies: Any) -> None:
+    def keep(self, interval: TrainingInterval, policies: Any) -> None:
         """Keeps the policies, leaves (S, ...), of an interval's evaluation, both of all rows."""
         assert interval.evaluation is not None
         scores = np.mean(interval.evaluation.returns, 1)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax.config import Config, config_of
-from dynajax.mbpo import Algorithm, Proposal
+from dynajax.config import Config, variant_config
+from dynajax.mbpo import Algorithm, ModelTransitions
 from dynajax.models import training
 from dynajax.runtime import distributed
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place
-from dynajax.types import Array, EnvSpec, Metrics, Row, Shared, TrainState, Transition
+from dynajax.types import Array, EnvSpec, LearnerState, Metrics, Shared, TrainState, Transition
 from dynajax.xla import backend
 
 
@@ -21,58 +21,62 @@ class Functions(NamedTuple):
     """What happens to all rows of a device; transitions have leaves (S, ...)."""
 
     act: Callable[[TrainState, Any, Any], Array]  # obs (S, D), step -> (S, A)
-    greedy: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
+    deterministic_action: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
     value: Callable[[TrainState, Any], Array]  # of the greedy action, obs (S, K, D) -> (S, K)
     insert: Callable[[TrainState, Transition, Any], TrainState]  # valid (S,)
     fit: Callable[[TrainState], tuple[TrainState, Metrics]]
-    propose: Callable[[TrainState, Transition, Any], tuple[TrainState, Proposal]]
+    propose_transitions: Callable[
+        [TrainState, Transition, Any], tuple[TrainState, ModelTransitions]
+    ]
     learn: Callable[..., tuple[TrainState, Metrics]]  # see `Algorithm.learn`
     reset: Callable[[TrainState], TrainState]
 
 
-def over_rows(algorithm: Algorithm) -> Functions:
+def vmap_learners(algorithm: Algorithm) -> Functions:
     """Maps the functions of `Algorithm` over the rows."""
 
     def act(state: TrainState, obs: Array, step: Array) -> Array:
-        return jax.vmap(algorithm.act, (0, 0, None))(state.rows, obs, step)
+        return jax.vmap(algorithm.act, (0, 0, None))(state.learners, obs, step)
 
-    def greedy(state: TrainState, obs: Array) -> Array:
-        return jax.vmap(algorithm.greedy)(state.rows, obs)
+    def deterministic_action(state: TrainState, obs: Array) -> Array:
+        return jax.vmap(algorithm.deterministic_action)(state.learners, obs)
 
     def value(state: TrainState, obs: Array) -> Array:
-        return jax.vmap(algorithm.value)(state.rows, obs)
+        return jax.vmap(algorithm.value)(state.learners, obs)
 
     def insert(state: TrainState, transition: Transition, valid: Array) -> TrainState:
         shared = state.shared
         mapped = jax.vmap(algorithm.insert, (0, None, 0, 0))
-        rows = mapped(state.rows, shared, transition, valid)
+        rows = mapped(state.learners, shared, transition, valid)
         return TrainState(shared._replace(step=shared.step + 1), rows)
 
     def fit(state: TrainState) -> tuple[TrainState, Metrics]:
-        rows, metrics = jax.vmap(algorithm.fit, (0, None))(state.rows, state.shared)
-        return state._replace(rows=rows), metrics
+        rows, metrics = jax.vmap(algorithm.fit, (0, None))(state.learners, state.shared)
+        return state._replace(learners=rows), metrics
 
-    def propose(
+    def propose_transitions(
         state: TrainState, transition: Transition, valid: Array
-    ) -> tuple[TrainState, Proposal]:
-        mapped = jax.vmap(algorithm.propose, (0, None, 0, 0))
-        rows, proposals = mapped(state.rows, state.shared, transition, valid)
-        return state._replace(rows=rows), proposals
+    ) -> tuple[TrainState, ModelTransitions]:
+        mapped = jax.vmap(algorithm.propose_transitions, (0, None, 0, 0))
+        rows, proposals = mapped(state.learners, state.shared, transition, valid)
+        return state._replace(learners=rows), proposals
 
     def learn(
         state: TrainState,
         transition: Transition,
         valid: Array,
-        corrected: Proposal | None = None,
+        corrected: ModelTransitions | None = None,
     ) -> tuple[TrainState, Metrics]:
         mapped = jax.vmap(algorithm.learn, (0, None, 0, 0, 0))
-        rows, metrics = mapped(state.rows, state.shared, transition, valid, corrected)
+        rows, metrics = mapped(state.learners, state.shared, transition, valid, corrected)
         return TrainState(algorithm.count(state.shared), rows), metrics
 
     def reset(state: TrainState) -> TrainState:
-        return state._replace(rows=jax.vmap(algorithm.reset)(state.rows))
+        return state._replace(learners=jax.vmap(algorithm.reset)(state.learners))
 
-    return Functions(act, greedy, value, insert, fit, propose, learn, reset)
+    return Functions(
+        act, deterministic_action, value, insert, fit, propose_transitions, learn, reset
+    )
 
 
 class Fit(Protocol):
@@ -101,33 +105,37 @@ class SharedFit(NamedTuple):
         def alone(rows: Any) -> Any:
             return jax.tree.map(lambda x: x[0], rows)
 
-        def train(job: training.Job, row: Row, shared: Shared) -> tuple[Any, Any]:
+        def train(job: training.FitInputs, row: LearnerState, shared: Shared) -> tuple[Any, Any]:
             # The row's own axis stays: XLA makes faster code of the same matmuls with it.
             one = jax.vmap(algorithm.train_member, (0, None, 0, 0, 0, 0))
-            parts = jax.tree.map(lambda x: x[:, None], members.own(alone(job).members))
+            parts = jax.tree.map(lambda x: x[:, None], members.local_learners(alone(job).members))
             trained = jax.lax.map(lambda member: one(row, shared, job, *member), parts)
             return jax.tree.map(lambda x: x[:, 0], trained)
 
-        def end(state: TrainState, job: training.Job, trained: Any) -> tuple[TrainState, Metrics]:
-            trained = jax.tree.map(lambda x: x[None, : members.rows], trained)
+        def end(
+            state: TrainState, job: training.FitInputs, trained: Any
+        ) -> tuple[TrainState, Metrics]:
+            trained = jax.tree.map(lambda x: x[None, : members.num_learners], trained)
             ended = jax.vmap(algorithm.end_fit, (0, None, 0, 0, 0))
-            rows, metrics = ended(state.rows, state.shared, job, *trained)
-            return state._replace(rows=rows), metrics
+            rows, metrics = ended(state.learners, state.shared, job, *trained)
+            return state._replace(learners=rows), metrics
 
         return cls(
             members,
             placement.mesh.devices[0],
-            placement.spread(
-                lambda state: jax.vmap(algorithm.begin_fit)(state.rows), (STATE,), BY_ROWS
+            placement.jit_sharded(
+                lambda state: jax.vmap(algorithm.begin_fit)(state.learners), (STATE,), BY_ROWS
             ),
-            members.spread(train, (EVERYWHERE, EVERYWHERE, EVERYWHERE), BY_ROWS),
-            placement.spread(end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=0),
+            members.jit_sharded(train, (EVERYWHERE, EVERYWHERE, EVERYWHERE), BY_ROWS),
+            placement.jit_sharded(
+                end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=0
+            ),
         )
 
-    def _read(self, state: TrainState) -> Row:
+    def _read(self, state: TrainState) -> LearnerState:
         """What training reads of the row."""
-        rows: Row = state.rows
-        return rows._replace(agent=None, synthetic=None, model=None, trust=None)
+        rows: LearnerState = state.learners
+        return rows._replace(agent=None, synthetic_buffer=None, model=None, trust=None)
 
     def lower(self, state: TrainState) -> jax.stages.Lowered:
         """The largest of the programs."""
@@ -151,11 +159,11 @@ class Program(NamedTuple):
     pairs: tuple[tuple[int, int], ...]  # (index of the variant, seed) of each
     init: Callable[[], TrainState]
     act: jax.stages.Wrapped
-    greedy: jax.stages.Wrapped
+    deterministic_action: jax.stages.Wrapped
     value: jax.stages.Wrapped
     insert: jax.stages.Wrapped
     fit: Fit
-    propose: jax.stages.Wrapped
+    propose_transitions: jax.stages.Wrapped
     learn: jax.stages.Wrapped
     reset: jax.stages.Wrapped
 
@@ -173,24 +181,24 @@ class Program(NamedTuple):
 
     def policies(self, state: TrainState) -> Any:
         """What each row acts by, leaves (S, ...), copied to the host: the state may be donated."""
-        policies = jax.vmap(self.algorithm.policy)(state.rows)
-        return self.placement.real(jax.tree.map(np.array, policies))
+        policies = jax.vmap(self.algorithm.policy)(state.learners)
+        return self.placement.unpad(jax.tree.map(np.array, policies))
 
     def parameters(self) -> dict[str, int]:
         """How many a row's networks have, by the network's name."""
-        rows = jax.eval_shape(self.init).rows
+        rows = jax.eval_shape(self.init).learners
         row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
         return {name: backend.count(net) for name, net in self.algorithm.networks(row).items()}
 
     def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The large programs by name, each with its arguments' shapes."""
         state = self.shapes()
-        step = transition_shapes(self.placement.rows, self.spec)
+        step = transition_shapes(self.placement.num_learners, self.spec)
         corrected: tuple[Any, ...] = ()
         if self.config.oracle != "none":
-            _, proposal = jax.eval_shape(self.propose, state, *step)
+            _, proposal = jax.eval_shape(self.propose_transitions, state, *step)
             # It comes from the host, as the transition does: the rows alone, on no device.
-            rows = self.placement.rows
+            rows = self.placement.num_learners
             corrected = (
                 jax.tree.map(
                     lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), proposal
@@ -222,11 +230,11 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
       UsageError: there are more processes than rows, or JAX has no devices.
     """
     devices = backend.local_devices() if devices is None else devices
-    numbers = distributed.share(config.rows)
-    pairs = tuple(config.row_pairs[numbers.start : numbers.stop])
+    numbers = distributed.share(config.num_learners)
+    pairs = tuple(config.variant_seed_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)
-    algorithm, local = Algorithm(config, spec), placement.own
-    configs = [config_of(config, config.variants[index]) for index, _ in pairs]
+    algorithm, local = Algorithm(config, spec), placement.local_learners
+    configs = [variant_config(config, config.variants[index]) for index, _ in pairs]
     variants, seeds = zip(*pairs, strict=True)
 
     # The seeds are arguments, so that all seeds share one compiled program in the cache.
@@ -238,15 +246,15 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
         rows = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), rows)
         return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
-    functions = over_rows(algorithm)
+    functions = vmap_learners(algorithm)
     # What the environments give is small: every device gets all of it, and takes its own rows.
     whole = EVERYWHERE
     corrected = () if config.oracle == "none" else (whole,)
-    donated = functools.partial(placement.spread, donate_argnums=0)
+    donated = functools.partial(placement.jit_sharded, donate_argnums=0)
     fit: Fit = donated(functions.fit, (STATE,), (STATE, BY_ROWS))
     if len(pairs) == 1 and config.has_model and config.model.schedule == "fixed":
         members = place(config.model.members, devices)
-        if backend.small_caches() and members.mesh.size > 1:
+        if backend.target_is_cpu() and members.mesh.size > 1:
             fit = SharedFit.of(algorithm, placement, members)
     return Program(
         algorithm=algorithm,
@@ -254,28 +262,30 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
         numbers=numbers,
         pairs=pairs,
         init=functools.partial(
-            placement.spread(init, (whole, whole, whole), STATE, jax.jit),
+            placement.jit_sharded(init, (whole, whole, whole), STATE, jax.jit),
             jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *configs),
             np.array(variants, np.int32),
             np.array(seeds, np.int32),
         ),
-        act=placement.spread(
+        act=placement.jit_sharded(
             lambda state, obs, step: functions.act(state, local(obs), step),
             (STATE, whole, whole),
             BY_ROWS,
         ),
-        greedy=placement.spread(
-            lambda state, obs: functions.greedy(state, local(obs)), (STATE, whole), BY_ROWS
+        deterministic_action=placement.jit_sharded(
+            lambda state, obs: functions.deterministic_action(state, local(obs)),
+            (STATE, whole),
+            BY_ROWS,
         ),
-        value=placement.spread(
+        value=placement.jit_sharded(
             lambda state, obs: functions.value(state, local(obs)), (STATE, whole), BY_ROWS
         ),
         insert=donated(
             lambda state, *step: functions.insert(state, *local(step)), (STATE, whole, whole), STATE
         ),
         fit=fit,
-        propose=donated(
-            lambda state, *step: functions.propose(state, *local(step)),
+        propose_transitions=donated(
+            lambda state, *step: functions.propose_transitions(state, *local(step)),
             (STATE, whole, whole),
             (STATE, BY_ROWS),
         ),

@@ -28,26 +28,28 @@ STATE = TrainState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
 class Placement(NamedTuple):
     """Rows on devices."""
 
-    rows: int
+    num_learners: int
     mesh: Mesh  # the devices, in one dimension
-    each: int  # rows on a device, copies included
+    learners_per_device: int  # rows on a device, copies included
 
     @property
-    def places(self) -> int:
+    def padded_size(self) -> int:
         """Rows with the copies."""
-        return self.mesh.size * self.each
+        return self.mesh.size * self.learners_per_device
 
-    def own(self, tree: Any) -> Any:
+    def local_learners(self, tree: Any) -> Any:
         """A device's rows of leaves (rows, ...); for use inside what `spread` maps."""
         if self.mesh.size == 1:
             return tree
-        index = jax.lax.axis_index(_AXIS) * self.each + jnp.arange(self.each)
-        return jax.tree.map(lambda x: x[jnp.minimum(index, self.rows - 1)], tree)
+        index = jax.lax.axis_index(_AXIS) * self.learners_per_device + jnp.arange(
+            self.learners_per_device
+        )
+        return jax.tree.map(lambda x: x[jnp.minimum(index, self.num_learners - 1)], tree)
 
     def shardings(self, specs: Any) -> Any:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
-    def spread(
+    def jit_sharded(
         self,
         function: Callable[..., Any],
         inputs: Any,
@@ -101,17 +103,17 @@ class Placement(NamedTuple):
         """
         if needed > backend.FILLED * (there := backend.available(self.mesh.size)):
             raise UsageError(
-                f"--seeds: {self.each} rows on a device take {needed / 2**30:.1f} GiB, and it has "
+                f"--seeds: {self.learners_per_device} rows on a device take {needed / 2**30:.1f} GiB, and it has "
                 f"{there / 2**30:.1f}; take fewer seeds or variants, or lower "
                 "--set replay.real and replay.synthetic"
             )
         return needed
 
-    def real(self, tree: Any) -> Any:
+    def unpad(self, tree: Any) -> Any:
         """Leaves (places, ...) without the copies."""
-        if self.places == self.rows:
+        if self.padded_size == self.num_learners:
             return tree
-        return jax.tree.map(lambda x: np.asarray(x)[: self.rows], tree)
+        return jax.tree.map(lambda x: np.asarray(x)[: self.num_learners], tree)
 
 
 def put(tree: Any, like: Any) -> Any:
@@ -145,6 +147,6 @@ def place(rows: int, devices: Sequence[jax.Device]) -> Placement:
     No more devices are taken than the fullest one leaves work for: six rows on four devices are two
     on each of three.
     """
-    each = -(-rows // len(devices))
-    used = -(-rows // each)
-    return Placement(rows, Mesh(np.array(devices[:used]), (_AXIS,)), each)
+    learners_per_device = -(-rows // len(devices))
+    used = -(-rows // learners_per_device)
+    return Placement(rows, Mesh(np.array(devices[:used]), (_AXIS,)), learners_per_device)

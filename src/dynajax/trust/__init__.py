@@ -2,37 +2,37 @@
 
 from dynajax import registry
 from dynajax.config import Config
-from dynajax.trust.base import Predictions, Rule, Verdict, in_code, in_standard_units
+from dynajax.trust.base import Predictions, TrustOutput, TrustRule, to_normalized, to_standard_units
 from dynajax.trust.infoprop import Infoprop
 from dynajax.trust.m2ac import M2AC
 from dynajax.trust.macura import Macura
 from dynajax.trust.penalty import Penalty
-from dynajax.trust.uncertainty_weight import Weight
+from dynajax.trust.uncertainty_weight import UncertaintyWeight
 from dynajax.types import EnvSpec
 
 __all__ = [
     "TRUST",
     "Predictions",
-    "Rule",
-    "Verdict",
-    "in_code",
-    "in_standard_units",
-    "rule_class",
-    "rule_of",
+    "TrustOutput",
+    "TrustRule",
+    "make_rule",
+    "to_normalized",
+    "to_standard_units",
+    "trust_rule_class",
 ]
 
 #: By the name that `--trust` takes; a module of one's own adds what it has.
-TRUST: dict[str, type[Rule]] = {
-    "none": Rule,
+TRUST: dict[str, type[TrustRule]] = {
+    "none": TrustRule,
     "macura": Macura,
     "m2ac": M2AC,
     "infoprop": Infoprop,
     "penalty": Penalty,
-    "weight": Weight,
+    "uncertainty_weight": UncertaintyWeight,
 }
 
 
-def rule_class(name: str) -> type[Rule]:
+def trust_rule_class(name: str) -> type[TrustRule]:
     """The rule called `name`, or `module:name`.
 
     Raises:
@@ -41,6 +41,6 @@ def rule_class(name: str) -> type[Rule]:
     return registry.lookup("--trust", TRUST, name)
 
 
-def rule_of(config: Config, spec: EnvSpec) -> Rule:
+def make_rule(config: Config, spec: EnvSpec) -> TrustRule:
     """The rule of a configuration, for one row: its traced fields may be arrays."""
-    return rule_class(config.trust_name)(config.trust, spec, config.rollouts_beside)
+    return trust_rule_class(config.trust_name)(config.trust, spec, config.num_parallel_rollouts)

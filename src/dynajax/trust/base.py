@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 
 from dynajax.config import Config, NoFields
-from dynajax.types import Array, EnvSpec, Model
+from dynajax.types import Array, EnvSpec, ModelState
 
 
 class Predictions(NamedTuple):
@@ -24,8 +24,8 @@ class Predictions(NamedTuple):
     alive: Array | bool = True  # (B,) which of the rollouts go on; True: all
 
 
-def in_standard_units(
-    model: Model,
+def to_standard_units(
+    model: ModelState,
     mean: Array,
     log_variance: Array,
     member: Array,
@@ -38,17 +38,17 @@ def in_standard_units(
     return Predictions(mean * ratio, variance, member, z * ratio, alive)
 
 
-def in_code(model: Model, sample: Array) -> Array:
+def to_normalized(model: ModelState, sample: Array) -> Array:
     """A sample (B, D+1) in standard units as one in the code's z."""
     return sample * model.unit / model.code.scale
 
 
-class Verdict(NamedTuple):
+class TrustOutput(NamedTuple):
     """What a rule says of B transitions; None: nothing."""
 
-    alive: Array | None = None  # (B,) bool: the rollout goes on
-    store: Array | None = None  # (B,) bool: the transition is learned from
-    penalty: Array | None = None  # (B,) off the reward, in its standard deviations
+    continue_mask: Array | None = None  # (B,) bool: the rollout goes on
+    keep_mask: Array | None = None  # (B,) bool: the transition is learned from
+    reward_penalty: Array | None = None  # (B,) off the reward, in its standard deviations
     weight: Array | None = None  # (B,) in the critic's loss
 
 
@@ -58,7 +58,7 @@ def apart(mean: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Rule:
+class TrustRule:
     """A rule of one row: pure methods on a state of its own, which lives in the `Row`.
 
     The base class trusts everything, and asks for nothing.
@@ -68,18 +68,18 @@ class Rule:
       spec: the task; batch: B, rollouts beside each other.
     """
 
-    own: Any
+    config: Any
     spec: EnvSpec
     batch: int
 
     #: A dataclass made by `config.fields`, every field with a default.
     Fields: ClassVar[type] = NoFields
     #: Whether all members are evaluated, and `apply` is called.
-    asks: ClassVar[bool] = False
+    needs_all_members: ClassVar[bool] = False
     #: Whether its verdicts have weights, for which the synthetic ring then has a column.
-    weighs: ClassVar[bool] = False
+    uses_weights: ClassVar[bool] = False
     #: Whether its state has a part for each of the rollouts beside each other.
-    remembers: ClassVar[bool] = False
+    per_rollout_state: ClassVar[bool] = False
     #: Which of its verdicts' means are logged, of penalty and weight.
     figures: ClassVar[tuple[str, ...]] = ()
 
@@ -114,6 +114,6 @@ class Rule:
 
     def apply(
         self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
-    ) -> tuple[Any, Verdict]:
+    ) -> tuple[Any, TrustOutput]:
         """What is said of step h, from 0, of rollouts of `horizon` steps."""
-        return state, Verdict()
+        return state, TrustOutput()

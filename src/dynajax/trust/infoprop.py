@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dynajax.config import Config, fields, traced
-from dynajax.trust.base import Predictions, Rule, Verdict, apart
+from dynajax.trust.base import Predictions, TrustOutput, TrustRule, apart
 from dynajax.types import Array, UsageError
 
 
@@ -32,7 +32,7 @@ class InfopropState(NamedTuple):
     spent: Array  # (B, D+1)
 
 
-class Infoprop(Rule):
+class Infoprop(TrustRule):
     """Rollouts of the members' common knowledge, while little information is lost (Frauenknecht et
     al., 2025).
 
@@ -42,8 +42,8 @@ class Infoprop(Rule):
     """
 
     Fields: ClassVar[type] = InfopropFields
-    asks = True
-    remembers = True
+    needs_all_members = True
+    per_rollout_state = True
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -84,7 +84,7 @@ class Infoprop(Rule):
     ) -> InfopropState:
         """Takes the quantiles of the losses on real data."""
         loss = jnp.where(counts[:, None] > 0, self._common(predictions)[-1], jnp.nan)
-        high, low = (jnp.nanquantile(loss, q, axis=0) for q in (self.own.high, self.own.low))
+        high, low = (jnp.nanquantile(loss, q, axis=0) for q in (self.config.high, self.config.low))
         return state._replace(high=high, low=low)
 
     def apply(
@@ -94,9 +94,9 @@ class Infoprop(Rule):
         h: Array,
         horizon: Array | int,
         key: Array,
-    ) -> tuple[InfopropState, Verdict]:
+    ) -> tuple[InfopropState, TrustOutput]:
         """Ends rollouts that lose too much."""
         loss = self._common(predictions)[-1]
         spent = jnp.where(h == 0, 0.0, state.spent) + loss
-        lost = (loss > state.high) | (spent > self.own.longest * state.low)
-        return state._replace(spent=spent), Verdict(alive=~lost.any(-1))
+        lost = (loss > state.high) | (spent > self.config.longest * state.low)
+        return state._replace(spent=spent), TrustOutput(continue_mask=~lost.any(-1))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from dynajax.config import Config, fields, traced
-from dynajax.trust.base import Predictions, Rule, Verdict, apart
+from dynajax.trust.base import Predictions, TrustOutput, TrustRule, apart
 from dynajax.types import Array, UsageError
 
 
@@ -25,7 +25,7 @@ class M2ACFields:
     scale: float = traced(1e-3, 0, about="of the penalty, standard deviations of the reward")
 
 
-class M2AC(Rule):
+class M2AC(TrustRule):
     """The transitions are learned from on which a member agrees most with the others (Pan et al.,
     2020).
 
@@ -35,13 +35,13 @@ class M2AC(Rule):
     """
 
     Fields: ClassVar[type] = M2ACFields
-    asks = True
+    needs_all_members = True
     figures = ("penalty",)
 
     @classmethod
     def check(cls, config: Config) -> None:
         """Of one rollout the better half is none."""
-        if config.rollouts_beside == 1:
+        if config.num_parallel_rollouts == 1:
             raise UsageError(
                 "--trust=m2ac: it keeps the better half of rollouts beside each other, and here is "
                 "one; choose --set rollout.horizon lower, or --set learn.batch higher"
@@ -65,11 +65,11 @@ class M2AC(Rule):
 
     def apply(
         self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
-    ) -> tuple[Any, Verdict]:
+    ) -> tuple[Any, TrustOutput]:
         """Keeps the lowest, and penalises all."""
         u = self.divergence(predictions)
         share = jnp.where(jnp.asarray(horizon) == 1, 0.5, (horizon - h) / (2 * (horizon + 1)))
         counts = jnp.isfinite(u) & predictions.alive
         count = jnp.round(share * counts.sum()).astype(jnp.int32)
         rank = jnp.argsort(jnp.argsort(jnp.where(counts, u, jnp.inf)))
-        return state, Verdict(store=rank < count, penalty=self.own.scale * u)
+        return state, TrustOutput(keep_mask=rank < count, reward_penalty=self.config.scale * u)

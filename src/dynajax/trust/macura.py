@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 
 from dynajax.config import fields, traced
-from dynajax.trust.base import Predictions, Rule, Verdict
+from dynajax.trust.base import Predictions, TrustOutput, TrustRule
 from dynajax.types import Array
 
 
@@ -27,7 +27,7 @@ class MacuraState(NamedTuple):
     calls: Array  # () int
 
 
-class Macura(Rule):
+class Macura(TrustRule):
     """Rollouts go on while the members agree (MACURA; Frauenknecht et al., 2024).
 
     u is the mean over pairs of members of the geometric Jensen-Shannon divergence. At the first
@@ -36,7 +36,7 @@ class Macura(Rule):
     """
 
     Fields: ClassVar[type] = MacuraFields
-    asks = True
+    needs_all_members = True
     CALLS: ClassVar[int] = 2000
 
     def init(self) -> MacuraState:
@@ -63,17 +63,17 @@ class Macura(Rule):
         h: Array,
         horizon: Array | int,
         key: Array,
-    ) -> tuple[MacuraState, Verdict]:
+    ) -> tuple[MacuraState, TrustOutput]:
         """Ends rollouts whose members disagree."""
         u = self.divergence(predictions)
         # One infinite or missing u would stay in the thresholds for as many calls.
         counts = jnp.isfinite(u) & predictions.alive
-        percentile = jnp.nanpercentile(jnp.where(counts, u, jnp.nan), self.own.zeta)
+        percentile = jnp.nanpercentile(jnp.where(counts, u, jnp.nan), self.config.zeta)
         begun = MacuraState(
-            state.thresholds.at[state.calls % self.CALLS].set(self.own.xi * percentile),
+            state.thresholds.at[state.calls % self.CALLS].set(self.config.xi * percentile),
             state.calls + 1,
         )
         first = (h == 0) & counts.any()
         state = MacuraState(*(jnp.where(first, a, b) for a, b in zip(begun, state, strict=True)))
         known = jnp.clip(state.calls, 1, self.CALLS)
-        return state, Verdict(alive=u < state.thresholds.sum() / known)
+        return state, TrustOutput(continue_mask=u < state.thresholds.sum() / known)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 
 from dynajax.config import Config, fields, static, traced
-from dynajax.trust.base import Predictions, Rule, Verdict, apart
+from dynajax.trust.base import Predictions, TrustOutput, TrustRule, apart
 from dynajax.types import Array, UsageError
 
 
@@ -21,7 +21,7 @@ class PenaltyFields:
     scale: float = traced(1.0, about="lambda, standard deviations of the reward")
 
 
-class Penalty(Rule):
+class Penalty(TrustRule):
     """The reward less lambda u (MOPO; Yu et al., 2020).
 
     u is `noise`, max_e ||sqrt v_e||, or `spread`, the norm of the members' standard deviation of
@@ -29,7 +29,7 @@ class Penalty(Rule):
     """
 
     Fields: ClassVar[type] = PenaltyFields
-    asks = True
+    needs_all_members = True
     figures = ("penalty",)
 
     @classmethod
@@ -43,10 +43,10 @@ class Penalty(Rule):
 
     def apply(
         self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
-    ) -> tuple[Any, Verdict]:
+    ) -> tuple[Any, TrustOutput]:
         """Penalises every transition, and keeps all."""
-        if self.own.kind == "noise":
+        if self.config.kind == "noise":
             u = jnp.sqrt(predictions.variance.sum(-1)).max(0)
         else:
             u = jnp.sqrt(apart(predictions.mean).var(0).sum(-1))
-        return state, Verdict(penalty=self.own.scale * u)
+        return state, TrustOutput(reward_penalty=self.config.scale * u)

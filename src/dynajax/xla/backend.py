@@ -23,7 +23,7 @@ _absent: str | None = None
 
 
 @contextlib.contextmanager
-def made_for(platform: str) -> Iterator[None]:
+def compiling_for(platform: str) -> Iterator[None]:
     """Within it programs are made for devices of a platform that need not be here."""
     global _absent
     before, _absent = _absent, platform
@@ -55,7 +55,7 @@ def local_devices() -> list[jax.Device]:
         ) from None
 
 
-def small_caches() -> bool:
+def target_is_cpu() -> bool:
     """Whether programs are made for cores of a CPU, where what stays in the cache costs least."""
     return (_absent or local_devices()[0].platform) == "cpu"
 
@@ -73,7 +73,7 @@ def use_cores() -> None:
 
 def options() -> dict[str, str]:
     """Compiler options for the devices; none where this XLA does not know them."""
-    return _on_cpu() if small_caches() else {}
+    return _on_cpu() if target_is_cpu() else {}
 
 
 @functools.cache
