@@ -1,418 +1,431 @@
-"""Model-based policy optimisation (Janner et al., 2019): what happens to one row.
+"""Model-based policy optimization (Janner et al., 2019, Algorithm 2), for one learner.
 
-`learn` is one environment step's learning, `fit` refits the model; without a model `learn` is the
-model-free agent alone. `schedule` says when each happens, and `runtime.program` maps them over
-the rows.
+::
+
+    for each agent step:
+        every `model.fit_every` steps: fit the ensemble to D_env               fit
+        act in the environment                                                 act
+        add the transition to D_env                                            learn, insert
+        roll out the policy in the model from states of D_env, into D_model    learn, source.prepare
+        for each of U gradient updates:
+            update the agent on real and synthetic transitions                 learn, update
+
+Where synthetic transitions come from is the source's business (`synthetic`), how the agent learns
+from a minibatch is the agent's (`agents`). Without a model this is the model-free agent. `schedule`
+decides when each function is called, and `runtime.program` maps them over the learners.
 """
 
 import functools
 import operator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from dynajax import nets, replay, schedule
-from dynajax.agents import make_agent
+from dynajax import replay, schedule
+from dynajax.agents import Agent, make_agent
 from dynajax.config import Config
-from dynajax.models import ensemble, rollouts
-from dynajax.refit import Refits
-from dynajax.types import EXPLORE, Array, LearnerState, Metrics, Params, Replay, Shared, Transition
+from dynajax.models import DynamicsModel, ensemble, evaluation, make_model, training
+from dynajax.models.fit_data import DataSplit
+from dynajax.models.model_env import ModelEnv
+from dynajax.models.training import FitInputs, MemberState
+from dynajax.networks.dense import matmul_precision
+from dynajax.replay import Request
+from dynajax.synthetic import (
+    Source,
+    SourceKeys,
+    UpdateInputs,
+    expand_targets,
+    make_source,
+    reward_means,
+)
+from dynajax.trust import TrustRule, make_rule
+from dynajax.types import (
+    EXPLORE,
+    HOLDOUT,
+    EnvSpec,
+    LearnerState,
+    Metrics,
+    Minibatch,
+    ModelState,
+    PackedTransitions,
+    Params,
+    ReplayBuffer,
+    Shared,
+    Transition,
+)
+from dynajax.xla.barriers import materialize
+from dynajax.xla.scan import scan_mean
 
 
-class ModelTransitions(NamedTuple):
-    """The synthetic transitions of one environment step, from B states of the real ring."""
+class StepKeys(NamedTuple):
+    """PRNG keys of one agent step's learning."""
 
-    slots: Any  # (B,) of the real ring, where the rollouts begin
-    transition: Transition  # leaves (B, ...)
-    store: Any  # (B,) bool: may be learned from
-
-
-class _Keys(NamedTuple):
-    """What one environment step's learning draws with."""
-
-    after: Array  # for the steps that follow
-    starts: Array
-    rollout: Array
+    next: Array  # for later agent steps
     real: Array
-    synthetic: Array
+    source: SourceKeys
     update: Array
-    expand: Array
+    expansion: Array
 
 
-class _Fresh(NamedTuple):
-    """Where rollouts begin that an update imagines afresh."""
+@dataclass(frozen=True)
+class MBPO:
+    """The algorithm as pure functions of a `LearnerState`.
 
-    obs: Array  # (B, D)
-    key: Array
+    Attributes:
+      config: the run's configuration; a learner carries its own, whose traced fields are arrays.
+      spec: the task.
+    """
 
+    config: Config
+    spec: EnvSpec
 
-class Algorithm(Refits):
-    """The algorithm, bound to a run's static configuration and its task."""
+    # The parts of a learner, bound to its own configuration.
 
-    def init(self, config: Config, variant: Array, seed: Array) -> LearnerState:
-        """A new row. Its keys come from its seed alone, so rows do not depend on their neighbours.
+    def agent(self, learner: LearnerState) -> Agent:
+        """Return the agent."""
+        return make_agent(learner.config, self.spec)
+
+    def trust_rule(self, learner: LearnerState) -> TrustRule:
+        """Return the trust rule."""
+        return make_rule(learner.config, self.spec)
+
+    def source(self, learner: LearnerState) -> Source:
+        """Return the source of synthetic data."""
+        return make_source(learner.config, self.spec, self.trust_rule(learner))
+
+    def dynamics(self, learner: LearnerState) -> DynamicsModel:
+        """Return the dynamics model."""
+        return make_model(learner.config.model, self.spec)
+
+    def model_env(self, learner: LearnerState) -> ModelEnv:
+        """Return the model, in which the agent acts, as a batch of environments."""
+        return ModelEnv(
+            learner.config,
+            self.spec,
+            self.trust_rule(learner),
+            self.dynamics(learner),
+            learner.model,
+            functools.partial(self.agent(learner).act, learner.agent),
+        )
+
+    # The algorithm.
+
+    def init(self, config: Config, variant: Int[Array, ""], seed: Int[Array, ""]) -> LearnerState:
+        """Return a new learner.
+
+        Its keys come from its seed alone, so a learner does not depend on those beside it.
 
         Args:
-          config: the row's own.
-          variant, seed: () int.
+          config: the learner's own.
+          variant: index into the run's variants.
         """
         seed_key, agent_key, model_key, key = jax.random.split(jax.random.PRNGKey(seed), 4)
         sizes, spec = self.config.replay, self.spec
-        row = LearnerState(
+        learner = LearnerState(
             config=config,
             variant=variant,
             key=key,
             seed_key=seed_key,
             agent=make_agent(config, spec).init(agent_key),
             real_buffer=replay.init(sizes.real, spec.obs_dim, spec.action_dim),
-            model=None,
-            synthetic_buffer=None,
+            model=cast(ModelState, None),
+            synthetic=None,
             trust=None,
         )
         if not self.config.has_model:
-            return row
-        rule = self._rule(row)
-        row = row._replace(model=ensemble.init(config.model, spec, model_key), trust=rule.init())
-        if self.config.rollout.fresh:
-            return row
-        ring = replay.init(
-            sizes.synthetic, spec.obs_dim, spec.action_dim, uses_weights=rule.uses_weights
+            return learner
+        return learner._replace(
+            model=ensemble.init(self.dynamics(learner), model_key),
+            trust=self.trust_rule(learner).init(),
+            synthetic=self.source(learner).init(),
         )
-        return row._replace(synthetic_buffer=ring)
 
-    def act(self, row: LearnerState, obs: Array, step: Array) -> Array:
-        """The exploring action at an environment step: (D,) -> (A,); uniform at first."""
+    def act(
+        self, learner: LearnerState, obs: Float[Array, " D"], step: Int[Array, ""]
+    ) -> Float[Array, " A"]:
+        """Return the exploring action at an agent step: random at first, then the policy's."""
         chex.assert_shape(obs, (self.spec.obs_dim,))
-        key = jax.random.fold_in(jax.random.fold_in(row.seed_key, EXPLORE), step)
-        uniform_key, policy_key = jax.random.split(key)
-        uniform = jax.random.uniform(uniform_key, (self.spec.action_dim,), minval=-1, maxval=1)
-        policy, _ = self.agent(row).act(row.agent, obs, policy_key)
-        return jnp.where(schedule.due(self.config, step).random, uniform, policy)
-
-    def policy(self, row: LearnerState) -> Any:
-        """What `greedy` reads of the agent, as it is kept for use elsewhere."""
-        return self.agent(row).policy(row.agent)
-
-    def networks(self, row: LearnerState) -> dict[str, Params]:
-        """Parameters by the network's name, the model's too."""
-        networks = self.agent(row).networks(row.agent)
-        return networks if row.model is None else {**networks, "model": row.model.params}
-
-    def deterministic_action(self, row: LearnerState, obs: Array) -> Array:
-        """The deterministic action: (..., D) -> (..., A)."""
-        return self.agent(row).deterministic_action(row.agent, obs)
-
-    def value(self, row: LearnerState, obs: Array) -> Array:
-        """What the critics expect of the deterministic action, on average: (..., D) -> (...)."""
-        agent = self.agent(row)
-        return agent.value(row.agent, obs, agent.deterministic_action(row.agent, obs)).mean(0)
+        key = jax.random.fold_in(jax.random.fold_in(learner.seed_key, EXPLORE), step)
+        random_key, policy_key = jax.random.split(key)
+        random = jax.random.uniform(random_key, (self.spec.action_dim,), minval=-1, maxval=1)
+        policy, _ = self.agent(learner).act(learner.agent, obs, policy_key)
+        return jnp.where(schedule.due(self.config, step).random, random, policy)
 
     def insert(
-        self, row: LearnerState, shared: Shared, transition: Transition, valid: Array
+        self, learner: LearnerState, shared: Shared, transition: Transition, valid: Bool[Array, ""]
     ) -> LearnerState:
-        """Stores one real transition, leaves (...) of one step, if it is `valid` ()."""
+        """Add a real transition, leaves (...), to D_env if it is valid."""
         block = jax.tree.map(lambda x: x[None], replay.pack(transition, valid))
-        return row._replace(
-            real_buffer=replay.add(row.real_buffer, block, shared.step),
-            agent=self.agent(row).update_obs_statistics(row.agent, transition.obs, valid),
+        agent = self.agent(learner)
+        return learner._replace(
+            real_buffer=replay.insert(learner.real_buffer, block, shared.step),
+            agent=agent.update_obs_statistics(learner.agent, transition.obs, valid),
         )
-
-    def _keys(self, row: LearnerState) -> _Keys:
-        after, rollout, real, synthetic, update, expand = jax.random.split(row.key, 6)
-        # Fresh transitions are not drawn, but the states where they begin.
-        starts = synthetic
-        if not self.config.rollout.fresh:
-            starts, rollout = jax.random.split(rollout)
-        return _Keys(after, starts, rollout, real, synthetic, update, expand)
-
-    def _slots(self, row: LearnerState, shared: Shared, keys: _Keys) -> tuple[Array, Array | None]:
-        """Slots of the real ring: of U minibatches' real part (U, B), and where rollouts begin: (B,) of
-        those that are stored, (U, B) of fresh ones, None without.
-        """
-        config, updates = self.config, self.config.learn.utd
-        wanted: list[tuple[Array, tuple[int, ...]]] = [(keys.real, (updates, config.real_batch))]
-        if config.has_model and not config.rollout.fresh:
-            wanted.append((keys.starts, (config.rollout.batch,)))
-        elif config.has_model and config.synthetic_batch:
-            wanted.append((keys.starts, (updates, config.num_parallel_rollouts)))
-        real, *starts = replay.sample_indices(row.real_buffer, shared.step + 1, *wanted)
-        return real, starts[0] if starts else None
-
-    def _imagine(
-        self,
-        row: LearnerState,
-        length: Array | int,
-        key: Array,
-        trusted: Any,
-        obs: Array,
-        alive: Array,
-        h: Array | int,
-    ) -> tuple[Any, rollouts.ModelStep]:
-        """Step `h` of rollouts of `length` from obs (B, D), see `rollouts.imagine`.
-
-        Args:
-          row: with what is `_asked` of its model.
-        """
-        assert row.model is not None
-        return rollouts.model_step(
-            row.config,
-            self.spec,
-            self._rule(row),
-            functools.partial(self.agent(row).act, row.agent),
-            row.model,
-            trusted,
-            obs,
-            alive,
-            h,
-            length,
-            jax.random.fold_in(key, h),
-        )
-
-    def _asked(self, row: LearnerState) -> LearnerState:
-        """The row with that of its model which rollouts ask."""
-        if row.model is None:
-            return row
-        return row._replace(model=rollouts.asked(self._rule(row), row.model))
-
-    def _step(self, row: LearnerState, state: Any, length: int, key: Array) -> rollouts.Step:
-        """The steps of rollouts of `length` by the agent in `state`."""
-        return functools.partial(self._imagine, row._replace(agent=state), length, key)
-
-    def roll_out(
-        self, row: LearnerState, shared: Shared, length: Array | int, slots: Array, key: Array
-    ) -> tuple[LearnerState, Metrics]:
-        """The row once rollouts of `length` are in its synthetic ring, and their figures.
-
-        A rollout stops at a termination, where the model leaves the finite numbers, or where the
-        rule of trust ends it; its later slots are holes.
-
-        Args:
-          slots: (B,) of the real ring, where they begin.
-        """
-        assert row.synthetic_buffer is not None
-        size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
-        blocks = self.config.replay.synthetic // size
-        starts = replay.take(row.real_buffer, slots).data
-        asked = self._asked(row)
-
-        def extend(h: Array, carry: Any) -> Any:
-            ring, trusted, obs, alive, figures = carry
-            trusted, imagined = self._imagine(asked, length, key, trusted, obs, alive, h)
-            # The remainder first: in all there can be more transitions than an int32 holds.
-            at = (shared.blocks + h) % blocks * size
-            store, alive, obs = rollouts.update_masks(alive, obs, imagined)
-            ring = replay.add(ring, replay.pack(imagined.transition, store, imagined.weight), at)
-            figures = rollouts.accumulate_metrics(figures, h, store, imagined)
-            return ring, trusted, obs, alive, figures
-
-        figures = rollouts.init_metrics(self._rule(row), longest)
-        carry = (row.synthetic_buffer, row.trust, starts.obs, jnp.ones(size, bool), figures)
-        ring, trusted, _, _, figures = jax.lax.fori_loop(0, length, extend, carry)
-        metrics = rollouts.figures(self._rule(row), figures, size, length)
-        return row._replace(synthetic_buffer=ring, trust=trusted), metrics
-
-    def propose_transitions(
-        self, row: LearnerState, shared: Shared, transition: Transition, valid: Array
-    ) -> tuple[LearnerState, ModelTransitions]:
-        """Inserts, and makes the synthetic transitions that `learn` would make, for an oracle.
-
-        Rollouts have one step here. Arguments as for `learn`.
-        """
-        row = self.insert(row, shared, transition, valid)
-        keys = self._keys(row)
-        size = (self.config.rollout.batch,)
-        slots = replay.draw(keys.starts, row.real_buffer, shared.step + 1, size)
-        starts, alive = replay.take(row.real_buffer, slots).data, jnp.ones(size, bool)
-        asked = self._asked(row)
-        _, imagined = self._imagine(asked, 1, keys.rollout, row.trust, starts.obs, alive, 0)
-        return row, ModelTransitions(slots, imagined.transition, imagined.keep_mask)
 
     def learn(
-        self,
-        row: LearnerState,
-        shared: Shared,
-        transition: Transition,
-        valid: Array,
-        corrected: ModelTransitions | None = None,
+        self, learner: LearnerState, shared: Shared, transition: Transition, valid: Bool[Array, ""]
     ) -> tuple[LearnerState, Metrics]:
-        """One environment step's learning: insert, rollouts, and U updates on mixed minibatches.
+        """Learn from one agent step (Algorithm 2, lines 5 to 10).
 
         Args:
-          shared: the counters before this step.
-          transition, valid: one real step, leaves (...).
-          corrected: an oracle's word on what `propose` made of the same step, in place of the
-            rollouts.
+          shared: the counters before this agent step.
+          transition, valid: the real transition, leaves (...).
         """
-        config, updates = self.config, self.config.learn.utd
-        if corrected is None:
-            row = self.insert(row, shared, transition, valid)
-        keys = self._keys(row)
-        slots, starts = self._slots(row, shared, keys)
-        real = replay.take(row.real_buffer, slots)
-        row, synthetic, figures = self._synthetic(row, shared, keys, starts, corrected)
-        if isinstance(synthetic, Replay) and not config.rollout.on_top:
-            real, synthetic = jax.vmap(replay.beside)(real, synthetic), None
-        # Or XLA takes the minibatches out of the rings inside the loop, and copies the rings for it.
-        real, synthetic = jax.lax.optimization_barrier((real, synthetic))
-        blocks = [x.data.reward for x in (real, synthetic) if isinstance(x, Replay)]
-        figures |= _rewards(jnp.concatenate(blocks, 1), config.real_batch)
-        each = jax.random.split(keys.expand, updates) if self._expands else None
-        parts = 2 if config.has_model and config.rollout.on_top else 1
-        noise = self.agent(row).noise(keys.update, updates * parts)
-        noises = tuple(
+        # Line 5: add to D_env.
+        learner = self.insert(learner, shared, transition, valid)
+        # Lines 6 to 8: roll out the policy in the model from states of D_env.
+        source = self.source(learner)
+        keys = self._split_keys(learner, source)
+        real, starts = self._sample_real(learner, shared, source, keys)
+        model_env = self.model_env(learner)
+        learner, inputs, metrics = source.prepare(
+            learner, shared, model_env, real, starts, keys.source
+        )
+        # Lines 9 and 10: U gradient updates on D_env and D_model.
+        return self.update(learner, source, inputs, metrics, keys)
+
+    def update(
+        self,
+        learner: LearnerState,
+        source: Source,
+        inputs: UpdateInputs,
+        metrics: Metrics,
+        keys: StepKeys,
+    ) -> tuple[LearnerState, Metrics]:
+        """Take the U gradient updates of one agent step (Algorithm 2, lines 9 and 10).
+
+        Args:
+          inputs: what `source` has prepared for the updates, leaves (U, ...).
+          metrics: of the preparation.
+        """
+        inputs = materialize(inputs)
+        metrics = metrics | reward_means(inputs, self.config.real_batch)
+        expansion_keys = self._expansion_keys(keys)
+        agent, noise = self.agent(learner), self._noise(learner, source, keys)
+        model_env = self.model_env(learner)
+        if self.config.has_model:
+            model_env = model_env.select_members()
+
+        def one_update(carry: tuple[Any, Any], x: Any) -> tuple[tuple[Any, Any], Metrics]:
+            (state, trust), (inputs, noise, key) = carry, x
+            env = model_env.with_policy(functools.partial(agent.act, state))
+            trust, minibatches, metrics = source.minibatches(env, trust, inputs)
+            losses = []
+            for index, (batch, draws) in enumerate(zip(minibatches, noise, strict=True)):
+                reach: Metrics = {}
+                if key is not None:
+                    env = model_env.with_policy(functools.partial(agent.act, state))
+                    trust, batch, reach = self._expand(
+                        learner, state, env, trust, batch, jax.random.fold_in(key, index)
+                    )
+                may_be_empty = index > 0 or not self.config.real_batch
+                state, loss = _gradient_step(agent, state, batch, draws, may_be_empty)
+                losses.append(loss | reach)
+            mean = jax.tree.map(lambda *x: functools.reduce(operator.add, x) / len(x), *losses)
+            return (state, trust), {**mean, **metrics}
+
+        with matmul_precision(self.config.precision):
+            (state, trust), losses = scan_mean(
+                one_update, (learner.agent, learner.trust), (inputs, noise, expansion_keys)
+            )
+        learner = learner._replace(key=keys.next, agent=state, trust=trust)
+        return learner, {**losses, **metrics}
+
+    def fit(self, learner: LearnerState, shared: Shared) -> tuple[LearnerState, Metrics]:
+        """Fit the ensemble to D_env (Algorithm 2, line 4), and calibrate the trust rule."""
+        key, fit_key = jax.random.split(learner.key)
+        state, metrics, data = training.fit(
+            self.dynamics(learner),
+            self._fixes(),
+            learner.variant,
+            learner.model,
+            learner.real_buffer,
+            self._holdout_key(learner),
+            fit_key,
+            self._fit_steps(shared),
+            self.config.precision,
+        )
+        return self._calibrate(learner._replace(key=key), state, data), metrics
+
+    def reset(self, learner: LearnerState) -> LearnerState:
+        """Return a learner with a new agent; data and model stay (Nikishin et al., 2022)."""
+        key, reset_key = jax.random.split(learner.key)
+        return learner._replace(key=key, agent=self.agent(learner).reset(learner.agent, reset_key))
+
+    def count(self, shared: Shared) -> Shared:
+        """Return the counters after an agent step that learned."""
+        source = make_source(self.config, self.spec, make_rule(self.config, self.spec))
+        blocks = source.blocks_after(shared)
+        return Shared(shared.step + 1, blocks)
+
+    # What a learner knows, for evaluation, logs and export.
+
+    def deterministic_action(
+        self, learner: LearnerState, obs: Float[Array, "*B D"]
+    ) -> Float[Array, "*B A"]:
+        """Return the actions that evaluations take."""
+        return self.agent(learner).deterministic_action(learner.agent, obs)
+
+    def value(self, learner: LearnerState, obs: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+        """Return the critics' mean value of the deterministic action."""
+        agent = self.agent(learner)
+        action = agent.deterministic_action(learner.agent, obs)
+        return agent.value(learner.agent, obs, action).mean(0)
+
+    def policy(self, learner: LearnerState) -> Any:
+        """Return the part of the agent's state that `deterministic_action` reads."""
+        return self.agent(learner).policy(learner.agent)
+
+    def networks(self, learner: LearnerState) -> dict[str, Params]:
+        """Return parameters by the network's name, the model's too."""
+        networks = self.agent(learner).networks(learner.agent)
+        return networks if learner.model is None else {**networks, "model": learner.model.params}
+
+    # A fit in three parts, whose members may be trained on several devices.
+
+    def begin_fit(self, learner: LearnerState) -> FitInputs:
+        """Return what the members are trained with, in a fit of fixed length."""
+        _, fit_key = jax.random.split(learner.key)
+        state, data = training.prepare(
+            self.dynamics(learner),
+            self._fixes(),
+            learner.variant,
+            learner.model,
+            learner.real_buffer,
+            self._holdout_key(learner),
+        )
+        keys = jax.random.split(fit_key, self.config.model.members)
+        return FitInputs(state.stats, data, MemberState(state.params, state.opt_state), keys)
+
+    def train_member(
+        self,
+        config: Config,
+        shared: Shared,
+        inputs: FitInputs,
+        buffer: ReplayBuffer,
+        member: MemberState,
+        key: Array,
+    ) -> MemberState:
+        """Train one of `inputs.members`.
+
+        Args:
+          config, buffer: the learner's own configuration and D_env.
+        """
+        dynamics = make_model(config.model, self.spec)
+        steps = self._fit_steps(shared)
+        return training.train_member(
+            dynamics, inputs.stats, member, key, buffer, inputs.data, steps, self.config.precision
+        )
+
+    def end_fit(
+        self, learner: LearnerState, shared: Shared, inputs: FitInputs, members: MemberState
+    ) -> tuple[LearnerState, Metrics]:
+        """Return the learner with its trained members, leaves (E, ...), and the fit's metrics."""
+        model = learner.model
+        key, _ = jax.random.split(learner.key)
+        state = ModelState(*members, inputs.stats, model.elites, model.num_fits + 1)
+        dynamics, steps = self.dynamics(learner), self._fit_steps(shared)
+        state, metrics = training.finish(dynamics, state, inputs.data, steps)
+        return self._calibrate(learner._replace(key=key), state, inputs.data), metrics
+
+    # Details.
+
+    def _split_keys(self, learner: LearnerState, source: Source) -> StepKeys:
+        """Return the keys of one agent step's learning."""
+        after, rollout, real, sample, update, expansion = jax.random.split(learner.key, 6)
+        return StepKeys(after, real, source.split_keys(rollout, sample), update, expansion)
+
+    def _sample_real(
+        self, learner: LearnerState, shared: Shared, source: Source, keys: StepKeys
+    ) -> tuple[PackedTransitions, Sequence[Int[Array, "*shape"]]]:
+        """Sample the real part of U minibatches, and the slots where rollouts start."""
+        buffer, count = learner.real_buffer, shared.step + 1
+        requests = [Request(keys.real, (self.config.learn.utd, self.config.real_batch))]
+        shape, window = source.start_shape(), self.config.rollout.start_window
+        if shape is not None and not window:
+            requests.append(Request(keys.source.starts, shape))
+        indices, *starts = replay.sample_indices(buffer, count, requests)
+        if shape is not None and window:
+            recent = [Request(keys.source.starts, shape)]
+            starts = replay.sample_indices(buffer, count, recent, window=window)
+        return replay.gather(buffer, indices), starts
+
+    def _noise(self, learner: LearnerState, source: Source, keys: StepKeys) -> tuple[Any, ...]:
+        """Draw the agent's noise for every minibatch of an update, leaves (U, ...)."""
+        parts = 2 if source.separate else 1
+        noise = self.agent(learner).noise(keys.update, self.config.learn.utd * parts)
+        return tuple(
             jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)
         )
 
-        names: list[str] = []
-        asked = self._asked(row)
+    def _expansion_keys(self, keys: StepKeys) -> Array | None:
+        """Return a key for the value expansion of each update, None without expansion."""
+        if not (self.config.has_model and self.config.rollout.value_expansion_steps):
+            return None
+        return jax.random.split(keys.expansion, self.config.learn.utd)
 
-        def update(carry: tuple[Any, Any], inputs: Any) -> tuple[tuple[Any, Any], Array]:
-            state, trusted, metrics = self._update(asked, *carry, *inputs)
-            names[:] = metrics
-            # As one array, for each figure alone is a kernel of a GPU.
-            return (state, trusted), jnp.stack(list(metrics.values()))
-
-        carry = row.agent, row.trust
-        with nets.matmul_precision(config.precision):
-            (state, trusted), values = jax.lax.scan(update, carry, (real, synthetic, noises, each))
-        metrics = dict(zip(names, values.mean(0), strict=True))
-        row = row._replace(key=keys.after, agent=state, trust=trusted)
-        return row, {**metrics, **figures}
-
-    @property
-    def _expands(self) -> bool:
-        return self.config.has_model and self.config.rollout.value_expansion_steps > 0
-
-    def _update(
+    def _expand(
         self,
-        row: LearnerState,
+        learner: LearnerState,
         state: Any,
-        trusted: Any,
-        packed: Replay,
-        synthetic: Any,
-        noises: tuple[Any, ...],
-        key: Array | None,
-    ) -> tuple[Any, Any, Metrics]:
-        """One update: on real and synthetic transitions mixed, or on those of each by itself.
+        model_env: ModelEnv,
+        trust: Any,
+        batch: Minibatch,
+        key: Array,
+    ) -> tuple[Any, Minibatch, Metrics]:
+        """Expand the critic's targets of a minibatch by model steps of the agent in `state`."""
+        return expand_targets(
+            model_env,
+            trust,
+            batch,
+            self.config.rollout.value_expansion_steps,
+            key=key,
+            discount=learner.config.learn.discount,
+            temperature=self.agent(learner).temperature(state),
+        )
 
-        Args:
-          state: the agent's; trusted: that of the rule of trust.
-          packed: the real ones, leaves (B, ...).
-          synthetic: of `_synthetic`, for this update.
-          noises: what each minibatch's learning draws with.
-          key: for targets that reach further.
-        """
-        config, agent = self.config, self.agent(row)
-        real = replay.minibatch(packed)
-        metrics: Metrics = {}
-        if isinstance(synthetic, _Fresh):
-            length = config.rollout.horizon[0]
-            trusted, synthetic, metrics = rollouts.fresh(
-                self._step(row, state, length, synthetic.key),
-                self._rule(row),
-                trusted,
-                synthetic.obs,
-                length,
-                config.synthetic_batch,
-            )
-        elif synthetic is not None:
-            synthetic = replay.minibatch(synthetic)
-        alone = len(noises) == 2
-        batches = (real, synthetic) if alone else (replay.beside(real, synthetic),)
-        learned: list[Metrics] = []
-        for part, (batch, noise) in enumerate(zip(batches, noises, strict=True)):
-            reached: Metrics = {}
-            if self._expands:
-                assert key is not None
-                length = config.rollout.value_expansion_steps
-                trusted, batch, reached = rollouts.expand(
-                    self._step(row, state, length, jax.random.fold_in(key, part)),
-                    trusted,
-                    batch,
-                    length,
-                    row.config.learn.discount,
-                    agent.temperature(state),
-                )
-            # A hole counts for nothing, and what would weigh it may be no number.
-            counts = batch.valid.astype(jnp.float32)
-            weight = counts if batch.weight is None else jnp.where(batch.valid, batch.weight, 0.0)
-            updated, of_update = agent.update(state, batch.data, weight, counts, noise)
-            if part or not config.real_batch:
-                # Of nothing but holes the temperature would learn an entropy of 0, and Adam coast on.
-                some = batch.valid.any()
-                updated = jax.tree.map(functools.partial(jnp.where, some), updated, state)
-            state = updated
-            learned.append({**of_update, **reached})
-        mean = jax.tree.map(lambda *x: functools.reduce(operator.add, x) / len(x), *learned)
-        return state, trusted, {**mean, **metrics}
+    def _fixes(self) -> list[tuple[str, ...]]:
+        return [variant.fixes for variant in self.config.variants]
 
-    def _synthetic(
-        self,
-        row: LearnerState,
-        shared: Shared,
-        keys: _Keys,
-        slots: Array | None,
-        corrected: ModelTransitions | None,
-    ) -> tuple[LearnerState, Any, Metrics]:
-        """The synthetic part of U minibatches: stored transitions (U, B, ...), or where those of each
-        update begin, or None; with the row once its rollouts from `slots` are stored, and figures.
-        """
-        if slots is None:
-            return row, None, {}
-        if not self.config.rollout.fresh:
-            return self._stored(row, shared, keys, slots, corrected)
-        obs = replay.take(row.real_buffer, slots).data.obs
-        return row, _Fresh(obs, jax.random.split(keys.rollout, self.config.learn.utd)), {}
+    def _holdout_key(self, learner: LearnerState) -> Array:
+        return jax.random.fold_in(learner.seed_key, HOLDOUT)
 
-    def _stored(
-        self,
-        row: LearnerState,
-        shared: Shared,
-        keys: _Keys,
-        slots: Array,
-        corrected: ModelTransitions | None,
-    ) -> tuple[LearnerState, Replay, Metrics]:
-        """The row with this step's rollouts, transitions of U minibatches, and figures."""
-        config = self.config
-        size, length = config.rollout.batch, rollouts.horizon(config, shared.step)
-        blocks = config.replay.synthetic // size
-        if corrected is None:
-            row, figures = self.roll_out(row, shared, length, slots, keys.rollout)
-        else:
-            assert row.synthetic_buffer is not None
-            at = shared.blocks % blocks * size
-            block = replay.pack(corrected.transition, corrected.store)
-            row = row._replace(synthetic_buffer=replay.add(row.synthetic_buffer, block, at))
-            figures = {"valid_fraction": corrected.store.mean()}
-        ring = row.synthetic_buffer
-        assert ring is not None
-        filled = jnp.minimum(shared.blocks + length, blocks) * size
-        shape = (config.learn.utd, config.synthetic_batch)
-        synthetic = replay.take(ring, replay.draw(keys.synthetic, ring, filled, shape))
-        return row, synthetic, figures
+    def _fit_steps(self, shared: Shared) -> Array | int:
+        transitions = jnp.minimum(shared.step, self.config.replay.real)
+        return training.num_steps(self.config.model, transitions)
 
-    def count(self, shared: Shared) -> Shared:
-        """The counters after an environment step that learned."""
-        config = self.config
-        stored = config.has_model and not config.rollout.fresh
-        blocks = rollouts.horizon(config, shared.step) if stored else 0
-        return Shared(shared.step + 1, shared.blocks + blocks)
-
-    def reset(self, row: LearnerState) -> LearnerState:
-        """A fresh agent from fresh keys; data and model stay (Nikishin et al., 2022)."""
-        key, reset_key = jax.random.split(row.key)
-        return row._replace(key=key, agent=self.agent(row).reset(row.agent, reset_key))
+    def _calibrate(self, learner: LearnerState, state: ModelState, data: DataSplit) -> LearnerState:
+        """Return the learner with a new model, its trust rule calibrated on the holdout."""
+        learner = learner._replace(model=state)
+        rule = self.trust_rule(learner)
+        if not rule.needs_all_members:
+            return learner
+        predictions = evaluation.holdout_predictions(self.dynamics(learner), state, data)
+        trust = rule.calibrate(learner.trust, predictions, data.holdout_weights)
+        return learner._replace(trust=trust)
 
 
-def _rewards(rewards: Array, real: int) -> Metrics:
-    """Means of rewards (U, B), of the `real` first of each minibatch and of those that are stored; both at
-    once, for each alone is two kernels of a GPU.
+def _gradient_step(
+    agent: Agent, state: Any, batch: Minibatch, noise: Any, may_be_empty: bool
+) -> tuple[Any, Metrics]:
+    """Take one gradient step of the agent on a minibatch.
+
+    Args:
+      may_be_empty: the minibatch may have no valid transition; the state then stays as it is.
     """
-    counts = np.array([real, rewards.shape[1] - real])
-    of = (np.arange(rewards.shape[1]) < real) == np.array([[[True]], [[False]]])
-    means = jnp.where(of, rewards, 0.0).sum((1, 2)) / (len(rewards) * counts)
-    names = "real_reward_mean", "synthetic_reward_mean"
-    return {name: mean for name, mean, some in zip(names, means, counts, strict=True) if some}
+    # Invalid transitions get weight 0; select instead of multiplying, because the stored weight
+    # may be NaN.
+    counts = batch.valid.astype(jnp.float32)
+    weight = counts if batch.weight is None else jnp.where(batch.valid, batch.weight, 0.0)
+    updated, metrics = agent.update(state, batch.data, weight, counts, noise)
+    if may_be_empty:
+        # Otherwise the temperature would be updated with entropy 0, and Adam's momentum would
+        # still move the parameters.
+        some = batch.valid.any()
+        updated = jax.tree.map(functools.partial(jnp.where, some), updated, state)
+    return updated, metrics

@@ -1,159 +1,175 @@
-"""A ring of transitions as pure functions on arrays.
+"""A replay buffer as pure functions on arrays.
 
-A slot is drawn only while it is `valid`: dropped transitions and the ends of rollouts leave holes.
-Draws are even among the valid slots: one of their ranks is drawn, and the slot is looked up that
-has it. This is exact, and there is no loop in it whose end depends on data, for which an
-accelerator would have to wait for its host.
+Only `valid` slots are sampled: transitions that are not finite, and rollout steps that a
+termination or a trust rule has cut off, stay in the buffer as invalid slots. Sampling draws a rank
+among the valid slots and looks up the slot that has it. This is exact, and it needs no loop whose
+length depends on data, which an accelerator would have to wait for.
 """
 
 import dataclasses
 import math
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from dynajax.types import Array, Minibatch, Replay, Transition
+from dynajax.types import Minibatch, PackedTransitions, ReplayBuffer, Transition
 from dynajax.xla import backend
 
-_Block = TypeVar("_Block", Replay, Minibatch)
+_Batch = TypeVar("_Batch", PackedTransitions, Minibatch)
 
-#: Flags of slots that lie in one word of an index.
+#: Flags of slots in one word of the sampling index.
 _BITS = 32
 
-#: A TPU lays an array out in tiles of 8 by 128, along those of its axes that they fill best.
+#: A TPU lays out an array in tiles of 8 by 128, along the axes that fill them best.
 _TILE = 8
 
 
-def init(capacity: int, obs_dim: int, action_dim: int, *, uses_weights: bool = False) -> Replay:
-    """An empty ring of N = `capacity` slots, with a column of weights if it `weighs`."""
-    return Replay(
-        packed=jnp.zeros((capacity, columns(obs_dim, action_dim))),
+def init(capacity: int, obs_dim: int, action_dim: int, *, weighted: bool = False) -> ReplayBuffer:
+    """Return an empty buffer of `capacity` slots, with a weight for each if `weighted`."""
+    return ReplayBuffer(
+        packed=jnp.zeros((capacity, packed_size(obs_dim, action_dim))),
         valid=jnp.zeros(capacity, bool),
-        weight=jnp.zeros(capacity) if uses_weights else None,
+        weight=jnp.zeros(capacity) if weighted else None,
         obs_dim=obs_dim,
         action_dim=action_dim,
     )
 
 
-def columns(obs_dim: int, action_dim: int) -> int:
-    """P, the entries that a transition lies in: 2D+A+2, and up to the next whole tile.
+def packed_size(obs_dim: int, action_dim: int) -> int:
+    """Return the numbers of a packed transition, 2D+A+2 rounded up to a whole tile.
 
-    With less, a TPU finds that eight rows of a run fill its tiles better than the entries do, lays
-    the rings out along the rows, and turns them whole in every step.
+    Without the padding a TPU finds that the learners fill its tiles better than the numbers do,
+    lays out the buffers along the learners, and transposes them in every step.
     """
     return -(-(2 * obs_dim + action_dim + 2) // _TILE) * _TILE
 
 
-def pack(transitions: Transition, valid: Array, weight: Array | None = None) -> Replay:
-    """Transitions, leaves (B, ...), with their flags and weights (B,)."""
-    obs, action, reward, discount, next_obs = transitions
-    chex.assert_equal_shape_prefix(jax.tree.leaves((transitions, valid, weight)), valid.ndim)
+def pack(
+    transition: Transition, valid: Bool[Array, "*B"], weight: Float[Array, "*B"] | None = None
+) -> PackedTransitions:
+    """Pack transitions, leaves (*B, ...), with their flags and weights."""
+    obs, action, reward, discount, next_obs = transition
+    chex.assert_equal_shape_prefix(jax.tree.leaves((transition, valid, weight)), valid.ndim)
     sizes = obs.shape[-1], action.shape[-1]
     parts = [obs, action, reward[..., None], discount[..., None], next_obs]
-    filler = jnp.zeros((*valid.shape, columns(*sizes) - sum(x.shape[-1] for x in parts)))
-    return Replay(jnp.concatenate([*parts, filler], -1), valid, weight, *sizes)
+    filler = jnp.zeros((*valid.shape, packed_size(*sizes) - sum(x.shape[-1] for x in parts)))
+    return PackedTransitions(jnp.concatenate([*parts, filler], -1), valid, weight, *sizes)
 
 
-def add(replay: Replay, block: Replay, count: Array) -> Replay:
-    """Writes B transitions over the oldest.
+def insert(buffer: ReplayBuffer, block: PackedTransitions, count: Int[Array, ""]) -> ReplayBuffer:
+    """Write B transitions over the oldest ones.
 
     Args:
-      block: leaves (B, ...). B divides N, so that a block never wraps.
-      count: () transitions that were added so far, a multiple of B. It is an argument, not part
-        of the ring, because all rows share it: under vmap an unbatched position keeps this a
-        slice update in place.
+      block: leaves (B, ...). B divides the capacity, so a block never wraps around.
+      count: transitions inserted so far, a multiple of B.
     """
-    (capacity,) = replay.valid.shape
-    start = count % capacity
-    return jax.tree.map(lambda ring, block: _write(ring, block, start), replay, block)
+    start = count % buffer.capacity
+    packed = _write(buffer.packed, block.packed, start)
+    valid = _write(buffer.valid, block.valid, start)
+    weight = None if buffer.weight is None else _write(buffer.weight, block.weight, start)
+    return dataclasses.replace(buffer, packed=packed, valid=valid, weight=weight)
 
 
 @jax.custom_batching.custom_vmap
-def _write(ring: Array, block: Array, start: Array) -> Array:
-    """The ring (N, ...) with a block (B, ...) from slot `start` on."""
-    return jax.lax.dynamic_update_slice_in_dim(ring, block.astype(ring.dtype), start, 0)
+def _write(buffer: Array, block: Array, start: Array) -> Array:
+    """Return the buffer (N, ...) with a block (B, ...) from slot `start` on."""
+    return jax.lax.dynamic_update_slice_in_dim(buffer, block.astype(buffer.dtype), start, 0)
 
 
 @_write.def_vmap
-def _write_rows(rows: int, mapped: Any, ring: Array, block: Array, start: Array) -> Any:
-    """The same of rows: one slice of all, where JAX would have a scatter and check its positions."""
-    assert not mapped[2], "rows share the position"
-    ring, block = (
-        x if of_rows else jnp.broadcast_to(x, (rows, *x.shape))
-        for x, of_rows in zip((ring, block), mapped[:2], strict=True)
+def _write_rows(size: int, mapped: Any, buffer: Array, block: Array, start: Array) -> Any:
+    """Write one slice of all learners; JAX's own rule is a scatter that checks its positions."""
+    assert not mapped[2], "learners share the position"
+    buffer, block = (
+        x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
+        for x, has_axis in zip((buffer, block), mapped[:2], strict=True)
     )
-    return jax.lax.dynamic_update_slice_in_dim(ring, block.astype(ring.dtype), start, 1), True
+    return jax.lax.dynamic_update_slice_in_dim(buffer, block.astype(buffer.dtype), start, 1), True
 
 
-def draw(key: Array, replay: Replay, count: Array, shape: tuple[int, ...]) -> Array:
-    """Slots of valid transitions, evenly and independently: int `shape`. See `draws`."""
-    return sample_indices(replay, count, (key, shape))[0]
+class Request(NamedTuple):
+    """Slots to sample: int `shape`, drawn with `key`."""
+
+    key: Array
+    shape: tuple[int, ...]
 
 
 def sample_indices(
-    replay: Replay, count: Array, *wanted: tuple[Array, tuple[int, ...]]
-) -> list[Array]:
-    """Slots of valid transitions, evenly and independently, int `shape` for each (key, shape) that is wanted.
+    buffer: ReplayBuffer,
+    count: Int[Array, ""],
+    requests: Sequence[Request],
+    *,
+    window: int = 0,
+) -> list[Int[Array, "..."]]:
+    """Sample slots of valid transitions uniformly and independently, for several requests at once.
 
-    Where no slot is valid, of any that are filled. Together, for they are looked up in one go.
+    If no slot is valid, sample any slots that are filled. Requests are answered together because
+    the look-up costs the same for many ranks as for a few.
 
     Args:
-      count: () transitions that were added so far.
+      count: transitions inserted so far.
+      window: sample from so many of the newest transitions; 0 for all.
     """
-    (capacity,) = replay.valid.shape
+    capacity = buffer.capacity
     size = jnp.clip(count, 1, capacity)
-    valid = replay.valid & (jnp.arange(capacity) < size)
-    # A square, so that a look-up reads one row and the ends of all.
+    slots = jnp.arange(capacity)
+    valid = buffer.valid & (slots < size)
+    if window and window < capacity:
+        age = (count - 1 - slots) % capacity
+        valid = valid & (age < window)
+    # A square table, so that a look-up reads one row and the ends of all rows.
     width = math.isqrt(max(-(-capacity // _BITS) - 1, 0)) + 1
-    words = _pack(valid, width**2).reshape(width, width)
-    within, ends = _counts(words)
+    words = _pack_flags(valid, width**2).reshape(width, width)
+    within, ends = _cumulative_counts(words)
     total = ends[-1]
     span = jnp.where(total > 0, total, size)
-    drawn = [jax.random.randint(jax.random.split(key)[0], shape, 0, span) for key, shape in wanted]
+    drawn = [
+        jax.random.randint(jax.random.split(key)[0], shape, 0, span) for key, shape in requests
+    ]
     rank = jnp.concatenate([x.reshape(-1) for x in drawn])
-    # Where there is no hole a rank is a slot.
-    holes = (total > 0) & (total < size)
-    slots = jnp.where(holes, _slot(words, within, ends, rank), rank)
+    # Where all filled slots are valid, a rank is a slot.
+    some_invalid = (total > 0) & (total < size)
+    found = jnp.where(some_invalid, _slot_of_rank(words, within, ends, rank), rank)
     last = np.cumsum([x.size for x in drawn])[:-1]
-    return [x.reshape(y.shape) for x, y in zip(jnp.split(slots, last), drawn, strict=True)]
+    return [x.reshape(y.shape) for x, y in zip(jnp.split(found, last), drawn, strict=True)]
 
 
-def _pack(flags: Array, count: int) -> Array:
-    """Flags (N,) as bits of `count` words, 32 count >= N: flag i is bit i // count of word i % count.
+def _pack_flags(flags: Bool[Array, " N"], count: int) -> UInt32[Array, " W"]:
+    """Pack flags into `count` words: flag i is bit i // count of word i % count.
 
-    So that a word's bits lie far apart, for neighbours as a last axis are what vector units lack.
+    The bits of a word lie far apart, because vector units handle a short last axis badly.
     """
     bits = jnp.pad(flags, (0, _BITS * count - flags.size)).reshape(_BITS, count)
     shifts = jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
     return (bits.astype(jnp.uint32) << shifts).sum(0, dtype=jnp.uint32)
 
 
-def _counts(words: Array) -> tuple[Array, Array]:
-    """Of X * X words, row by row: set flags from a row's beginning to the end of each of its words, (X, X),
-    and from the very beginning to the end of each row, (X,).
-    """
+def _cumulative_counts(words: UInt32[Array, "X X"]) -> tuple[Int[Array, "X X"], Int[Array, " X"]]:
+    """Count set flags from a row's start to the end of each word, and from the start to each row's end."""
     flags = jax.lax.population_count(words).astype(jnp.int32)
-    if backend.target_is_cpu():
+    if backend.lowering().use_cumsum:
         within = jnp.cumsum(flags, -1)
         return within, jnp.cumsum(within[:, -1])
-    # One kernel each, where a cumulative sum is three or four; X is small.
     upto = jnp.tri(len(words), dtype=jnp.int32)
     within = (flags[:, None, :] * upto).sum(-1)
     return within, (within[:, -1] * upto).sum(-1)
 
 
-def _slot(words: Array, within: Array, ends: Array, rank: Array) -> Array:
-    """Which flags (see `_pack`) are the set ones of these ranks, counted word by word: int (...).
+def _slot_of_rank(words: Array, within: Array, ends: Array, rank: Array) -> Array:
+    """Return the position of the set flag that has each rank, counted word by word.
 
     Args:
-      words: (X, X) of 32 flags each; within, ends: see `_counts`.
+      words: (X, X), see `_pack_flags`.
+      within, ends: see `_cumulative_counts`.
       rank: (...) int.
     """
-    row, left = _passed(ends, rank)
-    column, left = _passed(within[row], left)
+    row, left = _first_beyond(ends, rank)
+    column, left = _first_beyond(within[row], left)
     at = row * len(words) + column
     word, bit = words.reshape(-1)[at], jnp.zeros_like(rank)
     for half in (16, 8, 4, 2, 1):
@@ -165,27 +181,28 @@ def _slot(words: Array, within: Array, ends: Array, rank: Array) -> Array:
     return at + bit * words.size
 
 
-def _passed(ends: Array, rank: Array) -> tuple[Array, Array]:
-    """How many of the `ends` (..., X) a rank (...) lies beyond, X - 1 at most, and its rank from there."""
+def _first_beyond(ends: Array, rank: Array) -> tuple[Array, Array]:
+    """Return the first of the `ends` (..., X) above a rank, X - 1 at most, and the rank from there."""
     passed = ends <= rank[..., None]
     before = jnp.where(passed, ends, 0).max(-1)
     return jnp.minimum(passed.sum(-1), ends.shape[-1] - 1), rank - before
 
 
-def take(replay: Replay, slots: Array) -> Replay:
-    """What is in `slots`: leaves (*slots.shape, ...)."""
-    return jax.tree.map(lambda ring: ring[slots], replay)
+def gather(buffer: PackedTransitions, indices: Int[Array, "*B"]) -> PackedTransitions:
+    """Return the transitions in these slots, leaves (*B, ...)."""
+    weight = None if buffer.weight is None else buffer.weight[indices]
+    return PackedTransitions(
+        buffer.packed[indices], buffer.valid[indices], weight, buffer.obs_dim, buffer.action_dim
+    )
 
 
-def minibatch(block: Replay) -> Minibatch:
-    """Transitions as they are learned from."""
-    return Minibatch(block.data, block.valid, block.weight)
+def to_minibatch(block: PackedTransitions) -> Minibatch:
+    """Unpack transitions into a minibatch."""
+    return Minibatch(block.unpack(), block.valid, block.weight)
 
 
-def beside(real: _Block, synthetic: _Block | None) -> _Block:
-    """A minibatch of both, leaves (B, ...)."""
-    if synthetic is None:
-        return real
+def concatenate(real: _Batch, synthetic: _Batch) -> _Batch:
+    """Return one batch of both, leaves (B, ...); real transitions have weight 1."""
     if synthetic.weight is not None:
         real = dataclasses.replace(real, weight=jnp.ones(real.valid.shape))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), real, synthetic)

@@ -1,4 +1,4 @@
-"""From what a user types to a checked `Config`, or one line that says what to type instead."""
+"""From a user's input to a checked `Config`, or one line that says what to change."""
 
 import dataclasses
 import difflib
@@ -9,15 +9,18 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-from dynajax import sizes
 from dynajax.agents import agent_class
+from dynajax.algorithms import ALGORITHMS
 from dynajax.config import GROUPS, Config, Variant, assign, parse_variant, variant_config
+from dynajax.config.dependent import adjust_dependent
 from dynajax.config.presets import PRESETS
-from dynajax.models import targets
+from dynajax.config.schema import require
+from dynajax.models import likelihoods, model_class, targets
+from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
 
-#: Set by a flag of their own, and so not by `--set`.
+#: Fields with a flag of their own, which `--set` does not take.
 _OWN_FLAG = {
     "env": "env",
     "algo": "algo",
@@ -31,10 +34,8 @@ _OWN_FLAG = {
     "seeds": "seeds",
     "steps": "steps",
 }
-#: A whole number beyond these is no size of anything.
-_MOST = 2**31 - 1
-#: What the group `sac` of older versions had for every agent.
-_MOVED = ("utd", "batch", "discount", "reset_every")
+#: Largest whole number of a setting.
+_MAX_INTEGER = 2**31 - 1
 
 
 class Setting(NamedTuple):
@@ -45,16 +46,18 @@ class Setting(NamedTuple):
     low: float
     high: float
     traced: bool
-    empty: bool  # whether it may be an empty tuple
-    about: str  # what it is
+    may_be_empty: bool  # whether it may be an empty tuple
+    about: str
 
     @property
     def values(self) -> str:
-        """What it takes, in words."""
+        """The values that it takes, in words."""
         if typing.get_origin(self.kind) is Literal:
             return " or ".join(typing.get_args(self.kind))
         if self.kind is bool:
             return "true or false"
+        if self.kind is str:
+            return "a name"
         limits = [
             f"{word} {bound:g}"
             for word, bound in (("from", self.low), ("to", self.high))
@@ -70,31 +73,37 @@ def _fields(cls: type, prefix: str) -> list[Setting]:
     for f in dataclasses.fields(cls):
         if "range" in f.metadata:
             low, high = f.metadata["range"]
-            traced = bool(f.metadata.get("traced"))
-            empty = f.default == ()
+            is_traced = bool(f.metadata.get("traced"))
             about = f.metadata.get("about", "")
             settings.append(
-                Setting(prefix + f.name, kinds[f.name], low, high, traced, empty, about)
+                Setting(
+                    prefix + f.name, kinds[f.name], low, high, is_traced, f.default == (), about
+                )
             )
     return settings
 
 
-def base(agent: str = "sac", trust: str = "none") -> Config:
-    """The configuration of an agent and a rule of trust, all else as the preset `paper` has it.
+def base(agent: str = "sac", trust: str = "none", source: str = "buffered") -> Config:
+    """Return the configuration of an agent, a trust rule and a source with all defaults.
 
     Raises:
-      UsageError: there is no such agent or rule.
+      UsageError: there is no such agent, rule or source.
     """
-    return Config(
-        agent_name=agent,
-        agent=agent_class(agent).Fields(),
-        trust_name=trust,
-        trust=trust_rule_class(trust).Fields(),
+    return assign(
+        Config(
+            agent_name=agent,
+            agent=agent_class(agent).Fields(),
+            trust_name=trust,
+            trust=trust_rule_class(trust).Fields(),
+            source=source_class(source).Fields(),
+        ),
+        "rollout.source",
+        source,
     )
 
 
 def all_settings(config: Config) -> dict[str, Setting]:
-    """Every field of a configuration that `--set` can reach, by path."""
+    """Return every field of a configuration that `--set` can reach, by path."""
     settings = [s for s in _fields(Config, "") if s.path not in _OWN_FLAG]
     for group in GROUPS:
         settings += _fields(type(getattr(config, group)), group + ".")
@@ -109,10 +118,6 @@ def _lookup(flag: str, path: str, config: Config) -> Setting:
     own = _OWN_FLAG.get(path, path)
     if own in _OWN_FLAG.values():
         raise UsageError(f"{flag} {path}: it has a flag of its own, --{own}")
-    if group == "sac":
-        raise UsageError(
-            f"{flag} {path}: it is {'learn' if name in _MOVED else 'agent'}.{name} now"
-        )
     near = difflib.get_close_matches(path, known, 1, 0.3) or difflib.get_close_matches(
         name, [p.rsplit(".", 1)[-1] for p in known], 1, 0.0
     )
@@ -120,6 +125,7 @@ def _lookup(flag: str, path: str, config: Config) -> Setting:
     of = {
         "agent": f" with --agent={config.agent_name}",
         "trust": f" with --trust={config.trust_name}",
+        "source": f" with --set rollout.source={config.rollout.source}",
     }
     raise UsageError(
         f"{flag}={path}: there is no such field{of.get(group, '')}; the nearest is {full}"
@@ -127,7 +133,7 @@ def _lookup(flag: str, path: str, config: Config) -> Setting:
 
 
 def parse(flag: str, path: str, value: Any, config: Config) -> Any:
-    """The value of one of the configuration's fields from its text (or from Python), checked.
+    """Return the checked value of a field from its text, or from a Python value.
 
     Raises:
       UsageError: unknown field, wrong type, or outside the field's range.
@@ -146,6 +152,10 @@ def parse(flag: str, path: str, value: Any, config: Config) -> Any:
             parts = parts if isinstance(parts, Iterable) else (parts,)
             parsed: Any = tuple(_integer(p) for p in parts if p != "")
             numbers = parsed
+        elif kind is str:
+            if text is None or not text:
+                raise ValueError
+            return text
         elif kind is bool:
             names = {"true": True, "1": True, "false": False, "0": False}
             return names[str(value).lower()]
@@ -155,13 +165,16 @@ def parse(flag: str, path: str, value: Any, config: Config) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UsageError):
             raise
-        name = {bool: "true or false", int: "a whole number", float: "a number"}.get(
-            kind, "whole numbers with commas between"
-        )
+        name = {
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "a name",
+        }.get(kind, "whole numbers with commas between")
         raise UsageError(wrong + f"it takes {name}") from None
-    if kind is not float and any(abs(n) > _MOST for n in numbers):
-        raise UsageError(wrong + f"it must be at most {_MOST}")
-    if not (numbers or setting.empty) or not all(
+    if kind is not float and any(abs(n) > _MAX_INTEGER for n in numbers):
+        raise UsageError(wrong + f"it must be at most {_MAX_INTEGER}")
+    if not (numbers or setting.may_be_empty) or not all(
         math.isfinite(n) and setting.low <= n <= setting.high for n in numbers
     ):
         low, high = (
@@ -186,9 +199,9 @@ def make(
     *,
     algo: str = "mbpo",
     agent: str | None = None,
-    trust: str = "none",
+    trust: str | None = None,
     preset: str = "quick",
-    fixes: Sequence[str] = ("",),
+    fixes: Sequence[str] = (),
     vary: Mapping[str, Iterable[float | str]] = types.MappingProxyType({}),
     settings: Mapping[str, Any] = types.MappingProxyType({}),
     seeds: int = 1,
@@ -197,68 +210,150 @@ def make(
     engine: str = "host",
     oracle: str = "none",
 ) -> Config:
-    """A checked configuration.
+    """Return a checked configuration.
 
     Args:
       env: a task, see `envs`.
-      algo: "mbpo", or "model-free" for the agent without a model.
-      agent: a name in `agents.AGENTS`, or "module:name"; the preset's if not given.
-      trust: a name in `models.trust.TRUST`, or "module:name".
-      preset: a name in `presets.PRESETS`.
-      fixes: for each variant a comma list of names in `targets.FIXES`; "" or "none" is MBPO as
-        published.
+      algo: a name in `algorithms.ALGORITHMS`.
+      agent: a name in `agents.AGENTS`, or "module:name"; by default the preset's.
+      trust: a name in `trust.TRUST`, or "module:name"; by default the algorithm's.
+      preset: a name in `config.presets.PRESETS`.
+      fixes: for each variant a comma list of names in `targets.FIXES`, "" or "none" for none; by
+        default one variant with the algorithm's.
       vary: values for traced fields; all combinations, times the fixes, are the variants.
       settings: other values for fields, by path ("learn.utd").
-      seeds: rows of each variant, numbered from `seed`.
-      steps: environment steps of each row; the preset's if not given.
+      seeds: learners of each variant, numbered from `seed`.
+      steps: agent steps of each learner; by default the preset's.
       engine: "host", or "mjx" for environments on the device.
-      oracle: "reward", "state" or "both": which half of a synthetic transition is the simulator's.
+      oracle: "reward", "state" or "both": the part of a synthetic transition that comes from the
+        simulator.
 
     Raises:
-      UsageError: with one line that names the argument, its value and what would be right.
+      UsageError: one line that names the argument, its value and the remedy.
     """
     for flag, value, choices in (
         ("preset", preset, tuple(PRESETS)),
-        ("algo", algo, ("mbpo", "model-free")),
+        ("algo", algo, tuple(ALGORITHMS)),
         ("engine", engine, ("host", "mjx")),
         ("oracle", oracle, ("none", "reward", "state", "both")),
     ):
         if value not in choices:
             raise UsageError(f"--{flag}={value}: choose one of {', '.join(choices)}")
-    of_preset = PRESETS[preset]
-    agent = of_preset.agent if agent is None else agent
-    config = base(agent, trust)
-    for path, value in of_preset.settings.items():
+    sizes, row = PRESETS[preset], ALGORITHMS[algo]
+    agent = sizes.agent if agent is None else agent
+    trust = row.trust if trust is None else trust
+    source = _source(row.settings, settings, oracle)
+    config = base(agent, trust, source)
+    of_agent = {f"agent.{k}": v for k, v in sizes.agents.get(agent, {}).items()}
+    of_source = {"rollout.source": source}
+    if source != row.settings["rollout.source"]:
+        # Another source has fields of its own.
+        kept = {k: v for k, v in row.settings.items() if not k.startswith("source.")}
+    else:
+        kept = dict(row.settings)
+    for path, value in {**sizes.settings, **of_agent, **kept, **of_source}.items():
         config = assign(config, path, value)
-    for name, value in of_preset.agents.get(agent, {}).items():
-        config = assign(config, f"agent.{name}", value)
     config = dataclasses.replace(
         config,
         env=env,
-        algo=cast(Any, algo),
+        algo=algo,
         preset=preset,
         engine=cast(Any, engine),
         oracle=cast(Any, oracle),
         seeds=seeds,
         seed=seed,
         steps=config.steps if steps is None else steps,
-        variants=_variants(config, algo, fixes, vary),
     )
+    config = dataclasses.replace(config, variants=_variants(config, fixes or (row.fix,), vary))
     for path, value in settings.items():
         config = assign(config, path, parse("--set", path, value, config))
-    config = sizes.following(config, set(settings))
-    # The configuration itself too, for it is what a run's folder is read back as.
+    config = adjust_dependent(config, set(settings))
+    # The configuration itself too, because that is how a run directory is read back.
     for variant in (Variant(), *config.variants):
-        sizes.check(variant_config(config, variant))
+        _check(variant_config(config, variant))
     return config
 
 
+def _source(row: Mapping[str, Any], settings: Mapping[str, Any], oracle: str) -> str:
+    """Return the source's name: the user's, or the algorithm's.
+
+    An oracle and a growing horizon need buffered rollouts.
+    """
+    if "rollout.source" in settings:
+        return str(settings["rollout.source"])
+    growing = "," in str(settings.get("rollout.horizon", "")).rstrip(",)")
+    if row["rollout.source"] == "on_the_fly" and (growing or oracle != "none"):
+        return "buffered"
+    return str(row["rollout.source"])
+
+
+def _check(config: Config) -> None:
+    """Refuse a configuration whose parts do not work together.
+
+    Raises:
+      UsageError: one line that names the setting and the remedy.
+    """
+    config.check()
+    agent_class(config.agent_name).check(config)
+    if not config.has_model:
+        require(
+            config.rollout.source == "none",
+            f"--set rollout.source={config.rollout.source}: without a model there is no synthetic "
+            "data; choose --algo=mbpo",
+        )
+        return
+    source_class(config.rollout.source).check(config)
+    _check_model(config)
+    _check_trust(config)
+
+
+def _check_model(config: Config) -> None:
+    """Refuse fixes that need a variance that the model does not predict."""
+    model_class(config.model.network).check(config.model)
+    if likelihoods.likelihood_class(config.model.likelihood).has_variance:
+        return
+    for variant in config.variants:
+        for name in variant.fixes:
+            require(
+                targets.FIXES[name].exponent is None,
+                f"--fix={','.join(variant.fixes)}: {name} weights by the predicted variance, and "
+                f"model.likelihood={config.model.likelihood} predicts none; leave it out, or choose "
+                "--set model.likelihood=gaussian",
+            )
+
+
+def _check_trust(config: Config) -> None:
+    """Refuse a trust rule that does not go with the model, the source or value expansion."""
+    flag, rule = f"--trust={config.trust_name}: ", trust_rule_class(config.trust_name)
+    rule.check(config)
+    require(
+        rule.needs_all_members or not rule.uses_weights,
+        flag + "uses_weights=True requires needs_all_members=True; set it in the rule's class",
+    )
+    require(
+        not rule.needs_all_members or config.model.members > 1,
+        flag + "it compares members of the ensemble; choose model.members above 1",
+    )
+    has_variance = likelihoods.likelihood_class(config.model.likelihood).has_variance
+    require(
+        has_variance or not rule.needs_variance,
+        flag + f"it reads predicted variances, and model.likelihood={config.model.likelihood} "
+        "predicts none; choose --set model.likelihood=gaussian",
+    )
+    steps = config.rollout.value_expansion_steps
+    require(
+        not steps or not rule.per_rollout_state,
+        f"--set rollout.value_expansion_steps={steps}: --trust={config.trust_name} keeps a state "
+        "for each rollout, and value expansion has others; choose another rule",
+    )
+
+
 def _variants(
-    config: Config, algo: str, fixes: Sequence[str], vary: Mapping[str, Iterable[float | str]]
+    config: Config, fixes: Sequence[str], vary: Mapping[str, Iterable[float | str]]
 ) -> tuple[Variant, ...]:
-    """All combinations of fixes and varied values, checked."""
-    parsed_fixes = [targets.parse_fixes(text) for text in fixes or ("",)]
-    if algo == "model-free" and any(parsed_fixes):
+    """Return all combinations of fixes and varied values, checked."""
+    parsed_fixes = [targets.parse_fixes(text) for text in fixes]
+    if not config.has_model and any(parsed_fixes):
         raise UsageError(
             f"--fix={','.join(next(filter(None, parsed_fixes)))}: without a model there is "
             "nothing to fix; leave --fix out, or choose --algo=mbpo"
@@ -271,7 +366,7 @@ def _variants(
                 f"--vary {path}: it shapes the program, so its values need a run each; "
                 f"these can be varied: {traced}"
             )
-        if algo == "model-free" and path.split(".")[0] in ("model", "trust", "rollout"):
+        if not config.has_model and path.split(".")[0] in ("model", "trust", "rollout", "source"):
             raise UsageError(f"--vary {path}: there is no model; choose --algo=mbpo")
         column = [(path, parse("--vary", path, value, config)) for value in values]
         if not column:
@@ -291,43 +386,39 @@ def _variants(
 
 
 def agent_from_dict(plain: Mapping[str, Any], variant: str) -> Config:
-    """What a variant's agent needs of a configuration that `config.as_dict` made into JSON.
+    """Return what a variant's agent needs of a configuration that `config.as_dict` wrote.
 
-    Fixes and rules of trust are not looked up, so their modules need not be there.
+    Fixes, trust rules and sources are not looked up, so their modules need not be installed.
 
     Raises:
-      UsageError: it is another version's, or there is no such agent.
+      UsageError: a field is unknown, or there is no such agent.
     """
     groups = ("learn", "agent")
-    settings = {f"{g}.{name}": value for g in groups for name, value in _group(plain, g).items()}
+    settings = {
+        f"{g}.{name}": value for g in groups for name, value in (plain.get(g) or {}).items()
+    }
     config = make(plain["env"], algo="model-free", agent=plain["agent_name"], settings=settings)
     for path, value in parse_variant(variant):
         config = assign(config, path, value) if path.split(".")[0] in groups else config
     return config
 
 
-def _group(plain: Mapping[str, Any], group: str) -> Mapping[str, Any]:
-    if "agent_name" not in plain:
-        raise UsageError(
-            f"the run of {plain.get('env')} was made by an older version of dynajax: its report "
-            "and its curves can be drawn, and it cannot be gone on with"
-        )
-    return plain[group] or {}
-
-
 def from_dict(plain: Mapping[str, Any]) -> Config:
-    """The configuration that `config.as_dict` made into JSON, as a run's config.json has it.
+    """Return the configuration that `config.as_dict` wrote, as in a run's config.json.
 
     Raises:
-      UsageError: it is another version's.
+      UsageError: a field is unknown.
     """
-    settings = {f"{g}.{name}": value for g in GROUPS for name, value in _group(plain, g).items()}
+    settings = {
+        f"{g}.{name}": value for g in GROUPS for name, value in (plain.get(g) or {}).items()
+    }
     settings |= {s.path: plain[s.path] for s in _fields(Config, "") if s.path not in _OWN_FLAG}
     names = ("env", "algo", "preset", "seeds", "seed", "steps", "engine", "oracle")
     config = make(
         **{name: plain[name] for name in names},
         agent=plain["agent_name"],
         trust=plain["trust_name"],
+        fixes=[name.partition(";")[0] for name in plain["variants"][:1]],
         settings=settings,
     )
     variants = tuple(

@@ -1,21 +1,22 @@
 """The data that flow between the modules, and the letters that name their axes.
 
-Axis letters, used in every docstring:
+Axis letters of all shape annotations (``Float[Array, "B D"]``) and docstrings:
 
 ==  =====================================================================
-S   rows: every combination of a variant and a seed (one vmapped program)
+S   learners: every combination of a variant and a seed (one vmapped program)
 N   slots of a replay buffer
-B   transitions of a minibatch, or starts of a rollout
+B   transitions of a minibatch, or rollouts that run in parallel
 E   members of the dynamics ensemble
 K   elite members
-D   entries of an observation
-A   entries of an action
-U   gradient updates of one environment step
+D   dimensions of an observation
+A   dimensions of an action
+Z   targets of the dynamics model, D + 1: next state, then reward
+U   gradient updates of one agent step
 C   critics of an agent
 H   steps of a rollout
 ==  =====================================================================
 
-Functions of the algorithm are written for one row; ``runtime/program.py`` maps them over S.
+The algorithm is written for one learner; ``runtime/program.py`` maps it over S.
 """
 
 import functools
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Bool, Float, Int
 
 Array = jax.Array
 Params = Any
@@ -31,65 +33,66 @@ Metrics = dict[str, Array]
 #: (observation (D,), action (A,), next observation (D,)) -> bool scalar, in pure JAX.
 Termination = Callable[[Array, Array, Array], Array]
 
-#: What is folded into a row's `seed_key`, in the algorithm and where environments run.
+#: Streams that are folded into a learner's `seed_key`.
 EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
 
 
 class UsageError(ValueError):
-    """Something that the user can put right; its text is one line that says how."""
+    """An error that the user can correct; its text is one line that says how."""
 
 
 def reason(error: Exception) -> str:
-    """An error's first line, or its kind where it says nothing."""
+    """Return the first line of an error, or its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Transition(NamedTuple):
-    """One step of an environment, or of a model of it. Any leading axes."""
+    """One step of an environment, or of a model of it; NumPy or JAX arrays with any leading axes."""
 
     obs: Any  # (..., D)
     action: Any  # (..., A), in [-1, 1]
     reward: Any  # (...)
-    discount: Any  # (...), 0 where the episode truly ended, 1 at a time limit
-    next_obs: Any  # (..., D), the true successor, never that of a reset
+    discount: Any  # (...), 0 after a termination, 1 otherwise (also at a time limit)
+    next_obs: Any  # (..., D), the true successor, never the first state of a reset
 
 
 class EnvSpec(NamedTuple):
-    """What the algorithm has to know of a task."""
+    """What the algorithm needs to know about a task."""
 
     name: str
     obs_dim: int
     action_dim: int
-    time_limit: int  # environment steps
+    time_limit: int  # agent steps
     obs_names: tuple[str, ...]  # D names such as "velocity[3]"
-    termination: Termination | None  # None: not known
-    #: Actions of the task, A each, that -1 and 1 stand for; None: themselves.
+    termination: Termination | None  # None if it is not known
+    #: The task's actions, A each, that -1 and 1 stand for; None if actions are in [-1, 1].
     bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
-@functools.partial(
+_packed = functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["packed", "valid", "weight"],
     meta_fields=["obs_dim", "action_dim"],
 )
-@dataclass(frozen=True)
-class Replay:
-    """Transitions as a ring or a minibatch has them: each lies in a row of one array.
 
-    So one is written and looked up in one piece. A ring's write position is the caller's, so that
-    it can be unbatched. Leaves (N, ...) or with any other leading axes.
+
+@_packed
+@dataclass(frozen=True)
+class PackedTransitions:
+    """Transitions with all their parts side by side in one array.
+
+    A packed transition is read and written in one piece; `unpack` gives its parts.
     """
 
-    #: (N, P): observation, action, reward, discount, next observation, zeros (`replay.columns`)
-    packed: Array
-    valid: Array  # (N,) bool: the slot holds a transition that may be drawn
-    weight: Array | None  # (N,) in the critic's loss; None where no rule of trust weighs
-    obs_dim: int  # D
-    action_dim: int  # A
+    #: Observation, action, reward, discount, next observation, zeros (`replay.packed_size`).
+    packed: Float[Array, "*batch P"]
+    valid: Bool[Array, "*batch"]  # False marks a slot that must not be learned from
+    weight: Float[Array, "*batch"] | None  # in the critic's loss; None if no trust rule sets it
+    obs_dim: int
+    action_dim: int
 
-    @property
-    def data(self) -> Transition:
-        """The transitions, leaves (N, ...)."""
+    def unpack(self) -> Transition:
+        """Return the parts as separate arrays."""
         reward = self.obs_dim + self.action_dim
         after = reward + 2
         return Transition(
@@ -101,58 +104,79 @@ class Replay:
         )
 
 
+@_packed
+@dataclass(frozen=True)
+class ReplayBuffer(PackedTransitions):
+    """A ring of N packed transitions, leaves (N, ...).
+
+    The caller keeps the write position: learners share it, and while it has no learner axis an
+    insertion stays a slice update in place under `vmap`.
+    """
+
+    @property
+    def capacity(self) -> int:
+        """The number of slots, N."""
+        return self.valid.shape[0]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Minibatch:
-    """Transitions that are learned from, each array alone, as networks read them. Leaves (B, ...)."""
+    """B transitions as the agent's losses read them, leaves (B, ...)."""
 
     data: Transition
-    valid: Array  # (B,) bool
-    weight: Array | None  # (B,) in the critic's loss
+    valid: Bool[Array, " B"]
+    weight: Float[Array, " B"] | None  # in the critic's loss
 
 
 class TargetTransform(NamedTuple):
-    """The affine code of the model's targets, z = ([s' - k s, r] - m) / c."""
+    """The affine map from next state and reward to model targets, z = ([s' - k s, r] - m) / c."""
 
-    skip: Array  # k (D,)
-    shift: Array  # m (D+1,)
-    scale: Array  # c (D+1,)
-    exponent: Array  # () power of the predicted variance that weighs the NLL; 0 is the plain NLL
+    skip: Float[Array, " D"]  # k
+    shift: Float[Array, " Z"]  # m
+    scale: Float[Array, " Z"]  # c
+    exponent: Float[Array, ""]  # of the predicted variance that weights the NLL; 0 is the plain NLL
+
+
+class DataStats(NamedTuple):
+    """What a fit has read from the real transitions: the scales in which the model learns."""
+
+    transform: TargetTransform
+    input_mean: Float[Array, " D+A"]
+    input_std: Float[Array, " D+A"]
+    target_std: Float[Array, " Z"]  # of the raw targets; the unit of trust rules
+    has_varied: Bool[Array, " Z"]  # next states and reward that were not constant so far
 
 
 class ModelState(NamedTuple):
     """All of the dynamics ensemble that changes."""
 
     params: Params  # leaves (E, ...)
-    optimiser: Any
-    code: TargetTransform
-    input_mean: Array  # (D+A,)
-    input_std: Array  # (D+A,)
-    unit: Array  # (D+1,) standard deviations of the raw targets, for rules of trust
-    varied: Array  # (D+1,) bool: next states and reward that have varied in a fit's data
-    elites: Array  # (K,) int, best first
-    fits: Array  # () int, how many fits there have been
+    opt_state: Any  # leaves (E, ...)
+    stats: DataStats
+    elites: Int[Array, " K"]  # members with the lowest holdout error, best first
+    num_fits: Int[Array, ""]
 
 
 class LearnerState(NamedTuple):
-    """One seed of one variant."""
+    """One learner: one seed of one variant."""
 
-    config: Any  # config.Config, its traced fields being arrays
-    variant: Array  # () int, the index into config.variants
-    key: Array  # PRNG key of the learner
-    seed_key: Array  # PRNG key that never changes: exploration and the holdout are folded from it
-    agent: Any  # what the agent learns, a pytree of its own (agents/base.py)
-    real_buffer: Replay
-    model: ModelState | None  # None without a model, and so are the next two
-    synthetic_buffer: Replay | None
-    trust: Any  # what the rule of trust remembers, a pytree of its own (models/trust)
+    config: Any  # config.Config whose traced fields are arrays
+    variant: Int[Array, ""]  # index into config.variants
+    key: Array
+    seed_key: Array  # never changes; exploration and the holdout are folded from it
+    agent: Any  # the agent's own state (agents/base.py)
+    real_buffer: ReplayBuffer  # D_env
+    model: ModelState  # None without a model; nothing reads it then
+    synthetic: Any  # the source's own state (synthetic/base.py), such as the buffer D_model
+    trust: Any  # the trust rule's own state (trust/base.py)
 
 
 class Shared(NamedTuple):
-    """Counters that all rows have in common; unbatched, so ring inserts stay slice updates."""
+    """Counters that all learners have in common."""
 
-    step: Array  # () int, real transitions inserted so far
-    blocks: Array  # () int, blocks of synthetic transitions inserted so far
+    step: Int[Array, ""]  # real transitions inserted so far
+    blocks: Int[Array, ""]  # blocks of synthetic transitions inserted so far
 
 
 class TrainState(NamedTuple):
@@ -163,22 +187,22 @@ class TrainState(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """K episodes of each of S rows with the deterministic policy."""
+    """Episodes of the deterministic policy, several for each of S learners."""
 
-    returns: Any  # (S, K) float64, undiscounted
-    lengths: Any  # (S, K) int, environment steps
-    starts: Any = None  # (S, K, D), first observations
-    discounted: Any = None  # (S, K), the returns discounted
-    values: Any = None  # (S, K), what the critic says of the starts
+    returns: Any  # (S, episodes) float64, undiscounted
+    lengths: Any  # (S, episodes) int, agent steps
+    starts: Any = None  # (S, episodes, D), first observations
+    discounted: Any = None  # (S, episodes), discounted returns
+    values: Any = None  # (S, episodes), the critic's estimate at the first observations
 
 
 class TrainingInterval(NamedTuple):
-    """What happened until an evaluation or an interruption, of all rows."""
+    """What happened up to an evaluation or an interruption, for all learners."""
 
-    step: int  # environment steps of the run at its end
-    learn: Metrics  # (S,) figures of the last environment step that learned; empty if none did
-    fits: Sequence[tuple[int, Metrics]]  # environment step and figures (S,) of each fit
-    train_return: Any  # (S,) mean return of the episodes that ended, NaN where none did
+    step: int  # agent steps of the run at its end
+    learn: Metrics  # (S,) metrics of the last agent step that learned; empty if none did
+    fits: Sequence[tuple[int, Metrics]]  # agent step and metrics (S,) of each fit
+    train_return: Any  # (S,) mean return of the episodes that ended, NaN if none did
     dropped: Any  # (S,) int, transitions of the run that were not finite
     seconds: Mapping[str, float]  # by stage
     evaluation: Evaluation | None  # None after an interruption

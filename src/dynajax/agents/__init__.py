@@ -1,4 +1,4 @@
-"""Agents: what acts, and learns from minibatches. `AGENTS` is the one place that lists them."""
+"""Agents: what acts, and learns from minibatches. `AGENTS` lists them."""
 
 from dynajax import registry
 from dynajax.agents.base import Agent
@@ -10,19 +10,19 @@ from dynajax.types import EnvSpec
 
 __all__ = ["AGENTS", "Agent", "agent_class", "make_agent"]
 
-#: By the name that `--agent` takes; a module of one's own adds what it has.
+#: Agents by the name that `--agent` takes; a module of your own may add to it.
 AGENTS: dict[str, type[Agent]] = {"sac": SAC, "simba": SimBa, "bro": BRO}
 
 
 def agent_class(name: str) -> type[Agent]:
-    """The agent called `name`, or `module:name`.
+    """Return the agent called `name`, or `module:name`.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no such agent.
     """
     return registry.lookup("--agent", AGENTS, name)
 
 
 def make_agent(config: Config, spec: EnvSpec) -> Agent:
-    """The agent of a configuration, for one row: its traced fields may be arrays."""
+    """Return the agent of one learner; traced fields of `config` may be arrays."""
     return agent_class(config.agent_name)(config.learn, config.agent, spec)

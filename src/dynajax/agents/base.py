@@ -1,8 +1,8 @@
-"""What an agent is: pure methods on a state of its own, written for one row.
+"""What an agent is: pure methods on its own state, written for one learner.
 
-An agent acts, says what its critics expect, and learns from minibatches. It knows nothing of where
-transitions come from. Its state is any pytree, which lives in the `Row` and in checkpoints. To add
-one, subclass `Agent` and put the class into `AGENTS`.
+An agent acts, estimates values and learns from minibatches. It does not know where transitions come
+from. Its state is any pytree; it is kept in the `LearnerState` and in checkpoints. To add an agent,
+subclass `Agent` in one file and add the class to `AGENTS`, or name it as `--agent=module:name`.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from dynajax.config import Config, LearnConfig, NoFields
-from dynajax.nets import Layer
-from dynajax.types import Array, EnvSpec, Metrics, Params, Transition, UsageError
+from dynajax.networks.export import Layer
+from dynajax.types import EnvSpec, Metrics, Params, Transition, UsageError
 
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent of one row.
+    """An agent of one learner.
 
     Attributes:
-      learn: what every agent is told.
-      own: the agent's own fields, a `Fields`, set as `--set agent.FIELD`.
+      learn: settings that all agents share.
+      config: the agent's own settings, a `Fields`, set as `--set agent.FIELD`.
       spec: the task.
     """
 
@@ -30,48 +31,52 @@ class Agent:
     config: Any
     spec: EnvSpec
 
-    #: A dataclass made by `config.fields`, every field with a default.
+    #: A dataclass decorated with `config.fields`, with a default for every field.
     Fields: ClassVar[type] = NoFields
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuses a configuration that the agent cannot work with.
+        """Refuse a configuration that the agent cannot work with.
 
         Raises:
-          UsageError: with what would be right.
+          UsageError: one line that names the setting and the remedy.
         """
 
     def init(self, key: Array) -> Any:
-        """A fresh agent's state."""
+        """Return the state of a new agent."""
         raise NotImplementedError
 
-    def act(self, state: Any, obs: Array, key: Array) -> tuple[Array, Array]:
-        """Exploring actions in [-1, 1] and their log-densities: (..., D) -> (..., A), (...)."""
+    def act(
+        self, state: Any, obs: Float[Array, "*B D"], key: Array
+    ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
+        """Sample exploring actions in [-1, 1] and return them with their log-densities."""
         raise NotImplementedError
 
-    def deterministic_action(self, state: Any, obs: Array) -> Array:
-        """The actions that it is judged by: (..., D) -> (..., A)."""
+    def deterministic_action(self, state: Any, obs: Float[Array, "*B D"]) -> Float[Array, "*B A"]:
+        """Return the actions that evaluations take."""
         raise NotImplementedError
 
-    def value(self, state: Any, obs: Array, action: Array) -> Array:
-        """What each of C critics expects, the discounted return: (..., D), (..., A) -> (C, ...)."""
+    def value(
+        self, state: Any, obs: Float[Array, "*B D"], action: Float[Array, "*B A"]
+    ) -> Float[Array, " C *B"]:
+        """Return each critic's estimate of the discounted return."""
         raise NotImplementedError
 
     def update(
         self,
         state: Any,
         batch: Transition,
-        critic_weight: Array | None,
-        actor_weight: Array | None,
+        critic_weight: Float[Array, " B"] | None,
+        actor_weight: Float[Array, " B"] | None,
         noise: Any,
     ) -> tuple[Any, Metrics]:
-        """One gradient update.
+        """Take one gradient step on a minibatch.
 
         Args:
           batch: leaves (B, ...).
-          critic_weight, actor_weight: (B,) what each transition counts in a loss, 0 for a hole;
-            None: all alike.
-          noise: one of the U that `noise` drew.
+          critic_weight, actor_weight: weight of each transition in a loss, 0 for an invalid one;
+            None weights all alike.
+          noise: one of the U elements that `noise` returned.
 
         Returns:
           The new state, and scalars by name.
@@ -79,42 +84,44 @@ class Agent:
         raise NotImplementedError
 
     def noise(self, key: Array, updates: int) -> Any:
-        """What `updates` updates draw with: leaves (U, ...), one of them for each.
+        """Draw the random numbers of `updates` updates at once, leaves (U, ...).
 
-        Drawn at once, for many small draws take longer than the arithmetic around them.
+        Many small draws would take longer than the arithmetic around them.
         """
         return jax.random.split(key, updates)
 
-    def update_obs_statistics(self, state: Any, obs: Array, valid: Array) -> Any:
-        """The state once a real observation (D,) was made; `valid` () is whether it counts.
+    def update_obs_statistics(
+        self, state: Any, obs: Float[Array, " D"], valid: Bool[Array, ""]
+    ) -> Any:
+        """Return the state after one real observation, if it is valid.
 
-        It is called once an environment step, the random ones included, and never in updates.
+        Called once per agent step, including the random ones, and never in updates.
         """
         return state
 
     def reset(self, state: Any, key: Array) -> Any:
-        """Fresh networks (Nikishin et al., 2022). What was learned of observations should stay."""
+        """Return new networks (Nikishin et al., 2022); statistics of observations should stay."""
         return self.init(key)
 
-    def temperature(self, state: Any) -> Array:
-        """The price of a nat of log-density in the agent's return, (); 0 without one."""
+    def temperature(self, state: Any) -> Float[Array, ""]:
+        """Return the entropy coefficient alpha; 0 if the agent has none."""
         return jnp.zeros(())
 
     def policy(self, state: Any) -> Any:
-        """The state with what `greedy` reads alone, for an exported policy; None for the rest."""
+        """Return the part of the state that `deterministic_action` reads, None for the rest."""
         return state
 
     def layers(self, state: Any) -> list[Layer]:
-        """`greedy` as layers in a row, (..., D) -> (..., A), for use without JAX.
+        """Return `deterministic_action` as a sequence of layers, for use without JAX.
 
         Raises:
-          UsageError: it has not been written as such.
+          UsageError: the agent does not implement it.
         """
         raise UsageError(
             f"{type(self).__name__}: this agent cannot be exported yet; give its class a method "
-            "layers(state), see dynajax.nets.Layer"
+            "layers(state), see dynajax.networks.export.Layer"
         )
 
     def networks(self, state: Any) -> dict[str, Params]:
-        """Parameters by the network's name, such as actor and critic."""
+        """Return parameters by the network's name, such as actor and critic."""
         return {"agent": state}

@@ -10,57 +10,58 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
-from dynajax import nets
 from dynajax.agents.base import Agent
 from dynajax.config import Config, fields, static, traced
-from dynajax.types import Array, Metrics, Params, Transition, UsageError
+from dynajax.networks import params as network_params
+from dynajax.networks.export import TANH, Layer
+from dynajax.networks.initializers import orthogonal
+from dynajax.networks.mlp import MLP
+from dynajax.networks.normalization import Statistics
+from dynajax.types import Metrics, Params, Transition, UsageError
 from dynajax.xla import backend
+
+LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 
 
 @fields
 @dataclass(frozen=True)
 class LossFields:
-    """What every agent with SAC's loss is told, whatever its networks are."""
+    """Settings of every agent with SAC's losses, whatever its networks."""
 
-    critics: int = static(2, 1, about="how many critics")
-    learning_rate: float = traced(3e-4, 0, about="of actor, critics and temperature")
+    critics: int = static(2, 1, about="number of critics")
+    learning_rate: float = traced(3e-4, 0, about="learning rate of actor, critics, temperature")
     polyak: float = traced(
-        0.005, 0, 1, about="share of the new critics that the target critics take in an update"
+        0.005, 0, 1, about="share of the new critics in the target critics at each update"
     )
-    initial_temperature: float = traced(1.0, 1e-8, about="price of a nat of log-density at first")
-    target_entropy: float = traced(-0.5, about="of the policy, per action entry")
-    log_std_min: float = traced(
-        nets.LOG_STD_MIN, about="least log standard deviation of the policy"
-    )
-    log_std_max: float = traced(
-        nets.LOG_STD_MAX, about="largest log standard deviation of the policy"
-    )
+    initial_temperature: float = traced(1.0, 1e-8, about="initial entropy coefficient")
+    target_entropy: float = traced(-0.5, about="target entropy per action dimension")
+    log_std_min: float = traced(LOG_STD_MIN, about="smallest log standard deviation of the policy")
+    log_std_max: float = traced(LOG_STD_MAX, about="largest log standard deviation of the policy")
 
 
 @fields
 @dataclass(frozen=True)
 class SACFields(LossFields):
-    """Numbers of the preset `paper`; BUILD_NOTES.md has their source."""
+    """Settings of the preset `paper`."""
 
     hidden: tuple[int, ...] = static(
         (256, 256), 1, about="widths of the hidden layers of actor and critics"
     )
-    critic_layer_norm: bool = static(False, about="a LayerNorm in each hidden layer of the critics")
+    critic_layer_norm: bool = static(False, about="LayerNorm in each hidden layer of the critics")
 
 
 @fields
 @dataclass(frozen=True)
 class ResidualFields(LossFields):
-    """Of agents with residual networks."""
+    """Settings of agents with residual networks."""
 
-    actor_width: int = static(128, 1, about="width of the residual stream of the actor")
+    actor_width: int = static(128, 1, about="width of the actor's residual stream")
     actor_blocks: int = static(1, 0, about="residual blocks of the actor")
-    critic_width: int = static(512, 1, about="width of the residual stream of a critic")
+    critic_width: int = static(512, 1, about="width of a critic's residual stream")
     critic_blocks: int = static(2, 0, about="residual blocks of a critic")
-    weight_decay: float = traced(
-        1e-2, 0, about="decoupled decay of the weights of actor and critics"
-    )
+    weight_decay: float = traced(1e-2, 0, about="decoupled weight decay of actor and critics")
 
 
 class SACState(NamedTuple):
@@ -69,24 +70,34 @@ class SACState(NamedTuple):
     actor: Params
     critic: Params  # leaves (C, ...)
     target_critic: Params  # leaves (C, ...)
-    log_temperature: Array  # ()
-    actor_optimiser: optax.OptState
-    critic_optimiser: optax.OptState
-    temperature_optimiser: optax.OptState
-    observations: nets.Statistics | None = None  # where the agent normalises by them
+    log_temperature: Float[Array, ""]
+    actor_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+    temperature_opt_state: optax.OptState
+    observations: Statistics | None = None  # of agents that normalize observations
 
 
-def tanh_gaussian(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
-    """The action tanh(u), u = mean + std * noise, and its log-density.
+def policy_parameters(
+    output: Float[Array, "*B 2*A"],
+    low: Array | float = LOG_STD_MIN,
+    high: Array | float = LOG_STD_MAX,
+) -> tuple[Float[Array, "*B A"], Float[Array, "*B A"]]:
+    """Return mean and log standard deviation of the Gaussian before tanh.
 
-    log pi = sum_A [log N(u; mean, std) - log(1 - tanh(u)^2)] (Haarnoja et al., 2018, appendix C),
-    the last term as 2 (log 2 - u - softplus(-2u)), which stays finite for large u.
+    log std = low + (high - low)/2 (1 + tanh x), so a new policy is narrow (std e^-4 with the usual
+    bounds).
+    """
+    mean, x = jnp.split(output, 2, -1)
+    return mean, low + 0.5 * (high - low) * (1 + jnp.tanh(x))
 
-    Args:
-      mean, log_std, noise: (..., A); noise from a standard normal.
 
-    Returns:
-      action (..., A), log-density (...).
+def tanh_gaussian(
+    mean: Float[Array, "*B A"], log_std: Float[Array, "*B A"], noise: Float[Array, "*B A"]
+) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
+    """Return the action tanh(u), u = mean + std * noise, and its log-density.
+
+    log pi = sum_A [log N(u; mean, std) - log(1 - tanh(u)^2)] (Haarnoja et al., 2018, appendix C).
+    The last term is computed as 2 (log 2 - u - softplus(-2u)), which stays finite for large u.
     """
     chex.assert_equal_shape([mean, log_std, noise])
     u = mean + jnp.exp(log_std) * noise
@@ -95,8 +106,10 @@ def tanh_gaussian(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Arr
     return jnp.tanh(u), (gaussian - squash).sum(-1)
 
 
-def weighted_mean(values: Array, weight: Array | None) -> Array:
-    """sum w x / sum w of (B,), and the plain mean where no weight is given."""
+def weighted_mean(
+    values: Float[Array, " B"], weight: Float[Array, " B"] | None
+) -> Float[Array, ""]:
+    """Return sum w x / sum w, or the plain mean without weights."""
     if weight is None:
         return values.mean()
     chex.assert_equal_shape([values, weight])
@@ -106,38 +119,47 @@ def weighted_mean(values: Array, weight: Array | None) -> Array:
 def td_target(
     discount: Array | float,
     batch: Transition,
-    next_q: Array,
-    temperature: Array,
-    log_prob: Array,
-) -> Array:
-    """y = r + gamma discount (Q(s', a') - alpha log pi(a'|s')): (B,) each -> (B,)."""
+    next_q: Float[Array, " B"],
+    temperature: Float[Array, ""],
+    log_prob: Float[Array, " B"],
+) -> Float[Array, " B"]:
+    """Return y = r + gamma d (Q(s', a') - alpha log pi(a'|s'))."""
     chex.assert_equal_shape([batch.reward, batch.discount, next_q, log_prob])
     return batch.reward + discount * batch.discount * (next_q - temperature * log_prob)
 
 
-def critic_loss(q: Array, target: Array, weight: Array | None = None) -> Array:
-    """mean_B sum_i (Q_i - y)^2: (C, B), (B,) -> ()."""
+def critic_loss(
+    q: Float[Array, "C B"], target: Float[Array, " B"], weight: Float[Array, " B"] | None = None
+) -> Float[Array, ""]:
+    """Return mean_B sum_C (Q - y)^2."""
     chex.assert_equal_shape_suffix([q, target], 1)
     return weighted_mean(jnp.square(q - target).sum(0), weight)
 
 
-def actor_loss(temperature: Array, log_prob: Array, q: Array, weight: Array | None = None) -> Array:
-    """mean_B (alpha log pi - Q): (B,), (B,) -> ()."""
+def actor_loss(
+    temperature: Float[Array, ""],
+    log_prob: Float[Array, " B"],
+    q: Float[Array, " B"],
+    weight: Float[Array, " B"] | None = None,
+) -> Float[Array, ""]:
+    """Return mean_B (alpha log pi - Q)."""
     chex.assert_equal_shape([log_prob, q])
     return weighted_mean(temperature * log_prob - q, weight)
 
 
-def temperature_loss(log_temperature: Array, entropy: Array, target_entropy: Array) -> Array:
-    """alpha (entropy - target entropy), for the gradient in log alpha: () -> ()."""
+def temperature_loss(
+    log_temperature: Float[Array, ""], entropy: Float[Array, ""], target_entropy: Array | float
+) -> Float[Array, ""]:
+    """Return alpha (entropy - target entropy), to be differentiated by log alpha."""
     return jnp.exp(log_temperature) * (entropy - target_entropy)
 
 
 def _descend(
-    optimiser: optax.GradientTransformation, gradient: Params, state: Any, params: Params
+    optimizer: optax.GradientTransformation, gradient: Params, opt_state: Any, params: Params
 ) -> tuple[Params, Any]:
-    """Parameters and optimiser's state after one step."""
-    updates, state = optimiser.update(gradient, state, params)
-    return optax.apply_updates(params, updates), state
+    """Take one step and return the parameters and the optimizer's state."""
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
 class SAC(Agent):
@@ -147,7 +169,7 @@ class SAC(Agent):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """The policy's standard deviation needs a range."""
+        """Refuse an empty range of the policy's standard deviation."""
         low, high = config.agent.log_std_min, config.agent.log_std_max
         if not low < high:
             raise UsageError(
@@ -156,120 +178,134 @@ class SAC(Agent):
 
     @property
     def actor_network(self) -> nn.Module:
-        """(D,) -> (2A,), which `nets.policy_parameters` reads."""
-        return nets.actor(self.config.hidden, self.spec.action_dim)
+        """The actor, (D,) -> (2A,), see `policy_parameters`."""
+        init = orthogonal(math.sqrt(2))
+        return MLP(self.config.hidden, 2 * self.spec.action_dim, nn.relu, init)
 
     @property
     def critic_network(self) -> nn.Module:
-        """One of the critics: (D+A,) -> (1,)."""
-        return nets.critic(self.config.hidden, self.config.critic_layer_norm)
+        """One critic, (D+A,) -> (1,)."""
+        init = orthogonal(math.sqrt(2))
+        return MLP(self.config.hidden, 1, nn.relu, init, self.config.critic_layer_norm)
 
     @property
-    def optimiser(self) -> optax.GradientTransformation:
-        """Of actor and critics, each with a state of its own."""
-        return self.temperature_optimiser
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of actor and critics."""
+        return self.temperature_optimizer
 
     @property
-    def temperature_optimiser(self) -> optax.GradientTransformation:
-        """Of the logarithm of the temperature."""
+    def temperature_optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of the temperature's logarithm."""
         return optax.adam(self.config.learning_rate, eps=1e-8)
 
-    def normalize_obs(self, state: SACState, obs: Array) -> Array:
-        """Observations as the networks get them: (..., D) -> (..., D)."""
+    def normalize_obs(self, state: SACState, obs: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Return observations as the networks read them."""
         return obs
 
-    def aggregate_critics(self, q: Array) -> Array:
-        """One value of C critics: (C, ...) -> (...); the smallest (Fujimoto et al., 2018)."""
-        # By comparisons: the gradient of `min` looks for the smallest by equality and divides by how many
-        # it finds, which are none where a compiler computes the same q twice and rounds it otherwise.
+    def aggregate_critics(self, q: Float[Array, " C *B"]) -> Float[Array, "*B"]:
+        """Return the smallest of the critics' outputs (Fujimoto et al., 2018)."""
+        # `min` finds the smallest by equality and divides its gradient by how many it finds: none,
+        # if the compiler computes the same q twice with different rounding. Comparisons are safe.
         return functools.reduce(lambda a, b: jnp.where(a <= b, a, b), q)
 
-    def q_values(self, q: Array) -> Array:
-        """The values that the critics' outputs stand for: (..., outputs of one) -> (...)."""
+    def q_values(self, q: Float[Array, "*B X"]) -> Float[Array, "*B"]:
+        """Return the values that a critic's outputs stand for."""
         return q[..., 0]
 
     def target(
-        self, batch: Transition, next_q: Array, temperature: Array, log_prob: Array
+        self,
+        batch: Transition,
+        next_q: Float[Array, "B X"],
+        temperature: Float[Array, ""],
+        log_prob: Float[Array, " B"],
     ) -> Array:
-        """What the critics are trained on, from what `combine` made at s': (B, 1) -> (B,)."""
+        """Return the critics' targets from their aggregated outputs at s'."""
         return td_target(self.learn.discount, batch, next_q[..., 0], temperature, log_prob)
 
-    def critic_loss(self, q: Array, target: Array, weight: Array | None) -> Array:
-        """Of outputs (C, B, 1) against targets (B,), each counting `weight` (B,)."""
+    def critic_loss(
+        self, q: Float[Array, "C B X"], target: Array, weight: Float[Array, " B"] | None
+    ) -> Float[Array, ""]:
+        """Return the loss of the critics' outputs."""
         return critic_loss(q[..., 0], target, weight)
 
     def init(self, key: Array) -> SACState:
-        """A new agent; the target critics start as copies of the critics."""
+        """Return a new agent; the target critics start as copies of the critics."""
         actor_key, critic_key = jax.random.split(key)
         spec = self.spec
         actor = self.actor_network.init(actor_key, jnp.zeros(spec.obs_dim))["params"]
         inputs = spec.obs_dim + spec.action_dim
-        critic = nets.stacked_init(self.critic_network, critic_key, self.config.critics, inputs)
+        critic = network_params.init_stacked(
+            self.critic_network, critic_key, self.config.critics, inputs
+        )
         log_temperature = jnp.log(jnp.asarray(self.config.initial_temperature, jnp.float32))
         return SACState(
             actor=actor,
             critic=critic,
             target_critic=jax.tree.map(jnp.copy, critic),
             log_temperature=log_temperature,
-            actor_optimiser=self.optimiser.init(actor),
-            critic_optimiser=self.optimiser.init(critic),
-            temperature_optimiser=self.temperature_optimiser.init(log_temperature),
+            actor_opt_state=self.optimizer.init(actor),
+            critic_opt_state=self.optimizer.init(critic),
+            temperature_opt_state=self.temperature_optimizer.init(log_temperature),
         )
 
-    def _policy(self, actor: Params, seen: Array) -> tuple[Array, Array]:
-        """Mean and log std of the Gaussian before tanh: (..., D) -> (..., A) twice."""
-        output = nets.apply(self.actor_network, actor, seen)
-        return nets.policy_parameters(output, self.config.log_std_min, self.config.log_std_max)
+    def _policy(self, actor: Params, obs: Array) -> tuple[Array, Array]:
+        """Return mean and log std of the policy for normalized observations."""
+        output = network_params.apply(self.actor_network, actor, obs)
+        return policy_parameters(output, self.config.log_std_min, self.config.log_std_max)
 
-    def _q(self, critic: Params, seen: Array, action: Array) -> Array:
-        """Outputs of every critic: (..., D), (..., A) -> (C, ..., outputs of one)."""
-        inputs = jnp.concatenate([seen, action], -1)
-        if backend.target_is_cpu():
+    def _q(self, critic: Params, obs: Array, action: Array) -> Array:
+        """Return the outputs of every critic, (C, ..., X), for normalized observations."""
+        inputs = jnp.concatenate([obs, action], -1)
+        if backend.lowering().join_critics:
             return jax.vmap(self._one_q, (0, None))(critic, inputs)
-        # A product for each critic. JAX makes one of all first layers, and turns them for it: on an
-        # accelerator that is eleven more kernels an update (BUILD_NOTES.md).
-        each = jnp.broadcast_to(inputs, (self.config.critics, *inputs.shape))
-        return jax.vmap(self._one_q)(critic, each)
+        # Copies of the inputs keep one matmul per critic. JAX would join the first layers of all
+        # critics and transpose them, which is eleven more kernels per update on an accelerator.
+        inputs = jnp.broadcast_to(inputs, (self.config.critics, *inputs.shape))
+        return jax.vmap(self._one_q)(critic, inputs)
 
     def _one_q(self, critic: Params, inputs: Array) -> Array:
-        """Outputs of one critic: (..., D+A) -> (..., outputs)."""
-        return nets.apply(self.critic_network, critic, inputs)
+        """Return the outputs of one critic, (..., X)."""
+        return network_params.apply(self.critic_network, critic, inputs)
 
-    def act(self, state: SACState, obs: Array, key: Array) -> tuple[Array, Array]:
-        """A sample of the policy and its log-density: (..., D) -> (..., A), (...)."""
+    def act(
+        self, state: SACState, obs: Float[Array, "*B D"], key: Array
+    ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
+        """Sample the policy and return actions with their log-densities."""
         mean, log_std = self._policy(state.actor, self.normalize_obs(state, obs))
         return tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
 
-    def deterministic_action(self, state: SACState, obs: Array) -> Array:
-        """The deterministic action, tanh of the mean: (..., D) -> (..., A)."""
+    def deterministic_action(
+        self, state: SACState, obs: Float[Array, "*B D"]
+    ) -> Float[Array, "*B A"]:
+        """Return tanh of the policy's mean."""
         return jnp.tanh(self._policy(state.actor, self.normalize_obs(state, obs))[0])
 
-    def value(self, state: SACState, obs: Array, action: Array) -> Array:
-        """Every critic's value: (..., D), (..., A) -> (C, ...)."""
+    def value(
+        self, state: SACState, obs: Float[Array, "*B D"], action: Float[Array, "*B A"]
+    ) -> Float[Array, " C *B"]:
+        """Return each critic's value."""
         return self.q_values(self._q(state.critic, self.normalize_obs(state, obs), action))
 
-    def noise(self, key: Array, updates: int) -> Array:
-        """(U, 2, B, A) standard normal, for the policy's actions at s' and at s."""
+    def noise(self, key: Array, updates: int) -> Float[Array, "U 2 B A"]:
+        """Draw standard normal noise for the policy's actions at s' and at s."""
         shape = updates, 2, self.learn.batch, self.spec.action_dim
-        # As one line, whose counters are a kernel less; the numbers are the same.
+        # One-dimensional draws take a kernel less on a GPU; the numbers are the same.
         return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
     def update(
         self,
         state: SACState,
         batch: Transition,
-        critic_weight: Array | None,
-        actor_weight: Array | None,
-        noise: Array,
+        critic_weight: Float[Array, " B"] | None,
+        actor_weight: Float[Array, " B"] | None,
+        noise: Float[Array, "2 B A"],
     ) -> tuple[SACState, Metrics]:
-        """The critics, their targets, the actor against the new critics, the temperature."""
+        """Update critics, target critics, the actor against the new critics, and the temperature."""
         chex.assert_shape(batch.reward, (self.learn.batch,))
         config, action_dim = self.config, self.spec.action_dim
         temperature = jnp.exp(state.log_temperature)
-        obs, next_obs = (
-            self.normalize_obs(state, batch.obs),
-            self.normalize_obs(state, batch.next_obs),
-        )
+        obs = self.normalize_obs(state, batch.obs)
+        next_obs = self.normalize_obs(state, batch.next_obs)
 
         next_policy = self._policy(state.actor, next_obs)
         next_action, next_log_prob = tanh_gaussian(*next_policy, noise[0])
@@ -281,8 +317,8 @@ class SAC(Agent):
             return self.critic_loss(q, target, critic_weight), self.q_values(q).mean()
 
         (loss_q, q_mean), gradient = jax.value_and_grad(loss_of_critic, has_aux=True)(state.critic)
-        critic, critic_optimiser = _descend(
-            self.optimiser, gradient, state.critic_optimiser, state.critic
+        critic, critic_opt_state = _descend(
+            self.optimizer, gradient, state.critic_opt_state, state.critic
         )
         target_critic = jax.tree.map(
             lambda slow, fast: slow + config.polyak * (fast - slow), state.target_critic, critic
@@ -295,17 +331,17 @@ class SAC(Agent):
             return actor_loss(temperature, log_prob, q, actor_weight), entropy
 
         (loss_pi, entropy), gradient = jax.value_and_grad(loss_of_actor, has_aux=True)(state.actor)
-        actor, actor_optimiser = _descend(
-            self.optimiser, gradient, state.actor_optimiser, state.actor
+        actor, actor_opt_state = _descend(
+            self.optimizer, gradient, state.actor_opt_state, state.actor
         )
 
         loss_alpha, gradient = jax.value_and_grad(temperature_loss)(
             state.log_temperature, entropy, config.target_entropy * action_dim
         )
-        log_temperature, temperature_optimiser = _descend(
-            self.temperature_optimiser,
+        log_temperature, temperature_opt_state = _descend(
+            self.temperature_optimizer,
             gradient,
-            state.temperature_optimiser,
+            state.temperature_opt_state,
             state.log_temperature,
         )
         metrics = {
@@ -317,38 +353,38 @@ class SAC(Agent):
             "temperature": temperature,
             "entropy": entropy,
         }
-        after = SACState(
+        updated = SACState(
             actor,
             critic,
             target_critic,
             log_temperature,
-            actor_optimiser,
-            critic_optimiser,
-            temperature_optimiser,
+            actor_opt_state,
+            critic_opt_state,
+            temperature_opt_state,
             state.observations,
         )
-        return after, metrics
+        return updated, metrics
 
     def reset(self, state: SACState, key: Array) -> SACState:
-        """Fresh networks, temperature and optimisers; statistics of observations stay."""
+        """Return new networks, temperature and optimizers; observation statistics stay."""
         return self.init(key)._replace(observations=state.observations)
 
-    def temperature(self, state: SACState) -> Array:
-        """alpha, ()."""
+    def temperature(self, state: SACState) -> Float[Array, ""]:
+        """Return the entropy coefficient alpha."""
         return jnp.exp(state.log_temperature)
 
     def policy(self, state: SACState) -> SACState:
-        """The actor alone."""
+        """Return the actor and the observation statistics, None for the rest."""
         empty = SACState(*cast(Any, [None] * len(SACState._fields)))
         return empty._replace(actor=state.actor, observations=state.observations)
 
-    def layers(self, state: SACState) -> list[nets.Layer]:
-        """`greedy` as layers in a row; of the head only the means are needed."""
+    def layers(self, state: SACState) -> list[Layer]:
+        """Return `deterministic_action` as a sequence of layers; of the head only the means."""
         network: Any = self.actor_network
         *body, head = network.layers(state.actor)
         kernel, bias = (array[..., : self.spec.action_dim] for array in head.arrays)
-        return [*body, nets.Layer("dense", (kernel, bias)), nets.Layer("tanh")]
+        return [*body, Layer("dense", (kernel, bias)), TANH]
 
     def networks(self, state: SACState) -> dict[str, Params]:
-        """Actor and critics."""
+        """Return actor and critics."""
         return {"actor": state.actor, "critic": state.critic}

@@ -3,6 +3,8 @@
 from dynajax.config.schema import (
     GROUPS,
     Config,
+    EvalConfig,
+    HostConfig,
     LearnConfig,
     ModelConfig,
     NoFields,
@@ -15,6 +17,7 @@ from dynajax.config.schema import (
     fields,
     format_float,
     parse_variant,
+    require,
     run_name,
     static,
     traced,
@@ -24,6 +27,8 @@ from dynajax.config.schema import (
 __all__ = [
     "GROUPS",
     "Config",
+    "EvalConfig",
+    "HostConfig",
     "LearnConfig",
     "ModelConfig",
     "NoFields",
@@ -36,6 +41,7 @@ __all__ = [
     "fields",
     "format_float",
     "parse_variant",
+    "require",
     "run_name",
     "static",
     "traced",

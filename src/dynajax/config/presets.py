@@ -1,23 +1,27 @@
-"""Named sizes and cadences: what `--preset` takes."""
+"""Named sizes and cadences: what `--preset` takes.
+
+A preset sets sizes and the default agent; how synthetic data are made is the algorithm's business
+(`algorithms.py`).
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Preset(NamedTuple):
-    """The agent, values of fields by path, and of some agents' own fields."""
+    """A default agent, values of fields by path, and of some agents' own fields."""
 
     summary: str
-    agent: str  # unless another is asked for
+    agent: str  # unless --agent names another
     settings: Mapping[str, Any]
     agents: Mapping[str, Mapping[str, Any]]
 
 
-#: What a field is where a preset does not name it is the paper's.
+#: A field that a preset does not name keeps its default, which is the paper's value.
 PRESETS: dict[str, Preset] = {
-    # What learns most on two CPU cores in a few minutes; chosen by measurement (BUILD_NOTES.md).
+    # The sizes that learn most on two CPU cores in a few minutes, by measurement.
     "quick": Preset(
-        "a laptop's sizes",
+        "sizes for a laptop, minutes",
         "simba",
         {
             "task.repeat": 2,
@@ -31,11 +35,8 @@ PRESETS: dict[str, Preset] = {
             "model.depth": 3,
             "model.batch": 128,
             "model.learning_rate": 3e-3,
-            "model.reward_from": "next_state",
             "model.fit_steps": 500,
             "model.max_holdout": 1000,
-            "rollout.fresh": True,
-            "rollout.real_fraction": 0.5,
             "rollout.batch": 200,
             "replay.real": 100_000,
             "replay.synthetic": 100_000,
@@ -54,18 +55,17 @@ PRESETS: dict[str, Preset] = {
             },
         },
     ),
-    "paper": Preset("the paper's sizes", "sac", {}, {}),
-    # An ensemble that learns as much in a third of the gradient steps; chosen by measurement
-    # (BUILD_NOTES.md, "Less arithmetic for the same learning").
+    "paper": Preset("the paper's sizes and agent", "sac", {}, {}),
+    # An ensemble that learns as much in a third of the gradient steps, by measurement.
     "fast": Preset(
-        "the paper's sizes, with faster fits",
+        "the paper's sizes, with shorter fits",
         "sac",
         {"model.learning_rate": 2e-3, "model.fit_steps": 1650, "model.weight_averaging_steps": 100},
         {},
     ),
-    # `quick` grown to a GPU's sizes, with `fast`'s fits. Not tried on one yet.
+    # The sizes of `quick` grown for a GPU, with the fits of `fast`. Not measured on a GPU yet.
     "modern": Preset(
-        "a residual network's sizes on a GPU",
+        "SimBa's sizes, for a GPU",
         "simba",
         {
             "task.repeat": 2,
@@ -75,9 +75,6 @@ PRESETS: dict[str, Preset] = {
             "model.learning_rate": 2e-3,
             "model.fit_steps": 1650,
             "model.weight_averaging_steps": 100,
-            "model.reward_from": "next_state",
-            "rollout.fresh": True,
-            "rollout.real_fraction": 0.5,
         },
         {"simba": {"critics": 2, "initial_temperature": 1.0}},
     ),

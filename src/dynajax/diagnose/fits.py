@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, fit_data, targets, training
+from dynajax.models import ensemble, fit_data, make_model, targets, training
+from dynajax.models.base import DynamicsModel
 from dynajax.replay import pack
-from dynajax.types import Array, EnvSpec, ModelState, Replay, Transition
+from dynajax.types import Array, EnvSpec, ModelState, ReplayBuffer, Transition
 from dynajax.xla import backend
 
 #: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
@@ -46,7 +47,7 @@ CODES = (
 class Fitted(NamedTuple):
     """Ensembles of C codes and R seeds."""
 
-    config: ModelConfig
+    dynamics: DynamicsModel
     codes: tuple[str, ...]
     models: ModelState  # leaves (R, C, ...)
     held_out: np.ndarray  # (R, N) bool: the transitions that no fit was shown
@@ -80,81 +81,87 @@ def fit(
       progress: is called with the rounds done so far.
     """
     variants = [targets.parse_fixes(code) for code in codes]
-    rows = pack(
+    dynamics = make_model(config, spec)
+    packed = pack(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *data),
         jnp.ones((len(data), len(data[0].reward)), bool),
     )
+    rows = ReplayBuffer(**vars(packed))
     keys = jax.vmap(lambda s: jax.random.split(jax.random.PRNGKey(s), 3))(
         jnp.arange(seed, seed + len(data))
     )
 
-    def one(model: ModelState, variant: Array, real: Replay, keys: Array, key: Array) -> ModelState:
-        return training.fit(config, variants, variant, model, real, keys[1], key, config.fit_steps)[
-            0
-        ]
+    def one(
+        model: ModelState, variant: Array, real: ReplayBuffer, keys: Array, key: Array
+    ) -> ModelState:
+        steps = config.fit_steps
+        return training.fit(dynamics, variants, variant, model, real, keys[1], key, steps)[0]
 
     over_codes = jax.vmap(one, in_axes=(0, 0, None, None, None))
     over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
 
     @functools.partial(backend.jit, donate_argnums=0)
-    def one_round(models: ModelState, real: Replay, keys: Array, index: Array) -> ModelState:
+    def one_round(models: ModelState, real: ReplayBuffer, keys: Array, index: Array) -> ModelState:
         fresh = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
         return over_seeds(models, jnp.arange(len(codes)), real, keys, fresh)
 
     @jax.jit
     def init(keys: Array) -> ModelState:
-        models = jax.lax.map(lambda k: ensemble.init(config, spec, k[0]), keys)
+        models = jax.lax.map(lambda k: ensemble.init(dynamics, k[0]), keys)
         return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(codes), 1), models)
 
     @jax.jit
-    def held_out(real: Replay, keys: Array) -> Array:
+    def held_out(real: ReplayBuffer, keys: Array) -> Array:
         return jax.vmap(lambda r, k: fit_data.split(config, r, k[1]).weights == 0)(real, keys)
 
     models = init(keys)
     for index in range(rounds):
         models = jax.block_until_ready(one_round(models, rows, keys, jnp.asarray(index)))
         progress(index + 1)
-    return Fitted(config, tuple(codes), models, np.asarray(held_out(rows, keys)))
+    return Fitted(dynamics, tuple(codes), models, np.asarray(held_out(rows, keys)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decoded(
-    config: ModelConfig, model: ModelState, obs: Array, action: Array
+    dynamics: DynamicsModel, model: ModelState, obs: Array, action: Array
 ) -> tuple[Array, Array]:
-    mean, log_variance = ensemble.predict_all(config, model, obs, action)
-    next_obs, reward = targets.decode(model.code, obs, mean)
-    variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
-    return jnp.concatenate([next_obs, reward[..., None]], -1), variance
+    mean, log_variance = ensemble.predict_all(dynamics, model, obs, action)
+    transform = model.stats.transform
+    next_obs, reward = targets.decode(transform, obs, mean)
+    means = jnp.concatenate([next_obs, reward[..., None]], -1)
+    if log_variance is None:
+        return means, jnp.zeros_like(means)
+    return means, jnp.exp(log_variance) * jnp.square(transform.scale)
 
 
 def predict(
-    config: ModelConfig, model: ModelState, obs: np.ndarray, action: np.ndarray
+    dynamics: DynamicsModel, model: ModelState, obs: np.ndarray, action: np.ndarray
 ) -> Prediction:
-    """One step ahead, by every member: obs (B, D), action (B, A)."""
-    return Prediction(*map(np.asarray, _decoded(config, model, obs, action)))
+    """Predict one step ahead with every member: obs (B, D), action (B, A)."""
+    return Prediction(*map(np.asarray, _decoded(dynamics, model, obs, action)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _open_loop(config: ModelConfig, model: ModelState, obs: Array, actions: Array) -> Array:
+def _open_loop(dynamics: DynamicsModel, model: ModelState, obs: Array, actions: Array) -> Array:
     start = ensemble.broadcast_to_members(model, obs)
 
     def step(obs: Array, action: Array) -> tuple[Array, Array]:
         action = ensemble.broadcast_to_members(model, action)
-        mean, _ = ensemble.each(ensemble.member_prediction, config, model, obs, action)
-        next_obs, reward = targets.decode(model.code, obs, mean)
+        mean, _ = ensemble.vmap_members(dynamics.predict, model, obs, action)
+        next_obs, reward = targets.decode(model.stats.transform, obs, mean)
         return next_obs, jnp.concatenate([next_obs, reward[..., None]], -1)
 
     return jax.lax.scan(step, start, jnp.swapaxes(actions, 0, 1))[1]
 
 
 def open_loop(
-    config: ModelConfig, model: ModelState, obs: np.ndarray, actions: np.ndarray
+    dynamics: DynamicsModel, model: ModelState, obs: np.ndarray, actions: np.ndarray
 ) -> np.ndarray:
-    """Predicted means over H steps, each member's following its own: obs (B, D), actions
-    (B, H, A) -> (H, E, B, D+1), next state, then reward."""
-    return np.asarray(_open_loop(config, model, obs, actions))
+    """Predict means over H steps, each member following its own: obs (B, D), actions (B, H, A) ->
+    (H, E, B, Z)."""
+    return np.asarray(_open_loop(dynamics, model, obs, actions))
 
 
 def row(models: ModelState, *index: int) -> ModelState:
-    """One of several models."""
+    """Return one of several models."""
     return jax.tree.map(lambda x: x[index], models)

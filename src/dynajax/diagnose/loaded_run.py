@@ -17,7 +17,7 @@ from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.directory import reading
 from dynajax.runtime.program import build
 from dynajax.settings import from_dict
-from dynajax.types import EnvSpec, LearnerState, Replay, Transition, UsageError
+from dynajax.types import EnvSpec, LearnerState, ReplayBuffer, Transition, UsageError
 
 
 class Loaded(NamedTuple):
@@ -73,11 +73,11 @@ class Episode(NamedTuple):
     stop: int
 
 
-def in_order(real: Replay, count: int) -> tuple[Transition, np.ndarray]:
+def in_order(real: ReplayBuffer, count: int) -> tuple[Transition, np.ndarray]:
     """A ring's transitions, oldest first, leaves (N, ...), and valid (N,)."""
     capacity = len(real.valid)
     slots = np.arange(max(0, count - capacity), count) % capacity
-    return Transition(*(np.asarray(x)[slots] for x in real.data)), np.asarray(real.valid)[slots]
+    return Transition(*(np.asarray(x)[slots] for x in real.unpack())), np.asarray(real.valid)[slots]
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from dynajax.config import ModelConfig
 from dynajax.diagnose import fits, measures
 from dynajax.diagnose.data import Recording, parts
+from dynajax.models.base import DynamicsModel
 from dynajax.types import EnvSpec, Transition
 
 #: Steps that a chain of predictions is followed for.
@@ -55,18 +56,19 @@ def measure(
     known = [k.part(slice(size)) for k, _ in divided]
     new = [n for _, n in divided]
     fitted = fits.fit(spec, codes, [k.transitions for k in known], seed, config, rounds, progress)
+    dynamics = fitted.dynamics
 
     def both(recording: Recording, model: fits.ModelState) -> tuple[measures.Named, measures.Named]:
         return (
-            step_ahead(config, model, recording.transitions),
-            chain(config, model, recording, steps),
+            step_ahead(dynamics, model, recording.transitions),
+            chain(dynamics, model, recording, steps),
         )
 
     held = [k.part(chosen).transitions for k, chosen in zip(known, fitted.held_out, strict=True)]
     cells = []
     for r, (some, fresh) in enumerate(zip(held, new, strict=True)):
         models = [fits.row(fitted.models, r, c) for c in range(len(codes))]
-        cells.append([(step_ahead(config, m, some), *both(fresh, m)) for m in models])
+        cells.append([(step_ahead(dynamics, m, some), *both(fresh, m)) for m in models])
     return Offline(
         env=spec.name,
         source=source,
@@ -92,19 +94,19 @@ def _truth(transitions: Transition) -> np.ndarray:
     return np.concatenate([transitions.next_obs, transitions.reward[..., None]], -1)
 
 
-def step_ahead(config: ModelConfig, model: fits.ModelState, data: Transition) -> measures.Named:
+def step_ahead(dynamics: DynamicsModel, model: fits.ModelState, data: Transition) -> measures.Named:
     """`measures.scores` of one model on transitions (B, ...)."""
-    predicted = fits.predict(config, model, data.obs, data.action)
+    predicted = fits.predict(dynamics, model, data.obs, data.action)
     return measures.scores(predicted.mean, predicted.variance, data.obs, _truth(data))
 
 
 def chain(
-    config: ModelConfig, model: fits.ModelState, recording: Recording, steps: int
+    dynamics: DynamicsModel, model: fits.ModelState, recording: Recording, steps: int
 ) -> measures.Named:
     """`measures.open_loop` of one model along a recording's actions."""
     data = recording.transitions
     starts, there = measures.windows(recording.episode, steps)
     index = np.minimum(np.arange(steps)[:, None] + starts, len(recording.episode) - 1)
     actions = np.swapaxes(data.action[index], 0, 1)
-    predicted = fits.open_loop(config, model, data.obs[starts], actions)
+    predicted = fits.open_loop(dynamics, model, data.obs[starts], actions)
     return measures.open_loop(predicted, data.obs[starts], _truth(data)[index], there)

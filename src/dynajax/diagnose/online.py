@@ -15,13 +15,14 @@ import numpy as np
 
 from dynajax import envs
 from dynajax.agents import Agent, make_agent
-from dynajax.config import ModelConfig, variant_config
+from dynajax.config import variant_config
 from dynajax.diagnose import fits, loaded_run, measures
 from dynajax.diagnose.offline import step_ahead
 from dynajax.diagnose.policy_rollouts import Paths, can_restore, follow, soft_returns
 from dynajax.envs.training_envs import finite
-from dynajax.models import ensemble
-from dynajax.types import Array, LearnerState, ModelState, Transition
+from dynajax.models import ensemble, make_model
+from dynajax.models.base import DynamicsModel
+from dynajax.types import Array, LearnerState, ModelState, ReplayBuffer, Transition
 
 #: States that the policy starts from, and synthetic transitions that are checked.
 STARTS, SYNTHETIC = 64, 400
@@ -101,19 +102,20 @@ def inspect(
     if row.model is None:
         real_env.close()
         return findings
-    model = ensemble.elites(row.model)
+    dynamics = make_model(row_config.model, spec)
+    model = ensemble.select_elites(row.model)
     recent = np.flatnonzero(valid)
     recent = rng.choice(recent, min(2000, len(recent)), replace=False)
-    replayed = step_ahead(row_config.model, model, Transition(*(x[recent] for x in data)))
-    visited = step_ahead(row_config.model, model, transitions(paths, slice(1, None), rng))
+    replayed = step_ahead(dynamics, model, Transition(*(x[recent] for x in data)))
+    visited = step_ahead(dynamics, model, transitions(paths, slice(1, None), rng))
     _note(numbers, "replay", replayed)
     _note(numbers, "policy", visited)
     if settable:
-        counter = step_ahead(row_config.model, model, transitions(paths, slice(0, 1), rng))
+        counter = step_ahead(dynamics, model, transitions(paths, slice(0, 1), rng))
         _note(numbers, "counterfactual", counter)
         if restored.synthetic:
             numbers |= _synthetic(make, states, row, restored.synthetic)
-    chain, strip = _chain(row_config.model, model, paths, min(steps, len(paths.reward)))
+    chain, strip = _chain(dynamics, model, paths, min(steps, len(paths.reward)))
     if settable:
         strip = strip._replace(states=_states_along(real_env, begin, paths, strip))
     real_env.close()
@@ -149,7 +151,9 @@ def _restored(
     inside = np.concatenate([np.zeros(0, int), *(np.arange(e.start, e.stop) for e in chosen)])
     inside = inside[valid[inside]]
     places = np.sort(rng.choice(inside, min(starts, len(inside)), replace=False))
-    synthetic = _matches(row, data, inside, rng) if row.synthetic_buffer is not None else None
+    synthetic = (
+        _matches(row, data, inside, rng) if isinstance(row.synthetic, ReplayBuffer) else None
+    )
     both = np.union1d(places, synthetic[0] if synthetic else places)
     rebuilt = loaded_run.rebuild(loaded, index, chosen, both, data)
     states = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
@@ -249,12 +253,11 @@ def _matches(
     row: LearnerState, data: Transition, inside: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Places of real states, and the synthetic transitions that began in them."""
-    assert row.synthetic_buffer is not None
     place_of = {data.obs[p].tobytes(): int(p) for p in inside}
-    slots = rng.permutation(np.flatnonzero(row.synthetic_buffer.valid))
+    slots = rng.permutation(np.flatnonzero(row.synthetic.valid))
     pairs: list[tuple[int, int]] = []
     for slot in slots:
-        place = place_of.get(np.asarray(row.synthetic_buffer.data.obs[slot]).tobytes())
+        place = place_of.get(np.asarray(row.synthetic.unpack().obs[slot]).tobytes())
         if place is not None:
             pairs.append((place, int(slot)))
             if len(pairs) == SYNTHETIC:
@@ -271,13 +274,12 @@ def _synthetic(
     synthetic: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, float]:
     """What the critic was trained on, against what really comes of the same states and actions."""
-    assert row.synthetic_buffer is not None
     env, real, imagined = make(), [], []
     env.reset(seed=0)
     for place, slot in zip(*synthetic, strict=True):
         if place not in state_of:
             continue
-        t = Transition(*(x[slot] for x in row.synthetic_buffer.data))
+        t = Transition(*(x[slot] for x in row.synthetic.unpack()))
         env.restore(state_of[place], steps=0)
         new, reward, *_ = env.step(t.action)
         if finite(new, reward):
@@ -300,11 +302,11 @@ def _synthetic(
 
 
 def _chain(
-    config: ModelConfig, model: ModelState, paths: Paths, steps: int
+    dynamics: DynamicsModel, model: ModelState, paths: Paths, steps: int
 ) -> tuple[measures.Named, Strip]:
     """Open-loop predictions along the policy's actions, from the paths' first states."""
     actions = np.swapaxes(paths.action[:steps], 0, 1)
-    predicted = fits.open_loop(config, model, paths.obs[0], actions)
+    predicted = fits.open_loop(dynamics, model, paths.obs[0], actions)
     true = np.concatenate([paths.obs[1 : steps + 1], paths.reward[:steps, :, None]], -1)
     there = paths.alive[:steps] & paths.valid
     holds = measures.open_loop(predicted, paths.obs[0], true, there)

@@ -1,4 +1,4 @@
-"""The host engine: environments in C MuJoCo or Gymnasium, beside the device."""
+"""The host engine: environments in C MuJoCo or Gymnasium, outside the device."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ import numpy as np
 from dynajax import schedule
 from dynajax.config import variant_config
 from dynajax.engines.evaluate import Evaluator
-from dynajax.engines.oracle import Oracle
+from dynajax.engines.oracle import Oracle, OracleProgram
 from dynajax.envs.training_envs import TrainingEnvs
 from dynajax.runtime.program import Program
 from dynajax.runtime.timers import Clock
@@ -16,7 +16,7 @@ from dynajax.types import Evaluation, Metrics, TrainState, Transition
 
 
 class HostEngine(TrainingEnvs):
-    """One environment step at a time; the device learns while the environments move.
+    """Steps one agent step at a time; the device learns while the environments step.
 
     Raises:
       UsageError: the task's simulator cannot do what the configuration asks for.
@@ -32,15 +32,17 @@ class HostEngine(TrainingEnvs):
         ]
         self._evaluator = Evaluator(config, spec, seeds, discounts)
         self._config, self._program, self._clock = config, program, clock
-        self._pending: tuple[Transition, np.ndarray] | None = None  # not learned from yet
-        self._oracle = None if config.oracle == "none" else Oracle(config, seeds)
+        self._pending: tuple[Transition, np.ndarray] | None = None  # the next to learn from
+        self._oracle: tuple[Oracle, OracleProgram] | None = None
+        if config.oracle != "none":
+            self._oracle = Oracle(config, seeds), OracleProgram(program)
 
     def lower(self) -> list[jax.stages.Lowered]:
-        """The large programs, before they are compiled."""
-        return self._program.lower()
+        """Return the large programs before they are compiled."""
+        return self._program.lower() if self._oracle is None else self._oracle[1].lower()
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
-        """One environment step; see `Engine`."""
+        """Take one agent step; see `Engine`."""
         program, due = self._program, schedule.due(self._config, step)
         chosen = program.act(state, self.obs, step)
         metrics: Metrics = {}
@@ -52,7 +54,7 @@ class HostEngine(TrainingEnvs):
             action = program.placement.unpad(np.asarray(chosen))
         with self._clock("environment"):
             if self._oracle is not None:
-                self._oracle.record(self.snapshot())
+                self._oracle[0].record(self.snapshot())
             self._pending = self.step(action)
         return state, metrics, 1
 
@@ -61,9 +63,10 @@ class HostEngine(TrainingEnvs):
     ) -> tuple[TrainState, Metrics]:
         if self._oracle is None:
             return self._program.learn(state, transition, valid)
-        state, proposal = self._program.propose_transitions(state, transition, valid)
-        proposal = self._program.placement.unpad(jax.device_get(proposal))
-        return self._program.learn(state, transition, valid, self._oracle.correct(proposal))
+        oracle, program = self._oracle
+        state, proposed = program.propose(state, transition, valid)
+        proposed = self._program.placement.unpad(jax.device_get(proposed))
+        return program.learn(state, oracle.correct(proposed))
 
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
         """See `Engine`."""
@@ -84,24 +87,24 @@ class HostEngine(TrainingEnvs):
         return np.array([np.mean(scores) if scores else np.nan for scores in ended])
 
     def progress(self) -> dict[str, np.ndarray]:
-        """As in `HostEnvs`, with the transition that is not learned from yet."""
+        """Return the progress of `TrainingEnvs`, and the next transition to learn from."""
         assert self._pending is not None
         transition, valid = self._pending
         pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
-        oracle = {} if self._oracle is None else self._oracle.progress()
+        oracle = {} if self._oracle is None else self._oracle[0].progress()
         return {**super().progress(), **pending, "pending.valid": valid, **oracle}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to an earlier `progress`; see `HostEnvs`."""
+        """Return to an earlier `progress`; see `TrainingEnvs`."""
         pending = [progress[f"pending.{name}"] for name in Transition._fields]
         self._pending = Transition(*pending), progress["pending.valid"]
         super().restore(progress)
         if self._oracle is not None:
-            self._oracle.restore(progress)
+            self._oracle[0].restore(progress)
 
     def close(self) -> None:
-        """Ends the environments and their processes."""
+        """Close the environments and their processes."""
         super().close()
         self._evaluator.close()
         if self._oracle is not None:
-            self._oracle.close()
+            self._oracle[0].close()

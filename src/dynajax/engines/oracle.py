@@ -1,42 +1,119 @@
-"""Oracles: half of a synthetic transition is the simulator's word, to tell which half does harm.
+"""Oracles: a part of each synthetic transition comes from the simulator, to find which part does harm.
 
-For every rollout start, which is a state of the real replay, the simulator is set to that physics
-state and takes the policy's action. `reward` keeps the model's next state and takes the
+For every rollout start, which is a state of the real replay buffer, the simulator is set to that
+physics state and takes the policy's action. `reward` keeps the model's next state and takes the
 simulator's reward; `state` takes the simulator's next state and keeps the model's reward; `both`
 takes both, so that nothing of the model is left. Rollouts have one step.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
-from dynajax import envs
+from dynajax import envs, replay
 from dynajax.config import Config
-from dynajax.mbpo import ModelTransitions
-from dynajax.types import Transition, UsageError
+from dynajax.mbpo import MBPO
+from dynajax.runtime.program import Mapped, Program
+from dynajax.synthetic.buffered import Buffered, horizon
+from dynajax.types import LearnerState, Metrics, Shared, Transition, UsageError
+
+
+class ModelTransitions(NamedTuple):
+    """The synthetic transitions of one agent step, from B states of the real replay buffer."""
+
+    slots: Any  # (B,) int, of the real buffer, where the rollouts start
+    transition: Transition  # leaves (B, ...)
+    keep: Any  # (B,) bool, may be learned from
+
+
+class OracleMBPO(MBPO):
+    """MBPO whose synthetic transitions pass through the host before they are learned from."""
+
+    def propose_transitions(
+        self, learner: LearnerState, shared: Shared, transition: Transition, valid: Bool[Array, ""]
+    ) -> tuple[LearnerState, ModelTransitions]:
+        """Insert a real transition, and return the model transitions that `learn` would make."""
+        learner = self.insert(learner, shared, transition, valid)
+        source = self.source(learner)
+        keys = self._split_keys(learner, source)
+        request = replay.Request(keys.source.starts, (self.config.rollout.batch,))
+        (slots,) = replay.sample_indices(learner.real_buffer, shared.step + 1, [request])
+        obs = replay.gather(learner.real_buffer, slots).unpack().obs
+        active = jnp.ones(self.config.rollout.batch, bool)
+        model_env = self.model_env(learner).select_members()
+        key = jax.random.fold_in(keys.source.rollout, 0)
+        _, step = model_env.step(learner.trust, obs, active, 0, 1, key)
+        return learner, ModelTransitions(slots, step.transition, step.keep_mask)
+
+    def learn_corrected(
+        self, learner: LearnerState, shared: Shared, corrected: ModelTransitions
+    ) -> tuple[LearnerState, Metrics]:
+        """Learn as `learn` does, from transitions that `propose_transitions` made, corrected."""
+        source, config = self.source(learner), self.config
+        assert isinstance(source, Buffered)
+        keys = self._split_keys(learner, source)
+        real, _ = self._sample_real(learner, shared, source, keys)
+        size, length = config.rollout.batch, horizon(config, shared.step)
+        position = shared.blocks % (config.replay.synthetic // size) * size
+        block = replay.pack(corrected.transition, corrected.keep)
+        learner = learner._replace(synthetic=replay.insert(learner.synthetic, block, position))
+        metrics = {"valid_fraction": corrected.keep.mean()}
+        inputs = source.sample(learner, shared, real, length, keys.source.sample)
+        return self.update(learner, source, inputs, metrics, keys)
+
+
+class OracleProgram:
+    """The oracle's two functions, jitted for the learners of a program."""
+
+    def __init__(self, program: Program):
+        algorithm = OracleMBPO(program.config, program.spec)
+        jit = functools.partial(Mapped.jit, algorithm=algorithm, placement=program.placement)
+        propose = Mapped("propose_transitions", (0, 0), counters=True, updates=True)
+        learn = Mapped(
+            "learn_corrected", (0,), counters=True, updates=True, next_counters=MBPO.count
+        )
+        self._program = program
+        self.propose, self.learn = jit(propose), jit(learn)
+
+    def lower(self) -> list[jax.stages.Lowered]:
+        """Return the large programs before they are compiled."""
+        program = self._program
+        (_, (state, *step)), *others = program.programs().values()
+        _, proposed = jax.eval_shape(self.propose, state, *step)
+        # It comes from the host, as transitions do: without padding, on no device.
+        size = program.placement.num_learners
+        corrected = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), proposed
+        )
+        lowered = [self.propose.lower(state, *step), self.learn.lower(state, corrected)]
+        return lowered + [function.lower(*arguments) for function, arguments in others]
 
 
 class Oracle:
-    """The simulators beside a run, and the physics state of every real transition.
+    """The simulators, and the physics state of every real transition.
 
     Args:
       config: a run's configuration, with an oracle.
-      row_seeds: S seeds, those of the training environments.
+      seeds: S seeds, those of the training environments.
 
     Raises:
       UsageError: the task's simulator cannot be set to a state.
     """
 
-    def __init__(self, config: Config, row_seeds: Sequence[int]):
+    def __init__(self, config: Config, seeds: Sequence[int]):
         self._which = config.oracle
         self._envs: list[Any] = [
-            envs.make(config.env, **config.stepping, seed=seed) for seed in row_seeds
+            envs.make(config.env, **config.stepping, seed=seed) for seed in seeds
         ]
-        if (reason := self._envs[0].unrestorable) is not None:
+        if (obstacle := self._envs[0].unrestorable) is not None:
             raise UsageError(
-                f"--oracle={config.oracle}: {config.env} cannot be set to a stored state: {reason}, "
-                "or leave --oracle out"
+                f"--oracle={config.oracle}: {config.env} cannot be set to a stored state: "
+                f"{obstacle}, or leave --oracle out"
             )
         for env in self._envs:
             env.reset(seed=0)
@@ -45,39 +122,38 @@ class Oracle:
         self._count = 0
 
     def record(self, states: np.ndarray) -> None:
-        """Keeps the states (S, L) that all rows' next transitions begin in."""
+        """Keep the states (S, L) in which all learners' next transitions begin."""
         if not self._states.size:
             self._states = np.zeros((len(states), self._capacity, states.shape[1]))
         self._states[:, self._count % self._capacity] = states
         self._count += 1
 
-    def correct(self, proposal: ModelTransitions) -> ModelTransitions:
-        """Puts the simulator's word into synthetic transitions, leaves (S, B, ...).
+    def correct(self, proposed: ModelTransitions) -> ModelTransitions:
+        """Replace parts of synthetic transitions, leaves (S, B, ...), by the simulator's.
 
-        Where the simulator gives no finite number, or the model alone does not, a transition is not
-        stored.
+        A transition is not kept if the simulator, or the model alone, gives no finite number.
         """
-        slots = np.asarray(proposal.slots)
-        changed = Transition(*(np.array(x) for x in proposal.transition))
-        good = np.array(proposal.store)
-        for row, env in enumerate(self._envs):
-            for i, slot in enumerate(slots[row]):
-                env.restore(self._states[row, slot], steps=0)
-                new, reward, terminated, _, _ = env.step(changed.action[row, i])
-                if not (np.isfinite(new).all() and np.isfinite(reward)):
-                    good[row, i] = False
+        slots = np.asarray(proposed.slots)
+        changed = Transition(*(np.array(x) for x in proposed.transition))
+        keep = np.array(proposed.keep)
+        for learner, env in enumerate(self._envs):
+            for i, slot in enumerate(slots[learner]):
+                env.restore(self._states[learner, slot], steps=0)
+                next_obs, reward, terminated, _, _ = env.step(changed.action[learner, i])
+                if not (np.isfinite(next_obs).all() and np.isfinite(reward)):
+                    keep[learner, i] = False
                     continue
                 if self._which != "state":
-                    changed.reward[row, i] = reward
+                    changed.reward[learner, i] = reward
                 if self._which != "reward":
-                    changed.next_obs[row, i] = new
-                    changed.discount[row, i] = 1.0 - terminated
-                    # The model may have left the numbers where the simulator has not.
-                    good[row, i] |= self._which == "both"
-        return ModelTransitions(slots, changed, good)
+                    changed.next_obs[learner, i] = next_obs
+                    changed.discount[learner, i] = 1.0 - terminated
+                    # The model may have left the finite numbers where the simulator has not.
+                    keep[learner, i] |= self._which == "both"
+        return ModelTransitions(slots, changed, keep)
 
     def progress(self) -> dict[str, np.ndarray]:
-        """All that it takes to go on from here."""
+        """Return everything that a resume needs."""
         filled = min(self._count, self._capacity)
         return {
             "oracle.states": self._states[:, :filled].copy(),
@@ -85,13 +161,13 @@ class Oracle:
         }
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to an earlier `progress`."""
+        """Return to an earlier `progress`."""
         states = progress["oracle.states"]
         self._count = int(progress["oracle.count"][0])
         self._states = np.zeros((len(states), self._capacity, states.shape[2]))
         self._states[:, : states.shape[1]] = states
 
     def close(self) -> None:
-        """Ends the simulators."""
+        """Close the simulators."""
         for env in self._envs:
             env.close()

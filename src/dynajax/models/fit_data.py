@@ -1,114 +1,116 @@
-"""What a fit reads off a row's real transitions before it begins: their division, their code, their units.
-
-Nothing here looks at a network.
-"""
+"""What a fit reads from one learner's real transitions before it trains: split, transform, scales."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from dynajax.config import ModelConfig
 from dynajax.models import targets
-from dynajax.replay import take
-from dynajax.types import Array, ModelState, Replay, TargetTransform, Transition
+from dynajax.replay import gather
+from dynajax.types import DataStats, ReplayBuffer, Transition
 from dynajax.xla import backend
 
 
 class DataSplit(NamedTuple):
-    """A division of a replay that a fit uses."""
+    """Training and holdout transitions of a replay buffer."""
 
-    training: Array  # (N,) slots of the training split first, then filler
-    training_size: Array  # ()
-    weights: Array  # (N,) 1 where a slot is in the training split
-    scored: Transition  # leaves (B, ...) of the holdout, evenly spaced over it
-    scored_weights: Array  # (B,) 0 for filler
+    training: Int[Array, " N"]  # slots of the training split, then padding
+    training_size: Int[Array, ""]
+    weights: Float[Array, " N"]  # 1 if a slot is in the training split
+    holdout: Transition  # B holdout transitions, evenly spaced, leaves (B, ...)
+    holdout_weights: Float[Array, " B"]  # 0 for padding
 
 
-def split(config: ModelConfig, replay: Replay, holdout_key: Array) -> DataSplit:
-    """Training and holdout transitions.
+def split(config: ModelConfig, buffer: ReplayBuffer, holdout_key: Array) -> DataSplit:
+    """Divide the real transitions into training and holdout.
 
-    Whether a slot is held out is a fixed function of the key and the slot, so a transition keeps
-    its side for as long as it is stored, and a warm-started fit never sees the holdout. The first
-    slot is always held out, so that there is something to score.
+    Whether a slot is held out is a fixed function of the key and the slot. So a transition stays on
+    its side as long as it is stored, and a warm-started fit never trains on the holdout. The first
+    slot is always held out, so the holdout is never empty.
     """
-    (capacity,) = replay.valid.shape
+    capacity = buffer.capacity
     held_out = jax.random.bernoulli(holdout_key, config.holdout, (capacity,)).at[0].set(True)
-    training = replay.valid & ~held_out
-    held = replay.valid & held_out
+    training = buffer.valid & ~held_out
+    held = buffer.valid & held_out
     (held_slots,) = jnp.nonzero(held, size=capacity, fill_value=0)
-    n, scored = held.sum(), min(config.max_holdout, capacity)
-    rank = jnp.arange(scored)
-    # rank * n / scored in whole numbers, without overflow
-    spaced = (n // scored) * rank + (n % scored) * rank // scored
-    slots = held_slots[jnp.where(n <= scored, rank, spaced)]
+    n, size = held.sum(), min(config.max_holdout, capacity)
+    rank = jnp.arange(size)
+    # rank * n / size in integers, without overflow.
+    spaced = (n // size) * rank + (n % size) * rank // size
+    slots = held_slots[jnp.where(n <= size, rank, spaced)]
     return DataSplit(
         training=jnp.nonzero(training, size=capacity, fill_value=0)[0],
         training_size=training.sum(),
         weights=training.astype(jnp.float32),
-        scored=take(replay, slots).data,
-        scored_weights=(rank < n).astype(jnp.float32),
+        holdout=gather(buffer, slots).unpack(),
+        holdout_weights=(rank < n).astype(jnp.float32),
     )
 
 
 class DataAnalysis(NamedTuple):
-    """What a fit has to know of its data."""
+    """The result of `analyze`."""
 
     data: DataSplit
-    code: TargetTransform
-    varied: Array  # (D+1,) bool: channels that have not been constant
-    begins: Array  # (D+1,) bool: those of them that had been until now
-    input_mean: Array  # (D+A,)
-    input_std: Array  # (D+A,)
-    unit: Array  # (D+1,) standard deviations of raw targets
+    stats: DataStats
+    new_dims: Bool[Array, " Z"]  # targets that were constant until now
 
 
-def analyze_data(
+def analyze(
     config: ModelConfig,
     variants: Sequence[tuple[str, ...]],
-    variant: Array,
-    model: ModelState,
-    replay: Replay,
+    variant: Int[Array, ""],
+    stats: DataStats,
+    num_fits: Int[Array, ""],
+    buffer: ReplayBuffer,
     holdout_key: Array,
 ) -> DataAnalysis:
-    """The survey of one row's real transitions, from its training split.
-
-    On an accelerator vmapped rows are surveyed one after the other, for the raw targets of all of
-    their rings would be most of a fit's memory.
+    """Split the real transitions of one learner and compute its scales from the training split.
 
     Args:
-      variants: the fixes of every variant of the run (static); `variant` () is this row's.
-      model: for its code and channels so far.
-      replay, holdout_key: as for `split`.
+      variants: the fixes of every variant of the run (static); `variant` is this learner's.
+      stats: those of the previous fit.
+      num_fits: fits so far.
+      buffer, holdout_key: see `split`.
     """
 
     def one(
-        config: ModelConfig, variant: Array, model: ModelState, replay: Replay, holdout_key: Array
+        config: ModelConfig,
+        variant: Array,
+        stats: DataStats,
+        num_fits: Array,
+        buffer: ReplayBuffer,
+        holdout_key: Array,
     ) -> DataAnalysis:
-        data = split(config, replay, holdout_key)
-        real = replay.data
-        # Not of one array with both, which would be a copy of the whole replay.
+        data = split(config, buffer, holdout_key)
+        real = buffer.unpack()
+        # Separately: one array with both would be a copy of the whole buffer.
         parts = (real.next_obs, real.reward[:, None])
-        varied = model.varied | jnp.concatenate([targets.varies(x, data.weights) for x in parts])
-        begins = varied & ~model.varied
-        code = targets.fit_transform(
+        has_varied = stats.has_varied | jnp.concatenate(
+            [targets.varies(x, data.weights) for x in parts]
+        )
+        new_dims = has_varied & ~stats.has_varied
+        transform = targets.fit_transform(
             variants,
             variant,
-            model.code,
-            begins[:-1] | (model.fits == 0),
+            stats.transform,
+            new_dims[:-1] | (num_fits == 0),
             real.obs,
             real.reward,
             real.next_obs,
             data.weights,
         )
-        of_parts = [targets.moments(x, data.weights) for x in (real.obs, real.action)]
-        mean, std = (jnp.concatenate(x) for x in zip(*of_parts, strict=True))
-        raw = targets.raw_target(code.skip, real.obs, real.reward, real.next_obs)
-        _, unit = targets.moments(raw, data.weights)
-        return DataAnalysis(data, code, varied, begins, mean, std, unit)
+        of_inputs = [targets.moments(x, data.weights) for x in (real.obs, real.action)]
+        mean, std = (jnp.concatenate(x) for x in zip(*of_inputs, strict=True))
+        raw = targets.raw_target(transform.skip, real.obs, real.reward, real.next_obs)
+        _, target_std = targets.moments(raw, data.weights)
+        new_stats = DataStats(transform, mean, std, target_std, has_varied)
+        return DataAnalysis(data, new_stats, new_dims)
 
-    in_turn: Any = one if backend.target_is_cpu() else jax.custom_batching.sequential_vmap(one)
-    read = model._replace(params=None, optimiser=None)
-    surveyed: DataAnalysis = in_turn(config, variant, read, replay, holdout_key)
-    return surveyed
+    function: Any = one
+    if backend.lowering().learners_in_turn:
+        function = jax.custom_batching.sequential_vmap(one)
+    analysis: DataAnalysis = function(config, variant, stats, num_fits, buffer, holdout_key)
+    return analysis

@@ -1,8 +1,8 @@
-"""The fixes: what the ensemble is trained to predict, as an affine code that is data.
+"""The fixes: what the model is trained to predict, as an affine transform that is data.
 
-A transition's raw target is ``y = [s' - k s, r]``, and the network learns ``z = (y - m) / c``.
-MBPO as published has k = 1, m = 0, c = 1. A fix is a rule for k, or for m and c, or the exponent
-that weighs the loss; `FIXES` is the one place where they are listed.
+A transition's raw target is ``y = [s' - k s, r]``, and the model learns ``z = (y - m) / c``.
+MBPO as published has k = 1, m = 0, c = 1. A fix is a rule for k, a rule for m and c, or the exponent
+that weights the loss. `FIXES` lists them. All fixes of a run are evaluated in one program.
 
 Barkley and Fridovich-Keil (2025) for `scale` and `target`; Seitzer et al. (2022) for `beta`.
 """
@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-from dynajax.types import Array, Params, TargetTransform, UsageError
+from dynajax.types import TargetTransform, UsageError
 
-#: A standard deviation under this is a constant channel's, and becomes 1.
+#: A standard deviation below this belongs to a constant dimension, and is replaced by 1.
 CONSTANT = 1e-6
 
 #: A scale is at least this share of the range that a target has shown.
@@ -25,7 +25,7 @@ RANGE_SHARE = 0.01
 
 #: (observations (N, D), next observations (N, D), weights (N,)) -> k (D,)
 SkipRule = Callable[[Array, Array, Array], Array]
-#: (raw targets (N, D+1), weights (N,)) -> m (D+1,), c (D+1,)
+#: (raw targets (N, Z), weights (N,)) -> m (Z,), c (Z,)
 AffineRule = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -38,29 +38,31 @@ class Fix(NamedTuple):
     exponent: float | None = None
 
 
-def _sums(weights: Array, values: Array) -> Array:
-    """Weighted sums (N,), (N, X) -> (X,), in float32 whatever products are made in by default.
+def _sums(weights: Float[Array, " N"], values: Float[Array, "N X"]) -> Float[Array, " X"]:
+    """Return weighted sums in float32, whatever the default matmul precision is.
 
-    No product: at a lower precision one would turn what `auto` chooses, and every unit; and a TPU
-    would first copy all values into a layout of its own, padded to 128 channels.
+    A matmul of lower precision would change what `auto` chooses, and every scale; a TPU would first
+    copy all values into a padded layout.
     """
     return (weights[:, None] * values).sum(0)
 
 
-def _first(values: Array, weights: Array) -> Array:
-    """The first value of those that weigh most (N, X), (N,) -> (X,), to the bit.
+def _first(values: Float[Array, "N X"], weights: Float[Array, " N"]) -> Float[Array, " X"]:
+    """Return the first value with the largest weight, to the bit.
 
-    As a sum, since for a look-up a TPU would copy all values too.
+    It is a sum, because for a look-up a TPU would copy all values too.
     """
     first = jnp.arange(weights.size) == weights.argmax()
     return jnp.where(first[:, None], values, 0.0).sum(0)
 
 
-def moments(values: Array, weights: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation (N, X) -> (X,), (X,), each of the N with its weight (N,).
+def moments(
+    values: Float[Array, "N X"], weights: Float[Array, " N"]
+) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
+    """Return weighted means and standard deviations; a deviation under `CONSTANT` becomes 1.
 
-    A standard deviation under `CONSTANT` is given as 1. Sums are taken from the first value on,
-    so that a channel far from zero keeps its digits and a constant one has no spread at all.
+    Sums start from the first value, so a dimension far from zero keeps its digits and a constant one
+    has no deviation at all.
     """
     total = jnp.maximum(weights.sum(), 1.0)
     origin = _first(values, weights)
@@ -69,19 +71,21 @@ def moments(values: Array, weights: Array) -> tuple[Array, Array]:
     return mean, jnp.where(std < CONSTANT, 1.0, std)
 
 
-def varies(values: Array, weights: Array) -> Array:
-    """Which channels are not constant: (N, X), (N,) -> bool (X,)."""
+def varies(values: Float[Array, "N X"], weights: Float[Array, " N"]) -> Bool[Array, " X"]:
+    """Return which dimensions are not constant."""
     total = jnp.maximum(weights.sum(), 1.0)
     around = values - _first(values, weights)
     mean = _sums(weights, around) / total
     return _sums(weights, jnp.square(around - mean)) / total >= CONSTANT**2
 
 
-def unit_variance(raw: Array, weights: Array) -> tuple[Array, Array]:
-    """m and c of `scale`: (N, D+1), (N,) -> (D+1,), (D+1,).
+def unit_variance(
+    raw: Float[Array, "N Z"], weights: Float[Array, " N"]
+) -> tuple[Float[Array, " Z"], Float[Array, " Z"]]:
+    """Return m and c of `scale`.
 
-    c is the standard deviation, or a hundredth of the range that was shown where that is larger, so
-    that a few rare events do not fill the loss.
+    c is the standard deviation, or a hundredth of the observed range if that is larger, so that a
+    few rare events do not dominate the loss.
     """
     mean, std = moments(raw, weights)
     inside = weights[:, None] > 0
@@ -97,7 +101,7 @@ def _variance(values: Array, weights: Array) -> Array:
     return _sums(weights, jnp.square(values - mean)) / total
 
 
-def _published(obs: Array, next_obs: Array, weights: Array) -> Array:
+def _residual(obs: Array, next_obs: Array, weights: Array) -> Array:
     return jnp.ones(obs.shape[-1])
 
 
@@ -115,15 +119,15 @@ def _identity(raw: Array, weights: Array) -> tuple[Array, Array]:
 
 
 FIXES: dict[str, Fix] = {
-    "scale": Fix("every target, the reward too, in unit variance", affine=unit_variance),
-    "target": Fix("predict s' itself, not s' - s", skip=_direct),
-    "auto": Fix("per channel, s' - s where that varies less than s'", skip=_smaller_variance),
-    "beta": Fix("weigh the NLL by the predicted variance^0.5", exponent=0.5),
+    "scale": Fix("scale every target, the reward too, to unit variance", affine=unit_variance),
+    "target": Fix("predict s' itself instead of s' - s", skip=_direct),
+    "auto": Fix("predict s' - s in the dimensions where it varies less", skip=_smaller_variance),
+    "beta": Fix("weight the NLL by the predicted variance^0.5", exponent=0.5),
 }
 
 
 def parse_fixes(text: str) -> tuple[str, ...]:
-    """The names in a comma list, in the order of `FIXES`; "" and "none" are no fix.
+    """Return the names in a comma list, in the order of `FIXES`; "" and "none" are no fix.
 
     Raises:
       UsageError: an unknown name, a name twice, or two that set the same rule.
@@ -150,100 +154,80 @@ def parse_fixes(text: str) -> tuple[str, ...]:
 
 
 def identity_transform(obs_dim: int) -> TargetTransform:
-    """The code of MBPO as published, with D = `obs_dim`."""
-    return TargetTransform(
-        jnp.ones(obs_dim), jnp.zeros(obs_dim + 1), jnp.ones(obs_dim + 1), jnp.zeros(())
-    )
+    """Return the transform of MBPO as published, with D = `obs_dim`."""
+    ones, zeros = jnp.ones(obs_dim + 1), jnp.zeros(obs_dim + 1)
+    return TargetTransform(jnp.ones(obs_dim), zeros, ones, jnp.zeros(()))
 
 
-def select_dims(code: TargetTransform, channels: slice) -> TargetTransform:
-    """A code whose m and c are those of some of the D+1 channels."""
-    return code._replace(shift=code.shift[channels], scale=code.scale[channels])
+def select_dims(transform: TargetTransform, dims: slice) -> TargetTransform:
+    """Return a transform with m and c of some of the Z targets."""
+    return transform._replace(shift=transform.shift[dims], scale=transform.scale[dims])
 
 
-def raw_target(skip: Array, obs: Array, reward: Array, next_obs: Array) -> Array:
-    """y = [s' - k s, r]: (..., D), (...), (..., D) -> (..., D+1)."""
+def raw_target(
+    skip: Float[Array, " D"],
+    obs: Float[Array, "*B D"],
+    reward: Float[Array, "*B"],
+    next_obs: Float[Array, "*B D"],
+) -> Float[Array, "*B Z"]:
+    """Return y = [s' - k s, r]."""
     chex.assert_equal_shape([obs, next_obs])
     chex.assert_shape(reward, obs.shape[:-1])
     return jnp.concatenate([next_obs - skip * obs, reward[..., None]], -1)
 
 
-def encode(code: TargetTransform, obs: Array, reward: Array, next_obs: Array) -> Array:
-    """z = (y - m) / c: (..., D), (...), (..., D) -> (..., D+1)."""
-    return (raw_target(code.skip, obs, reward, next_obs) - code.shift) / code.scale
+def encode(
+    transform: TargetTransform,
+    obs: Float[Array, "*B D"],
+    reward: Float[Array, "*B"],
+    next_obs: Float[Array, "*B D"],
+) -> Float[Array, "*B Z"]:
+    """Return z = (y - m) / c."""
+    return (raw_target(transform.skip, obs, reward, next_obs) - transform.shift) / transform.scale
 
 
-def decode(code: TargetTransform, obs: Array, z: Array) -> tuple[Array, Array]:
-    """The inverse of `encode`: (..., D), (..., D+1) -> next observation (..., D), reward (...)."""
-    raw = z * code.scale + code.shift
-    return code.skip * obs + raw[..., :-1], raw[..., -1]
+def decode(
+    transform: TargetTransform, obs: Float[Array, "*B D"], z: Float[Array, "*B Z"]
+) -> tuple[Float[Array, "*B D"], Float[Array, "*B"]]:
+    """Return next observation and reward, the inverse of `encode`."""
+    raw = z * transform.scale + transform.shift
+    return transform.skip * obs + raw[..., :-1], raw[..., -1]
 
 
 def fit_transform(
     variants: Sequence[tuple[str, ...]],
-    variant: Array,
+    variant: Int[Array, ""],
     old: TargetTransform,
-    first: Array,
-    obs: Array,
-    reward: Array,
-    next_obs: Array,
-    weights: Array,
+    first: Bool[Array, " D"],
+    obs: Float[Array, "N D"],
+    reward: Float[Array, " N"],
+    next_obs: Float[Array, "N D"],
+    weights: Float[Array, " N"],
 ) -> TargetTransform:
-    """The code of one row from its training split.
+    """Return the transform of one learner from its training split.
 
-    Every variant's rules are evaluated and one result is taken, so that rows of different
+    The rules of every variant are evaluated and one result is selected, so learners of different
     variants share a program.
 
     Args:
       variants: the fixes of every variant of the run (static).
-      variant: () which of them this row is.
-      old: the code so far; its k is kept in channels that have been fitted to before.
-      first: (D,) bool, channels that have not.
-      obs, reward, next_obs: (N, D), (N,), (N, D).
-      weights: (N,) 1 for a transition of the training split, else 0.
+      variant: the index of this learner's variant.
+      old: the transform so far; its k is kept in dimensions that have been fitted before.
+      first: dimensions that have not been fitted before.
+      obs, reward, next_obs: the real transitions.
+      weights: 1 for a transition of the training split, else 0.
     """
-    codes = []
+    transforms = []
     for names in variants:
         fixes = [FIXES[name] for name in names]
-        skip_rule = next((f.skip for f in fixes if f.skip), _published)
+        skip_rule = next((f.skip for f in fixes if f.skip), _residual)
         affine_rule = next((f.affine for f in fixes if f.affine), _identity)
         exponent = next((f.exponent for f in fixes if f.exponent is not None), 0.0)
         skip = jnp.where(first, skip_rule(obs, next_obs, weights), old.skip)
         shift, scale = affine_rule(raw_target(skip, obs, reward, next_obs), weights)
-        codes.append(TargetTransform(skip, shift, scale, jnp.asarray(exponent, jnp.float32)))
-    if len(codes) == 1:  # so that a compiler sees whose raw targets are meant
-        return codes[0]
-    return TargetTransform(*(jnp.stack(leaves)[variant] for leaves in zip(*codes, strict=True)))
-
-
-def rescale_head_params(head: Params, old: TargetTransform, new: TargetTransform) -> Params:
-    """The output layer after a change of (m, c), such that decoded means stay the same.
-
-    Log-variances move along, so decoded variances stay too where the clamp does not bend them. As
-    PopArt does for values (van Hasselt et al., 2016).
-
-    Args:
-      head: "kernel" (..., X, 2(D+1)) and "bias" (..., 2(D+1)): means, then log-variances.
-    """
-    ratio = old.scale / new.scale
-    means, log_variances = jnp.split(head["bias"], 2, -1)
-    shift = (old.shift - new.shift) / new.scale
-    return {
-        "kernel": head["kernel"] * _twice(ratio, jnp.ones_like(ratio)),
-        "bias": _twice(means * ratio + shift, log_variances + 2 * jnp.log(ratio)),
-    }
-
-
-def rescale_head_moments(
-    moment: Params, old: TargetTransform, new: TargetTransform, power: int
-) -> Params:
-    """Adam's first (`power` 1) or second (2) moment of the output layer after a change of (m, c).
-
-    A gradient of the means is c_new / c_old times what it was, for the loss has no unit.
-    """
-    ratio = jnp.power(new.scale / old.scale, power)
-    return jax.tree.map(lambda x: x * _twice(ratio, jnp.ones_like(ratio)), moment)
-
-
-def _twice(means: Array, log_variances: Array) -> Array:
-    return jnp.concatenate([means, log_variances], -1)
+        transforms.append(TargetTransform(skip, shift, scale, jnp.asarray(exponent, jnp.float32)))
+    # With a single variant skip the stack and index, so that XLA can fuse.
+    if len(transforms) == 1:
+        return transforms[0]
+    stacked = (jnp.stack(leaves)[variant] for leaves in zip(*transforms, strict=True))
+    return TargetTransform(*stacked)

@@ -1,7 +1,7 @@
-"""A fit of the ensemble: how long it is trained on what data, and how good it then is. For one row.
+"""A fit of the ensemble to one learner's real transitions.
 
-Chua et al. (2018) and Janner et al. (2019). A fit is begun, its members are trained, and it is
-ended: three functions, so that members can be trained on other devices than the row's own.
+Chua et al. (2018) and Janner et al. (2019). A fit has three parts, `begin`, the training of the
+members and `end`, so that members can be trained on other devices than the learner's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,58 +10,40 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
-from dynajax import nets, trust
 from dynajax.config import ModelConfig
-from dynajax.models import targets
-from dynajax.models.ensemble import loss, optimiser, predict_all
-from dynajax.models.fit_data import DataSplit, analyze_data
-from dynajax.models.recoding import rescale_head
-from dynajax.replay import take
-from dynajax.types import Array, Metrics, ModelState, Params, Replay, Transition
+from dynajax.models import evaluation, fit_data
+from dynajax.models.base import DynamicsModel
+from dynajax.models.ensemble import optimizer
+from dynajax.models.fit_data import DataSplit
+from dynajax.models.head_rescaling import rescale_heads
+from dynajax.networks.dense import matmul_precision
+from dynajax.replay import gather
+from dynajax.types import DataStats, Metrics, ModelState, Params, ReplayBuffer
 from dynajax.xla import backend
 
-#: Holdout transitions that all members predict together.
-SCORED_AT_ONCE = 500
+
+class MemberState(NamedTuple):
+    """What training changes: of one member, or of all with leaves (E, ...)."""
+
+    params: Params
+    opt_state: Any
 
 
-def _weighted_mean(values: Array, weights: Array, axis: int = 0) -> Array:
-    shape = [1] * values.ndim
-    shape[axis] = weights.shape[0]
-    return (values * weights.reshape(shape)).sum(axis) / jnp.maximum(weights.sum(), 1.0)
+class FitInputs(NamedTuple):
+    """A fit that has begun: what its members are trained with."""
+
+    stats: DataStats
+    data: DataSplit
+    members: MemberState  # leaves (E, ...)
+    keys: Array  # of the members' minibatches, (E, 2)
 
 
-def _truth(model: ModelState, data: Transition) -> Array:
-    """z of transitions, leaves (B, ...) -> (B, D+1)."""
-    return targets.encode(model.code, data.obs, data.reward, data.next_obs)
+def num_steps(config: ModelConfig, transitions: Array | int) -> Array | int:
+    """Return the gradient steps of a fit to so many transitions; with early stopping, the limit.
 
-
-def _predictions(config: ModelConfig, model: ModelState, *inputs: Array) -> tuple[Array, Array]:
-    """Every member's mean and log-variance of z, of `inputs` of `everyone`: (E, B, D+1) twice."""
-    # In parts, for all members' hidden layers at once would be most of a fit's memory.
-    predicted = jax.lax.map(
-        lambda part: predict_all(config, model, *part), inputs, batch_size=SCORED_AT_ONCE
-    )
-    mean, log_variance = (jnp.swapaxes(x, 0, 1) for x in predicted)
-    return mean, log_variance
-
-
-def _errors(model: ModelState, mean: Array, data: DataSplit) -> Array:
-    """The holdout's mean squared error in z by member, of their means (E, B, D+1): (E,)."""
-    squares = jnp.square(mean - _truth(model, data.scored))
-    return _weighted_mean(squares.mean(-1), data.scored_weights, 1)
-
-
-def score(config: ModelConfig, model: ModelState, data: DataSplit) -> Array:
-    """The holdout's mean squared error in z, by member: (E,)."""
-    mean, _ = _predictions(config, model, data.scored.obs, data.scored.action)
-    return _errors(model, mean, data)
-
-
-def length(config: ModelConfig, transitions: Array | int) -> Array | int:
-    """A fit's gradient steps when so many real transitions are stored; an early-stopped one's limit.
-
-    All rows have the same, so a loop of so many needs no row's word on when it ends.
+    All learners have the same number, so a loop needs no learner's data to know when it ends.
     """
     if not config.epochs:
         return config.fit_steps
@@ -70,273 +52,221 @@ def length(config: ModelConfig, transitions: Array | int) -> Array | int:
 
 
 def train_member(
-    config: ModelConfig,
-    model: ModelState,
-    params: Params,
-    adam: Any,
+    dynamics: DynamicsModel,
+    stats: DataStats,
+    member: MemberState,
     key: Array,
-    replay: Replay,
+    buffer: ReplayBuffer,
     data: DataSplit,
     steps: Array | int,
     precision: str = "float32",
-) -> tuple[Params, Any]:
-    """One member's parameters and Adam's state after `steps` gradient steps.
+) -> MemberState:
+    """Train one member for `steps` gradient steps on its own minibatches of the training split.
 
-    With `weight_averaging_steps` n > 1 the parameters are their mean over these steps, which from the n-th
-    on forgets as an exponential one does (Polyak and Juditsky, 1992): a larger learning rate goes
-    farther in a step, and the mean takes its noise away.
+    With `weight_averaging_steps` n > 1 the result is the mean of the parameters over these steps,
+    which from step n on is an exponential moving average (Polyak and Juditsky, 1992): a larger
+    learning rate goes further in a step, and the average removes its noise.
 
     Args:
-      model: for its code and the normalisation of inputs.
-      key: of the member's own minibatches from the training split.
-      precision: of its networks' products (see `nets.products`).
+      precision: of the network's matmuls, see `matmul_precision`.
     """
+    config = dynamics.config
     averaging = config.weight_averaging_steps > 1
 
     def step(count: Array, carry: tuple[Params, Any, Params | None]) -> Any:
-        params, adam, mean = carry
+        params, opt_state, mean = carry
         drawn = jax.random.randint(
             jax.random.fold_in(key, count),
             (config.batch,),
             0,
             jnp.maximum(data.training_size, 1),
         )
-        batch = take(replay, data.training[drawn]).data
-        with nets.matmul_precision(precision):
-            gradient = jax.grad(loss, argnums=2)(config, model, params, batch)
-        updates, adam = optimiser(config).update(gradient, adam, params)
+        batch = gather(buffer, data.training[drawn]).unpack()
+        with matmul_precision(precision):
+            gradient = jax.grad(dynamics.loss)(params, stats, batch)
+        updates, opt_state = optimizer(config).update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         if averaging:
             share = 1 / jnp.minimum(count, config.weight_averaging_steps)
             mean = jax.tree.map(lambda m, p: m + share * (p - m), mean, params)
-        return params, adam, mean
+        return params, opt_state, mean
 
-    carry = (params, adam, params if averaging else None)
-    params, adam, mean = jax.lax.fori_loop(1, steps + 1, step, carry)
-    return (mean if averaging else params), adam
+    params, opt_state = member
+    carry = (params, opt_state, params if averaging else None)
+    params, opt_state, mean = jax.lax.fori_loop(1, steps + 1, step, carry)
+    return MemberState(mean if averaging else params, opt_state)
 
 
-def over_members(function: Callable[..., Any], *stacked: Any) -> Any:
-    """Maps a function over the members of leaves (E, ...).
+def map_members(function: Callable[..., Any], *stacked: Any) -> Any:
+    """Map a function over the members of leaves (E, ...).
 
-    On a CPU one member takes all of its steps before the next one begins, for then its weights and
-    moments stay in a core's cache (BUILD_NOTES.md, "Speed"); elsewhere all take each step together.
+    On a CPU one member takes all of its steps before the next one begins, so that its weights and
+    moments stay in a core's cache; elsewhere all members take each step together.
     """
-    if backend.target_is_cpu():
+    if backend.lowering().members_in_turn:
         return jax.lax.map(lambda one: function(*one), stacked)
     return jax.vmap(function)(*stacked)
 
 
-def train(
-    config: ModelConfig,
-    model: ModelState,
-    replay: Replay,
-    data: DataSplit,
-    key: Array,
+def _train(
+    dynamics: DynamicsModel,
+    inputs: FitInputs,
+    buffer: ReplayBuffer,
     steps: Array | int,
-    precision: str = "float32",
-) -> ModelState:
-    """`steps` gradient steps of every member, each with a key split from `key`."""
+    precision: str,
+) -> MemberState:
+    """Train all members."""
 
-    def one(params: Params, adam: Any, key: Array) -> tuple[Params, Any]:
-        return train_member(config, model, params, adam, key, replay, data, steps, precision)
+    def one(params: Params, opt_state: Any, key: Array) -> MemberState:
+        member = MemberState(params, opt_state)
+        return train_member(
+            dynamics, inputs.stats, member, key, buffer, inputs.data, steps, precision
+        )
 
-    keys = jax.random.split(key, config.members)
-    params, adam = over_members(one, model.params, model.optimiser, keys)
-    return model._replace(params=params, optimiser=adam)
+    return map_members(one, *inputs.members, inputs.keys)
 
 
 class _Search(NamedTuple):
-    """What an early-stopped fit carries; never the replay, which a vmapped loop would copy."""
+    """The carry of an early-stopped fit; a vmapped loop would copy the buffer if it were in here."""
 
     params: Params
-    optimiser: Any
+    opt_state: Any
     best: Params  # of each member
-    best_score: Array  # (E,)
-    stale: Array  # () rounds since any member gained
-    steps: Array  # ()
+    best_error: Float[Array, " E"]
+    stale: Int[Array, ""]  # rounds since any member improved
+    steps: Int[Array, ""]
     key: Array
 
 
 def _train_until_stale(
-    config: ModelConfig,
-    model: ModelState,
-    replay: Replay,
+    dynamics: DynamicsModel,
+    state: ModelState,
+    buffer: ReplayBuffer,
     data: DataSplit,
     key: Array,
     limit: Array | int,
     precision: str,
-) -> tuple[ModelState, Array]:
-    """Rounds of steps up to a limit, or until `patience` of them pass in which no member's holdout
-    score gained `min_gain`; each member's best weights are restored (Janner et al., 2019, appendix).
+) -> tuple[MemberState, Array]:
+    """Train in rounds until no member's holdout error has improved for `patience` rounds.
 
-    The weights that the fit began with are no candidates. If they were, a fit to data of a new
-    kind, which first has to unlearn its certainty, could end where it began, and so could every
-    later one: the model would never see the new data (BUILD_NOTES.md, "Early stopping").
+    Each member's best weights are restored (Janner et al., 2019, appendix). The initial weights are
+    no candidates: otherwise a fit to data of a new kind, which first has to unlearn its certainty,
+    could end where it began, as could every later one, and the model would never fit the new data.
     """
+    config = dynamics.config
 
-    def going_on(search: _Search) -> Array:
+    def improving(search: _Search) -> Bool[Array, ""]:
         return (search.stale < config.patience) & (search.steps < limit)
 
     def one_round(search: _Search) -> _Search:
         key, round_key = jax.random.split(search.key)
-        begun = model._replace(params=search.params, optimiser=search.optimiser)
-        trained = train(config, begun, replay, data, round_key, config.round_steps, precision)
-        scores = score(config, trained, data)
-        gained = scores < (1 - config.min_gain) * search.best_score
+        members = MemberState(search.params, search.opt_state)
+        keys = jax.random.split(round_key, config.members)
+        inputs = FitInputs(state.stats, data, members, keys)
+        trained = _train(dynamics, inputs, buffer, config.round_steps, precision)
+        current = state._replace(params=trained.params, opt_state=trained.opt_state)
+        errors = evaluation.holdout_errors(dynamics, current, data)
+        improved = errors < (1 - config.min_gain) * search.best_error
 
         def keep(old: Array, new: Array) -> Array:
-            return jnp.where(gained.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+            return jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         return _Search(
             params=trained.params,
-            optimiser=trained.optimiser,
+            opt_state=trained.opt_state,
             best=jax.tree.map(keep, search.best, trained.params),
-            best_score=jnp.where(gained, scores, search.best_score),
-            stale=jnp.where(gained.any(), 0, search.stale + 1),
+            best_error=jnp.where(improved, errors, search.best_error),
+            stale=jnp.where(improved.any(), 0, search.stale + 1),
             steps=search.steps + config.round_steps,
             key=key,
         )
 
-    begin = _Search(
-        params=model.params,
-        optimiser=model.optimiser,
-        best=model.params,
-        best_score=jnp.full(config.members, jnp.inf),
+    initial = _Search(
+        params=state.params,
+        opt_state=state.opt_state,
+        best=state.params,
+        best_error=jnp.full(config.members, jnp.inf),
         stale=jnp.zeros((), jnp.int32),
         steps=jnp.zeros((), jnp.int32),
         key=key,
     )
-    end = jax.lax.while_loop(going_on, one_round, begin)
-    return model._replace(params=end.best, optimiser=end.optimiser), end.steps
+    final = jax.lax.while_loop(improving, one_round, initial)
+    return MemberState(final.best, final.opt_state), final.steps
 
 
-def begin(
-    config: ModelConfig,
+def prepare(
+    dynamics: DynamicsModel,
     variants: Sequence[tuple[str, ...]],
-    variant: Array,
-    model: ModelState,
-    replay: Replay,
+    variant: Int[Array, ""],
+    state: ModelState,
+    buffer: ReplayBuffer,
     holdout_key: Array,
 ) -> tuple[ModelState, DataSplit]:
-    """The model with the code and the input normalisation of the data, and the data's division.
+    """Return the model with the scales of the data, and the split of the data.
 
-    A channel that has been constant until now is fitted to for the first time: its k is chosen, and
-    its weights are new.
-
-    Args and errors as for `fit`.
+    A dimension that has been constant until now is fitted for the first time: its k is chosen, and
+    its output weights are new. Arguments as for `fit`.
     """
-    never = model.fits == 0
-    seen = analyze_data(config, variants, variant, model, replay, holdout_key)
-    # New weights predict nothing that should stay as it is; they are meant for z as they are.
-    written = jax.tree.map(lambda new, old: jnp.where(never, new, old), seen.code, model.code)
-    key = jax.random.fold_in(holdout_key, model.fits)
-    model = rescale_head(model._replace(code=written), seen.code, seen.begins & ~never, key)
-    model = model._replace(
-        input_mean=seen.input_mean,
-        input_std=seen.input_std,
-        unit=seen.unit,
-        varied=seen.varied,
-        fits=model.fits + 1,
+    first_fit = state.num_fits == 0
+    analysis = fit_data.analyze(
+        dynamics.config, variants, variant, state.stats, state.num_fits, buffer, holdout_key
     )
-    return model, seen.data
+    # Initial weights have no predictions that should stay: they are meant for z as it is.
+    old = jax.tree.map(
+        lambda new, old: jnp.where(first_fit, new, old),
+        analysis.stats.transform,
+        state.stats.transform,
+    )
+    key = jax.random.fold_in(holdout_key, state.num_fits)
+    state = state._replace(stats=state.stats._replace(transform=old))
+    new_dims = analysis.new_dims & ~first_fit
+    state = rescale_heads(dynamics, state, analysis.stats.transform, new_dims, key)
+    return state._replace(stats=analysis.stats, num_fits=state.num_fits + 1), analysis.data
 
 
-class FitInputs(NamedTuple):
-    """A fit that was begun: what its members are trained with."""
-
-    model: ModelState
-    data: DataSplit
-    members: tuple[Params, Any, Array]  # parameters, Adam's state and key of each, leaves (E, ...)
-
-
-def end(
-    config: ModelConfig, model: ModelState, data: DataSplit, steps: Array | int
+def finish(
+    dynamics: DynamicsModel, state: ModelState, data: DataSplit, steps: Array | int
 ) -> tuple[ModelState, Metrics]:
-    """The trained model with its elites chosen, and the fit's figures by name.
+    """Return the trained model with its elites chosen, and the fit's metrics.
 
     Args:
-      steps: gradient steps that it took.
+      steps: gradient steps that the fit took.
     """
-    mean, log_variance = _predictions(config, model, data.scored.obs, data.scored.action)
-    scores = _errors(model, mean, data)
-    elites = jnp.argsort(scores)[: config.elites]
-    model = model._replace(elites=elites)
-    return model, {
-        "fit_steps": jnp.asarray(steps),
-        "holdout_mse": scores[elites].mean(),
-        **_report(model, mean[elites], log_variance[elites], data),
-    }
+    state, metrics = evaluation.choose_elites(dynamics, state, data)
+    return state, {"fit_steps": jnp.asarray(steps), **metrics}
 
 
 def fit(
-    config: ModelConfig,
+    dynamics: DynamicsModel,
     variants: Sequence[tuple[str, ...]],
-    variant: Array,
-    model: ModelState,
-    replay: Replay,
+    variant: Int[Array, ""],
+    state: ModelState,
+    buffer: ReplayBuffer,
     holdout_key: Array,
     key: Array,
     steps: Array | int,
     precision: str = "float32",
 ) -> tuple[ModelState, Metrics, DataSplit]:
-    """Refits code, input normalisation and members, warm-started, and chooses the elites.
+    """Refit target transform, input normalization and members, and choose the elites.
 
     Args:
-      variants: the fixes of every variant of the run (static); `variant` () is this row's.
-      replay: the real transitions.
+      variants: the fixes of every variant of the run (static); `variant` is this learner's.
+      state: the model so far; training starts from its weights.
+      buffer: the real transitions.
       holdout_key: the same at every fit.
-      steps: as `length` says.
-      precision: of the products in gradient steps; never of scores and statistics.
+      steps: see `num_steps`.
+      precision: of the matmuls in gradient steps, never in evaluations and statistics.
 
     Returns:
-      The model, figures by name (scalars, and `r2_state_dims` (D,)), and how the data were divided.
+      The model, metrics by name (scalars, and `r2_state_dims` (D,)), and the split of the data.
     """
-    model, data = begin(config, variants, variant, model, replay, holdout_key)
-    if config.schedule == "fixed":
-        model = train(config, model, replay, data, key, steps, precision)
+    state, data = prepare(dynamics, variants, variant, state, buffer, holdout_key)
+    if dynamics.config.schedule == "fixed":
+        keys = jax.random.split(key, dynamics.config.members)
+        members = MemberState(state.params, state.opt_state)
+        inputs = FitInputs(state.stats, data, members, keys)
+        members = _train(dynamics, inputs, buffer, steps, precision)
     else:
-        model, steps = _train_until_stale(config, model, replay, data, key, steps, precision)
-    return *end(config, model, data, steps), data
-
-
-def on_holdout(config: ModelConfig, model: ModelState, data: DataSplit) -> trust.Predictions:
-    """What the members say of the scored transitions, the truth as the sample."""
-    scored = data.scored
-    z = _truth(model, scored)
-    inputs = scored.obs, scored.action, scored.next_obs
-    mean, log_variance = _predictions(config, model, *inputs)
-    member = jnp.zeros(z.shape[0], jnp.int32)
-    return trust.to_standard_units(model, mean, log_variance, member, z)
-
-
-def _report(model: ModelState, mean: Array, log_variance: Array, data: DataSplit) -> Metrics:
-    """How good the elites' mean prediction is on the holdout, where they predict (K, B, D+1) twice."""
-    held, weights = data.scored, data.scored_weights
-    z = _truth(model, held)
-    likelihood = jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance
-    next_obs, reward = targets.decode(model.code, held.obs, mean.mean(0))
-    # Where a truth lies in the mixture of the elites, which is what rollouts draw from.
-    rank = jax.scipy.special.ndtr((z - mean) * jnp.exp(-0.5 * log_variance)).mean(0)
-    inside = (jnp.abs(rank - 0.5) <= 0.4).astype(jnp.float32)
-    noise = jnp.exp(log_variance).mean(0)
-
-    def share(error: Array, values: Array) -> Array:
-        variance = _weighted_mean(jnp.square(values - _weighted_mean(values, weights)), weights)
-        mse = _weighted_mean(jnp.square(error), weights)
-        return jnp.where(variance > targets.CONSTANT**2, 1 - mse / variance, jnp.nan)
-
-    channels = share(next_obs - held.next_obs, held.next_obs - held.obs)
-    z_variance = _weighted_mean(jnp.square(z - _weighted_mean(z, weights)), weights)
-    return {
-        "nll": _weighted_mean(likelihood.mean((0, 2)), weights),
-        "r2_state": jnp.nanmedian(channels),
-        "r2_state_dims": channels,
-        "r2_reward": share(reward - held.reward, held.reward),
-        "target_variance_ratio": z_variance[:-1].sum() / z_variance[-1],
-        "epistemic_std": jnp.sqrt(_weighted_mean(mean.var(0).mean(-1), weights)),
-        "aleatoric_std": jnp.sqrt(_weighted_mean(noise.mean(-1), weights)),
-        "coverage_80": _weighted_mean(inside.mean(-1), weights),
-        "model_reward_mean": _weighted_mean(reward, weights),
-        "real_reward_mean": _weighted_mean(held.reward, weights),
-    }
+        members, steps = _train_until_stale(dynamics, state, buffer, data, key, steps, precision)
+    state = state._replace(params=members.params, opt_state=members.opt_state)
+    return *finish(dynamics, state, data, steps), data

@@ -12,7 +12,7 @@ import numpy as np
 
 from dynajax.actions import to_unit
 from dynajax.config import ModelConfig, parse_variant
-from dynajax.models import ensemble, targets
+from dynajax.models import ensemble, make_model, targets
 from dynajax.policy import selection
 from dynajax.runs import policies, serialization
 from dynajax.runtime import distributed
@@ -60,11 +60,15 @@ class Dynamics:
         def model_step(model: ModelState, obs: Array, action: Array) -> ModelPrediction:
             shape = obs.shape[:-1]
             obs, action = (x.reshape(-1, x.shape[-1]) for x in (obs, action))
-            elites = ensemble.elites(model)
-            z, log_variance = ensemble.predict_all(self.config, elites, obs, action)
-            next_obs, reward = targets.decode(model.code, obs, z)
+            elites = ensemble.select_elites(model)
+            dynamics = make_model(self.config, self.spec)
+            z, log_variance = ensemble.predict_all(dynamics, elites, obs, action)
+            transform = model.stats.transform
+            next_obs, reward = targets.decode(transform, obs, z)
             means = jnp.concatenate([next_obs, reward[..., None]], -1)
-            variance = jnp.exp(log_variance) * jnp.square(model.code.scale)
+            variance = jnp.zeros_like(means)
+            if log_variance is not None:
+                variance = jnp.exp(log_variance) * jnp.square(transform.scale)
             parts = means.mean(0), jnp.sqrt(variance.mean(0)), means.std(0)
             return ModelPrediction(
                 Estimate(*(x[:, :-1].reshape(*shape, -1) for x in parts)),
@@ -122,7 +126,7 @@ def load_model(folder: str | Path, row: int = 0) -> Dynamics:
         raise UsageError(f"{folder}: its model is another version's ({error})") from None
 
     def init(key: Array) -> Any:
-        return ensemble.init(config, spec, key)._replace(optimiser=None)
+        return ensemble.init(make_model(config, spec), key)._replace(opt_state=None)
 
     place, number = _place(chosen)
     step, leaves = _newest(place, "learners/model/")
@@ -151,7 +155,7 @@ def _newest(place: Path, prefix: str) -> tuple[int, serialization.Arrays]:
             return step, serialization.read(
                 path.absolute(),
                 serialization.read_meta(path),
-                lambda name: name.startswith(prefix) and "optimiser" not in name,
+                lambda name: name.startswith(prefix) and "opt_state" not in name,
             )
         except serialization.Damaged as damage:
             damages.append(str(damage))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dynajax.nets import Layer
+from dynajax.networks.export import Layer
 from dynajax.policy.policy import Policy
 from dynajax.runs.directory import write_atomically
 from dynajax.types import UsageError

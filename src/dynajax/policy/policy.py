@@ -12,7 +12,7 @@ import numpy as np
 from dynajax import registry
 from dynajax.actions import rescale
 from dynajax.agents import Agent, make_agent
-from dynajax.nets import Layer
+from dynajax.networks.export import Layer
 from dynajax.policy import selection
 from dynajax.runs import policies
 from dynajax.runs.policies import Which

@@ -15,10 +15,10 @@ import numpy as np
 from dynajax import schedule
 from dynajax.config import Config
 from dynajax.engines.device import DeviceEngine
-from dynajax.models import rollouts
 from dynajax.profiling import devices, flops, hlo
 from dynajax.runtime.program import Program, build, transition_shapes
 from dynajax.runtime.timers import Clock
+from dynajax.synthetic.buffered import horizon
 from dynajax.types import EnvSpec
 from dynajax.xla import backend
 
@@ -97,7 +97,7 @@ def jobs(program: Program) -> dict[str, CompileJob]:
         obs = transition_shapes(program.placement.num_learners, program.spec)[0].obs
         state = program.shapes()
         programs = {"act": (program.act, (state, obs, np.int32(0))), **program.programs()}
-        trips["learn"] = int(rollouts.horizon(config, jnp.asarray(config.random_steps)))
+        trips["learn"] = int(horizon(config, jnp.asarray(config.random_steps)))
 
     def job(name: str, function: Any, arguments: tuple[Any, ...]) -> CompileJob:
         rounds = trips.get(name, 1)

@@ -19,13 +19,15 @@ from dynajax import envs, replay
 from dynajax.config import Config, assign
 from dynajax.engines.host import HostEngine
 from dynajax.envs.vector import VectorEnv, default_workers
-from dynajax.models import rollouts, training
+from dynajax.models import training
 from dynajax.profiling import compiled, flops
 from dynajax.runs.checkpoint import Checkpoints
-from dynajax.runtime.program import Program, SharedFit, build
+from dynajax.runtime.member_parallel import MemberParallelFit
+from dynajax.runtime.program import Program, build
 from dynajax.runtime.sharding import BY_ROWS, STATE
 from dynajax.runtime.timers import Clock
-from dynajax.types import Array, LearnerState, Replay, Shared, TrainState, Transition
+from dynajax.synthetic.buffered import Buffered, horizon
+from dynajax.types import Array, LearnerState, ReplayBuffer, Shared, TrainState, Transition
 from dynajax.xla import backend
 
 #: Side of the square matmuls that a machine's peak is taken from.
@@ -145,10 +147,11 @@ def _filled(state: TrainState, config: Config) -> TrainState:
         copies = [-(-ring.shape[1] // size)] + [1] * (ring.ndim - 2)
         return jnp.broadcast_to(jnp.tile(block, copies)[: ring.shape[1]], ring.shape)
 
-    def full(ring: Replay) -> Replay:
-        data = dataclasses.replace(ring, packed=fill(ring.packed)).data
+    def full(ring: ReplayBuffer) -> ReplayBuffer:
+        data = dataclasses.replace(ring, packed=fill(ring.packed)).unpack()
         data = data._replace(discount=jnp.ones_like(data.discount))
-        return replay.pack(data, *jax.tree.map(jnp.ones_like, (ring.valid, ring.weight)))
+        packed = replay.pack(data, *jax.tree.map(jnp.ones_like, (ring.valid, ring.weight)))
+        return ReplayBuffer(**vars(packed))
 
     rows: LearnerState = state.learners
     shared = state.shared._replace(
@@ -159,7 +162,7 @@ def _filled(state: TrainState, config: Config) -> TrainState:
         shared,
         rows._replace(
             real_buffer=full(rows.real_buffer),
-            synthetic_buffer=rows.synthetic_buffer and full(rows.synthetic_buffer),
+            synthetic=full(rows.synthetic) if isinstance(rows.synthetic, ReplayBuffer) else None,
         ),
     )
 
@@ -208,7 +211,7 @@ class Workload:
     @property
     def _horizon(self) -> int:
         """Steps of a rollout when learning begins."""
-        return int(rollouts.horizon(self.config, jnp.asarray(self.config.random_steps)))
+        return int(horizon(self.config, jnp.asarray(self.config.random_steps)))
 
     def stages(self) -> dict[str, Stage]:
         """Every stage by name; one after the other, they go on with one state."""
@@ -222,8 +225,9 @@ class Workload:
             "insert": Stage(lambda: self._go_on(program.insert, *self._transition)),
         }
         if config.has_model:
-            # Rollouts that are made afresh inside the updates are no stage of their own.
-            rollout = {} if config.rollout.fresh else {"rollout": self._rollout()}
+            # Rollouts inside the updates are not timed separately.
+            buffered = config.rollout.source == "buffered"
+            rollout = {"rollout": self._rollout()} if buffered else {}
             stages |= {**rollout, **self._fit()}
         evaluation = program.spec.time_limit / config.eval.every
         return stages | {
@@ -265,7 +269,10 @@ class Workload:
                 batch, noise = inputs
                 return agent.update(state, batch, None, None, noise)[0], None
 
-            inputs = jax.tree.map(batches, row.real_buffer.data), agent.noise(row.key, learn.utd)
+            inputs = (
+                jax.tree.map(batches, row.real_buffer.unpack()),
+                agent.noise(row.key, learn.utd),
+            )
             return row._replace(agent=jax.lax.scan(update, row.agent, inputs)[0])
 
         return self._of_state(
@@ -278,8 +285,13 @@ class Workload:
 
         def roll_out(state: TrainState) -> TrainState:
             def one(row: LearnerState) -> LearnerState:
-                slots = replay.draw(row.key, row.real_buffer, state.shared.step + 1, (batch,))
-                return algorithm.roll_out(row, state.shared, length, slots, row.key)[0]
+                source, env = algorithm.source(row), algorithm.model_env(row)
+                assert isinstance(source, Buffered)
+                keys = source.split_keys(row.key, row.key)
+                request = replay.Request(keys.starts, (batch,))
+                count = state.shared.step + 1
+                (slots,) = replay.sample_indices(row.real_buffer, count, [request])
+                return source.add_rollouts(row, state.shared, env, slots, length, keys)[0]
 
             return state._replace(learners=jax.vmap(one)(state.learners))
 
@@ -295,7 +307,7 @@ class Workload:
         """A gradient step of all members, and all of a fit but for its steps."""
         program, model = self.program, self.config.model
         # Where members lie on devices of their own, they do so in a shorter fit.
-        shared = isinstance(program.fit, SharedFit)
+        shared = isinstance(program.fit, MemberParallelFit)
         devices = self._devices if shared else list(program.placement.mesh.devices)
 
         def of_length(steps: int) -> Program:
@@ -309,10 +321,10 @@ class Workload:
             config = assign(config, "model.epochs", epochs)
             return state._replace(learners=state.learners._replace(config=config))
 
-        format_float = of_length(1)
+        shortest = of_length(1)
 
         def begin_and_end() -> None:
-            state, _ = format_float.fit(scheduled(self._state, "fixed", 1, 0.0))
+            state, _ = shortest.fit(scheduled(self._state, "fixed", 1, 0.0))
             state = scheduled(state, model.schedule, model.fit_steps, model.epochs)
             self._state = jax.block_until_ready(state)
 
@@ -326,22 +338,22 @@ class Workload:
     def _steps(self, program: Program) -> tuple[Callable[[], Any], int]:
         """The gradient steps of a program's fit alone, and their operations."""
         algorithm, fit = program.algorithm, program.fit
-        if isinstance(fit, SharedFit):
-            rows = self._state.learners._replace(
-                agent=None, model=None, synthetic_buffer=None, trust=None
-            )
-            # Copies, because other stages give the state's own memory away.
-            job = jax.tree.map(jnp.copy, (fit.begin(self._state), rows, self._state.shared))
-            sent, train = fit.members.send(job), fit.train
+        if isinstance(fit, MemberParallelFit):
+            # Copies, because other stages donate the state's own memory.
+            inputs = fit.training_arguments(self._state, fit.begin(self._state))
+            sent, train = fit.members.send(jax.tree.map(jnp.copy, inputs)), fit.train
             operations = (
                 flops.count(train, *sent) * fit.members.num_learners // fit.members.padded_size
             )
             return lambda: jax.block_until_ready(train(*sent)), operations
 
-        def one(row: LearnerState, shared: Shared, job: training.FitInputs) -> Any:
-            return training.over_members(
-                functools.partial(algorithm.train_member, row, shared, job), *job.members
-            )
+        def one(row: LearnerState, shared: Shared, inputs: training.FitInputs) -> Any:
+            def train(params: Any, opt_state: Any, key: Array) -> Any:
+                member = training.MemberState(params, opt_state)
+                buffer = row.real_buffer
+                return algorithm.train_member(row.config, shared, inputs, buffer, member, key)
+
+            return training.map_members(train, *inputs.members, inputs.keys)
 
         spread = self.program.placement.jit_sharded
         jobs = spread(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)(self._state.learners)

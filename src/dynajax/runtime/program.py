@@ -1,5 +1,6 @@
-"""The functions of one row mapped over all rows and devices, and jitted."""
+"""The functions of one learner, mapped over all learners and devices, and jitted."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -8,291 +9,278 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax.config import Config, variant_config
-from dynajax.mbpo import Algorithm, ModelTransitions
-from dynajax.models import training
+from dynajax.config import Config, EvalConfig, HostConfig, variant_config
+from dynajax.mbpo import MBPO
 from dynajax.runtime import distributed
+from dynajax.runtime.member_parallel import MemberParallelFit
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place
-from dynajax.types import Array, EnvSpec, LearnerState, Metrics, Shared, TrainState, Transition
+from dynajax.types import EnvSpec, Metrics, Shared, TrainState, Transition
 from dynajax.xla import backend
 
 
-class Functions(NamedTuple):
-    """What happens to all rows of a device; transitions have leaves (S, ...)."""
+class Mapped(NamedTuple):
+    """How a method of `MBPO` is mapped over the learners of a device.
 
-    act: Callable[[TrainState, Any, Any], Array]  # obs (S, D), step -> (S, A)
-    deterministic_action: Callable[[TrainState, Any], Array]  # obs (S, K, D) -> (S, K, A)
-    value: Callable[[TrainState, Any], Array]  # of the greedy action, obs (S, K, D) -> (S, K)
-    insert: Callable[[TrainState, Transition, Any], TrainState]  # valid (S,)
-    fit: Callable[[TrainState], tuple[TrainState, Metrics]]
-    propose_transitions: Callable[
-        [TrainState, Transition, Any], tuple[TrainState, ModelTransitions]
-    ]
-    learn: Callable[..., tuple[TrainState, Metrics]]  # see `Algorithm.learn`
-    reset: Callable[[TrainState], TrainState]
+    The method takes a learner, the counters if `counters`, and `arguments`. It returns the learner
+    if `updates`, and anything else if `output`.
+    """
+
+    method: str
+    arguments: tuple[int | None, ...] = ()  # learner axis of each
+    counters: bool = False
+    updates: bool = False
+    output: bool = True
+    #: The counters after the call.
+    next_counters: Callable[[MBPO, Shared], Shared] = lambda algorithm, shared: shared
+
+    def over_learners(self, algorithm: MBPO) -> Callable[..., Any]:
+        """Return the function of a `TrainState` and arguments with leaves (S, ...)."""
+        axes = (0, *([None] if self.counters else []), *self.arguments)
+        mapped = jax.vmap(getattr(algorithm, self.method), axes)
+
+        def function(state: TrainState, *arguments: Any) -> Any:
+            counters = [state.shared] if self.counters else []
+            result = mapped(state.learners, *counters, *arguments)
+            if not self.updates:
+                return result
+            learners, *rest = result if self.output else (result,)
+            state = TrainState(self.next_counters(algorithm, state.shared), learners)
+            return (state, *rest) if self.output else state
+
+        return function
+
+    def jit(self, algorithm: MBPO, placement: Placement) -> jax.stages.Wrapped:
+        """Return the function jitted for the learners of all devices.
+
+        What the environments return is small: every device gets all of it, and takes the part of
+        its own learners.
+        """
+        function, local = self.over_learners(algorithm), placement.local_learners
+
+        def with_local_arguments(state: TrainState, *arguments: Any) -> Any:
+            pairs = zip(arguments, self.arguments, strict=True)
+            return function(state, *(x if axis is None else local(x) for x, axis in pairs))
+
+        outputs: Any = BY_ROWS
+        if self.updates:
+            outputs = (STATE, BY_ROWS) if self.output else STATE
+        return placement.jit_sharded(
+            with_local_arguments,
+            (STATE, *[EVERYWHERE] * len(self.arguments)),
+            outputs,
+            donate_argnums=(0,) if self.updates else (),
+        )
 
 
-def vmap_learners(algorithm: Algorithm) -> Functions:
-    """Maps the functions of `Algorithm` over the rows."""
+#: Every function of all learners. Observations have leaves (S, ...), for evaluations (S, K, ...);
+#: transitions (S, ...), and their flags (S,).
+FUNCTIONS = {
+    "act": Mapped("act", (0, None)),
+    "deterministic_action": Mapped("deterministic_action", (0,)),
+    "value": Mapped("value", (0,)),
+    "insert": Mapped(
+        "insert",
+        (0, 0),
+        counters=True,
+        updates=True,
+        output=False,
+        next_counters=lambda _, shared: shared._replace(step=shared.step + 1),
+    ),
+    "fit": Mapped("fit", counters=True, updates=True),
+    "learn": Mapped("learn", (0, 0), counters=True, updates=True, next_counters=MBPO.count),
+    "reset": Mapped("reset", updates=True, output=False),
+}
 
-    def act(state: TrainState, obs: Array, step: Array) -> Array:
-        return jax.vmap(algorithm.act, (0, 0, None))(state.learners, obs, step)
 
-    def deterministic_action(state: TrainState, obs: Array) -> Array:
-        return jax.vmap(algorithm.deterministic_action)(state.learners, obs)
+class Functions:
+    """The table's functions by name, mapped over the learners of one device and not jitted."""
 
-    def value(state: TrainState, obs: Array) -> Array:
-        return jax.vmap(algorithm.value)(state.learners, obs)
+    def __init__(self, algorithm: MBPO):
+        self._mapped = {name: row.over_learners(algorithm) for name, row in FUNCTIONS.items()}
 
-    def insert(state: TrainState, transition: Transition, valid: Array) -> TrainState:
-        shared = state.shared
-        mapped = jax.vmap(algorithm.insert, (0, None, 0, 0))
-        rows = mapped(state.learners, shared, transition, valid)
-        return TrainState(shared._replace(step=shared.step + 1), rows)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self._mapped[name]
 
-    def fit(state: TrainState) -> tuple[TrainState, Metrics]:
-        rows, metrics = jax.vmap(algorithm.fit, (0, None))(state.learners, state.shared)
-        return state._replace(learners=rows), metrics
 
-    def propose_transitions(
-        state: TrainState, transition: Transition, valid: Array
-    ) -> tuple[TrainState, ModelTransitions]:
-        mapped = jax.vmap(algorithm.propose_transitions, (0, None, 0, 0))
-        rows, proposals = mapped(state.learners, state.shared, transition, valid)
-        return state._replace(learners=rows), proposals
-
-    def learn(
-        state: TrainState,
-        transition: Transition,
-        valid: Array,
-        corrected: ModelTransitions | None = None,
-    ) -> tuple[TrainState, Metrics]:
-        mapped = jax.vmap(algorithm.learn, (0, None, 0, 0, 0))
-        rows, metrics = mapped(state.learners, state.shared, transition, valid, corrected)
-        return TrainState(algorithm.count(state.shared), rows), metrics
-
-    def reset(state: TrainState) -> TrainState:
-        return state._replace(learners=jax.vmap(algorithm.reset)(state.learners))
-
-    return Functions(
-        act, deterministic_action, value, insert, fit, propose_transitions, learn, reset
-    )
+def vmap_learners(algorithm: MBPO) -> Functions:
+    """Map the functions of `MBPO` over the learners of one device."""
+    return Functions(algorithm)
 
 
 class Fit(Protocol):
-    """A jitted fit of all rows."""
+    """A jitted fit of all learners."""
 
     def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]: ...
 
     def lower(self, state: TrainState) -> jax.stages.Lowered: ...
 
 
-class SharedFit(NamedTuple):
-    """The fit of a row that is alone: its members lie on the devices as rows do.
+class Jitted:
+    """The table's functions by name, jitted; those that return a state take theirs as a donation."""
 
-    Each device gets what a fit reads, trains its members, and gives them back. None waits for
-    another on the way, because XLA ends a process in which a device waits for 40 seconds.
-    """
+    def __init__(self, algorithm: MBPO, placement: Placement):
+        self._algorithm, self._placement = algorithm, placement
+        self.init = self._jit_init()
+        self.fit = self._jit_fit()
+        self.memory: int | None = None  # bytes on each device, once it is known
 
-    members: Placement
-    device: jax.Device  # the row's own
-    begin: jax.stages.Wrapped
-    train: jax.stages.Wrapped
-    end: jax.stages.Wrapped
+    def __getattr__(self, name: str) -> jax.stages.Wrapped:
+        if name not in FUNCTIONS:
+            raise AttributeError(name)
+        function = FUNCTIONS[name].jit(self._algorithm, self._placement)
+        setattr(self, name, function)
+        return function
 
-    @classmethod
-    def of(cls, algorithm: Algorithm, placement: Placement, members: Placement) -> "SharedFit":
-        def alone(rows: Any) -> Any:
-            return jax.tree.map(lambda x: x[0], rows)
+    def _jit_init(self) -> jax.stages.Wrapped:
+        algorithm, local = self._algorithm, self._placement.local_learners
 
-        def train(job: training.FitInputs, row: LearnerState, shared: Shared) -> tuple[Any, Any]:
-            # The row's own axis stays: XLA makes faster code of the same matmuls with it.
-            one = jax.vmap(algorithm.train_member, (0, None, 0, 0, 0, 0))
-            parts = jax.tree.map(lambda x: x[:, None], members.local_learners(alone(job).members))
-            trained = jax.lax.map(lambda member: one(row, shared, job, *member), parts)
-            return jax.tree.map(lambda x: x[:, 0], trained)
+        # One learner after the other, for the reason of `networks.params.init_stacked`.
+        def init(*arguments: Any) -> TrainState:
+            learners = jax.lax.map(lambda one: algorithm.init(*one), local(arguments))
+            # A weakly typed array, as of a Python number, is another argument than the array that a
+            # fit or an update returns, and everything would be compiled again within the run.
+            learners = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), learners)
+            return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), learners)
 
-        def end(
-            state: TrainState, job: training.FitInputs, trained: Any
-        ) -> tuple[TrainState, Metrics]:
-            trained = jax.tree.map(lambda x: x[None, : members.num_learners], trained)
-            ended = jax.vmap(algorithm.end_fit, (0, None, 0, 0, 0))
-            rows, metrics = ended(state.learners, state.shared, job, *trained)
-            return state._replace(learners=rows), metrics
+        return self._placement.jit_sharded(init, (EVERYWHERE,) * 3, STATE, jax.jit)
 
-        return cls(
-            members,
-            placement.mesh.devices[0],
-            placement.jit_sharded(
-                lambda state: jax.vmap(algorithm.begin_fit)(state.learners), (STATE,), BY_ROWS
-            ),
-            members.jit_sharded(train, (EVERYWHERE, EVERYWHERE, EVERYWHERE), BY_ROWS),
-            placement.jit_sharded(
-                end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=0
-            ),
-        )
-
-    def _read(self, state: TrainState) -> LearnerState:
-        """What training reads of the row."""
-        rows: LearnerState = state.learners
-        return rows._replace(agent=None, synthetic_buffer=None, model=None, trust=None)
-
-    def lower(self, state: TrainState) -> jax.stages.Lowered:
-        """The largest of the programs."""
-        read = jax.eval_shape(self.begin, state), self._read(state), state.shared
-        return self.train.lower(*self.members.shapes(EVERYWHERE, read))
-
-    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        job = self.begin(state)
-        trained = self.train(*self.members.send((job, self._read(state), state.shared)))
-        return self.end(state, job, jax.device_put(trained, self.device))
+    def _jit_fit(self) -> Fit:
+        """Jit the fit; a single learner's members are spread over a CPU's cores."""
+        algorithm, placement = self._algorithm, self._placement
+        config = algorithm.config
+        if placement.num_learners == 1 and config.has_model and config.model.schedule == "fixed":
+            members = place(config.model.members, _devices(placement))
+            if backend.lowering().spread_members and members.mesh.size > 1:
+                return MemberParallelFit.build(algorithm, placement, members)
+        fit: Fit = FUNCTIONS["fit"].jit(algorithm, placement)
+        return fit
 
 
 class Program(NamedTuple):
-    """The same for all rows of this process, jitted: arguments have a row for each of its rows,
-    and results a place for each (`Placement`). Those that return a state take theirs as a donation.
+    """The functions of all learners of this process, jitted; `program.learn` and so on.
+
+    Arguments have a learner axis for the process's learners, results one for `padded_size`
+    learners (`Placement`).
     """
 
-    algorithm: Algorithm
+    algorithm: MBPO
     placement: Placement
-    numbers: range  # which of the run's rows are this process's
+    numbers: range  # the process's learners among those of the run
     pairs: tuple[tuple[int, int], ...]  # (index of the variant, seed) of each
-    init: Callable[[], TrainState]
-    act: jax.stages.Wrapped
-    deterministic_action: jax.stages.Wrapped
-    value: jax.stages.Wrapped
-    insert: jax.stages.Wrapped
-    fit: Fit
-    propose_transitions: jax.stages.Wrapped
-    learn: jax.stages.Wrapped
-    reset: jax.stages.Wrapped
+    jitted: Jitted
 
     @property
     def config(self) -> Config:
+        """The run's configuration."""
         return self.algorithm.config
 
     @property
     def spec(self) -> EnvSpec:
+        """The task."""
         return self.algorithm.spec
 
+    @property
+    def fit(self) -> Fit:
+        """The fit of all learners."""
+        return self.jitted.fit
+
+    def __getattr__(self, name: str) -> jax.stages.Wrapped:
+        return getattr(self.jitted, name)
+
+    def init(self) -> TrainState:
+        """Return new learners."""
+        return self.jitted.init(*self._init_arguments())
+
+    def _init_arguments(self) -> tuple[Any, ...]:
+        """Return configurations, variants and seeds; as arguments, so that all seeds share a program."""
+        variants, seeds = zip(*self.pairs, strict=True)
+        configs = [variant_config(self.config, self.config.variants[index]) for index in variants]
+        # Statics that do not shape the program must not distinguish the configurations.
+        configs = [_static_key(config) for config in configs]
+        stacked = jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *configs)
+        return stacked, np.array(variants, np.int32), np.array(seeds, np.int32)
+
     def shapes(self) -> TrainState:
-        """The state's shapes, which know the devices that they are on."""
+        """Return the state's shapes, with the devices that they are on."""
         return self.placement.shapes(STATE, jax.eval_shape(self.init))
 
     def policies(self, state: TrainState) -> Any:
-        """What each row acts by, leaves (S, ...), copied to the host: the state may be donated."""
+        """Return what each learner acts by, copied to the host because the state may be donated."""
         policies = jax.vmap(self.algorithm.policy)(state.learners)
         return self.placement.unpad(jax.tree.map(np.array, policies))
 
     def parameters(self) -> dict[str, int]:
-        """How many a row's networks have, by the network's name."""
-        rows = jax.eval_shape(self.init).learners
-        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-        return {name: backend.count(net) for name, net in self.algorithm.networks(row).items()}
+        """Return the number of a learner's parameters by the network's name."""
+        learners = jax.eval_shape(self.init).learners
+        learner = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), learners)
+        networks = self.algorithm.networks(learner)
+        return {name: backend.count(params) for name, params in networks.items()}
 
     def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-        """The large programs by name, each with its arguments' shapes."""
+        """Return the large programs by name, each with its arguments' shapes."""
         state = self.shapes()
         step = transition_shapes(self.placement.num_learners, self.spec)
-        corrected: tuple[Any, ...] = ()
-        if self.config.oracle != "none":
-            _, proposal = jax.eval_shape(self.propose_transitions, state, *step)
-            # It comes from the host, as the transition does: the rows alone, on no device.
-            rows = self.placement.num_learners
-            corrected = (
-                jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), proposal
-                ),
-            )
-        learn = {"learn": (self.learn, (state, *step, *corrected))}
+        learn = {"learn": (self.learn, (state, *step))}
         return learn | ({"fit": (self.fit, (state,))} if self.config.has_model else {})
 
     def lower(self) -> list[jax.stages.Lowered]:
-        """The same, before they are compiled."""
+        """Return the large programs before they are compiled."""
         return [function.lower(*arguments) for function, arguments in self.programs().values()]
 
 
-def transition_shapes(rows: int, spec: EnvSpec) -> tuple[Transition, Any]:
-    """What the environments of S = `rows` give in a step: leaves (S, ...), and valid (S,)."""
+def transition_shapes(learners: int, spec: EnvSpec) -> tuple[Transition, Any]:
+    """Return the shapes of what S environments return in a step: leaves (S, ...), and valid (S,)."""
 
-    def real(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), np.float32)
+    def floats(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((learners, *shape), np.float32)
 
-    obs, scalar = real(spec.obs_dim), real()
-    transition = Transition(obs, real(spec.action_dim), scalar, scalar, obs)
-    return transition, jax.ShapeDtypeStruct((rows,), bool)
+    obs, scalar = floats(spec.obs_dim), floats()
+    transition: Any = Transition(obs, floats(spec.action_dim), scalar, scalar, obs)
+    return transition, jax.ShapeDtypeStruct((learners,), bool)
 
 
 def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Jits the functions of this process's rows, spread over devices, by default all local ones.
+    """Return the program of this process's learners, spread over devices, by default all local ones.
+
+    Programs are kept: a second run of the same algorithm in this process traces nothing.
 
     Raises:
-      UsageError: there are more processes than rows, or JAX has no devices.
+      UsageError: there are more processes than learners, or JAX has no devices.
     """
     devices = backend.local_devices() if devices is None else devices
     numbers = distributed.share(config.num_learners)
     pairs = tuple(config.variant_seed_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)
-    algorithm, local = Algorithm(config, spec), placement.local_learners
-    configs = [variant_config(config, config.variants[index]) for index, _ in pairs]
-    variants, seeds = zip(*pairs, strict=True)
+    platform = backend.lowering()
+    jitted = _jitted(_static_key(config), spec, len(pairs), tuple(devices), platform)
+    return Program(MBPO(config, spec), placement, numbers, pairs, jitted)
 
-    # The seeds are arguments, so that all seeds share one compiled program in the cache.
-    # One row after the other, for `nets.stacked_init`'s reason.
-    def init(*arguments: Any) -> TrainState:
-        rows = jax.lax.map(lambda row: algorithm.init(*row), local(arguments))
-        # An array with a weak type, as of Python's numbers, is another argument than the one that a
-        # fit or an update puts in its place, and all is compiled again in the midst of a run.
-        rows = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), rows)
-        return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), rows)
 
-    functions = vmap_learners(algorithm)
-    # What the environments give is small: every device gets all of it, and takes its own rows.
-    whole = EVERYWHERE
-    corrected = () if config.oracle == "none" else (whole,)
-    donated = functools.partial(placement.jit_sharded, donate_argnums=0)
-    fit: Fit = donated(functions.fit, (STATE,), (STATE, BY_ROWS))
-    if len(pairs) == 1 and config.has_model and config.model.schedule == "fixed":
-        members = place(config.model.members, devices)
-        if backend.target_is_cpu() and members.mesh.size > 1:
-            fit = SharedFit.of(algorithm, placement, members)
-    return Program(
-        algorithm=algorithm,
-        placement=placement,
-        numbers=numbers,
-        pairs=pairs,
-        init=functools.partial(
-            placement.jit_sharded(init, (whole, whole, whole), STATE, jax.jit),
-            jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *configs),
-            np.array(variants, np.int32),
-            np.array(seeds, np.int32),
-        ),
-        act=placement.jit_sharded(
-            lambda state, obs, step: functions.act(state, local(obs), step),
-            (STATE, whole, whole),
-            BY_ROWS,
-        ),
-        deterministic_action=placement.jit_sharded(
-            lambda state, obs: functions.deterministic_action(state, local(obs)),
-            (STATE, whole),
-            BY_ROWS,
-        ),
-        value=placement.jit_sharded(
-            lambda state, obs: functions.value(state, local(obs)), (STATE, whole), BY_ROWS
-        ),
-        insert=donated(
-            lambda state, *step: functions.insert(state, *local(step)), (STATE, whole, whole), STATE
-        ),
-        fit=fit,
-        propose_transitions=donated(
-            lambda state, *step: functions.propose_transitions(state, *local(step)),
-            (STATE, whole, whole),
-            (STATE, BY_ROWS),
-        ),
-        learn=donated(
-            lambda state, *step: functions.learn(state, *local(step)),
-            (STATE, whole, whole, *corrected),
-            (STATE, BY_ROWS),
-        ),
-        reset=donated(functions.reset, (STATE,), STATE),
+def _static_key(config: Config) -> Config:
+    """Return the configuration with what shapes no program set to defaults."""
+    return dataclasses.replace(
+        config,
+        env="",
+        preset="",
+        seed=0,
+        seeds=1,
+        steps=1,
+        eval=EvalConfig(),
+        host=HostConfig(),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted(
+    config: Config,
+    spec: EnvSpec,
+    learners: int,
+    devices: tuple[jax.Device, ...],
+    platform: backend.Lowering,
+) -> Jitted:
+    """Return the jitted functions of a configuration, the same ones for the same arguments."""
+    return Jitted(MBPO(config, spec), place(learners, devices))
+
+
+def _devices(placement: Placement) -> list[jax.Device]:
+    return list(placement.mesh.devices.flat)

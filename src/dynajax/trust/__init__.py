@@ -1,8 +1,14 @@
-"""Rules of trust. `TRUST` is the one place that lists them."""
+"""Trust rules: which synthetic transitions to learn from. `TRUST` lists them."""
 
 from dynajax import registry
 from dynajax.config import Config
-from dynajax.trust.base import Predictions, TrustOutput, TrustRule, to_normalized, to_standard_units
+from dynajax.trust.base import (
+    Predictions,
+    TrustOutput,
+    TrustRule,
+    to_normalized,
+    to_standard_units,
+)
 from dynajax.trust.infoprop import Infoprop
 from dynajax.trust.m2ac import M2AC
 from dynajax.trust.macura import Macura
@@ -21,7 +27,7 @@ __all__ = [
     "trust_rule_class",
 ]
 
-#: By the name that `--trust` takes; a module of one's own adds what it has.
+#: Trust rules by the name that `--trust` takes; a module of your own may add to it.
 TRUST: dict[str, type[TrustRule]] = {
     "none": TrustRule,
     "macura": Macura,
@@ -33,14 +39,14 @@ TRUST: dict[str, type[TrustRule]] = {
 
 
 def trust_rule_class(name: str) -> type[TrustRule]:
-    """The rule called `name`, or `module:name`.
+    """Return the rule called `name`, or `module:name`.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no such rule.
     """
     return registry.lookup("--trust", TRUST, name)
 
 
 def make_rule(config: Config, spec: EnvSpec) -> TrustRule:
-    """The rule of a configuration, for one row: its traced fields may be arrays."""
+    """Return the trust rule of one learner; traced fields of `config` may be arrays."""
     return trust_rule_class(config.trust_name)(config.trust, spec, config.num_parallel_rollouts)

@@ -1,119 +1,131 @@
-"""What a rule of trust is: which synthetic transitions are kept, and what they count. For one row.
+"""What a trust rule is: which synthetic transitions are kept, and how much they count.
 
-A rule sees what every member of the ensemble predicts, in units of the targets' standard deviation
-over the training split, whatever code they are learned in: so its numbers mean the same on every
-task and with every fix.
+A rule sees the predictions of every member of the ensemble in units of the targets' standard
+deviation over the training split, whatever target transform the model learns with. So its settings
+mean the same on every task and with every fix. Rules are written for one learner. To add one,
+subclass `TrustRule` in one file and add it to `TRUST`, or name it as `--trust=module:name`.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from dynajax.config import Config, NoFields
-from dynajax.types import Array, EnvSpec, ModelState
+from dynajax.types import DataStats, EnvSpec
 
 
 class Predictions(NamedTuple):
-    """One step of B rollouts: next state (or its change), then reward, in standard units."""
+    """Predictions for one step of B rollouts: next state (or its change), then reward."""
 
-    mean: Array  # (E, B, D+1) of every member
-    variance: Array  # (E, B, D+1)
-    member: Array  # (B,) which one made each transition
-    sample: Array  # (B, D+1) what it made
-    alive: Array | bool = True  # (B,) which of the rollouts go on; True: all
+    mean: Float[Array, "E B Z"]
+    variance: Any  # (E, B, Z); None if the model predicts no variance
+    member: Int[Array, " B"]  # the member that made each transition
+    sample: Float[Array, "B Z"]  # the transition that it made
+    active: Bool[Array, " B"] | bool = True  # rollouts that have not ended; True: all
 
 
 def to_standard_units(
-    model: ModelState,
-    mean: Array,
-    log_variance: Array,
-    member: Array,
-    z: Array,
-    alive: Array | bool = True,
+    stats: DataStats,
+    mean: Float[Array, "E B Z"],
+    log_variance: Float[Array, "E B Z"] | None,
+    member: Int[Array, " B"],
+    z: Float[Array, "B Z"],
+    active: Bool[Array, " B"] | bool = True,
 ) -> Predictions:
-    """Predictions in the code's z as a rule sees them; arguments as the fields of `Predictions`."""
-    ratio = model.code.scale / model.unit
-    variance = jnp.exp(log_variance) * jnp.square(ratio)
-    return Predictions(mean * ratio, variance, member, z * ratio, alive)
+    """Return predictions of model targets z in standard units."""
+    ratio = stats.transform.scale / stats.target_std
+    variance = None if log_variance is None else jnp.exp(log_variance) * jnp.square(ratio)
+    return Predictions(mean * ratio, variance, member, z * ratio, active)
 
 
-def to_normalized(model: ModelState, sample: Array) -> Array:
-    """A sample (B, D+1) in standard units as one in the code's z."""
-    return sample * model.unit / model.code.scale
+def to_normalized(stats: DataStats, sample: Float[Array, "B Z"]) -> Float[Array, "B Z"]:
+    """Return a sample in standard units as model targets z."""
+    return sample * stats.target_std / stats.transform.scale
 
 
 class TrustOutput(NamedTuple):
-    """What a rule says of B transitions; None: nothing."""
+    """Decisions about B transitions; None leaves them as they are."""
 
-    continue_mask: Array | None = None  # (B,) bool: the rollout goes on
-    keep_mask: Array | None = None  # (B,) bool: the transition is learned from
-    reward_penalty: Array | None = None  # (B,) off the reward, in its standard deviations
-    weight: Array | None = None  # (B,) in the critic's loss
+    continue_mask: Bool[Array, " B"] | None = None  # the rollout continues
+    keep_mask: Bool[Array, " B"] | None = None  # the transition is learned from
+    reward_penalty: Float[Array, " B"] | None = None  # subtracted, in standard deviations
+    weight: Float[Array, " B"] | None = None  # in the critic's loss
 
 
-def apart(mean: Array) -> Array:
-    """Means (E, ...) from the first member's, so that what all agree on is no rounding of float32."""
+def relative_to_first(mean: Float[Array, " E *X"]) -> Float[Array, " E *X"]:
+    """Subtract the first member's means, so that float32 rounding is no disagreement."""
     return mean - mean[0]
 
 
 @dataclass(frozen=True)
 class TrustRule:
-    """A rule of one row: pure methods on a state of its own, which lives in the `Row`.
+    """A trust rule of one learner: pure methods on its own state in the `LearnerState`.
 
-    The base class trusts everything, and asks for nothing.
+    The base class keeps every transition and needs no predictions.
 
     Attributes:
-      own: the rule's own fields, a `Fields`, set as `--set trust.FIELD`.
-      spec: the task; batch: B, rollouts beside each other.
+      config: the rule's own settings, a `Fields`, set as `--set trust.FIELD`.
+      spec: the task.
+      batch: B, rollouts that run in parallel.
     """
 
     config: Any
     spec: EnvSpec
     batch: int
 
-    #: A dataclass made by `config.fields`, every field with a default.
+    #: A dataclass decorated with `config.fields`, with a default for every field.
     Fields: ClassVar[type] = NoFields
     #: Whether all members are evaluated, and `apply` is called.
     needs_all_members: ClassVar[bool] = False
-    #: Whether its verdicts have weights, for which the synthetic ring then has a column.
+    #: Whether the rule reads predicted variances, which a deterministic model does not have.
+    needs_variance: ClassVar[bool] = False
+    #: Whether its output has weights, for which the synthetic buffer then has a column.
     uses_weights: ClassVar[bool] = False
-    #: Whether its state has a part for each of the rollouts beside each other.
+    #: Whether its state has a part for each parallel rollout.
     per_rollout_state: ClassVar[bool] = False
-    #: Which of its verdicts' means are logged, of penalty and weight.
-    figures: ClassVar[tuple[str, ...]] = ()
+    #: Outputs whose means over kept transitions are logged: "penalty", "weight".
+    metrics: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuses a configuration that the rule cannot work with.
+        """Refuse a configuration that the rule cannot work with.
 
         Raises:
-          UsageError: with what would be right.
+          UsageError: one line that names the setting and the remedy.
         """
 
     def init(self) -> Any:
-        """The state before the first fit."""
+        """Return the state before the first fit."""
         return None
 
-    def calibrate(self, state: Any, predictions: Predictions, counts: Array) -> Any:
-        """The state after a fit.
+    def calibrate(self, state: Any, predictions: Predictions, counts: Float[Array, " B"]) -> Any:
+        """Return the state after a fit.
 
         Args:
-          predictions: of B transitions of the holdout, `sample` being the truth.
-          counts: (B,) 1 for a transition, 0 for filler.
+          predictions: for B holdout transitions, `sample` being the truth.
+          counts: 1 for a transition, 0 for padding.
         """
         return state
 
-    def sample(self, predictions: Predictions, h: Array, key: Array) -> Array | None:
-        """What takes the sample's place at step h, from 0: (B, D+1), or None: nothing.
+    def sample(
+        self, predictions: Predictions, h: Int[Array, ""], key: Array
+    ) -> Float[Array, "B Z"] | None:
+        """Return a sample that replaces the chosen member's at step h, from 0, or None.
 
-        Each channel's by that channel alone: where the reward is read from the next state, the
-        reward's is asked for when the state has been sampled, with the same key.
+        Each dimension must depend on predictions of that dimension only: with
+        `model.reward_from=next_state` the reward is sampled after the state, with the same key.
         """
         return None
 
     def apply(
-        self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
+        self,
+        state: Any,
+        predictions: Predictions,
+        h: Int[Array, ""],
+        horizon: Array | int,
+        key: Array,
     ) -> tuple[Any, TrustOutput]:
-        """What is said of step h, from 0, of rollouts of `horizon` steps."""
+        """Decide about step h, from 0, of rollouts of `horizon` steps."""
         return state, TrustOutput()

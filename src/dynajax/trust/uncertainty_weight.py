@@ -1,30 +1,39 @@
-"""What members agree on counts more: WIMLE."""
+"""WIMLE: transitions on which the members agree count more."""
 
 from typing import Any
 
-from dynajax.trust.base import Predictions, TrustOutput, TrustRule, apart
-from dynajax.types import Array
+from jaxtyping import Array, Float, Int
+
+from dynajax.trust.base import Predictions, TrustOutput, TrustRule, relative_to_first
 
 
 class UncertaintyWeight(TrustRule):
-    """What members agree on counts more for the critic (WIMLE, 2026).
+    """Weight transitions in the critic's loss by the members' agreement (WIMLE, 2026).
 
-    w = 1 / (1 + sigma), sigma being the standard deviation of the members' means, of the reward and
-    on average over the state's channels. The transition is their mean, without noise.
+    w = 1 / (1 + sigma), where sigma is the standard deviation of the members' means, that of the
+    reward plus the average over the state's dimensions. The transition is the mean of the members'
+    means, without noise.
     """
 
     needs_all_members = True
     uses_weights = True
-    figures = ("weight",)
+    metrics = ("weight",)
 
-    def sample(self, predictions: Predictions, h: Array, key: Array) -> Array:
-        """The members' mean."""
-        return predictions.mean[0] + apart(predictions.mean).mean(0)
+    def sample(
+        self, predictions: Predictions, h: Int[Array, ""], key: Array
+    ) -> Float[Array, "B Z"]:
+        """Return the members' mean."""
+        return predictions.mean[0] + relative_to_first(predictions.mean).mean(0)
 
     def apply(
-        self, state: Any, predictions: Predictions, h: Array, horizon: Array | int, key: Array
+        self,
+        state: Any,
+        predictions: Predictions,
+        h: Int[Array, ""],
+        horizon: Array | int,
+        key: Array,
     ) -> tuple[Any, TrustOutput]:
-        """Weighs every transition, and keeps all."""
-        std = apart(predictions.mean).std(0)
+        """Weight every transition, and keep all."""
+        std = relative_to_first(predictions.mean).std(0)
         sigma = std[:, -1] + std[:, :-1].mean(-1)
         return state, TrustOutput(weight=1 / (1 + sigma))

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -55,9 +55,62 @@ def local_devices() -> list[jax.Device]:
         ) from None
 
 
+class Lowering(NamedTuple):
+    """Which of several equivalent formulations gives the faster program on a platform.
+
+    Each choice was measured (docs/dev/performance.md); code reads a field instead of asking for
+    the platform.
+    """
+
+    #: Variance of a LayerNorm from one pass over its input; two passes fuse into one kernel.
+    fast_variance: bool
+    #: Cumulative sums of a small index by `cumsum`, which is three or four kernels on a GPU.
+    use_cumsum: bool
+    #: One matmul for the first layers of all critics, which a GPU has to transpose for.
+    join_critics: bool
+    #: Members of a fit train one after the other, so that a core's cache holds their weights.
+    members_in_turn: bool
+    #: Learners analyse their replay buffers one after the other, because all raw targets at once
+    #: would be most of a fit's memory.
+    learners_in_turn: bool
+    #: Transpose a kernel or a product explicitly where XLA is slower the other way round.
+    transpose_kernels: bool
+    #: Round the operands of bfloat16 products explicitly, because the device computes in float32.
+    emulate_bfloat16: bool
+    #: Train the members of a single learner on all devices, one core each.
+    spread_members: bool
+
+
+CPU = Lowering(
+    fast_variance=True,
+    use_cumsum=True,
+    join_critics=True,
+    members_in_turn=True,
+    learners_in_turn=False,
+    transpose_kernels=True,
+    emulate_bfloat16=True,
+    spread_members=True,
+)
+ACCELERATOR = Lowering(
+    fast_variance=False,
+    use_cumsum=False,
+    join_critics=False,
+    members_in_turn=False,
+    learners_in_turn=True,
+    transpose_kernels=False,
+    emulate_bfloat16=False,
+    spread_members=False,
+)
+
+
 def target_is_cpu() -> bool:
-    """Whether programs are made for cores of a CPU, where what stays in the cache costs least."""
+    """Return whether programs are compiled for a CPU."""
     return (_absent or local_devices()[0].platform) == "cpu"
+
+
+def lowering() -> Lowering:
+    """Return the choices for the platform that programs are compiled for."""
+    return CPU if target_is_cpu() else ACCELERATOR
 
 
 def use_cores() -> None:

@@ -1,0 +1,95 @@
+"""Published algorithms as rows of the same switches: what `--algo` takes.
+
+A row sets how synthetic data are made and used, never sizes (`--preset`) nor the agent (`--agent`).
+`--fix`, `--trust` and `--set` override it. docs/algorithms.md compares each row with its paper.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Algorithm(NamedTuple):
+    """One row of the table."""
+
+    title: str
+    paper: str
+    settings: Mapping[str, Any]  # values of fields by path
+    trust: str = "none"  # trust rule, unless --trust names another
+    fix: str = ""  # fixes, unless --fix names others
+
+
+#: The data recipe of MBPO as published.
+_MBPO: dict[str, Any] = {
+    "rollout.source": "buffered",
+    "rollout.mixing": "mixed",
+    "rollout.real_fraction": 0.05,
+    "rollout.horizon": (1,),
+    "model.reward_from": "inputs",
+}
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "model-free": Algorithm(
+        "model-free", "SAC, SimBa or BRO, by --agent", {"rollout.source": "none"}
+    ),
+    "mbpo": Algorithm("MBPO", "Janner et al., 2019", _MBPO),
+    "m2ac": Algorithm("M2AC", "Pan et al., 2020", {**_MBPO, "rollout.horizon": (10,)}, "m2ac"),
+    "macura": Algorithm(
+        "MACURA", "Frauenknecht et al., 2024", {**_MBPO, "rollout.horizon": (10,)}, "macura"
+    ),
+    "infoprop": Algorithm(
+        "Infoprop", "Frauenknecht et al., 2025", {**_MBPO, "rollout.horizon": (100,)}, "infoprop"
+    ),
+    # Offline in the paper; here its penalty is applied online.
+    "mopo": Algorithm(
+        "MOPO, online", "Yu et al., 2020", {**_MBPO, "rollout.horizon": (5,)}, "penalty"
+    ),
+    "mve": Algorithm(
+        "MVE",
+        "Feinberg et al., 2018",
+        {
+            "rollout.source": "none",
+            "rollout.value_expansion_steps": 1,
+            "rollout.horizon": (1,),
+            "model.reward_from": "inputs",
+        },
+    ),
+    "mad-td": Algorithm(
+        "MAD-TD",
+        "Voelcker et al., 2025",
+        {
+            "rollout.source": "on_the_fly",
+            "rollout.mixing": "mixed",
+            "rollout.real_fraction": 0.95,
+            "rollout.horizon": (1,),
+            "model.reward_from": "inputs",
+        },
+    ),
+    "wimle": Algorithm(
+        "WIMLE",
+        "WIMLE, 2026",
+        {
+            "rollout.source": "buffered",
+            "source.regenerate_every": 1000,
+            "rollout.start_window": 100_000,
+            "rollout.batch": 10_000,
+            "rollout.mixing": "separate",
+            "rollout.horizon": (1,),
+            "rollout.state_noise": 0.0,
+            "rollout.reward_noise": 0.0,
+            "model.reward_from": "inputs",
+        },
+        "uncertainty_weight",
+    ),
+    "dynajax": Algorithm(
+        "dynajax",
+        "this project",
+        {
+            "rollout.source": "on_the_fly",
+            "rollout.mixing": "mixed",
+            "rollout.real_fraction": 0.5,
+            "rollout.horizon": (1,),
+            "model.reward_from": "next_state",
+        },
+        fix="scale,auto,beta",
+    ),
+}

@@ -1,0 +1,330 @@
+"""The learned model as a batch of environments: short rollouts of a policy in the ensemble."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dynajax.config import Config
+from dynajax.models import ensemble, targets
+from dynajax.models.base import DynamicsModel, Gaussian, replace_reward
+from dynajax.trust import (
+    Predictions,
+    TrustOutput,
+    TrustRule,
+    to_normalized,
+    to_standard_units,
+)
+from dynajax.types import EnvSpec, Metrics, ModelState, Transition
+
+#: (observations (B, D), key) -> actions (B, A) and their log-densities (B,)
+Policy = Callable[[Array, Array], tuple[Array, Array]]
+
+
+class ModelStep(NamedTuple):
+    """One step of B rollouts."""
+
+    transition: Transition  # leaves (B, ...)
+    continue_mask: Bool[Array, " B"]  # finite and trusted, so the rollout may continue
+    keep_mask: Bool[Array, " B"]  # may be learned from
+    weight: Float[Array, " B"] | None  # in the critic's loss; None if the trust rule sets none
+    penalty: Float[Array, " B"] | None  # what the trust rule subtracted from the reward
+    log_prob: Float[Array, " B"]  # of the policy's action
+
+
+class RolloutCarry(NamedTuple):
+    """What changes from step to step of B rollouts."""
+
+    output: Any  # what `visit` collects
+    trust: Any  # the trust rule's state
+    obs: Float[Array, "B D"]
+    active: Bool[Array, " B"]  # rollouts that have not ended
+    metrics: Metrics
+
+
+#: (step h from 0, the carry with the new trust state, step h) -> the carry
+Visit = Callable[[Array | int, RolloutCarry, ModelStep], RolloutCarry]
+
+
+@dataclass(frozen=True)
+class ModelEnv:
+    """The model and the policy of one learner.
+
+    Attributes:
+      config: the learner's; traced fields may be arrays.
+      spec: the task.
+      rule: the trust rule.
+      dynamics: the dynamics model.
+      state: its ensemble; the members that predictions need, see `select_members`.
+      policy: acts in the rollouts.
+    """
+
+    config: Config
+    spec: EnvSpec
+    rule: TrustRule
+    dynamics: DynamicsModel
+    state: ModelState
+    policy: Policy
+
+    def select_members(self) -> ModelEnv:
+        """Return the environment with the members that predictions need: elites, or all of them.
+
+        Without this, XLA would gather the elites' weights again at every step of every rollout.
+        """
+        if self.rule.needs_all_members:
+            return self
+        return dataclasses.replace(self, state=ensemble.select_elites(self.state))
+
+    def with_policy(self, policy: Policy) -> ModelEnv:
+        """Return the environment in which another policy acts."""
+        return dataclasses.replace(self, policy=policy)
+
+    def rollout(
+        self,
+        carry: RolloutCarry,
+        length: Array | int,
+        key: Array,
+        visit: Visit,
+        *,
+        valid: Bool[Array, " B"] | None = None,
+        unroll: bool = False,
+    ) -> RolloutCarry:
+        """Roll out the policy for `length` steps from `carry.obs`, and `visit` every step.
+
+        Args:
+          carry: before the first step.
+          key: step h draws with h folded into it.
+          visit: takes each step, and decides which rollouts continue and from where.
+          valid: rollouts that count for the trust rule; all if not given.
+          unroll: unrolls the steps in the program; `length` must then be a Python number.
+        """
+
+        def body(h: Array | int, carry: RolloutCarry) -> RolloutCarry:
+            active = carry.active if valid is None else carry.active & valid
+            step_key = jax.random.fold_in(key, h)
+            trust, step = self.step(carry.trust, carry.obs, active, h, length, step_key)
+            return visit(h, carry._replace(trust=trust), step)
+
+        if not unroll:
+            return jax.lax.fori_loop(0, length, body, carry)
+        for h in range(int(length)):
+            carry = body(h, carry)
+        return carry
+
+    def step(
+        self,
+        trust: Any,
+        obs: Float[Array, "B D"],
+        active: Bool[Array, " B"],
+        h: Array | int,
+        length: Array | int,
+        key: Array,
+    ) -> tuple[Any, ModelStep]:
+        """Take one step from every state, with state and reward sampled from the model.
+
+        Every elite predicts an equal share of the states (the last one fewer, if they do not divide
+        evenly), and the shares are redrawn at each call. The states were drawn independently, so
+        this is one random elite per state; and each elite computes only its own share, unless the
+        trust rule needs the predictions of all members.
+
+        Args:
+          trust: the trust rule's state.
+          active: rollouts that have not ended; the others are computed and ignored.
+          h, length: this step, from 0, of rollouts of so many steps.
+
+        Returns:
+          The trust rule's state, and the step.
+        """
+        chex.assert_shape(obs, (None, self.spec.obs_dim))
+        action_key, order_key, noise_key = jax.random.split(key, 3)
+        action, log_prob = self._act(obs, action_key)
+        members = _assign_members(order_key, self.state.elites, obs.shape[0])
+        prediction = self._predict(members, self.dynamics.predict_joint, obs, action)
+        step = jnp.asarray(h)
+        noise = jax.random.normal(noise_key, prediction.own.mean.shape) * self._noise_scale()
+        z, predictions = self._sample(prediction, members, noise, active, step, noise_key)
+        if self.dynamics.reward_from_next_state:
+            next_obs, _ = targets.decode(self.state.stats.transform, obs, z)
+            reward = self._predict(members, self.dynamics.predict_reward, obs, action, next_obs)
+            prediction = prediction.replace_reward(reward)
+            z, predictions = self._sample(prediction, members, noise, active, step, noise_key)
+        output = TrustOutput()
+        if predictions is not None:
+            rule_key = jax.random.fold_in(noise_key, 2)
+            trust, output = self.rule.apply(trust, predictions, step, length, rule_key)
+        return trust, self._finish(obs, action, log_prob, z, output)
+
+    def _act(self, obs: Array, key: Array) -> tuple[Array, Array]:
+        """Return the policy's actions, some of them replaced by uniform ones, and log-densities."""
+        action, log_prob = self.policy(obs, key)
+        share = self.config.rollout.random_action_fraction
+        if share:
+            which_key, action_key = jax.random.split(jax.random.fold_in(key, 1))
+            which = jax.random.bernoulli(which_key, share, action.shape[:1])
+            uniform = jax.random.uniform(action_key, action.shape, minval=-1, maxval=1)
+            action = jnp.where(which[:, None], uniform, action)
+        return action, log_prob
+
+    def _noise_scale(self) -> Float[Array, " Z"]:
+        """Return how much of the predicted standard deviation is sampled."""
+        state = jnp.full(self.spec.obs_dim, self.config.rollout.state_noise)
+        return jnp.append(state, self.config.rollout.reward_noise)
+
+    def _predict(
+        self, members: _Members, predict: Callable[..., Gaussian], *inputs: Array
+    ) -> _Prediction:
+        """Return the predictions for B states by the members assigned to them, and by all members
+        if the trust rule needs them."""
+        if self.rule.needs_all_members:
+            stacked = tuple(ensemble.broadcast_to_members(self.state, x) for x in inputs)
+            every = ensemble.vmap_members(predict, self.state, *stacked)
+            chosen = members.member, jnp.arange(inputs[0].shape[0])
+            return _Prediction(jax.tree.map(lambda x: x[chosen], every), every)
+        shares = map(members.to_shares, inputs)
+        own = ensemble.vmap_members(predict, self.state, *shares)
+        return _Prediction(jax.tree.map(members.from_shares, own), None)
+
+    def _sample(
+        self,
+        prediction: _Prediction,
+        members: _Members,
+        noise: Array,
+        active: Array,
+        h: Array,
+        key: Array,
+    ) -> tuple[Array, Predictions | None]:
+        """Return samples z (B, Z), and the predictions as the trust rule sees them."""
+        z, log_variance = prediction.own
+        if log_variance is not None:
+            z = z + jnp.exp(0.5 * log_variance) * noise
+        if prediction.every is None:
+            return z, None
+        stats = self.state.stats
+        predictions = to_standard_units(stats, *prediction.every, members.member, z, active)
+        sample = self.rule.sample(predictions, h, jax.random.fold_in(key, 1))
+        if sample is None:
+            return z, predictions
+        return to_normalized(stats, sample), predictions._replace(sample=sample)
+
+    def _finish(
+        self, obs: Array, action: Array, log_prob: Array, z: Array, output: TrustOutput
+    ) -> ModelStep:
+        """Return the step with reward penalty, termination and masks."""
+        stats = self.state.stats
+        next_obs, reward = targets.decode(stats.transform, obs, z)
+        penalty = None
+        if output.reward_penalty is not None:
+            penalty = output.reward_penalty * stats.target_std[-1]
+            reward = reward - penalty
+        finite = jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
+        next_obs = jnp.where(finite[:, None], next_obs, obs)
+        reward = jnp.where(finite, reward, 0.0)
+        if self.spec.termination is None:
+            discount = jnp.ones(obs.shape[0])
+        else:
+            ended = jax.vmap(self.spec.termination)(obs, action, next_obs)
+            discount = 1.0 - ended.astype(jnp.float32)
+        continues = finite if output.continue_mask is None else finite & output.continue_mask
+        keep = continues if output.keep_mask is None else finite & output.keep_mask
+        transition = Transition(obs, action, reward, discount, next_obs)
+        weight = output.weight if self.rule.uses_weights else None
+        if self.rule.uses_weights and weight is None:
+            weight = jnp.ones(obs.shape[0])
+        return ModelStep(transition, continues, keep, weight, penalty, log_prob)
+
+
+class _Prediction(NamedTuple):
+    """Predictions for B states."""
+
+    own: Gaussian  # (B, X), by the member assigned to each state
+    every: Gaussian | None  # (E, B, X), if the trust rule needs all members
+
+    def replace_reward(self, reward: _Prediction) -> _Prediction:
+        own = replace_reward(self.own, reward.own)
+        if self.every is None or reward.every is None:
+            return _Prediction(own, None)
+        return _Prediction(own, replace_reward(self.every, reward.every))
+
+
+class _Members(NamedTuple):
+    """Which elite predicts which of B states."""
+
+    member: Int[Array, " B"]
+    elite_of: Int[Array, " K"]  # the elite of each share of states
+    share_of: Int[Array, " K"]  # and the share of each elite
+    share_size: int
+
+    def to_shares(self, x: Float[Array, "B X"]) -> Float[Array, "K b X"]:
+        """Return each elite's share of B rows; rows are repeated to fill the last share."""
+        k, size = len(self.elite_of), self.share_size
+        x = x if len(x) == k * size else jnp.resize(x, (k * size, x.shape[-1]))
+        return x.reshape(k, size, x.shape[-1])[self.share_of]
+
+    def from_shares(self, x: Float[Array, "K b X"]) -> Float[Array, "B X"]:
+        """Return the B rows in their order."""
+        k, size = len(self.elite_of), self.share_size
+        return x[self.elite_of].reshape(k * size, -1)[: len(self.member)]
+
+
+def _assign_members(key: Array, elites: Int[Array, " K"], batch: int) -> _Members:
+    """Assign B states to the elites, in equal shares and a random order."""
+    k = len(elites)
+    size = -(-batch // k)
+    elite_of, share_of = _random_order(key, k)
+    return _Members(jnp.repeat(elites[elite_of], size)[:batch], elite_of, share_of, size)
+
+
+def _random_order(key: Array, count: int) -> tuple[Int[Array, " K"], Int[Array, " K"]]:
+    """Return a random permutation and its inverse, without a sort, which is a kernel of its own."""
+    bits, place = jax.random.bits(jax.random.split(key)[1], (count,)), jnp.arange(count)
+    first = (bits < bits[:, None]) | ((bits == bits[:, None]) & (place < place[:, None]))
+    at = first.sum(1)
+    return jnp.where(at == place[:, None], place, 0).sum(1), at
+
+
+def update_masks(
+    carry: RolloutCarry, step: ModelStep
+) -> tuple[Bool[Array, " B"], Bool[Array, " B"], Float[Array, "B D"]]:
+    """Return which transitions to learn from, which rollouts continue, and their observations.
+
+    A rollout that has ended keeps its observation.
+    """
+    keep = carry.active & step.keep_mask
+    active = carry.active & step.continue_mask & (step.transition.discount > 0)
+    return keep, active, jnp.where(active[:, None], step.transition.next_obs, carry.obs)
+
+
+def init_metrics(rule: TrustRule, longest: int) -> Metrics:
+    """Return the sums that `accumulate_metrics` starts from, for rollouts of at most `longest` steps."""
+    return {"kept": jnp.zeros(longest)} | dict.fromkeys(rule.metrics, jnp.zeros(()))
+
+
+def accumulate_metrics(
+    sums: Metrics, h: Array | int, keep: Bool[Array, " B"], step: ModelStep
+) -> Metrics:
+    """Add step `h`: the fraction of kept transitions, and sums over them of the rule's outputs."""
+    added = {
+        name: total + jnp.where(keep, values, 0.0).sum()
+        for name, total in sums.items()
+        if (values := getattr(step, name, None)) is not None
+    }
+    return sums | {"kept": sums["kept"].at[h].set(keep.mean())} | added
+
+
+def rollout_metrics(rule: TrustRule, sums: Metrics, batch: int, length: Array | int) -> Metrics:
+    """Return what is logged of B rollouts: the fraction that is valid, with a trust rule by step
+    too, and means over it of the rule's outputs."""
+    kept = sums["kept"]
+    count = jnp.maximum(kept.sum() * batch, 1.0)
+    by_step = {}
+    if rule.needs_all_members:
+        by_step = {f"accepted_fraction_{h + 1}": kept[h] for h in range(len(kept))}
+    means = {name: sums[name] / count for name in rule.metrics}
+    return {"valid_fraction": kept.sum() / length} | by_step | means

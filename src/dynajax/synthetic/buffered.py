@@ -1,0 +1,230 @@
+"""Buffered rollouts (Janner et al., 2019): each agent step rolls out the current policy from real
+states into a synthetic buffer, from which all updates sample."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from dynajax import replay
+from dynajax.config import Config, fields, static
+from dynajax.models.model_env import (
+    ModelEnv,
+    ModelStep,
+    RolloutCarry,
+    accumulate_metrics,
+    init_metrics,
+    rollout_metrics,
+    update_masks,
+)
+from dynajax.replay import Request
+from dynajax.synthetic.base import Source, SourceKeys, UpdateInputs
+from dynajax.types import (
+    LearnerState,
+    Metrics,
+    Minibatch,
+    PackedTransitions,
+    ReplayBuffer,
+    Shared,
+    UsageError,
+)
+from dynajax.xla.branches import apply_if
+
+
+def horizon(config: Config, step: Int[Array, ""]) -> Array | int:
+    """Return the rollouts' length at an agent step, linear between two steps.
+
+    A constant horizon stays a Python number, so that its loop has a known length.
+    """
+    h = config.rollout.horizon
+    if len(h) == 1:
+        return h[0]
+    first_step, last_step, first, last = h
+    # In integers: a float32 fraction falls short of whole horizons.
+    passed = jnp.clip(step - first_step, 0, last_step - first_step)
+    return first + passed * (last - first) // (last_step - first_step)
+
+
+@fields
+@dataclass(frozen=True)
+class BufferedFields:
+    """Settings of `Buffered`."""
+
+    regenerate_every: int = static(
+        0, 0, about="agent steps after which the synthetic buffer is cleared and refilled; 0: never"
+    )
+
+
+class Buffered(Source):
+    """Synthetic transitions from a buffer that each agent step adds rollouts to.
+
+    With `source.regenerate_every` n, rollouts are made only every n agent steps, into a buffer that
+    is cleared before (WIMLE, 2026).
+    """
+
+    Fields: ClassVar[type] = BufferedFields
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse buffer sizes and horizons that do not fit."""
+        h, batch, capacity = config.rollout.horizon, config.rollout.batch, config.replay.synthetic
+        shown = ",".join(map(str, h))
+        if capacity % batch:
+            raise UsageError(
+                f"--set replay.synthetic={capacity}: it must be a multiple of rollout.batch={batch}"
+            )
+        if max(h[-2:]) * batch > capacity:
+            raise UsageError(
+                f"--set rollout.horizon={shown}: rollout.batch x horizon must be at most "
+                f"replay.synthetic={capacity}"
+            )
+
+    @property
+    def separate(self) -> bool:
+        """Whether real and synthetic transitions have updates of their own."""
+        return self.config.rollout.mixing == "separate"
+
+    @property
+    def _num_blocks(self) -> int:
+        """Blocks of `rollout.batch` transitions in the synthetic buffer."""
+        return self.config.replay.synthetic // self.config.rollout.batch
+
+    def init(self) -> ReplayBuffer:
+        """Return an empty synthetic buffer."""
+        return replay.init(
+            self.config.replay.synthetic,
+            self.spec.obs_dim,
+            self.spec.action_dim,
+            weighted=self.rule.uses_weights,
+        )
+
+    def start_shape(self) -> tuple[int, ...]:
+        """Return the shape of the starts of one agent step's rollouts."""
+        return (self.config.rollout.batch,)
+
+    def _regenerates(self, shared: Shared) -> Array:
+        """Return whether this agent step clears and refills the buffer."""
+        learning_step = shared.step + 1 - self.config.random_steps
+        return learning_step % self.config.source.regenerate_every == 0
+
+    def blocks_after(self, shared: Shared) -> Int[Array, ""]:
+        """Return the blocks in the synthetic buffer after this agent step."""
+        length = horizon(self.config, shared.step)
+        if not self.config.source.regenerate_every:
+            return shared.blocks + length
+        return jnp.where(self._regenerates(shared), length, shared.blocks)
+
+    def prepare(
+        self,
+        learner: LearnerState,
+        shared: Shared,
+        model_env: ModelEnv,
+        real: PackedTransitions,
+        starts: Sequence[Int[Array, "*shape"]],
+        keys: SourceKeys,
+    ) -> tuple[LearnerState, UpdateInputs, Metrics]:
+        """Add rollouts to the synthetic buffer, and sample the U minibatches."""
+        (slots,) = starts
+        length = horizon(self.config, shared.step)
+        learner, metrics = self.add_rollouts(learner, shared, model_env, slots, length, keys)
+        inputs = self.sample(learner, shared, real, length, keys.sample)
+        return learner, inputs, metrics
+
+    def add_rollouts(
+        self,
+        learner: LearnerState,
+        shared: Shared,
+        model_env: ModelEnv,
+        starts: Int[Array, " B"],
+        length: Array | int,
+        keys: SourceKeys,
+    ) -> tuple[LearnerState, Metrics]:
+        """Return the learner with this agent step's rollouts in its buffer, and metrics."""
+        if not self.config.source.regenerate_every:
+            return self._roll_out(learner, shared, model_env, starts, length, keys.rollout)
+        # Only the buffer's flags are cleared: invalid slots are never sampled.
+        empty = shared._replace(blocks=jnp.zeros_like(shared.blocks))
+
+        def regenerate(
+            carry: tuple[LearnerState, Metrics],
+        ) -> tuple[LearnerState, Metrics]:
+            learner, _ = carry
+            buffer: ReplayBuffer = learner.synthetic
+            buffer = dataclasses.replace(buffer, valid=jnp.zeros_like(buffer.valid))
+            cleared = learner._replace(synthetic=buffer)
+            return self._roll_out(cleared, empty, model_env, starts, length, keys.rollout)
+
+        # Agent steps without rollouts have no rollout metrics.
+        shapes = jax.eval_shape(regenerate, (learner, {}))[1]
+        missing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        return apply_if(self._regenerates(shared), regenerate, (learner, missing))
+
+    def _roll_out(
+        self,
+        learner: LearnerState,
+        shared: Shared,
+        model_env: ModelEnv,
+        starts: Int[Array, " B"],
+        length: Array | int,
+        key: Array,
+    ) -> tuple[LearnerState, Metrics]:
+        """Write rollouts of `length` steps into the synthetic buffer.
+
+        A rollout ends at a termination, where the model leaves the finite numbers, or where the
+        trust rule ends it; its later slots are invalid.
+        """
+        size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
+        obs = replay.gather(learner.real_buffer, starts).unpack().obs
+
+        def write(h: Array | int, carry: RolloutCarry, step: ModelStep) -> RolloutCarry:
+            # The remainder first: the total number of transitions can exceed an int32.
+            position = (shared.blocks + h) % self._num_blocks * size
+            keep, active, obs = update_masks(carry, step)
+            block = replay.pack(step.transition, keep, step.weight)
+            buffer = replay.insert(carry.output, block, position)
+            metrics = accumulate_metrics(carry.metrics, h, keep, step)
+            return RolloutCarry(buffer, carry.trust, obs, active, metrics)
+
+        model_env = model_env.select_members()
+        sums = init_metrics(self.rule, longest)
+        active = jnp.ones(size, bool)
+        carry = RolloutCarry(learner.synthetic, learner.trust, obs, active, sums)
+        carry = model_env.rollout(carry, length, key, write)
+        metrics = rollout_metrics(self.rule, carry.metrics, size, length)
+        return learner._replace(synthetic=carry.output, trust=carry.trust), metrics
+
+    def sample(
+        self,
+        learner: LearnerState,
+        shared: Shared,
+        real: PackedTransitions,
+        length: Array | int,
+        key: Array,
+    ) -> UpdateInputs:
+        """Sample the synthetic part of U minibatches from the buffer.
+
+        Args:
+          length: of this agent step's rollouts, which are in the buffer already.
+        """
+        buffer: ReplayBuffer = learner.synthetic
+        config, size = self.config, self.config.rollout.batch
+        blocks = (
+            self.blocks_after(shared) if config.source.regenerate_every else shared.blocks + length
+        )
+        filled = jnp.minimum(blocks, self._num_blocks) * size
+        request = Request(key, (config.learn.utd, config.synthetic_batch))
+        synthetic = replay.gather(buffer, replay.sample_indices(buffer, filled, [request])[0])
+        if self.separate:
+            return UpdateInputs(real, synthetic)
+        return UpdateInputs(jax.vmap(replay.concatenate)(real, synthetic))
+
+    def minibatches(
+        self, model_env: ModelEnv, trust: Any, inputs: UpdateInputs
+    ) -> tuple[Any, list[Minibatch], Metrics]:
+        """Return the sampled minibatches of one update."""
+        parts = [x for x in (inputs.real, inputs.synthetic) if x is not None]
+        return trust, [replay.to_minibatch(x) for x in parts], {}

@@ -1,0 +1,113 @@
+"""Rollouts inside each update: the current policy and model generate the synthetic part of a
+minibatch, and nothing is stored (as in MAD-TD; Voelcker et al., 2025)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from dynajax import replay
+from dynajax.config import Config
+from dynajax.models.model_env import (
+    ModelEnv,
+    ModelStep,
+    RolloutCarry,
+    accumulate_metrics,
+    init_metrics,
+    rollout_metrics,
+    update_masks,
+)
+from dynajax.synthetic.base import RolloutStarts, Source, SourceKeys, UpdateInputs
+from dynajax.types import (
+    LearnerState,
+    Metrics,
+    Minibatch,
+    PackedTransitions,
+    Shared,
+    UsageError,
+)
+
+
+class OnTheFly(Source):
+    """Synthetic transitions that each update generates for itself from sampled real states."""
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse a growing horizon, because the size of a minibatch is fixed."""
+        if len(config.rollout.horizon) > 1:
+            raise UsageError(
+                f"--set rollout.horizon={','.join(map(str, config.rollout.horizon))}: with "
+                "rollout.source=on_the_fly it must be one number"
+            )
+
+    @property
+    def separate(self) -> bool:
+        """Whether real and synthetic transitions have updates of their own."""
+        return self.config.rollout.mixing == "separate"
+
+    def split_keys(self, rollout_key: Array, sample_key: Array) -> SourceKeys:
+        """Return the keys of one agent step; no transitions are sampled, only starts."""
+        return SourceKeys(sample_key, rollout_key, sample_key)
+
+    def start_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the starts of all updates' rollouts."""
+        if not self.config.synthetic_batch:
+            return None
+        return self.config.learn.utd, self.config.num_parallel_rollouts
+
+    def prepare(
+        self,
+        learner: LearnerState,
+        shared: Shared,
+        model_env: ModelEnv,
+        real: PackedTransitions,
+        starts: Sequence[Int[Array, "*shape"]],
+        keys: SourceKeys,
+    ) -> tuple[LearnerState, UpdateInputs, Metrics]:
+        """Look up where the rollouts of each update start."""
+        if not starts:
+            return learner, UpdateInputs(real), {}
+        obs = replay.gather(learner.real_buffer, starts[0]).unpack().obs
+        update_keys = jax.random.split(keys.rollout, self.config.learn.utd)
+        return learner, UpdateInputs(real, starts=RolloutStarts(obs, update_keys)), {}
+
+    def minibatches(
+        self, model_env: ModelEnv, trust: Any, inputs: UpdateInputs
+    ) -> tuple[Any, list[Minibatch], Metrics]:
+        """Generate the synthetic transitions of one update, and return its minibatches."""
+        real = replay.to_minibatch(inputs.real)
+        if inputs.starts is None:
+            return trust, [real], {}
+        trust, synthetic, metrics = self._generate(model_env, trust, inputs.starts)
+        if self.separate:
+            return trust, [real, synthetic], metrics
+        return trust, [replay.concatenate(real, synthetic)], metrics
+
+    def _generate(
+        self, model_env: ModelEnv, trust: Any, starts: RolloutStarts
+    ) -> tuple[Any, Minibatch, Metrics]:
+        """Return rollouts as the synthetic part of a minibatch.
+
+        All steps of a rollout are learned from, the later ones only as far as it continues.
+        """
+        length = self.config.rollout.horizon[0]
+
+        def collect(h: Array | int, carry: RolloutCarry, step: ModelStep) -> RolloutCarry:
+            keep, active, obs = update_masks(carry, step)
+            # Not packed: packing and unpacking cost a CPU 6 % of an agent step.
+            steps = [*carry.output, Minibatch(step.transition, keep, step.weight)]
+            metrics = accumulate_metrics(carry.metrics, h, keep, step)
+            return RolloutCarry(steps, carry.trust, obs, active, metrics)
+
+        active = jnp.ones(starts.obs.shape[0], bool)
+        carry = RolloutCarry([], trust, starts.obs, active, init_metrics(self.rule, length))
+        carry = model_env.rollout(carry, length, starts.key, collect, unroll=True)
+        # Rollout by rollout, so that whole rollouts are cut off.
+        size = self.config.synthetic_batch
+        batch = jax.tree.map(
+            lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *carry.output
+        )
+        metrics = rollout_metrics(self.rule, carry.metrics, active.size, length)
+        return carry.trust, batch, {**metrics, "synthetic_reward_mean": batch.data.reward.mean()}
