@@ -140,11 +140,11 @@ def _find_checkpoints(learner: selection.SelectedLearner) -> tuple[Path, int]:
     """Return the folder of the checkpoints of a learner, and its index within them."""
     folder, num_processes = learner.folder / "checkpoints", learner.num_processes
     if num_processes == 1:
-        return folder, learner.index
+        return folder, learner.number
     num_learners = len(selection.learner_names(learner.config))
     shares = [distributed.share(num_learners, i, num_processes) for i in range(num_processes)]
-    process = next(i for i, share in enumerate(shares) if learner.index in share)
-    return folder / f"process-{process}", shares[process].index(learner.index)
+    process = next(i for i, share in enumerate(shares) if learner.number in share)
+    return folder / f"process-{process}", shares[process].index(learner.number)
 
 
 def _read_newest(folder: Path, prefix: str) -> tuple[int, serialization.Arrays]:

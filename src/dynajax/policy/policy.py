@@ -113,7 +113,7 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
     """
     learner = selection.select_learner(folder, row)
     policies_folder = learner.folder / "policies"
-    stored = policies.read(policies_folder, learner.index, which)
+    stored = policies.read(policies_folder, learner.number, which)
     # The module of the task may register the agent. It may also be missing on this machine.
     if not stored.spec.name.startswith("brax:"):
         with contextlib.suppress(UsageError):

@@ -19,7 +19,7 @@ class SelectedLearner(NamedTuple):
     folder: Path
     config: dict[str, Any]  # configuration of the run, as in config.json
     num_processes: int  # of the run
-    index: int  # among all learners of the run
+    number: int  # index among all learners of the run
     variant: str
     seed: int
 

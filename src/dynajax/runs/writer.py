@@ -149,9 +149,9 @@ class RunWriter:
         """
         self._last_finite_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
-        names = (*DEFAULT_LOGGERS, "wandb") if self._wandb else DEFAULT_LOGGERS
-        if not self._is_first_process:
-            names = ()
+        names: Sequence[str] = ()
+        if self._is_first_process:
+            names = (*DEFAULT_LOGGERS, "wandb") if self._wandb else DEFAULT_LOGGERS
         self._logs = Loggers(self._folder, self._config, step, self._offsets, names)
         self._stack.callback(self._logs.close)
         self._progress = Progress(self._config, step, self._quiet)
