@@ -55,7 +55,7 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     two[1].send_signal(signal.SIGTERM)
     ends = [finish(process) for process in two]
     assert [code for code, *_ in ends] == [exit_status.INTERRUPTED] * 2, ends
-    assert "3 rows in 2 processes" in ends[0][1] and "rows" not in ends[1][1]
+    assert "3 learners in 2 processes" in ends[0][1] and "learners" not in ends[1][1]
     saved = [checkpoints(out, i) for i in range(2)]
     names = [[path.name for path in paths] for paths in saved]
     assert names[0] == names[1] and len(names[0]) == 2

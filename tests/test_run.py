@@ -103,7 +103,7 @@ def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     code, printed, err = finish(start(out))
     assert code == 0, err
-    assert "2 rows" in printed and "paper" in printed and "report.html" in printed
+    assert "2 learners" in printed and "paper" in printed and "report.html" in printed
     return out
 
 
