@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit."""
+"""Checkpoints: exact round trips, and the files on disk."""
 
 import subprocess
 import sys
@@ -18,10 +18,10 @@ from checkpoints import (
     files,
     make_state,
     newest,
-    opened,
     pieces,
+    read_with_orbax,
+    real_buffer,
     restore,
-    ring,
     save,
 )
 from dynajax.runs.checkpoint import Checkpoints
@@ -33,7 +33,7 @@ def test_round_trip_is_bit_for_bit(tmp_path):
     state = make_state(5)
     nan = state.learners.agent.log_temperature.at[0].set(jnp.nan).at[1].set(-0.0)
     state = state._replace(
-        rows=state.learners._replace(agent=state.learners.agent._replace(log_temperature=nan))
+        learners=state.learners._replace(agent=state.learners.agent._replace(log_temperature=nan))
     )
     host = {
         "actions": np.zeros((S, 0, A), np.float32),
@@ -54,37 +54,39 @@ def test_round_trip_is_bit_for_bit(tmp_path):
         assert array.flags.writeable
 
 
-def test_rows_without_a_model(tmp_path):
+def test_learners_without_a_model(tmp_path):
     state = make_state(5)
-    state = state._replace(learners=state.learners._replace(model=None, synthetic=None))
+    state = state._replace(learners=state.learners._replace(model=None, synthetic_buffer=None))
     Checkpoints(tmp_path).save(1, state, {}, {})
     assert_same(Checkpoints(tmp_path).restore(state).state, state)
 
 
-class Beliefs(NamedTuple):
-    """What another algorithm might keep in a row."""
+class OtherAgentState(NamedTuple):
+    """State of another agent, with lists, dictionaries and None."""
 
     weights: Any
     unused: Any
     count: Any
 
 
-def test_any_tree_in_a_row(tmp_path):
+def test_any_tree_in_the_learner_state(tmp_path):
     state = make_state(5)
     heads = [jnp.ones((S, 2)), (jnp.zeros((S, 3), jnp.int8), None)]
-    agent = Beliefs({"a.b": heads}, None, jnp.arange(S) > 0)
-    state = state._replace(learners=state.learners._replace(agent=agent, synthetic=None))
+    agent = OtherAgentState({"a.b": heads}, None, jnp.arange(S) > 0)
+    state = state._replace(learners=state.learners._replace(agent=agent, synthetic_buffer=None))
     Checkpoints(tmp_path).save(1, state, {}, {})
     assert_same(Checkpoints(tmp_path).restore(jax.tree.map(jnp.zeros_like, state)).state, state)
     other = state._replace(
         learners=state.learners._replace(agent=agent._replace(unused=jnp.ones(S)))
     )
-    with pytest.raises(UsageError, match="learners/agent/unused is missing there and float32"):
+    with pytest.raises(
+        UsageError, match="learners/agent/unused is missing in the checkpoint and float32"
+    ):
         Checkpoints(tmp_path).restore(other)
 
 
-def test_orbax_alone_opens_it(tmp_path):
-    """As a user would who has no dynajax, in a process that cannot import it."""
+def test_orbax_alone_can_read_a_checkpoint(tmp_path):
+    """Read it in a process that cannot import dynajax."""
     state = make_state(5)
     Checkpoints(tmp_path).save(50, state, {"pending.obs": np.arange(3.0)}, {})
     program = f"""
@@ -92,33 +94,33 @@ import sys; sys.modules["dynajax"] = None
 import numpy as np
 import orbax.checkpoint as ocp
 tree = ocp.PyTreeCheckpointer().restore("{newest(tmp_path)}")
-actor, critic = tree["rows"]["agent"]["actor"], tree["rows"]["agent"]["critic"]
-model = tree["rows"]["model"]
-np.savez("{tmp_path}/copy", actor["Dense_0"]["kernel"], critic["Dense_0"]["bias"],
+learners = tree["learners"]
+agent, model = learners["agent"], learners["model"]
+np.savez("{tmp_path}/copy", agent["actor"]["Dense_0"]["kernel"], agent["critic"]["Dense_0"]["bias"],
          model["params"]["Dense_0"]["kernel"], model["code"]["skip"], tree["shared"]["step"],
-         tree["rows"]["config"]["learn"]["discount"], tree["rows"]["synthetic"]["packed"],
-         tree["rows"]["agent"]["actor_optimiser"]["0"]["mu"]["Dense_0"]["bias"], tree["rows"]["key"],
+         learners["config"]["learn"]["discount"], learners["synthetic_buffer"]["packed"],
+         agent["actor_optimiser"]["0"]["mu"]["Dense_0"]["bias"], learners["key"],
          tree["host"]["pending.obs"])
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    rows = state.learners
+    learners = state.learners
     want = [
-        rows.agent.actor["Dense_0"]["kernel"],
-        rows.agent.critic["Dense_0"]["bias"],
-        rows.model.params["Dense_0"]["kernel"],
-        rows.model.code.skip,
+        learners.agent.actor["Dense_0"]["kernel"],
+        learners.agent.critic["Dense_0"]["bias"],
+        learners.model.params["Dense_0"]["kernel"],
+        learners.model.code.skip,
         state.shared.step,
-        rows.config.learn.discount,
-        rows.synthetic_buffer.packed,
-        rows.agent.actor_optimiser[0].mu["Dense_0"]["bias"],
-        rows.key,
+        learners.config.learn.discount,
+        learners.synthetic_buffer.packed,
+        learners.agent.actor_optimiser[0].mu["Dense_0"]["bias"],
+        learners.key,
         np.arange(3.0),
     ]
     with np.load(tmp_path / "copy.npz", allow_pickle=False) as copy:
         assert_same(list(copy.values()), want)
 
 
-def test_files_do_not_grow_with_the_leaves(tmp_path):
+def test_number_of_files_does_not_depend_on_the_number_of_leaves(tmp_path):
     save(Checkpoints(tmp_path), 5)
     assert len(jax.tree.leaves(make_state(5))) > 50
     assert len(files(newest(tmp_path))) < 40
@@ -135,16 +137,18 @@ def test_restored_arrays_can_be_donated(tmp_path):
     assert_same(add(restored.state), add(jax.tree.map(jnp.copy, state)))
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only on CPU is numpy's memory shared")
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="JAX shares memory with numpy only on CPU"
+)
 def test_restored_arrays_own_their_memory():
-    room = np.zeros(4096, np.uint8)
-    aligned = room[-room.ctypes.data % 64 :][:2048].view(np.float32)
+    buffer = np.zeros(4096, np.uint8)
+    aligned = buffer[-buffer.ctypes.data % 64 :][:2048].view(np.float32)
     shared = jax.device_put(aligned)
     assert shared.unsafe_buffer_pointer() == aligned.ctypes.data
     assert sharding.put(shared, shared).unsafe_buffer_pointer() != aligned.ctypes.data
 
 
-def test_ring_wraps(tmp_path):
+def test_replay_buffer_wraps_around(tmp_path):
     for count in (0, 1, 5, 8, 11, 16, 17, 40, 43):
         checkpoints = Checkpoints(tmp_path, keep=1)
         checkpoints.restore(make_state(0))
@@ -153,13 +157,13 @@ def test_ring_wraps(tmp_path):
         assert_same(restored.state, make_state(count))
 
 
-def test_one_object_saves_many_times(tmp_path):
+def test_repeated_saves_with_one_object(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 3, 6, 9, 12, 12, 30)
     assert_same(restore(tmp_path)[1].state, make_state(30))
 
 
-def test_only_new_pieces_are_written_and_old_ones_go(tmp_path):
+def test_only_new_pieces_are_written_and_unused_ones_deleted(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, 3)
     assert pieces(tmp_path) == ["000001-0-3"]
@@ -169,17 +173,18 @@ def test_only_new_pieces_are_written_and_old_ones_go(tmp_path):
     assert pieces(tmp_path) == ["000001-0-3", "000002-3-5"]
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     for name, slots in (("000001-0-3", slice(0, 3)), ("000002-3-5", slice(3, 5))):
-        real = opened(tmp_path / "replay" / name)["rows"]["real"]
-        want = jax.tree.map(lambda x, slots=slots: x[:, slots], ring(5))
+        real = read_with_orbax(tmp_path / "replay" / name)["learners"]["real_buffer"]
+        want = jax.tree.map(lambda x, slots=slots: x[:, slots], real_buffer(5))
         assert_same(Replay(real["packed"], real["valid"], None, D, A), want)
-    # The checkpoint itself holds nothing of the ring: its size is not its capacity's.
-    assert "real" not in opened(newest(tmp_path))["rows"]
+    # The checkpoint does not contain the buffer, so its size does not depend on the capacity.
+    assert "real_buffer" not in read_with_orbax(newest(tmp_path))["learners"]
     Checkpoints(tmp_path / "large").save(1, make_state(5, capacity=800), {}, {})
     small, large = (
-        jax.tree.map(np.shape, opened(newest(folder))) for folder in (tmp_path, tmp_path / "large")
+        jax.tree.map(np.shape, read_with_orbax(newest(folder)))
+        for folder in (tmp_path, tmp_path / "large")
     )
     assert small == large
-    # At 11 the oldest slot is 3, but the checkpoint at 5 still needs the first piece.
+    # The buffer at 11 starts with transition 3, but the checkpoint at 5 needs the first piece.
     save(checkpoints, 11)
     assert pieces(tmp_path) == ["000001-0-3", "000002-3-5", "000003-5-11"]
     save(checkpoints, 14)

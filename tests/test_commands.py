@@ -109,7 +109,7 @@ def test_what_a_user_writes_of_an_agent_a_rule_and_a_task(monkeypatch, tmp_path)
         obs = np.array([[1.0, 0.0, -2.0], [0.0, 1.0, 3.0]])
         agent = jax.tree.map(lambda x: x[0], own.state.learners.agent)
         np.testing.assert_allclose(
-            policy.unit(obs), policy.agent.deterministic_action(agent, obs), atol=1e-6
+            policy.normalized_action(obs), policy.agent.deterministic_action(agent, obs), atol=1e-6
         )
         assert np.abs(policy(obs)).max() <= policy.high == 2
         assert model(obs, policy(obs)).next_obs.mean.shape == (2, 3)

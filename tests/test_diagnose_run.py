@@ -377,5 +377,5 @@ def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
     with pytest.raises(UsageError, match="older version of dynajax"):
         loaded_run.Reader(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"agent_name": "sac"}}')
-    with pytest.raises(UsageError, match="not the configuration of a run"):
+    with pytest.raises(UsageError, match="not a run configuration"):
         loaded_run.Reader(tmp_path)

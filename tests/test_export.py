@@ -1,4 +1,4 @@
-"""Policies that are used without JAX, and the command that plays them."""
+"""Exported policies without JAX, and the command `dynajax play`."""
 
 import contextlib
 import re
@@ -22,26 +22,33 @@ from dynajax.policy import export, play, standalone
 from dynajax.policy.policy import Policy
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, UsageError
-from test_policy import OF_AGENT, trained
+from test_policy import AGENT_SETTINGS, train
 
 ROOT = Path(__file__).parents[1]
 SPEC = EnvSpec("walk", 5, 2, 50, tuple("abcde"), None, ((-1.0, -0.4), (1.0, 3.0)))
 
 
-def policy_of(agent: str, **settings) -> Policy:
-    """A policy of networks whose every number is drawn, and statistics of odd observations."""
-    own = {f"agent.{name}": value for name, value in settings.items()}
+def random_policy(agent_name: str, **settings) -> Policy:
+    """Return a policy with random parameters, and statistics of badly scaled observations."""
+    settings = {f"agent.{name}": value for name, value in settings.items()}
     config = dynajax.make_config(
-        "walk", algo="model-free", agent=agent, preset="paper", settings=OF_AGENT[agent] | own
+        "walk",
+        algo="model-free",
+        agent=agent_name,
+        preset="paper",
+        settings=AGENT_SETTINGS[agent_name] | settings,
     )
-    bound = agents.make_agent(config, SPEC)
-    state = bound.new(jax.random.PRNGKey(1))
+    agent = agents.make_agent(config, SPEC)
+    state = agent.init(jax.random.PRNGKey(1))
     rng = np.random.default_rng(0)
-    noise = lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
-    state = state._replace(actor=jax.tree.map(noise, state.actor))
+
+    def add_noise(x):
+        return x + 0.3 * rng.normal(size=x.shape).astype(np.float32)
+
+    state = state._replace(actor=jax.tree.map(add_noise, state.actor))
     for obs in rng.normal(size=(20, 5)) * [1, 0, 1e3, 1e-3, 1] + [0, 4, 1e3, 0, 0]:
-        state = bound.update_obs_statistics(state, np.float32(obs), True)
-    return Policy(SPEC, 1, "none", 0, 10, 1.0, bound, bound.policy(state))
+        state = agent.update_obs_statistics(state, np.float32(obs), True)
+    return Policy(SPEC, 1, "none", 0, 10, 1.0, agent, agent.policy(state))
 
 
 VARIANTS = [
@@ -59,21 +66,21 @@ def observations() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("agent", "settings"), VARIANTS)
-def test_numpy_alone_gives_the_same_actions(tmp_path, agent, settings):
-    policy = policy_of(agent, **settings)
+def test_numpy_export_gives_the_same_actions(tmp_path, agent, settings):
+    policy = random_policy(agent, **settings)
     export.export(policy, tmp_path / "deep" / "policy.npz")
-    alone = standalone.load_policy(tmp_path / "deep" / "policy.npz")
+    exported = standalone.load_policy(tmp_path / "deep" / "policy.npz")
     obs, want = observations(), policy(observations())
     assert np.ptp(want[..., 1]) > 0.5
-    got = alone(obs)
+    got = exported(obs)
     assert got.dtype == np.float32 and got.shape == (3, 40, 2)
     np.testing.assert_allclose(got, want, atol=1e-5)
-    np.testing.assert_allclose(alone(obs[0, 0]), want[0, 0], atol=1e-5)
+    np.testing.assert_allclose(exported(obs[0, 0]), want[0, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("agent", "settings"), VARIANTS)
-def test_onnx_gives_the_same_actions(tmp_path, agent, settings):
-    policy = policy_of(agent, **settings)
+def test_onnx_export_gives_the_same_actions(tmp_path, agent, settings):
+    policy = random_policy(agent, **settings)
     export.export(policy, tmp_path / "policy.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
     obs = observations().reshape(-1, 5).astype(np.float32)
@@ -81,17 +88,17 @@ def test_onnx_gives_the_same_actions(tmp_path, agent, settings):
     np.testing.assert_allclose(got, policy(obs), atol=1e-5)
 
 
-def test_the_function_that_users_copy_is_short_and_the_pages_is_the_same():
+def test_standalone_function_is_short_and_in_the_documentation():
     source = Path(standalone.__file__).read_text()
     body = source[source.index("def load_policy") :]
     assert len(body.splitlines()) < 40
     assert set(re.findall(r"(?m)^ *(?:import|from) .*", source)) == {"import numpy as np"}
-    page = (ROOT / "docs" / "using-a-policy.md").read_text()
-    assert body.strip() in page
+    text = (ROOT / "docs" / "using-a-policy.md").read_text()
+    assert body.strip() in text
 
 
-def test_the_file_works_where_there_is_no_dynajax(tmp_path):
-    policy = policy_of("simba")
+def test_standalone_function_does_not_need_dynajax(tmp_path):
+    policy = random_policy("simba")
     export.export(policy, tmp_path / "policy.npz")
     (tmp_path / "copied.py").write_text(Path(standalone.__file__).read_text())
     code = (
@@ -105,8 +112,8 @@ def test_the_file_works_where_there_is_no_dynajax(tmp_path):
     np.testing.assert_allclose(got, policy(np.array([1, 2, 3, 0, 1.0])), atol=1e-5)
 
 
-def test_what_cannot_be_exported_gets_one_line(tmp_path, monkeypatch):
-    policy = policy_of("sac")
+def test_export_errors(tmp_path, monkeypatch):
+    policy = random_policy("sac")
     with pytest.raises(UsageError, match=r"must end in \.npz or \.onnx"):
         export.export(policy, tmp_path / "policy.pt")
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -120,59 +127,59 @@ def test_what_cannot_be_exported_gets_one_line(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run of two seeds."""
+    """Return the directory of a run with two seeds."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    trained(folder, "sac", steps=60, algo="model-free", seeds=2)
+    train(folder, "sac", steps=60, algo="model-free", seeds=2)
     return folder
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """`dynajax play` in this process: status, what it printed, and its errors."""
+    """Return a function that runs `dynajax play` here and returns exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     with scripts.loaded(ROOT / "experiments" / "play.py") as script:
 
-        def called(*words):
-            status = scripts.run(script, monkeypatch, *map(str, words))
+        def run_play(*arguments):
+            status = scripts.run(script, monkeypatch, *map(str, arguments))
             return status, *capsys.readouterr()
 
-        yield called
+        yield run_play
 
 
-def test_playing_says_what_episodes_return(run, command):
+def test_play_prints_returns(run, command):
     status, out, err = command(run, "--episodes=3", "--which=last")
     assert (status, err) == (0, "")
-    name, returns, mean, *of_second = out.splitlines()
-    assert len(of_second) == 3 and of_second[0].startswith(f"{run}, row 1: none, seed 1")
+    name, returns, mean, *second = out.splitlines()
+    assert len(second) == 3 and second[0].startswith(f"{run}, row 1: none, seed 1")
     policy = dynajax.load_policy(run, 0, "last")
     assert name == f"{run}, row 0: none, seed 0, last policy, of step 60"
     numbers = [float(x) for x in re.findall(r"-?[\d.]*\d", mean.replace(",", ""))]
     values = [
         float(text.replace(",", "")) for text in returns.removeprefix("  returns ").split(", ")
     ]
-    point, level, low, high, said = numbers
+    point, level, low, high, evaluation = numbers
     expected = statistics.interval(values)
     np.testing.assert_allclose([point, low, high], expected, atol=0.2)
-    assert (level, said) == (95, round(policy.score, 1))
+    assert (level, evaluation) == (95, round(policy.score, 1))
     assert command(run, "--episodes=3", "--which=last")[1] == out
 
 
-def test_another_task_of_the_same_shapes(run, command):
+def test_play_another_task_of_the_same_sizes(run, command):
     status, out, _ = command(run, "--row=1", "--episodes=1", "--env=Pendulum-v1")
     assert status == 0 and " on Pendulum-v1; the run's own evaluation said" in out
     status, out, err = command(run, "--row=1", "--env=cartpole-swingup")
     assert (status, out) == (2, "")
     assert err == (
-        "error: --env=cartpole-swingup: it has 5 observations and 1 actions, and a policy of "
-        "Pendulum-v1 takes 3 and 1\n"
+        "error: --env=cartpole-swingup: it has 5 observation and 1 action dimensions, but the policy "
+        "of Pendulum-v1 takes 3 and 1\n"
     )
 
 
 LIMIT, END = 30, 1.4
 
 
-def drifting() -> mjx.Task:
-    """The state drifts to `END`, faster by the action, which is the reward too."""
+def drift_task() -> mjx.Task:
+    """Return a task whose state drifts to `END`; the action adds to the drift and is the reward."""
     spec = EnvSpec("Drift", 1, 1, LIMIT, ("x",), lambda obs, action, new: new[0] > END)
 
     def reset(key):
@@ -186,33 +193,37 @@ def drifting() -> mjx.Task:
     return mjx.Task(spec, reset, step)
 
 
-def test_a_task_of_the_device_alone_is_played_there(command, tmp_path, monkeypatch):
-    mjx.register_mjx_task("Drift", drifting)
+def test_play_a_task_that_exists_only_on_the_device(command, tmp_path, monkeypatch):
+    mjx.register_mjx_task("Drift", drift_task)
     try:
-        trained(tmp_path / "run", "sac", steps=60, algo="model-free", env="Drift", engine="mjx")
+        train(tmp_path / "run", "sac", steps=60, algo="model-free", env="Drift", engine="mjx")
         status, out, err = command(tmp_path / "run", "--episodes=3")
         assert (status, err) == (0, "")
         played = [float(x) for x in out.splitlines()[1].removeprefix("  returns ").split(", ")]
         policy = dynajax.load_policy(tmp_path / "run")
-        config, spec = play.task(policy, None, 3, 1000)
+        config, spec = play.configure(policy, None, 3, 1000)
         evaluation = play.episodes(policy, config, spec, 0)
         np.testing.assert_allclose(evaluation.returns[0], played, atol=0.06)
-        # The same by hand, from starts that differ.
+        # Compute the same episodes in Python; their start states differ.
         ends = []
         for i in range(3):
             x = float(evaluation.starts[0, i, 0])
             total = steps = 0
             while x <= END and steps < LIMIT:
-                action = float(policy.unit(np.array([x]))[0])
+                action = float(policy.normalized_action(np.array([x]))[0])
                 total, steps, x = total + action, steps + 1, x + 0.05 * (2 + action)
             ends.append((total, steps))
         np.testing.assert_allclose(evaluation.returns[0], [e[0] for e in ends], atol=1e-4)
         assert evaluation.lengths[0].tolist() == [e[1] for e in ends]
         assert len(set(evaluation.starts.ravel().tolist())) == 3
-        assert command(tmp_path / "run", "--video")[2].startswith("error: --video: the pictures")
+        assert command(tmp_path / "run", "--video")[2].startswith(
+            "error: --video: only host environments"
+        )
         monkeypatch.setenv("DISPLAY", ":9")
         monkeypatch.setattr("glfw.init", lambda: True)
-        assert "Drift is on the device alone" in command(tmp_path / "run", "--view")[2]
+        assert (
+            "--view: only host environments can be shown" in command(tmp_path / "run", "--view")[2]
+        )
     finally:
         del mjx.TASKS["Drift"]
 
@@ -221,31 +232,36 @@ AGENT = """
 import gymnasium, dynajax
 from dynajax.agents.sac import SAC
 
-class Mine(SAC):
+class CustomAgent(SAC):
     pass
 
-dynajax.AGENTS["own"] = Mine
-gymnasium.register("Own-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=9)
+dynajax.AGENTS["custom"] = CustomAgent
+gymnasium.register("Custom-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=9)
 """
 
 
-def test_an_agent_that_the_tasks_module_registers(command, tmp_path, monkeypatch):
-    (tmp_path / "own_agent.py").write_text(AGENT)
+def test_agent_registered_by_the_module_of_the_task(command, tmp_path, monkeypatch):
+    (tmp_path / "custom_agent.py").write_text(AGENT)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(dynajax.AGENTS, "own", SAC)
-    trained(
-        tmp_path / "run", "sac", steps=60, algo="model-free", env="own_agent:Own-v0", named="own"
+    monkeypatch.setitem(dynajax.AGENTS, "custom", SAC)
+    train(
+        tmp_path / "run",
+        "sac",
+        steps=60,
+        algo="model-free",
+        env="custom_agent:Custom-v0",
+        named="custom",
     )
-    # As in another process, which knows nothing of it yet.
-    monkeypatch.delitem(dynajax.AGENTS, "own")
-    monkeypatch.delitem(sys.modules, "own_agent")
+    # As in another process, which has not imported the module yet.
+    monkeypatch.delitem(dynajax.AGENTS, "custom")
+    monkeypatch.delitem(sys.modules, "custom_agent")
     status, out, err = command(tmp_path / "run", "--episodes=2")
     assert (status, err) == (0, "") and "mean" in out
-    assert dynajax.load_policy(tmp_path / "run").agent.__class__.__name__ == "Mine"
+    assert dynajax.load_policy(tmp_path / "run").agent.__class__.__name__ == "CustomAgent"
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         (["--view"], "--view: there is no display"),
         (["--row=2"], "row=2: "),
@@ -253,15 +269,15 @@ def test_an_agent_that_the_tasks_module_registers(command, tmp_path, monkeypatch
         (["--env=nothing", "--row=0"], "--env=nothing: no such task; the nearest is"),
     ],
 )
-def test_what_cannot_be_done_gets_one_line(run, command, monkeypatch, words, line):
+def test_play_errors_are_one_line(run, command, monkeypatch, arguments, line):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    status, out, err = command(run, *words)
+    status, out, err = command(run, *arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {line}") and err.count("\n") == 1
 
 
-def test_a_display_that_is_none_gets_one_line(run, command, monkeypatch):
+def test_unusable_display_is_one_line(run, command, monkeypatch):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setenv("DISPLAY", ":4242")
     status, out, err = command(run, "--view")
@@ -270,7 +286,7 @@ def test_a_display_that_is_none_gets_one_line(run, command, monkeypatch):
     assert err.count("\n") == 1
 
 
-def test_an_export_says_where_its_function_is(run, command, tmp_path):
+def test_export_prints_the_location_of_the_standalone_function(run, command, tmp_path):
     status, out, _ = command(run, "--row=0", "--export=~/policy.npz".replace("~", str(tmp_path)))
     assert status == 0
     assert (
@@ -278,20 +294,20 @@ def test_an_export_says_where_its_function_is(run, command, tmp_path):
         == f"written: {tmp_path}/policy.npz; the function that reads it: {standalone.__file__}\n"
     )
     obs = np.ones((2, 3))
-    alone = standalone.load_policy(tmp_path / "policy.npz")
-    np.testing.assert_allclose(alone(obs), dynajax.load_policy(run)(obs), atol=1e-5)
+    exported = standalone.load_policy(tmp_path / "policy.npz")
+    np.testing.assert_allclose(exported(obs), dynajax.load_policy(run)(obs), atol=1e-5)
 
 
-def test_the_viewer_is_shown_every_step(monkeypatch):
-    """With a window that is closed in the second episode; its thread is over before we go on."""
+def test_viewer_shows_every_step(monkeypatch):
+    """The window is closed in the second episode, and `view` waits until its thread has ended."""
     import mujoco.viewer
 
-    shown, closed, over = [], threading.Event(), threading.Event()
+    shown, closed, ended = [], threading.Event(), threading.Event()
 
     def window():
         closed.wait(60)
         threading.Event().wait(0.2)
-        over.set()
+        ended.set()
 
     @contextlib.contextmanager
     def handle(data):
@@ -309,23 +325,27 @@ def test_the_viewer_is_shown_every_step(monkeypatch):
     monkeypatch.setattr(mujoco.viewer, "launch_passive", launch)
     monkeypatch.setattr(play.time, "sleep", lambda seconds: None)
     policy = SimpleNamespace(
-        spec=EnvSpec("InvertedPendulum-v4", 4, 1, 1000, (), None), repeat=1, unit=lambda obs: [1.0]
+        spec=EnvSpec("InvertedPendulum-v4", 4, 1, 1000, (), None),
+        repeat=1,
+        normalized_action=lambda obs: [1.0],
     )
-    config, _ = play.task(policy, None, 9, 1000)
+    config, _ = play.configure(policy, None, 9, 1000)
     assert play.view(policy, config, 0) > 1
-    assert over.is_set()
+    assert ended.is_set()
     assert len(shown) == 7 and np.std(shown, 0).min() > 0
     pendulum = SimpleNamespace(
-        spec=EnvSpec("Pendulum-v1", 3, 1, 200, (), None), repeat=1, unit=lambda obs: [1.0]
+        spec=EnvSpec("Pendulum-v1", 3, 1, 200, (), None),
+        repeat=1,
+        normalized_action=lambda obs: [1.0],
     )
-    config, _ = play.task(pendulum, None, 1, 1000)
-    with pytest.raises(UsageError, match="--view: Pendulum-v1 is no task of MuJoCo's"):
+    config, _ = play.configure(pendulum, None, 1, 1000)
+    with pytest.raises(UsageError, match="--view: Pendulum-v1 is not a MuJoCo task"):
         play.view(pendulum, config, 0)
 
 
-def test_a_film_of_a_policy(run, command):
-    """Of a task that draws without OpenGL."""
+def test_play_records_a_video(run, command):
+    """Use a task that renders without OpenGL."""
     status, out, _ = command(run, "--row=0", "--episodes=1", "--video")
     assert status == 0
-    film = run / "video-none-seed0-best.mp4"
-    assert f"video: {film}" in out and film.stat().st_size > 1000
+    video = run / "video-none-seed0-best.mp4"
+    assert f"video: {video}" in out and video.stat().st_size > 1000

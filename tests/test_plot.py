@@ -121,7 +121,7 @@ def test_plot_refuses_bad_input_with_one_line(tmp_path):
     (empty / "eval.csv").unlink()
     cases = (
         ([], "name at least one run's folder"),
-        ([tmp_path / "other"], "not a run's folder"),
+        ([tmp_path / "other"], "not a run directory"),
         ([empty], "no evaluation yet"),
         ([fake_run(tmp_path / "whole", steps=1000), f"--out={empty / 'config.json'}"], "--out="),
         (["--ouut=x", empty], "ouut"),

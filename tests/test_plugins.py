@@ -1,4 +1,4 @@
-"""An agent and a rule of trust of one's own, in a file that is no part of the package."""
+"""Custom agent and trust rule, defined in a file outside the package."""
 
 import json
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from conftest import SMALL_OF_ANY
 from dynajax import UsageError
 from dynajax.types import Array
 
-# --- what a user writes -----------------------------------------------------------------------
+# --- Code that a user writes ----------------------------------------------------------------------
 
 
 class Weights(NamedTuple):
@@ -28,7 +28,7 @@ class LinearFields:
 
 
 class Linear(dynajax.Agent):
-    """Linear actor and critic, by temporal differences."""
+    """Linear actor and critic, trained with temporal differences."""
 
     Fields = LinearFields
 
@@ -69,7 +69,7 @@ class Linear(dynajax.Agent):
 
 
 class HalfAndHalf(dynajax.TrustRule):
-    """Keeps the half of the transitions on which the members agree most."""
+    """Keep the half of the transitions on which the members agree most."""
 
     needs_all_members = True
 
@@ -85,7 +85,7 @@ dynajax.AGENTS["linear"] = Linear
 dynajax.TRUST["half"] = HalfAndHalf
 
 
-# --- and what comes of it -----------------------------------------------------------------------
+# --- Tests ----------------------------------------------------------------------------------------
 
 
 def config(engine, steps):
@@ -109,49 +109,47 @@ def config(engine, steps):
 
 
 @pytest.mark.parametrize("engine", ["host", "mjx"])
-def test_they_train_and_resume_and_are_named(tmp_path, engine):
+def test_custom_agent_and_rule_train_and_resume(tmp_path, engine):
     whole = dynajax.train(config(engine, 300), tmp_path / "whole", quiet=True)
     dynajax.train(config(engine, 150), tmp_path / "parts", quiet=True)
     parts = dynajax.train(config(engine, 300), tmp_path / "parts", quiet=True)
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = whole.state.learners
-    assert isinstance(rows.agent, Weights) and np.abs(rows.agent.actor).max() > 0
-    # One verdict for each environment step that learned, and half of the transitions kept.
-    np.testing.assert_array_equal(rows.trust, [250, 250])
-    assert 0.4 < np.asarray(rows.synthetic_buffer.valid).mean() < 0.6
-    np.testing.assert_allclose(rows.config.agent.step, 1e-2)
+    learners = whole.state.learners
+    assert isinstance(learners.agent, Weights) and np.abs(learners.agent.actor).max() > 0
+    # The rule ran once per agent step that learned, and kept half of the transitions.
+    np.testing.assert_array_equal(learners.trust, [250, 250])
+    assert 0.4 < np.asarray(learners.synthetic_buffer.valid).mean() < 0.6
+    np.testing.assert_allclose(learners.config.agent.step, 1e-2)
 
     info = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert info["config"]["agent_name"] == "test_plugins:linear"
     assert info["config"]["agent"]["step"] == 1e-2
     assert info["config"]["trust_name"] == "test_plugins:half"
-    page = dynajax.write_report(tmp_path / "whole").read_text()
-    assert "linear" in page and "half" in page
+    report = dynajax.write_report(tmp_path / "whole").read_text()
+    assert "linear" in report and "half" in report
 
 
-def test_their_fields_are_settings():
+def test_fields_of_a_custom_agent_are_settings():
     with pytest.raises(UsageError, match=r"nearest is agent.noise"):
         dynajax.make_config("pendulum-swingup", agent="linear", settings={"agent.noize": 1})
     with pytest.raises(UsageError, match=r"no such field with --agent=linear"):
         dynajax.make_config("pendulum-swingup", agent="linear", settings={"agent.hidden": (8,)})
-    parse_variant = dynajax.make_config(
-        "pendulum-swingup", agent="linear", vary={"agent.noise": [0, 1]}
-    )
-    assert [v.name for v in parse_variant.variants] == ["none;agent.noise=0", "none;agent.noise=1"]
+    config = dynajax.make_config("pendulum-swingup", agent="linear", vary={"agent.noise": [0, 1]})
+    assert [v.name for v in config.variants] == ["none;agent.noise=0", "none;agent.noise=1"]
 
 
 @pytest.mark.parametrize(
     ("flag", "entries", "base"),
-    [("agent", dynajax.AGENTS, "Agent"), ("trust", dynajax.TRUST, "Rule")],
+    [("agent", dynajax.AGENTS, "Agent"), ("trust", dynajax.TRUST, "TrustRule")],
 )
-def test_what_is_no_agent_and_no_rule(monkeypatch, flag, entries, base):
+def test_entries_that_are_not_subclasses_are_refused(monkeypatch, flag, entries, base):
     monkeypatch.setitem(entries, "five", 5)
     with pytest.raises(UsageError, match=rf"--{flag}=five: 5 is .* inherits from {base}$"):
         dynajax.make_config("pendulum-swingup", **{flag: "five"})
 
 
-def test_names_that_nobody_registered():
+def test_unknown_names():
     with pytest.raises(UsageError, match=r"--agent=sacc: .*nearest is sac"):
         dynajax.make_config("pendulum-swingup", agent="sacc")
     with pytest.raises(UsageError, match=r"--agent=nowhere:sac: the module 'nowhere'"):

@@ -55,7 +55,7 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     two[1].send_signal(signal.SIGTERM)
     ends = [finish(process) for process in two]
     assert [code for code, *_ in ends] == [exit_status.INTERRUPTED] * 2, ends
-    assert "3 rows in 2 processes" in ends[0][1] and "rows" not in ends[1][1]
+    assert "3 learners in 2 processes" in ends[0][1] and "learners" not in ends[1][1]
     saved = [checkpoints(out, i) for i in range(2)]
     names = [[path.name for path in paths] for paths in saved]
     assert names[0] == names[1] and len(names[0]) == 2
@@ -68,13 +68,13 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     begin = time.monotonic()
     (code, printed, err), _ = (finish(process) for process in two)
     assert time.monotonic() - begin < 60
-    assert "going on from step 100" in printed
+    assert "resuming from step 100" in printed
     assert code not in (0, exit_status.INTERRUPTED)
     assert "another process of this run has ended" in err or "another task died" in err
 
     ends = [finish(process) for process in start_two(out)]
     assert [code for code, *_ in ends] == [0, 0], ends
-    assert "going on" in ends[0][1] and "report" in ends[0][1] and "report" not in ends[1][1]
+    assert "resuming" in ends[0][1] and "report" in ends[0][1] and "report" not in ends[1][1]
     assert {p.name for p in (out / "checkpoints").iterdir()} == {"process-0", "process-1"}
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
@@ -112,7 +112,7 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
         model = load_model(out, row)
         for name, leaf in serialization.flatten(model.model.params).items():
             np.testing.assert_array_equal(leaf, leaves[f"learners/model/params/{name}"][place])
-    with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
+    with pytest.raises(UsageError, match="contains a run with 2 processes, but this run has 1"):
         train(run, out, quiet=True)
 
 

@@ -1,4 +1,4 @@
-"""Names of what is registered: the entry, the nearest one, or that of a user's module."""
+"""Registry lookups: known names, unknown names, and names in a user's module."""
 
 import pytest
 
@@ -6,13 +6,14 @@ from dynajax import UsageError, registry
 
 
 class Base:
-    """What every entry inherits from."""
+    """Base class of all entries."""
 
 
 ENTRIES = {name: type(name, (Base,), {}) for name in ("sac", "simba", "bro")}
 
 
-def refusal(name, entries=ENTRIES) -> str:
+def lookup_error(name, entries=ENTRIES) -> str:
+    """Return the message of the error that a lookup raises."""
     with pytest.raises(UsageError) as error:
         registry.lookup("--agent", entries, name)
     assert "\n" not in str(error.value)
@@ -21,7 +22,7 @@ def refusal(name, entries=ENTRIES) -> str:
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Writes a user's module, of a name of its own, and gives that."""
+    """Return a function that writes a module with a unique name, and returns the name."""
     monkeypatch.syspath_prepend(tmp_path)
     count = len(list(tmp_path.iterdir()))
 
@@ -35,39 +36,41 @@ def module(tmp_path, monkeypatch):
     return write
 
 
-def test_an_entry_is_found_by_its_name():
+def test_lookup_by_name():
     assert [registry.lookup("--agent", ENTRIES, name) for name in ENTRIES] == [*ENTRIES.values()]
 
 
 @pytest.mark.parametrize(("name", "near"), [("simbo", "simba"), ("sacc", "sac"), ("zzz", "sac")])
-def test_an_unknown_name_gets_the_nearest_and_all(name, near):
-    text = refusal(name)
-    assert text.startswith(f"--agent={name}: there is no such one; the nearest is ")
+def test_unknown_name_error_has_the_nearest_and_all_names(name, near):
+    text = lookup_error(name)
+    assert text.startswith(f"--agent={name}: unknown name; the nearest is ")
     assert "(of sac, simba, bro, or module:name" in text
     if name != "zzz":
         assert f"the nearest is {near} " in text
 
 
-def test_a_users_module_is_imported_and_registers(module):
-    name = module("import dynajax.registry as r\nclass Own: pass\nr.TESTED = {'own': Own}\n")
+def test_users_module_is_imported(module):
+    name = module(
+        "import dynajax.registry as r\nclass Custom: pass\nr.TESTED = {'custom': Custom}\n"
+    )
     try:
-        registry.import_module("--agent", f"{name}:own")
-        assert registry.lookup("--agent", registry.TESTED, f"{name}:own").__name__ == "Own"
+        registry.import_module("--agent", f"{name}:custom")
+        assert registry.lookup("--agent", registry.TESTED, f"{name}:custom").__name__ == "Custom"
     finally:
         vars(registry).pop("TESTED", None)
-    # A name without a module imports nothing.
+    # A name without a module does not import anything.
     registry.import_module("--agent", "no_such_module")
 
 
-def test_a_module_that_registers_nothing_of_that_name(module):
+def test_module_that_does_not_register_the_name(module):
     name = module("")
-    text = refusal(f"{name}:own")
-    assert text.startswith(f"--agent={name}:own: the module '{name}' registers no 'own'")
+    text = lookup_error(f"{name}:custom")
+    assert text.startswith(f"--agent={name}:custom: the module '{name}' does not register 'custom'")
 
 
 @pytest.mark.parametrize("entry", [5, int, ENTRIES["sac"]()])
-def test_an_entry_of_another_kind_is_refused(entry):
-    text = refusal("five", ENTRIES | {"five": entry})
+def test_entry_that_is_not_a_subclass_is_refused(entry):
+    text = lookup_error("five", ENTRIES | {"five": entry})
     assert text.startswith(f"--agent=five: {entry!r} is registered as 'five'; it must be a class ")
     assert text.endswith(" Base")
 
@@ -81,13 +84,15 @@ def test_an_entry_of_another_kind_is_refused(entry):
         ("import no_such_package_at_all", "ModuleNotFoundError: No module named"),
     ],
 )
-def test_a_module_that_cannot_be_imported_is_refused_in_one_line(module, text, reason):
+def test_import_error_is_one_line(module, text, reason):
     name = module(text)
-    line = refusal(f"{name}:own")
-    assert line.startswith(f"--agent={name}:own: the module '{name}' cannot be imported ({reason}")
+    line = lookup_error(f"{name}:custom")
+    assert line.startswith(
+        f"--agent={name}:custom: the module '{name}' cannot be imported ({reason}"
+    )
     assert "PYTHONPATH" in line
 
 
-def test_a_module_that_is_not_there():
-    assert "the module 'nowhere.at_all' cannot be imported" in refusal("nowhere.at_all:own")
-    assert "cannot be imported" in refusal(":own")
+def test_missing_module():
+    assert "the module 'nowhere.at_all' cannot be imported" in lookup_error("nowhere.at_all:custom")
+    assert "cannot be imported" in lookup_error(":custom")

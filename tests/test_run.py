@@ -103,7 +103,7 @@ def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     code, printed, err = finish(start(out))
     assert code == 0, err
-    assert "2 rows" in printed and "paper" in printed and "report.html" in printed
+    assert "2 learners" in printed and "paper" in printed and "report.html" in printed
     return out
 
 
@@ -171,7 +171,7 @@ def test_an_interrupted_run_saves_and_continues_bit_for_bit(whole, tmp_path, num
     assert "interrupted and saved" in printed and "Traceback" not in err
     code, printed, err = finish(start(out))
     assert code == 0, err
-    assert "going on from step" in printed
+    assert "resuming from step" in printed
     assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
     assert last_state(out) == last_state(whole)
     fits = [m["step"] for m in report.read_run(out).metrics["fit"] if m["variant"] == "none"]
@@ -186,7 +186,7 @@ def test_more_steps_extend_a_finished_run(whole, tmp_path):
     assert steps == ["100", "100", "200", "200", "250", "250"]
     code, printed, err = finish(start(out))
     assert code == 0, err
-    assert "going on from step 250" in printed
+    assert "resuming from step 250" in printed
     after = (out / "eval.csv").read_bytes().splitlines(keepends=True)
     others = [line for line in after if b",250," not in line]
     assert b"".join(others) == (whole / "eval.csv").read_bytes()
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
     data.write_bytes(content)
     code, printed, err = finish(start(out))
     assert code == 0, err
-    assert "damaged" in printed + err and "going on from step 200" in printed
+    assert "damaged" in printed + err and "resuming from step 200" in printed
     assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
     assert last_state(out) == last_state(whole)
 

@@ -159,5 +159,5 @@ def test_a_film_that_cannot_be_made_is_refused_before(nans):
     run = dynajax.make_config(nans, algo="model-free", steps=20)
     with pytest.raises(UsageError, match="draws no pictures"):
         video.check(run)
-    with pytest.raises(UsageError, match="the pictures come from the host"):
+    with pytest.raises(UsageError, match="only host environments can be rendered"):
         video.check(dynajax.make_config("brax:ant", algo="model-free", engine="mjx"))

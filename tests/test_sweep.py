@@ -16,7 +16,7 @@ import pytest
 from dynajax import UsageError, agents, config
 from dynajax.config import as_dict
 from dynajax.launch import backends, status, study
-from dynajax.runs.directory import begun
+from dynajax.runs.directory import check_resumable
 from dynajax.runtime import exit_status
 
 ROOT = Path(__file__).parents[1]
@@ -361,20 +361,20 @@ def test_a_damaged_configuration_is_refused(planned, tmp_path, text):
     (tmp_path / planned.name).mkdir()
     (tmp_path / planned.name / "config.json").write_text(text)
     with pytest.raises(UsageError, match=f"{planned.name}: its config.json cannot be read"):
-        begun(tmp_path / planned.name, as_dict(planned.config))
+        check_resumable(tmp_path / planned.name, as_dict(planned.config))
 
 
 def test_a_folder_of_another_configuration_is_refused_once_it_has_something(planned, tmp_path):
     folder, wanted = tmp_path / planned.name, as_dict(planned.config)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"config": {**wanted, "seed": 7}}))
-    assert begun(folder, wanted) == {}
+    assert check_resumable(folder, wanted) == {}
     (folder / "eval.csv").write_text("variant,seed,step\nnone,7,100\n")
     with pytest.raises(UsageError, match=f"{planned.name}: .*another configuration .seed: 7 -> 0"):
-        begun(folder, wanted)
+        check_resumable(folder, wanted)
     (folder / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"has eval\.csv and no config\.json"):
-        begun(folder, wanted)
+    with pytest.raises(UsageError, match=r"contains eval\.csv but no config\.json"):
+        check_resumable(folder, wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Names that a user types for an entry of a registry, the user's own modules included."""
+"""Look up registry entries by the name that a user types, including "module:name"."""
 
 import difflib
 import importlib
@@ -11,17 +11,21 @@ T = TypeVar("T", bound=type[Any])
 
 
 def import_module(flag: str, name: str) -> None:
-    """Imports the module part of `module:name`, so that it can register what it has.
+    """Import the module of "module:name", so that it can register its entries.
+
+    Args:
+      flag: flag that the name was given to, for the error message.
+      name: name of an entry; nothing is imported if it has no module.
 
     Raises:
-      UsageError: it cannot be imported.
+      UsageError: the module cannot be imported.
     """
     module, colon, _ = name.rpartition(":")
     if not colon:
         return
     try:
         importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(
             f"{flag}={name}: the module {module!r} cannot be imported ({reason}); "
@@ -30,26 +34,33 @@ def import_module(flag: str, name: str) -> None:
 
 
 def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
-    """The entry called `name`, or, of `module:name`, what that module has registered.
+    """Return the entry with a name, after importing the module of "module:name".
+
+    Args:
+      flag: flag that the name was given to, for the error message.
+      entries: registered classes by name; the first one determines the required base class.
+      name: name of an entry, or "module:name".
 
     Raises:
-      UsageError: there is none, and the line names the nearest; or it is of another kind.
+      UsageError: there is no such entry, or it does not inherit from the base class.
     """
     import_module(flag, name)
-    module, _, short = name.rpartition(":")
-    if short in entries:
-        entry = entries[short]
-        base = next(iter(entries.values())).__mro__[-2]  # Agent, or Rule
+    module, _, short_name = name.rpartition(":")
+    if short_name in entries:
+        entry = entries[short_name]
+        base = next(iter(entries.values())).__mro__[-2]  # the last class before `object`
         if not (isinstance(entry, type) and issubclass(entry, base)):
             raise UsageError(
-                f"{flag}={name}: {entry!r} is registered as {short!r}; it must be a class that "
-                f"inherits from {base.__name__}"
+                f"{flag}={name}: {entry!r} is registered as {short_name!r}; it must be a class "
+                f"that inherits from {base.__name__}"
             )
         return entry
-    by_lower = {name.lower(): name for name in entries}
-    near = by_lower[difflib.get_close_matches(short.lower(), by_lower, 1, 0.0)[0]]
-    missing = f"the module {module!r} registers no {short!r}" if module else "there is no such one"
+    by_lower_name = {name.lower(): name for name in entries}
+    (match,) = difflib.get_close_matches(short_name.lower(), by_lower_name, 1, 0.0)
+    missing = (
+        f"the module {module!r} does not register {short_name!r}" if module else "unknown name"
+    )
     raise UsageError(
-        f"{flag}={name}: {missing}; the nearest is {near} (of {', '.join(entries)}, or "
-        "module:name where a module of yours registers it)"
+        f"{flag}={name}: {missing}; the nearest is {by_lower_name[match]} "
+        f"(of {', '.join(entries)}, or module:name for an entry that your module registers)"
     )

@@ -11,7 +11,7 @@ import jax
 from dynajax import envs, schedule
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
-from dynajax.runs.writer import LOST_STEPS, RunWriter
+from dynajax.runs.writer import MAX_DROPPED_STEPS, RunWriter
 from dynajax.runtime import distributed
 from dynajax.runtime.program import Program, build
 from dynajax.runtime.timers import Clock
@@ -151,7 +151,7 @@ def train(
         )
 
         def stop(step: int) -> bool:
-            journal.stepped(step)
+            journal.update_progress(step)
             return interrupted()
 
         while step < config.steps and not interrupted():
@@ -161,7 +161,7 @@ def train(
             journal.write(of_all)
             with clock("checkpoint"):
                 if of_all.evaluation is not None:
-                    journal.keep(
+                    journal.save_policies(
                         of_all, distributed.gather(program.policies(state), config.num_learners)
                     )
                 journal.save(step, state, engine.progress(), clock.stages())
@@ -176,7 +176,7 @@ def _check_numbers(interval: TrainingInterval, config: Config) -> None:
     Raises:
       UsageError: it is one, and has gone on for long enough.
     """
-    enough = interval.step >= min(LOST_STEPS, config.steps)
+    enough = interval.step >= min(MAX_DROPPED_STEPS, config.steps)
     if enough and (interval.dropped >= interval.step).all():
         raise UsageError(
             f"--env={config.env}: not one of the transitions of {interval.step} steps was finite; "

@@ -16,7 +16,7 @@ from absl import flags
 
 from dynajax.cli import common
 from dynajax.policy import Policy, export, load_policy, play, standalone
-from dynajax.policy.selection import choose, rows
+from dynajax.policy.selection import learner_names, select_learner
 from dynajax.report import statistics
 from dynajax.runs import video
 from dynajax.types import UsageError
@@ -38,7 +38,7 @@ def chosen(folders: Sequence[str]) -> list[tuple[Path, int, Policy]]:
     """The policies that the words and flags name, with their folders and rows."""
     policies = []
     for folder in dict.fromkeys(map(common.folder, folders)):
-        count = len(rows(choose(folder, 0).plain))
+        count = len(learner_names(select_learner(folder, 0).config))
         for row in FLAGS.row or range(count):
             policies.append((folder, row, load_policy(folder, row, FLAGS.which)))
     return policies
@@ -46,8 +46,8 @@ def chosen(folders: Sequence[str]) -> list[tuple[Path, int, Policy]]:
 
 def show(folder: Path, row: int, policy: Policy) -> None:
     """Plays with one policy, and prints what came of it."""
-    plain = choose(folder, row).plain
-    config, spec = play.task(policy, FLAGS.env, FLAGS.episodes, plain["host"]["time_limit"])
+    plain = select_learner(folder, row).config
+    config, spec = play.configure(policy, FLAGS.env, FLAGS.episodes, plain["host"]["time_limit"])
     print(
         f"{folder}, row {row}: {policy.variant}, seed {policy.seed}, {FLAGS.which} policy, of step "
         f"{policy.step:,}",
@@ -66,8 +66,10 @@ def show(folder: Path, row: int, policy: Policy) -> None:
         flush=True,
     )
     if FLAGS.video:
-        name = f"video-{video.file_name(policy.variant)}-seed{policy.seed}-{FLAGS.which}.mp4"
-        video.film(config, policy.unit, folder / name)
+        name = (
+            f"video-{video.variant_file_name(policy.variant)}-seed{policy.seed}-{FLAGS.which}.mp4"
+        )
+        video.record_episode(config, policy.normalized_action, folder / name)
         print(f"  video: {folder / name}")
 
 

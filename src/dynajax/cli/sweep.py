@@ -23,7 +23,7 @@ from dynajax.cli import common
 from dynajax.config import as_dict
 from dynajax.launch import backends, status, study
 from dynajax.launch.job import Job
-from dynajax.runs.directory import begun
+from dynajax.runs.directory import check_resumable
 from dynajax.runtime import exit_status
 
 FLAGS = flags.FLAGS
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = study.load(path)
     out = (common.folder(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
     for run in plan.runs:
-        begun(out / run.name, as_dict(run.config))
+        check_resumable(out / run.name, as_dict(run.config))
     if FLAGS.status:
         print(status.table(status.look(run, out) for run in plan.runs))
         return 0

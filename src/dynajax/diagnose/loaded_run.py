@@ -14,7 +14,7 @@ from dynajax.diagnose.data import Recording
 from dynajax.envs import states as simulator_states
 from dynajax.envs.vector import episode_seed
 from dynajax.runs.checkpoint import Checkpoints
-from dynajax.runs.directory import reading
+from dynajax.runs.directory import reading_config
 from dynajax.runtime.program import build
 from dynajax.settings import from_dict
 from dynajax.types import EnvSpec, LearnerState, ReplayBuffer, Transition, UsageError
@@ -43,7 +43,7 @@ class Reader:
     """
 
     def __init__(self, folder: Path) -> None:
-        with reading(folder):
+        with reading_config(folder):
             plain = json.loads((folder / "config.json").read_text())["config"]
             # A user's module may register fixes, so it is imported before they are read.
             registry.import_module("--env", plain["env"])

@@ -1,6 +1,6 @@
-"""What a run has learned, for use: its policies and its model, in plain numpy from outside.
+"""Load trained policies and models as functions of numpy arrays.
 
-Nothing here imports an environment but `play`.
+Only `play` imports environments; everything else works without their packages.
 """
 
 from dynajax.policy.dynamics import Dynamics, Estimate, ModelPrediction, load_model

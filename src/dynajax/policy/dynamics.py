@@ -1,4 +1,4 @@
-"""A trained ensemble as a function of observations and actions."""
+"""Trained dynamics model as a function of observations and actions."""
 
 import functools
 import warnings
@@ -21,15 +21,15 @@ from dynajax.xla import backend
 
 
 class Estimate(NamedTuple):
-    """A prediction and two standard deviations, of one shape and in the task's units."""
+    """Prediction with two standard deviations, all in the task's units and of the same shape."""
 
-    mean: Any  # over the elites
-    aleatoric: Any  # what the members say of the noise: the root of their mean variance
-    epistemic: Any  # what they disagree on: the standard deviation of their means
+    mean: Any  # mean over the elite members
+    aleatoric: Any  # noise: root of the mean of the members' predicted variances
+    epistemic: Any  # disagreement: standard deviation of the members' means
 
 
 class ModelPrediction(NamedTuple):
-    """What comes of an action, after all the simulator steps that it is held for."""
+    """Prediction for one agent step, which covers all frames that the action is repeated for."""
 
     next_obs: Estimate  # (..., D)
     reward: Estimate  # (...)
@@ -37,14 +37,14 @@ class ModelPrediction(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dynamics:
-    """A trained model: `model(obs, action)`, (..., D), (..., A) -> `ModelPrediction`.
+    """Trained model: `model(obs, action)`, (..., D), (..., A) -> `ModelPrediction`.
 
     Attributes:
-      spec: the task's name, sizes and names of observations.
-      repeat: simulator steps that an action is held for.
-      variant, seed: which row of the run it is.
-      step: environment steps of training that it had.
-      config, model: the ensemble, as `dynajax.models.ensemble` takes it.
+      spec: name and sizes of the task, and names of the observation's dimensions.
+      repeat: number of frames that an action is repeated for.
+      variant, seed: learner of the run.
+      step: environment steps of training.
+      config, model: configuration and state of the ensemble, see `dynajax.models.ensemble`.
     """
 
     spec: EnvSpec
@@ -56,7 +56,7 @@ class Dynamics:
     model: ModelState
 
     @functools.cached_property
-    def _imagine(self) -> Any:
+    def _predict(self) -> Any:
         def model_step(model: ModelState, obs: Array, action: Array) -> ModelPrediction:
             shape = obs.shape[:-1]
             obs, action = (x.reshape(-1, x.shape[-1]) for x in (obs, action))
@@ -69,26 +69,26 @@ class Dynamics:
             variance = jnp.zeros_like(means)
             if log_variance is not None:
                 variance = jnp.exp(log_variance) * jnp.square(transform.scale)
-            parts = means.mean(0), jnp.sqrt(variance.mean(0)), means.std(0)
+            estimate = Estimate(means.mean(0), jnp.sqrt(variance.mean(0)), means.std(0))
             return ModelPrediction(
-                Estimate(*(x[:, :-1].reshape(*shape, -1) for x in parts)),
-                Estimate(*(x[:, -1].reshape(shape) for x in parts)),
+                Estimate(*(x[:, :-1].reshape(*shape, -1) for x in estimate)),
+                Estimate(*(x[:, -1].reshape(shape) for x in estimate)),
             )
 
         return backend.jit(model_step)
 
     def __call__(self, obs: np.ndarray, action: np.ndarray) -> ModelPrediction:
-        """What the model expects.
+        """Predict the next observation and the reward.
 
         Args:
           obs: (..., D).
-          action: (..., A), in the task's own bounds.
+          action: (..., A), within the task's bounds.
 
         Returns:
-          float32 arrays.
+          The prediction as float32 arrays.
 
         Raises:
-          UsageError: the shapes do not go together.
+          UsageError: the shapes do not match the task or each other.
         """
         obs, action = np.asarray(obs, np.float32), np.asarray(action)
         if (obs.shape, action.shape) != (
@@ -97,67 +97,74 @@ class Dynamics:
         ):
             raise UsageError(
                 f"the model of {self.spec.name} takes observations (..., {self.spec.obs_dim}) and "
-                f"actions (..., {self.spec.action_dim}), and was given {obs.shape}, {action.shape}"
+                f"actions (..., {self.spec.action_dim}), but got {obs.shape} and {action.shape}"
             )
         if self.spec.bounds is not None:
             action = to_unit(action, *map(np.asarray, self.spec.bounds))
-        imagined = self._imagine(self.model, obs, action.astype(np.float32))
-        return jax.tree.map(np.array, imagined)
+        prediction = self._predict(self.model, obs, action.astype(np.float32))
+        return jax.tree.map(np.array, prediction)
 
 
 def load_model(folder: str | Path, row: int = 0) -> Dynamics:
-    """A row's model out of the newest checkpoint of a run's folder.
+    """Load a learner's model from the newest checkpoint of a run.
 
     Args:
-      row: as of `load_policy`.
+      folder: run directory.
+      row: index of the learner, see `load_policy`.
 
     Raises:
-      UsageError: with one line that says what is missing.
+      UsageError: the model is missing or cannot be read; the message has one line.
     """
-    chosen = selection.choose(folder, row)
-    if chosen.plain["algo"] == "model-free":
+    learner = selection.select_learner(folder, row)
+    if learner.config["algo"] == "model-free":
         raise UsageError(f"{folder}: this run has no model, it was trained with --algo=model-free")
-    spec = policies.task(chosen.folder / "policies")
+    spec = policies.read_spec(learner.folder / "policies")
     try:
-        of_variant = parse_variant(chosen.variant)
-        values = {p.removeprefix("model."): v for p, v in of_variant if p.startswith("model.")}
-        config = ModelConfig(**{**chosen.plain["model"], **values})
+        settings = parse_variant(learner.variant)
+        values = {p.removeprefix("model."): v for p, v in settings if p.startswith("model.")}
+        config = ModelConfig(**{**learner.config["model"], **values})
     except TypeError as error:
-        raise UsageError(f"{folder}: its model is another version's ({error})") from None
+        raise UsageError(f"{folder}: the model settings cannot be read ({error})") from None
 
     def init(key: Array) -> Any:
         return ensemble.init(make_model(config, spec), key)._replace(opt_state=None)
 
-    place, number = _place(chosen)
-    step, leaves = _newest(place, "learners/model/")
-    of_row = {name.removeprefix("learners/model/"): x[number] for name, x in leaves.items()}
-    model = jax.device_put(selection.filled(selection.shapes(init), of_row, place))
-    repeat = chosen.plain["task"]["repeat"]
-    return Dynamics(spec, repeat, chosen.variant, chosen.seed, step, config, model)
+    checkpoints, index = _find_checkpoints(learner)
+    prefix = "learners/model/"
+    step, leaves = _read_newest(checkpoints, prefix)
+    leaves = {name.removeprefix(prefix): leaf[index] for name, leaf in leaves.items()}
+    model = selection.unflatten(selection.init_shapes(init), leaves, checkpoints)
+    repeat = learner.config["task"]["repeat"]
+    return Dynamics(
+        spec, repeat, learner.variant, learner.seed, step, config, jax.device_put(model)
+    )
 
 
-def _place(chosen: selection.Chosen) -> tuple[Path, int]:
-    """Where the checkpoints of a row are, and which of their rows it is."""
-    place = chosen.folder / "checkpoints"
-    if chosen.parts == 1:
-        return place, chosen.number
-    total = len(selection.rows(chosen.plain))
-    shares = [distributed.share(total, i, chosen.parts) for i in range(chosen.parts)]
-    part = next(i for i, share in enumerate(shares) if chosen.number in share)
-    return place / f"process-{part}", shares[part].index(chosen.number)
+def _find_checkpoints(learner: selection.SelectedLearner) -> tuple[Path, int]:
+    """Return the folder of the checkpoints of a learner, and its index within them."""
+    folder, num_processes = learner.folder / "checkpoints", learner.num_processes
+    if num_processes == 1:
+        return folder, learner.number
+    num_learners = len(selection.learner_names(learner.config))
+    shares = [distributed.share(num_learners, i, num_processes) for i in range(num_processes)]
+    process = next(i for i, share in enumerate(shares) if learner.number in share)
+    return folder / f"process-{process}", shares[process].index(learner.number)
 
 
-def _newest(place: Path, prefix: str) -> tuple[int, serialization.Arrays]:
-    """The step of the newest checkpoint that can be read, and its leaves under a prefix."""
-    damages = []
-    for path, step in reversed(serialization.steps(place).items()):
+def _read_newest(folder: Path, prefix: str) -> tuple[int, serialization.Arrays]:
+    """Return the step of the newest intact checkpoint, and its leaves with a prefix.
+
+    The leaves of optimisers are left out.
+    """
+    checkpoints = serialization.list_steps(folder)
+    for path, step in reversed(checkpoints.items()):
         try:
             return step, serialization.read(
                 path.absolute(),
                 serialization.read_meta(path),
                 lambda name: name.startswith(prefix) and "opt_state" not in name,
             )
-        except serialization.Damaged as damage:
-            damages.append(str(damage))
-            warnings.warn(f"{path}: damaged checkpoint ({damage})", stacklevel=3)
-    raise UsageError(f"{place}: {'no checkpoint can be read' if damages else 'there is none yet'}")
+        except serialization.Damaged as error:
+            warnings.warn(f"{path}: damaged checkpoint ({error})", stacklevel=3)
+    reason = "all checkpoints are damaged" if checkpoints else "the run has no checkpoint yet"
+    raise UsageError(f"{folder}: {reason}")

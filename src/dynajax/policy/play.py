@@ -1,4 +1,4 @@
-"""Episodes with a trained policy, in numbers or on the screen."""
+"""Play episodes with a trained policy, to measure returns or to show them on a display."""
 
 import contextlib
 import functools
@@ -24,58 +24,59 @@ from dynajax.settings import make
 from dynajax.types import EnvSpec, Evaluation, UsageError, reason
 from dynajax.xla import backend
 
-_PLAY = 2**31 - 1
-#: Seconds that a closed window is waited for.
-CLOSING = 10.0
+_PLAY_STREAM = 2**31 - 1  # folded into the PRNG key
+#: Seconds to wait for the viewer's thread after its window was closed.
+WINDOW_TIMEOUT = 10.0
 
 
-def task(
+def configure(
     policy: Policy, name: str | None, episodes: int, time_limit: int
 ) -> tuple[Config, EnvSpec]:
-    """Where a policy is to play: its own task, or another one of the same shapes.
+    """Return the configuration and specification of the task that a policy plays.
 
     Args:
-      name: the other task's.
-      episodes: how many.
+      policy: policy to play.
+      name: name of another task of the same sizes; None for the task of the policy.
+      episodes: number of episodes.
       time_limit: see `envs.make`.
 
     Raises:
-      UsageError: there is no such task, or its shapes are others.
+      UsageError: there is no such task, or its sizes differ.
     """
-    chosen = name or policy.spec.name
+    env = name or policy.spec.name
     settings = {
         "eval.episodes": episodes,
         "task.repeat": policy.repeat,
         "host.time_limit": time_limit,
     }
-    engine = "mjx" if envs.is_device_only(chosen) else "host"
+    engine = "mjx" if envs.is_device_only(env) else "host"
     config = make(
-        chosen, algo="model-free", preset="paper", agent="sac", settings=settings, engine=engine
+        env, algo="model-free", preset="paper", agent="sac", settings=settings, engine=engine
     )
-    spec = envs.spec(chosen, **config.stepping)
-    shapes = [(s.obs_dim, s.action_dim) for s in (spec, policy.spec)]
-    if shapes[0] != shapes[1]:
-        (a, b), (c, d) = shapes
+    spec = envs.spec(env, **config.stepping)
+    (obs_dim, action_dim), expected = ((s.obs_dim, s.action_dim) for s in (spec, policy.spec))
+    if (obs_dim, action_dim) != expected:
         raise UsageError(
-            f"--env={chosen}: it has {a} observations and {b} actions, and a policy of "
-            f"{policy.spec.name} takes {c} and {d}"
+            f"--env={env}: it has {obs_dim} observation and {action_dim} action dimensions, but the "
+            f"policy of {policy.spec.name} takes {expected[0]} and {expected[1]}"
         )
     return config, spec
 
 
 def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evaluation:
-    """Episodes that neither training nor its evaluations have seen: leaves (1, K, ...).
+    """Play episodes that neither training nor its evaluations used; leaves (1, K, ...).
 
-    They are on the host, but for a task that is on the device alone.
+    They are played on the host, except for tasks that exist only on the device.
 
     Args:
-      config, spec: of `task`.
-      seed: fixes the episodes.
+      policy: policy to play.
+      config, spec: result of `configure`.
+      seed: determines the episodes.
     """
     if config.engine == "mjx":
         return _on_device(policy, config, seed)
     with contextlib.closing(Evaluator(config, spec, [seed], stream="play")) as evaluator:
-        return evaluator(policy.unit, 0)
+        return evaluator(policy.normalized_action, 0)
 
 
 def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
@@ -84,30 +85,29 @@ def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
     @backend.jit
     def play(state: Any, keys: jax.Array) -> Evaluation:
         act = functools.partial(policy.agent.deterministic_action, state)
-        begin = jax.vmap(task.reset)(keys)
-        starts = jax.tree.map(lambda x: x[None], begin)
-        played = on_device.episodes(task, act, jnp.full(1, config.learn.discount), starts)
-        return played._replace(starts=starts.obs)
+        starts = jax.tree.map(lambda x: x[None], jax.vmap(task.reset)(keys))
+        evaluation = on_device.episodes(task, act, jnp.full(1, config.learn.discount), starts)
+        return evaluation._replace(starts=starts.obs)
 
-    # Not the keys of a run of the same seed, which are split from PRNGKey(seed).
-    key = jax.random.fold_in(jax.random.key(seed), _PLAY)
-    played = jax.device_get(play(policy.state, jax.random.split(key, config.eval.episodes)))
-    return played._replace(returns=played.returns.astype(np.float64))
+    # A training run with the same seed splits its keys from PRNGKey(seed), so these differ.
+    key = jax.random.fold_in(jax.random.key(seed), _PLAY_STREAM)
+    evaluation = jax.device_get(play(policy.state, jax.random.split(key, config.eval.episodes)))
+    return evaluation._replace(returns=evaluation.returns.astype(np.float64))
 
 
 def check_display() -> None:
-    """Refuses what `view` would refuse for want of a screen.
+    """Check that `view` can open a window.
 
     Raises:
       UsageError: there is no display, or it cannot be used.
     """
     if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
         raise UsageError(
-            "--view: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); --video "
-            "makes a film instead"
+            "--view: there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set); record "
+            "a video with --video instead"
         )
-    # Asked here, because MuJoCo's viewer ends the process where it is refused.
-    with warnings.catch_warnings(record=True) as remarks:
+    # Check here, because MuJoCo's viewer exits the process if it cannot open a window.
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             import glfw
@@ -116,40 +116,45 @@ def check_display() -> None:
         except ImportError as error:
             raise UsageError(f"--view: no window can be opened ({reason(error)})") from None
     if not usable:
-        why = "; ".join(str(remark.message) for remark in remarks) or "GLFW does not say why"
+        why = "; ".join(str(warning.message) for warning in caught) or "GLFW gives no reason"
         raise UsageError(
-            f"--view: the display cannot be used ({why}); --video makes a film instead"
+            f"--view: the display cannot be used ({why}); record a video with --video instead"
         )
 
 
 def view(policy: Policy, config: Config, seed: int) -> int:
-    """Shows episodes in MuJoCo's viewer in real time, until they are over or its window is closed.
+    """Show episodes in MuJoCo's viewer in real time, until the last one ends or it is closed.
 
     Returns:
-      How many episodes began.
+      The number of episodes that were started.
 
     Raises:
-      UsageError: the task has no physics of MuJoCo, or the viewer cannot be opened.
+      UsageError: the task is not a MuJoCo task, or the viewer cannot be opened.
     """
     if config.engine == "mjx":
-        raise UsageError(f"--view: {config.env} is on the device alone, and has nothing to show")
+        raise UsageError(
+            f"--view: only host environments can be shown, and {config.env} is not one of them; "
+            "leave --view out"
+        )
     env = envs.make(config.env, **config.stepping)
     with contextlib.closing(env):
         env.reset(seed=0)
         physics = env.mujoco
         if physics is None:
-            raise UsageError(f"--view: {config.env} is no task of MuJoCo's; --video makes a film")
+            raise UsageError(
+                f"--view: {config.env} is not a MuJoCo task; record a video with --video instead"
+            )
         fps = env.metadata.get("render_fps") or 30
         with _viewer(*physics) as viewer:
             for episode in range(config.eval.episodes):
                 obs, _ = env.reset(seed=episode_seed(seed, "play", episode))
-                over = False
-                while not over:
+                done = False
+                while not done:
                     if not viewer.is_running():
                         return episode + 1
                     begin = time.perf_counter()
-                    obs, _, terminated, truncated, _ = env.step(policy.unit(obs))
-                    over = terminated or truncated or not np.isfinite(obs).all()
+                    obs, _, terminated, truncated, _ = env.step(policy.normalized_action(obs))
+                    done = terminated or truncated or not np.isfinite(obs).all()
                     viewer.sync()
                     time.sleep(max(0.0, 1 / fps - (time.perf_counter() - begin)))
     return config.eval.episodes
@@ -157,23 +162,24 @@ def view(policy: Policy, config: Config, seed: int) -> int:
 
 @contextlib.contextmanager
 def _viewer(model: Any, data: Any) -> Iterator[Any]:
-    before = set(threading.enumerate())
+    threads = set(threading.enumerate())
     try:
         import mujoco.viewer
 
-        # Tab and Shift-Tab bring the panels.
-        opened = mujoco.viewer.launch_passive(model, data, show_left_ui=False, show_right_ui=False)
-    except Exception as error:  # whatever a window system raises
+        # The panels are hidden; Tab and Shift-Tab show them.
+        handle = mujoco.viewer.launch_passive(model, data, show_left_ui=False, show_right_ui=False)
+    except Exception as error:  # a window system may raise anything
         raise UsageError(f"--view: MuJoCo's viewer cannot be opened ({reason(error)})") from None
-    window = set(threading.enumerate()) - before
+    window_threads = set(threading.enumerate()) - threads
     try:
-        with opened as viewer:
+        with handle as viewer:
             if model.ncam:
-                # The films' camera, which goes along with what runs away.
+                # Use the camera of the videos, which follows moving robots.
                 viewer.cam.type = mujoco.mjtCamera.mjCAMERA_FIXED
                 viewer.cam.fixedcamid = 0
             yield viewer
     finally:
-        # Nobody waits for the window's own thread, and a process that ends meanwhile dies in it.
-        for thread in window:
-            thread.join(CLOSING)
+        # The viewer does not join its window thread, and the process crashes if it exits while that
+        # thread still runs.
+        for thread in window_threads:
+            thread.join(WINDOW_TIMEOUT)

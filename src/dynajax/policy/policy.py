@@ -1,4 +1,4 @@
-"""A trained policy as a function of observations."""
+"""Trained policy as a function of observations."""
 
 import contextlib
 import functools
@@ -23,16 +23,16 @@ from dynajax.xla import backend
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """A trained policy without exploration: `policy(obs)`, (..., D) -> (..., A).
+    """Trained policy without exploration: `policy(obs)`, (..., D) -> (..., A).
 
     Attributes:
-      spec: the task's name, sizes and names of observations.
-      repeat: simulator steps that an action is to be held for.
-      variant, seed: which row of the run it is.
-      step: environment steps of training that it had.
-      score: the mean return of the run's own evaluation of it. The best of many evaluations is
-        flattered by chance; new episodes say what it is worth.
-      agent, state: what acts, and what it has learned.
+      spec: name and sizes of the task, and names of the observation's dimensions.
+      repeat: number of frames that an action must be repeated for.
+      variant, seed: learner of the run.
+      step: environment steps of training.
+      score: mean return of the run's evaluation of this policy. For the best policy it is biased
+        upwards, because it is a maximum over evaluations; use new episodes for an unbiased estimate.
+      agent, state: agent, and its learned parameters.
     """
 
     spec: EnvSpec
@@ -46,12 +46,12 @@ class Policy:
 
     @property
     def low(self) -> np.ndarray:
-        """The least actions, (A,)."""
+        """Return the lower bounds of the actions, (A,)."""
         return self._bounds[0]
 
     @property
     def high(self) -> np.ndarray:
-        """The largest actions, (A,)."""
+        """Return the upper bounds of the actions, (A,)."""
         return self._bounds[1]
 
     @property
@@ -61,11 +61,11 @@ class Policy:
         return np.asarray(low), np.asarray(high)
 
     @functools.cached_property
-    def _greedy(self) -> Any:
+    def _deterministic_action(self) -> Any:
         return backend.jit(self.agent.deterministic_action)
 
-    def unit(self, obs: np.ndarray) -> np.ndarray:
-        """Actions in [-1, 1], as the environments of `dynajax.envs` take them.
+    def normalized_action(self, obs: np.ndarray) -> np.ndarray:
+        """Return actions in [-1, 1], the range of the environments of `dynajax.envs`.
 
         Args:
           obs: (..., D).
@@ -74,25 +74,25 @@ class Policy:
           (..., A) float32.
 
         Raises:
-          UsageError: the last axis is not D.
+          UsageError: the last axis of `obs` is not D.
         """
         obs = np.asarray(obs, np.float32)
         if obs.shape[-1:] != (self.spec.obs_dim,):
             raise UsageError(
-                f"the policy of {self.spec.name} takes observations (..., {self.spec.obs_dim}), and "
-                f"was given {obs.shape}"
+                f"the policy of {self.spec.name} takes observations (..., {self.spec.obs_dim}), but "
+                f"got {obs.shape}"
             )
-        return np.array(self._greedy(self.state, obs))
+        return np.array(self._deterministic_action(self.state, obs))
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
-        """Actions in the task's own bounds: (..., D) -> (..., A) float32; see `unit`."""
-        return rescale(self.unit(obs), self.low, self.high).astype(np.float32)
+        """Return actions within the task's bounds, (..., D) -> (..., A) float32."""
+        return rescale(self.normalized_action(obs), self.low, self.high).astype(np.float32)
 
     def layers(self) -> list[Layer]:
-        """What `unit` computes, as layers in a row of numpy arrays.
+        """Return `normalized_action` as a sequence of layers with numpy arrays.
 
         Raises:
-          UsageError: the agent has not been written as such.
+          UsageError: the agent does not implement `layers`.
         """
         return [
             Layer(kind, tuple(np.asarray(x, np.float32) for x in arrays))
@@ -101,35 +101,36 @@ class Policy:
 
 
 def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Policy:
-    """A policy out of a run's folder; the task's own packages need not be there.
+    """Load a policy of a run. The packages of its task need not be installed.
 
     Args:
-      row: which of the run's rows: its variants by their order, the seeds of each beside each other.
-      which: "best", at the row's best evaluation, or "last".
+      folder: run directory.
+      row: index of the learner; learners are ordered by variant, then by seed.
+      which: "best" for the policy at the learner's best evaluation, or "last".
 
     Raises:
-      UsageError: with one line that says what is missing.
+      UsageError: the policy is missing or cannot be read; the message has one line.
     """
-    chosen = selection.choose(folder, row)
-    place = chosen.folder / "policies"
-    stored = policies.read(place, chosen.number, which)
-    # The task's module may be missing here, but where it is not, it may have the agent.
+    learner = selection.select_learner(folder, row)
+    policies_folder = learner.folder / "policies"
+    stored = policies.read(policies_folder, learner.number, which)
+    # The module of the task may register the agent. It may also be missing on this machine.
     if not stored.spec.name.startswith("brax:"):
         with contextlib.suppress(UsageError):
             registry.import_module("--env", stored.spec.name)
-    config = agent_from_dict(chosen.plain, chosen.variant)
-    agent = make_agent(config, stored.spec)
+    agent = make_agent(agent_from_dict(learner.config, learner.variant), stored.spec)
 
     def init(key: Array) -> Any:
         return agent.policy(agent.init(key))
 
+    state = selection.unflatten(selection.init_shapes(init), stored.leaves, policies_folder)
     return Policy(
         spec=stored.spec,
-        repeat=chosen.plain["task"]["repeat"],
-        variant=chosen.variant,
-        seed=chosen.seed,
+        repeat=learner.config["task"]["repeat"],
+        variant=learner.variant,
+        seed=learner.seed,
         step=stored.step,
         score=stored.score,
         agent=agent,
-        state=jax.device_put(selection.filled(selection.shapes(init), stored.leaves, place)),
+        state=jax.device_put(state),
     )

@@ -1,4 +1,4 @@
-"""The rows of a run, as someone who wants one of them names it."""
+"""Select one learner of a run, and restore its trees."""
 
 import json
 from collections.abc import Callable
@@ -9,62 +9,69 @@ import jax
 import numpy as np
 
 from dynajax.runs import serialization
-from dynajax.runs.directory import reading
+from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
 
 
-class Chosen(NamedTuple):
-    """One row of a run."""
+class SelectedLearner(NamedTuple):
+    """One learner of a run."""
 
     folder: Path
-    plain: dict[str, Any]  # the configuration as JSON has it
-    parts: int  # processes that the run has
-    number: int
+    config: dict[str, Any]  # configuration of the run, as in config.json
+    num_processes: int  # of the run
+    number: int  # index among all learners of the run
     variant: str
     seed: int
 
 
-def rows(plain: dict[str, Any]) -> list[tuple[str, int]]:
-    """(variant, seed) of each of the S rows."""
-    seeds = range(plain["seed"], plain["seed"] + plain["seeds"])
-    return [(variant, seed) for variant in plain["variants"] for seed in seeds]
+def learner_names(config: dict[str, Any]) -> list[tuple[str, int]]:
+    """Return (variant, seed) of each of the S learners of a configuration from config.json."""
+    seeds = range(config["seed"], config["seed"] + config["seeds"])
+    return [(variant, seed) for variant in config["variants"] for seed in seeds]
 
 
-def choose(folder: str | Path, row: int) -> Chosen:
-    """Row number `row` of the run in `folder`.
+def select_learner(folder: str | Path, row: int) -> SelectedLearner:
+    """Return learner number `row` of the run in `folder`.
 
     Raises:
-      UsageError: not a run's folder, or one without such a row.
+      UsageError: `folder` is not a run directory, or has no such learner.
     """
     path = Path(folder).expanduser()
-    with reading(path):
+    with reading_config(path):
         info = json.loads((path / "config.json").read_text())
-        plain = info["config"]
-        names = rows(plain)
+        config = info["config"]
+        names = learner_names(config)
     if not isinstance(row, int | np.integer) or not 0 <= row < len(names):
         known = "; ".join(f"{i}: {variant}, seed {seed}" for i, (variant, seed) in enumerate(names))
-        raise UsageError(f"row={row}: {folder} has the rows {known}")
-    return Chosen(path, plain, info.get("processes", 1), int(row), *names[row])
+        raise UsageError(f"row={row}: {folder} has the learners {known}")
+    return SelectedLearner(path, config, info.get("processes", 1), int(row), *names[row])
 
 
-def filled(shapes: Any, leaves: dict[str, np.ndarray], place: Path) -> Any:
-    """Arrays by name as the tree that `shapes` has.
+def unflatten(shapes: Any, leaves: dict[str, np.ndarray], folder: Path) -> Any:
+    """Return named arrays as a tree with the structure and dtypes of `shapes`.
+
+    Args:
+      shapes: tree of shapes and dtypes.
+      leaves: arrays by name; names that are not in `shapes` are ignored.
+      folder: source of the arrays, for the error message.
 
     Raises:
-      UsageError: one is missing, or has another shape.
+      UsageError: an array is missing or has another shape.
     """
 
-    def leaf(path: tuple[Any, ...], like: Any) -> np.ndarray:
-        name = serialization.name(path)
-        if name not in leaves or leaves[name].shape != like.shape:
+    def leaf(path: tuple[Any, ...], expected: Any) -> np.ndarray:
+        name = serialization.leaf_name(path)
+        if name not in leaves:
+            raise UsageError(f"{folder}: {name} is missing")
+        if leaves[name].shape != expected.shape:
             raise UsageError(
-                f"{place}: {name} does not fit this version of dynajax or of the agent"
+                f"{folder}: {name} has shape {leaves[name].shape}, but must have {expected.shape}"
             )
-        return leaves[name].astype(like.dtype)
+        return leaves[name].astype(expected.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def shapes(make: Callable[[jax.Array], Any]) -> Any:
-    """The shapes of what is made from a key."""
-    return jax.eval_shape(make, jax.eval_shape(lambda: jax.random.PRNGKey(0)))
+def init_shapes(init: Callable[[jax.Array], Any]) -> Any:
+    """Return the shapes and dtypes of what `init` returns for a PRNG key."""
+    return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.PRNGKey(0)))

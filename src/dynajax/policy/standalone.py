@@ -1,12 +1,12 @@
-"""A trained policy with numpy alone: copy this file to where it is to run."""
+"""Run an exported policy with NumPy alone. Copy this file to the machine that uses the policy."""
 
 import numpy as np
 
 
 def load_policy(path):
-    """A policy that `dynajax play --export=FILE.npz` wrote.
+    """Load a policy that `dynajax play --export=FILE.npz` wrote.
 
-    Returns a function of observations (..., D) that gives actions (..., A) in the task's bounds.
+    Returns a function from observations (..., D) to actions (..., A) within the task's bounds.
     """
     with np.load(path) as file:
         data = dict(file)
@@ -21,7 +21,7 @@ def load_policy(path):
         x = x - x.mean(-1, keepdims=True)
         return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6) * scale + bias
 
-    steps: dict = {
+    functions: dict = {
         "standardise": lambda x, mean, scale, clip: np.clip((x - mean) / scale, -clip, clip),
         "dense": lambda x, kernel, bias: x @ kernel + bias,
         "norm": norm,
@@ -30,12 +30,14 @@ def load_policy(path):
     }
 
     def policy(obs):
-        x = kept = np.asarray(obs, np.float32)
-        for kind, own in layers:
+        x = residual = np.asarray(obs, np.float32)
+        for kind, arrays in layers:
             if kind == "keep":
-                kept = x
+                residual = x
+            elif kind == "add":
+                x = x + residual
             else:
-                x = x + kept if kind == "add" else steps[kind](x, *own)
+                x = functions[kind](x, *arrays)
         return np.clip((low + high) / 2 + (high - low) / 2 * x, low, high).astype(np.float32)
 
     return policy

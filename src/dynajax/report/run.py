@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynajax.runs.directory import reading
+from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
 
 #: Fields of a model that older folders do not have, as their runs were.
@@ -67,7 +67,7 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
-    with reading(folder):
+    with reading_config(folder):
         info = json.loads((folder / "config.json").read_text())
         variants = list(current(info["config"])["variants"])
 

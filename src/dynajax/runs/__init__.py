@@ -1,1 +1,1 @@
-"""What a run writes: its folder, logs, checkpoints and films."""
+"""Files that a run writes: run directory, logs, checkpoints, policies and videos."""

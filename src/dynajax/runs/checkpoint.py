@@ -1,22 +1,22 @@
-"""Checkpoints of a run: trees that Orbax opens by itself, atomic, checked, cheap however long the run is.
+"""Checkpoints of a run: atomic, verified by checksums, and readable with Orbax alone.
 
 ::
 
     folder/
-      000007-step-3500/        one checkpoint: Orbax's files, and meta.json beside them
-      replay/000007-3000-3500/ real transitions 3000 to 3499, in the same form
-      partial/                 what is being written; it counts for nothing until it is renamed
+      000007-step-3500/        one checkpoint: the files of Orbax, and meta.json
+      replay/000007-3000-3500/ real transitions 3000 to 3499, in the same format
+      partial/                 files that are being written; ignored until they are renamed
 
-What training has learned comes back without dynajax, as dictionaries of numpy arrays by field name::
+The training state can be read without dynajax, as nested dictionaries of numpy arrays::
 
     import orbax.checkpoint as ocp
     tree = ocp.PyTreeCheckpointer().restore("/absolute/folder/000007-step-3500")
     agent, model = tree["learners"]["agent"], tree["learners"]["model"]  # agent["actor"], leaves (S, ...)
 
-A real transition never changes once it is in the ring, so the real replay is a row of pieces that
-later checkpoints share, and a checkpoint writes only the transitions since the one before. The
-first number of a name counts the saves of the folder. No number is used twice, so no checkpoint
-can refer to a piece that another, abandoned continuation of the run wrote.
+A real transition never changes once it is in the replay buffer. The buffer is therefore stored in
+pieces that several checkpoints share, and each checkpoint writes only the transitions since the
+previous one. The first number of a folder name counts the saves. No number is used twice, so a
+checkpoint never refers to a piece that an abandoned continuation of the run wrote.
 """
 
 import math
@@ -35,12 +35,13 @@ from dynajax.runs.serialization import Arrays, Damaged
 from dynajax.runtime.sharding import put
 from dynajax.types import Array, TrainState, UsageError
 
-_FORMAT = 5  # of a checkpoint
-_ROWS, _REAL, _HOST = "learners/", "learners/real_buffer/", "host/"  # how the names of leaves begin
+_FORMAT = 5  # version of the checkpoint format
+# Prefixes of leaf names.
+_LEARNERS, _REAL_BUFFER, _HOST = "learners/", "learners/real_buffer/", "host/"
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` gives."""
+    """Content of a checkpoint."""
 
     step: int
     state: TrainState
@@ -49,7 +50,7 @@ class Restored(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Real transitions `start` to `stop`, counted from the first of the run."""
+    """Real transitions `start` to `stop - 1` of the run, stored in the folder `name`."""
 
     name: str
     start: int
@@ -57,168 +58,179 @@ class _Piece(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder. Only `save` changes anything on the disk.
+    """Save and restore the checkpoints of a run. Only `save` changes files.
 
     Args:
-      folder: need not exist yet.
-      keep: how many checkpoints stay, from 1.
-      rows: how many rows of a state are stored, all by default. Further ones are copies of the
-        last, and come back as such.
+      folder: folder of the checkpoints, which need not exist.
+      keep: number of checkpoints to keep, at least 1.
+      num_learners: number of learners to store, by default all in the state. Further learners are
+        padding, and are restored as copies of the last one.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, rows: int | None = None) -> None:
+    def __init__(self, folder: Path, keep: int = 2, num_learners: int | None = None) -> None:
         self._folder = Path(folder).absolute()
         self._replay = self._folder / "replay"
         self._partial = self._folder / "partial"
         self._keep = keep
-        self._rows = rows
+        self._num_learners = num_learners
         self._abandoned: set[Path] = set()
-        # Only pieces that this object has written or verified are ever built upon.
+        # Checkpoints only refer to pieces that this object has written or verified.
         self._pieces: list[_Piece] = []
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, which is not checked; None if there is none."""
-        return next(reversed(serialization.steps(self._folder).values()), None)
+        """Return the step of the newest checkpoint without verifying it, or None if there is none."""
+        return next(reversed(serialization.list_steps(self._folder).values()), None)
 
     def save(
         self, step: int, state: TrainState, host: Mapping[str, np.ndarray], meta: Mapping[str, Any]
     ) -> None:
-        """Writes a checkpoint, waits until it is on the disk, and drops those too many.
+        """Write a checkpoint to disk and delete the oldest ones beyond `keep`.
 
         Args:
-          step: the environment step it belongs to.
-          state: leaves are arrays; those of `state.learners.real_buffer` are (S, N, ...).
-          host: arrays of any shape, also with no entries.
-          meta: what JSON can hold; tuples come back as lists.
+          step: environment step of the checkpoint.
+          state: training state of arrays; leaves of `state.learners.real_buffer` are (S, N, ...).
+          host: arrays of any shape, which may be empty.
+          meta: values that JSON can represent; tuples are restored as lists.
 
         Raises:
-          UsageError: the disk is full or the folder cannot be written. The checkpoints from
-            before are whole.
+          UsageError: the disk is full or the folder cannot be written. Earlier checkpoints stay
+            intact.
         """
-        count, capacity = int(state.shared.step), state.learners.real_buffer.valid.shape[1]
-        pieces = self._pieces
-        if pieces and pieces[-1].stop > count:
-            pieces = []
-        pieces = [p for p in pieces if p.stop > count - capacity]
-        start = pieces[-1].stop if pieces else max(0, count - capacity)
-        number = serialization.numbered(self._folder, self._replay)
+        number = serialization.next_number(self._folder, self._replay)
         leaves = serialization.flatten(state)
-        real = {name: leaf for name, leaf in leaves.items() if name.startswith(_REAL)}
+        real = {n: leaf for n, leaf in leaves.items() if n.startswith(_REAL_BUFFER)}
         try:
-            if start < count:
-                piece = _Piece(f"{number:06d}-{start}-{count}", start, count)
-                block = _take(real, np.arange(start, count) % capacity)
-                self._write(self._replay / piece.name, self._stored(block), {})
-                pieces = [*pieces, piece]
-            arrays = self._stored({n: leaf for n, leaf in leaves.items() if n not in real})
+            pieces = self._save_new_transitions(number, state, real)
+            arrays = self._without_padding({n: x for n, x in leaves.items() if n not in real})
             arrays |= {_HOST + name: np.asarray(array) for name, array in host.items()}
-            content = {"pieces": pieces, "layout": self._layout(state), "meta": dict(meta)}
-            self._write(self._folder / f"{number:06d}-step-{step}", arrays, content)
+            metadata = {"pieces": pieces, "layout": self._layout(state), "meta": dict(meta)}
+            self._write(self._folder / f"{number:06d}-step-{step}", arrays, metadata)
             self._pieces = pieces
         except (OSError, ValueError) as error:
-            reason = serialization.fault(error)
+            reason = serialization.os_error_reason(error)
             if reason is None:
                 raise
             raise UsageError(
                 f"{self._folder}: cannot save a checkpoint ({reason}); free some space or choose "
-                "another --out, then start again to go on from the last one"
+                "another --out, then start again to resume from the last checkpoint"
             ) from error
         finally:
             self._prune()
 
+    def _save_new_transitions(
+        self, number: int, state: TrainState, real: dict[str, Any]
+    ) -> list[_Piece]:
+        """Write the real transitions since the last checkpoint; return all pieces of the buffer."""
+        count, capacity = int(state.shared.step), state.learners.real_buffer.valid.shape[1]
+        pieces = self._pieces
+        if pieces and pieces[-1].stop > count:
+            pieces = []
+        pieces = [piece for piece in pieces if piece.stop > count - capacity]
+        start = pieces[-1].stop if pieces else max(0, count - capacity)
+        if start == count:
+            return pieces
+        piece = _Piece(f"{number:06d}-{start}-{count}", start, count)
+        transitions = _gather_slots(real, np.arange(start, count) % capacity)
+        self._write(self._replay / piece.name, self._without_padding(transitions), {})
+        return [*pieces, piece]
+
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, oldest first, which are not checked."""
-        return list(serialization.steps(self._folder).values())
+        """Return the steps of all checkpoints, oldest first, without verifying them."""
+        return list(serialization.list_steps(self._folder).values())
 
     def restore(self, template: TrainState, at_most: float = math.inf) -> Restored | None:
-        """The newest checkpoint that is whole, or None if there is none.
+        """Return the newest intact checkpoint, or None if there is none.
 
-        A damaged checkpoint is passed over with a warning, and the next save deletes it.
+        Damaged checkpoints are skipped with a warning, and the next save deletes them. The arrays
+        of the restored state own their memory, so they can be donated.
 
         Args:
-          template: a state of the same configuration; only its structure, shapes, dtypes and
-            shardings are read. The arrays of the restored state own their memory, so they can
-            be donated.
-          at_most: no checkpoint of a later step is taken; the next save deletes those.
+          template: state with the same configuration. Only its structure, shapes, dtypes and
+            shardings are used.
+          at_most: ignore checkpoints of later steps; the next save deletes them.
 
         Raises:
-          UsageError: the newest checkpoint does not fit `template`, or none can be read.
+          UsageError: the newest checkpoint does not match `template`, or no checkpoint can be read.
         """
-        damages: list[str] = []
-        checkpoints = serialization.steps(self._folder)
+        damaged: list[str] = []
+        checkpoints = serialization.list_steps(self._folder)
         for path, step in reversed(checkpoints.items()):
             if step > at_most:
                 continue
             try:
-                state, host, content = self._load(path, template)
-            except Damaged as damage:
-                damages.append(f"{path}: damaged checkpoint ({damage})")
+                state, host, metadata = self._load(path, template)
+            except Damaged as error:
+                damaged.append(f"{path}: damaged checkpoint ({error})")
                 continue
-            for text in damages:
-                warnings.warn(f"{text}; going on from step {step}", stacklevel=2)
-            self._pieces = [_Piece(*piece) for piece in content["pieces"]]
+            for text in damaged:
+                warnings.warn(f"{text}; resuming from step {step}", stacklevel=2)
+            self._pieces = [_Piece(*piece) for piece in metadata["pieces"]]
             self._abandoned = {later for later in checkpoints if later > path}
-            return Restored(step, state, host, content["meta"])
-        if damages:
+            return Restored(step, state, host, metadata["meta"])
+        if damaged:
             raise UsageError(
-                f"{self._folder}: no checkpoint in it can be read; choose another --out, or "
-                "delete this folder to start anew"
+                f"{self._folder}: all checkpoints are damaged; choose another --out, or delete this "
+                "folder to start a new run"
             )
         self._pieces, self._abandoned = [], set(checkpoints)
         return None
 
-    def _stored(self, leaves: Mapping[str, Any]) -> Arrays:
-        """Leaves (S, ...) without the rows that are not stored; others as they are."""
+    def _without_padding(self, leaves: Mapping[str, Any]) -> Arrays:
+        """Return leaves as numpy arrays, those of learners (S, ...) without the padding."""
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-        return {n: a[: self._rows] if n.startswith(_ROWS) else a for n, a in arrays.items()}
+        return {
+            name: array[: self._num_learners] if name.startswith(_LEARNERS) else array
+            for name, array in arrays.items()
+        }
 
     def _layout(self, state: TrainState) -> dict[str, tuple[str, list[int]]]:
-        """Dtype and shape of each leaf as it is stored, the whole ring included."""
+        """Return dtype and shape of each leaf as stored, including the whole real buffer."""
         layout = {}
         for name, leaf in serialization.flatten(state).items():
             shape = list(leaf.shape)
-            if name.startswith(_ROWS):
-                shape[0] = self._rows or shape[0]
+            if name.startswith(_LEARNERS):
+                shape[0] = self._num_learners or shape[0]
             layout[name] = jnp.dtype(leaf.dtype).name, shape
         return layout
 
     def _load(self, path: Path, template: TrainState) -> tuple[TrainState, Arrays, dict[str, Any]]:
-        """State, host's arrays, and what meta.json holds."""
-        content, layout = serialization.read_meta(path), self._layout(template)
-        if content.get("format") != _FORMAT:
+        """Return the state, the host arrays and the metadata of a checkpoint."""
+        metadata, layout = serialization.read_meta(path), self._layout(template)
+        if (found := metadata.get("format")) != _FORMAT:
             raise UsageError(
-                f"{path}: this checkpoint is from another version of dynajax; choose another --out"
+                f"{path}: the checkpoint format is {found}, but must be {_FORMAT}; choose another "
+                "--out"
             )
-        _check_layout(path, content["layout"], layout)
-        arrays = serialization.read(path, content)
-        ring = {
+        _check_layout(path, metadata["layout"], layout)
+        arrays = serialization.read(path, metadata)
+        real = {
             name: np.zeros(shape, dtype)
             for name, (dtype, shape) in layout.items()
-            if name.startswith(_REAL)
+            if name.startswith(_REAL_BUFFER)
         }
-        # Oldest first, so that what a later piece overwrote in the ring is overwritten here too.
-        for piece, start, stop in content["pieces"]:
-            block = serialization.read(
-                self._replay / piece, serialization.read_meta(self._replay / piece)
-            )
+        # Oldest piece first, because later transitions overwrite earlier ones in the buffer.
+        for name, start, stop in metadata["pieces"]:
+            piece = self._replay / name
+            transitions = serialization.read(piece, serialization.read_meta(piece))
             slots = np.arange(start, stop) % template.learners.real_buffer.valid.shape[1]
-            for name, leaf in ring.items():
-                leaf[:, slots] = block[name]
-        leaves = arrays | ring
+            for leaf_name, leaf in real.items():
+                leaf[:, slots] = transitions[leaf_name]
+        leaves = arrays | real
         state = jax.tree_util.tree_map_with_path(
-            lambda key, _: leaves[serialization.name(key)], template
+            lambda key, _: leaves[serialization.leaf_name(key)], template
         )
         host = {n.removeprefix(_HOST): a for n, a in arrays.items() if n.startswith(_HOST)}
-        return put(state, template), host, content
+        return put(state, template), host, metadata
 
-    def _write(self, path: Path, arrays: Arrays, content: dict[str, Any]) -> None:
-        serialization.write(path, self._partial, arrays, {"format": _FORMAT, **content})
+    def _write(self, path: Path, arrays: Arrays, metadata: dict[str, Any]) -> None:
+        serialization.write(path, self._partial, arrays, {"format": _FORMAT, **metadata})
 
     def _prune(self) -> None:
-        """Deletes what no later restore can need. What cannot be deleted now waits for later."""
+        """Delete everything that no restore needs. Failed deletions are retried at later saves."""
         shutil.rmtree(self._partial, ignore_errors=True)
-        checkpoints = serialization.steps(self._folder)
-        # A failed save has added nothing, so the ones before it must still be there.
+        checkpoints = serialization.list_steps(self._folder)
+        # This also runs after a failed save. No checkpoint was added then, so none of the previous
+        # `keep` ones is deleted.
         kept = [path for path in checkpoints if path not in self._abandoned][-self._keep :]
         try:
             needed = {
@@ -226,7 +238,7 @@ class Checkpoints:
             }
         except (Damaged, KeyError):
             return
-        # Checkpoints go first: one without its pieces would be found damaged.
+        # Delete checkpoints before their pieces: a checkpoint without its pieces looks damaged.
         for path in set(checkpoints) - set(kept):
             shutil.rmtree(path, ignore_errors=True)
         for path in self._replay.glob("*"):
@@ -234,19 +246,21 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _check_layout(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    for name in (*new, *old):
+def _check_layout(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise a `UsageError` that names the first leaf whose dtype or shape differs."""
+    for name in (*expected, *stored):
         there, here = (
-            "{}{}".format(*layout[name]) if name in layout else "missing" for layout in (old, new)
+            "{}{}".format(*layout[name]) if name in layout else "missing"
+            for layout in (stored, expected)
         )
         if there != here:
             raise UsageError(
-                f"{folder}: this checkpoint belongs to another configuration or version: "
-                f"{name} is {there} there and {here} here; choose another --out"
+                f"{path}: the structure of the checkpoint differs from that of this run: {name} is "
+                f"{there} in the checkpoint and {here} in the run; choose another --out"
             )
 
 
 @jax.jit
-def _take(leaves: dict[str, Array], slots: Array) -> dict[str, Array]:
-    # On the device, so that only these slots travel to the host.
+def _gather_slots(leaves: dict[str, Array], slots: Array) -> dict[str, Array]:
+    # Gather on the device, so that only these slots are copied to the host.
     return {name: leaf[:, slots] for name, leaf in leaves.items()}

@@ -1,4 +1,4 @@
-"""A run's folder: who holds it, and which configuration it belongs to."""
+"""Run directory: its lock, its config.json, and atomic writes to it."""
 
 import contextlib
 import csv
@@ -36,7 +36,7 @@ _PACKAGES = (
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file such that a reader sees the old one or the new one, never a part."""
+    """Write a file atomically: a reader sees the old or the new content, never a part of it."""
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
@@ -47,43 +47,43 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(file.name, path)
 
 
-def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table whose columns are the first line's; floats get six digits."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table with the columns of its first row; floats have six significant digits."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    for line in lines:
+    for row in rows:
         writer.writerow(
-            {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in line.items()}
+            {k: f"{v:.6g}" if isinstance(v, float | np.floating) else v for k, v in row.items()}
         )
     write_atomically(path, text.getvalue().encode())
 
 
 def device_name() -> str:
-    """Platform, kind and number of the local devices."""
+    """Return the platform, kind and number of the local devices, such as "gpu: NVIDIA H100 x8"."""
     devices = jax.local_devices()
     return f"{devices[0].platform}: {devices[0].device_kind} x{len(devices)}"
 
 
 @contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Says of a run's config.json that is missing, or is none, in one line what it is.
+def reading_config(folder: Path) -> Iterator[None]:
+    """Convert errors from reading a run's config.json into a `UsageError` of one line.
 
     Raises:
-      UsageError: inside, it could not be read or had not what was looked for.
+      UsageError: in the `with` block, config.json could not be read or had unexpected content.
     """
     try:
         yield
     except UsageError:
         raise
     except FileNotFoundError:
-        raise UsageError(f"{folder}: not a run's folder, it has no config.json") from None
+        raise UsageError(f"{folder}: not a run directory, it has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder / 'config.json'}: not the configuration of a run") from None
+        raise UsageError(f"{folder / 'config.json'}: not a run configuration") from None
 
 
 def machine_name() -> str:
-    """The processor's name, the cores that this process may use, and the system."""
+    """Return the processor, the number of cores that this process may use, and the system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -119,61 +119,70 @@ def _version(package: str) -> str | None:
         return None
 
 
-def evaluated(folder: Path) -> int:
-    """At how many steps a run has been evaluated, by its eval.csv."""
+def count_evaluations(folder: Path) -> int:
+    """Return the number of steps at which a run has been evaluated, according to its eval.csv."""
     try:
         lines = (folder / "eval.csv").read_text().splitlines()
     except (OSError, ValueError):
         return 0
-    return len({line["step"] for line in csv.DictReader(lines) if line.get("step")})
+    return len({row["step"] for row in csv.DictReader(lines) if row.get("step")})
 
 
-def begun(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run that has begun in a folder says of itself; nothing where none has.
+def check_resumable(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that a run with this configuration can start or resume in a folder.
 
-    A run has begun once anything of it is saved or evaluated.
+    A folder contains a run once a checkpoint or an evaluation has been written.
 
     Args:
-      folder: the run's folder, which need not be there.
-      config: the configuration that is to run there, as `as_dict` gives it.
+      folder: run directory, which need not exist.
+      config: configuration of the run, from `as_dict`.
+
+    Returns:
+      The content of config.json if the folder contains a run, otherwise an empty dictionary.
 
     Raises:
-      UsageError: it is a run of another configuration, or nothing says of which.
+      UsageError: the folder contains a run with another configuration, or its configuration is
+        missing or cannot be read.
     """
     path = folder / "config.json"
     if not path.exists():
-        strangers = [name for name in ("eval.csv", "metrics.jsonl") if (folder / name).exists()]
-        if strangers:
+        logs = [name for name in ("eval.csv", "metrics.jsonl") if (folder / name).exists()]
+        if logs:
             raise UsageError(
-                f"{folder}: the folder has {' and '.join(strangers)} and no config.json "
-                "that says of what; choose another --out"
+                f"{folder}: the folder contains {' and '.join(logs)} but no config.json; choose "
+                "another --out"
             )
         return {}
     try:
         info: dict[str, Any] = json.loads(path.read_text())
-        lines = difference(dict(info["config"]), config)
+        differences = difference(dict(info["config"]), config)
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"{folder}: its config.json cannot be read; choose another --out"
         ) from None
     checkpoints = folder / "checkpoints"
     saved = checkpoints.exists() and (not checkpoints.is_dir() or any(checkpoints.iterdir()))
-    if not saved and not evaluated(folder):
+    if not saved and not count_evaluations(folder):
         return {}
-    if lines:
+    if differences:
         raise UsageError(
-            f"{folder}: the folder holds a run of another configuration "
-            f"({'; '.join(lines)}); choose another --out"
+            f"{folder}: the folder contains a run with another configuration "
+            f"({'; '.join(differences)}); choose another --out"
         )
     return info
 
 
 class RunDirectory:
-    """Holds a run's folder for this process; use it in a `with` statement.
+    """Lock a run directory for this process. Use it in a `with` statement.
+
+    Args:
+      path: run directory, which need not exist.
+      config: configuration of the run.
+      info: further content of config.json; must contain "command".
 
     Raises:
-      UsageError: the folder cannot be written, another process holds it, or it holds a run of
-        another configuration.
+      UsageError: the folder cannot be written, another process has locked it, or it contains a run
+        with another configuration.
     """
 
     def __init__(self, path: Path, config: Config, info: dict[str, Any]) -> None:
@@ -197,23 +206,24 @@ class RunDirectory:
                 f"--out={self.path}: another process is running in this folder"
             ) from None
         try:
-            self._claim()
+            self._write_config()
         except BaseException:
             self._lock.close()
             raise
         return self
 
-    def _claim(self) -> None:
-        previous = begun(self.path, self._config)
+    def _write_config(self) -> None:
+        """Check that the run can start or resume here, then write config.json."""
+        previous = check_resumable(self.path, self._config)
         if previous:
-            parts = previous.get("processes", 1)
-            if parts != jax.process_count():
+            processes = previous.get("processes", 1)
+            if processes != jax.process_count():
                 raise UsageError(
-                    f"--out={self.path}: the folder holds a run of {parts} "
-                    f"process{'es' * (parts > 1)}, and this is one of {jax.process_count()}; "
-                    "start as many, or choose another --out"
+                    f"--out={self.path}: the folder contains a run with {processes} "
+                    f"process{'es' * (processes > 1)}, but this run has {jax.process_count()}; "
+                    "start the same number, or choose another --out"
                 )
-        # Every part of a run says where it ran.
+        # Each start of the run adds its command.
         self._info["commands"] = [*previous.get("commands", []), self._info["command"]]
         content = {
             "config": self._config,

@@ -1,4 +1,4 @@
-"""What a run writes while it runs: `eval.csv` and `metrics.jsonl`, TensorBoard, Weights & Biases."""
+"""Loggers of a run: `eval.csv` and `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 import csv
 import io
@@ -17,36 +17,36 @@ from dynajax.runs.directory import write_atomically
 from dynajax.types import Evaluation, UsageError
 
 
-def row_names(config: Config) -> list[tuple[str, int]]:
-    """(variant, seed) of each of the S rows."""
+def learner_names(config: Config) -> list[tuple[str, int]]:
+    """Return (variant, seed) of each of the S learners."""
     return [(config.variants[index].name, seed) for index, seed in config.variant_seed_pairs]
 
 
 class Entry(NamedTuple):
-    """What is logged of one environment step."""
+    """Metrics of one environment step."""
 
     step: int
     kind: str  # "fit", "learn" or "evaluation"
-    values: Mapping[str, np.ndarray]  # (S,) by name, or (S, D) of every channel
+    values: Mapping[str, np.ndarray]  # by name, (S,) or per dimension (S, D)
 
 
 class Record(NamedTuple):
-    """What one call of `Loggers.write` gives to every logger."""
+    """Everything that one call of `Loggers.write` passes to each logger."""
 
     step: int
-    entries: Sequence[Entry]  # their steps never fall; the evaluation's comes last
+    entries: Sequence[Entry]  # in the order of steps; the evaluation comes last
     evaluation: Evaluation | None
     time: Mapping[str, Any] | None
 
 
 class Logger(Protocol):
-    """A place that metrics go to; it is opened anew when a run is resumed.
+    """Interface of a logger. A new one is created whenever a run starts or resumes.
 
     Args:
-      folder: the run's.
-      config: the run's.
-      step: the environment steps done so far.
-      offsets: what `offsets` returned then; empty for a new run.
+      folder: run directory.
+      config: configuration of the run.
+      step: environment steps done so far.
+      offsets: result of `offsets` when the checkpoint was saved; empty for a new run.
     """
 
     def __init__(
@@ -54,30 +54,34 @@ class Logger(Protocol):
     ) -> None: ...
 
     def write(self, record: Record) -> None:
-        """Writes what has happened since the call before."""
+        """Write everything that happened since the previous call."""
 
     def offsets(self) -> dict[str, int]:
-        """Brings everything to the disk; says how long the files are that a resume cuts back."""
+        """Flush everything to disk and return the sizes of files that a resumed run truncates."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release all resources."""
 
 
 class Files:
-    """`eval.csv`, a line a row and evaluation, and `metrics.jsonl`, a line a row and entry.
+    """Write `eval.csv` and `metrics.jsonl`.
+
+    `eval.csv` has one line per learner and evaluation, `metrics.jsonl` one line per learner and
+    entry.
 
     Raises:
       UsageError: the files are shorter than `offsets`, or cannot be written.
     """
 
     def __init__(self, folder: Path, config: Config, step: int, offsets: Mapping[str, int]) -> None:
-        self._rows, self._repeat = row_names(config), config.task.repeat
+        self._learners, self._repeat = learner_names(config), config.task.repeat
         self._files = {}
         for name in ("eval.csv", "metrics.jsonl"):
             file = open(folder / name, "ab")  # noqa: SIM115 (held until close)
             if file.seek(0, os.SEEK_END) < offsets.get(name, 0):
                 raise UsageError(
-                    f"--out={folder}: {name} is shorter than the checkpoint says; put it back, "
-                    "or choose another folder"
+                    f"--out={folder}: {name} is shorter than when the checkpoint was saved; restore "
+                    "it, or choose another folder"
                 )
             file.truncate(offsets.get(name, 0))
             self._files[name] = file
@@ -89,17 +93,17 @@ class Files:
     def write(self, record: Record) -> None:
         if (result := record.evaluation) is not None:
             for (variant, seed), returns, lengths in zip(
-                self._rows, result.returns, result.lengths, strict=True
+                self._learners, result.returns, result.lengths, strict=True
             ):
-                mean = [float(x) for x in (returns.mean(), returns.std(), lengths.mean())]
-                at = record.step, record.step * self._repeat
-                self._csv_line([variant, seed, *at, *mean, *map(float, returns)])
+                steps = record.step, record.step * self._repeat
+                statistics = map(float, (returns.mean(), returns.std(), lengths.mean()))
+                self._csv_line([variant, seed, *steps, *statistics, *map(float, returns)])
         for entry in record.entries:
             if entry.kind == "evaluation":
                 continue
-            for s, (variant, seed) in enumerate(self._rows):
+            for s, (variant, seed) in enumerate(self._learners):
                 line = {"kind": entry.kind, "variant": variant, "seed": seed, "step": entry.step}
-                self._json_line(line | {name: _plain(x[s]) for name, x in entry.values.items()})
+                self._json_line(line | {name: _to_json(x[s]) for name, x in entry.values.items()})
         if record.time:
             self._json_line({"kind": "time", "step": record.step, **record.time})
 
@@ -130,23 +134,23 @@ class Files:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`, a scalar a row and value."""
+    """Write event files in `tensorboard/`, with one scalar per learner and metric."""
 
     def __init__(self, folder: Path, config: Config, step: int, offsets: Mapping[str, int]) -> None:
         from tensorboardX import SummaryWriter  # slow to import
 
-        self._rows = row_names(config)
-        # What an earlier start wrote from this step on is void. A checkpoint comes after the
-        # evaluation of its step, so what was written at that step stays.
+        self._learners = learner_names(config)
+        # Purge events that were written after the checkpoint. Events at the step of the checkpoint
+        # stay, because a checkpoint is saved after the evaluation of its step.
         self._writer = SummaryWriter(
             str(folder / "tensorboard"),
             purge_step=step + 1 if offsets else step,
-            filename_suffix=f".{step:09d}",  # two starts within a second have a file each
+            filename_suffix=f".{step:09d}",  # separate files for two starts within a second
         )
 
     def write(self, record: Record) -> None:
         for entry in record.entries:
-            for name, value in _scalars(self._rows, entry).items():
+            for name, value in _scalars(self._learners, entry).items():
                 self._writer.add_scalar(name, value, entry.step)
 
     def offsets(self) -> dict[str, int]:
@@ -158,13 +162,14 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in the project dynajax, which a resume goes on with: its id is in `wandb-id`.
+    """Log to a run of the project dynajax on Weights & Biases.
 
-    W&B takes no step below one that it has. So entries must come in the order of steps; those that
-    a resume repeats are there already, with the same values.
+    The id of the W&B run is stored in `wandb-id`, so that a resumed run continues it. W&B ignores
+    steps lower than the last one, so entries must come in the order of steps. Entries that a
+    resumed run repeats are ignored as well; W&B already has them with the same values.
 
     Raises:
-      UsageError: wandb is not installed, or it cannot start a run.
+      UsageError: wandb is not installed, or cannot start a run.
     """
 
     def __init__(self, folder: Path, config: Config, step: int, offsets: Mapping[str, int]) -> None:
@@ -174,7 +179,7 @@ class WeightsAndBiases:
             raise UsageError(
                 "--wandb: install the extra first: pip install 'dynajax[wandb]'"
             ) from None
-        self._rows = row_names(config)
+        self._learners = learner_names(config)
         path = folder / "wandb-id"
         if not path.exists():
             write_atomically(path, secrets.token_hex(4).encode())
@@ -191,13 +196,13 @@ class WeightsAndBiases:
         except wandb.Error as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
-                f"--wandb: no run can be started ({reason}); log in with `wandb login`, or set "
+                f"--wandb: cannot start a run ({reason}); log in with `wandb login`, or set "
                 "WANDB_MODE=offline"
             ) from None
 
     def write(self, record: Record) -> None:
         for entry in record.entries:
-            self._run.log(_scalars(self._rows, entry), step=entry.step)
+            self._run.log(_scalars(self._learners, entry), step=entry.step)
 
     def offsets(self) -> dict[str, int]:
         return {}
@@ -206,25 +211,26 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-#: Every logger by name. A new one is a class of the form `Logger`, and an entry here.
+#: All loggers by name. To add one, write a class with the interface `Logger` and add it here.
 LOGGERS: dict[str, type[Logger]] = {
     "files": Files,
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
-#: Those of every run.
-DEFAULT = ("files", "tensorboard")
+#: Loggers that every run uses.
+DEFAULT_LOGGERS = ("files", "tensorboard")
 
 
 class Loggers:
-    """The loggers of one run.
+    """Pass metrics to the loggers of a run.
 
-    `offsets` belong into a checkpoint; `Loggers` made with them cuts the files back to it, so a
-    resumed run's files are those of an uninterrupted one but for times.
+    A checkpoint stores the result of `offsets`. `Loggers` created with these offsets truncates the
+    files accordingly, so that the files of a resumed run equal those of an uninterrupted run,
+    except for wall times.
 
     Args:
       folder, config, step, offsets: see `Logger`.
-      names: which of `LOGGERS`; none in a process that leaves the writing to another.
+      names: names from `LOGGERS`; empty in processes that do not write logs.
     """
 
     def __init__(
@@ -233,7 +239,7 @@ class Loggers:
         config: Config,
         step: int,
         offsets: Mapping[str, int],
-        names: Sequence[str] = DEFAULT,
+        names: Sequence[str] = DEFAULT_LOGGERS,
     ) -> None:
         self._loggers = [LOGGERS[name](folder, config, step, offsets) for name in names]
 
@@ -245,16 +251,16 @@ class Loggers:
         evaluation: Evaluation | None = None,
         time: Mapping[str, Any] | None = None,
     ) -> None:
-        """Logs what has happened until an environment step, in the order of steps.
+        """Log the metrics since the previous call, in the order of steps.
 
         Args:
-          step: the environment steps done.
-          fits: the step of each fit since the last call, and its figures, arrays (S,).
-          learn: figures of learning, arrays (S,).
-          evaluation: of all S rows.
-          time: figures of the whole run.
+          step: environment steps done so far.
+          fits: step and metrics, arrays (S,), of each model fit since the previous call.
+          learn: metrics of the gradient updates, arrays (S,).
+          evaluation: evaluation of all S learners.
+          time: wall times and other metrics of the whole run.
         """
-        entries = [_entry(at, "fit", metrics) for at, metrics in fits]
+        entries = [_entry(fit_step, "fit", metrics) for fit_step, metrics in fits]
         entries.sort(key=lambda entry: entry.step)
         if learn:
             entries.append(_entry(step, "learn", learn))
@@ -265,10 +271,11 @@ class Loggers:
             logger.write(record)
 
     def offsets(self) -> dict[str, int]:
-        """The files' lengths in bytes, all of it on disk."""
+        """Flush all files to disk and return their sizes in bytes."""
         return {name: size for logger in self._loggers for name, size in logger.offsets().items()}
 
     def close(self) -> None:
+        """Close all loggers."""
         for logger in self._loggers:
             logger.close()
 
@@ -277,21 +284,24 @@ def _entry(step: int, kind: str, values: Mapping[str, Any]) -> Entry:
     return Entry(step, kind, {name: np.asarray(value) for name, value in values.items()})
 
 
-def _scalars(rows: Sequence[tuple[str, int]], entry: Entry) -> dict[str, float]:
-    """The finite scalars of an entry, such as "none/1/learn/critic_loss"."""
+def _scalars(learners: Sequence[tuple[str, int]], entry: Entry) -> dict[str, float]:
+    """Return the finite scalars of an entry by name, such as "none/1/learn/critic_loss"."""
     scalars = {
-        f"{variant}/{seed}/{entry.kind}/{name}": _plain(values[s])
-        for s, (variant, seed) in enumerate(rows)
+        f"{variant}/{seed}/{entry.kind}/{name}": _to_json(values[s])
+        for s, (variant, seed) in enumerate(learners)
         for name, values in entry.values.items()
         if values.ndim == 1
     }
     return {name: value for name, value in scalars.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
-    """A number as JSON has it, null where it is not finite; of several four digits are enough."""
+def _to_json(value: Any) -> Any:
+    """Return a value that JSON can represent; elements of arrays have four significant digits.
+
+    Numbers that are not finite become None, because JSON has no NaN.
+    """
     if np.ndim(value):
-        return [None if (x := _plain(v)) is None else float(f"{x:.4g}") for v in value]
+        return [None if (x := _to_json(v)) is None else float(f"{x:.4g}") for v in value]
     if np.issubdtype(np.asarray(value).dtype, np.integer):
         return int(value)
     number = float(value)

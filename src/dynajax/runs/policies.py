@@ -1,15 +1,16 @@
-"""The policies of a run's rows, at each row's best evaluation and at the last one.
+"""Policies of all learners, at each learner's best evaluation and at the last one.
 
 ::
 
     folder/
-      000007-step-3500/  what there was after the evaluation at step 3500: Orbax's files, meta.json
-      partial/           what is being written; it counts for nothing until it is renamed
+      000007-step-3500/  policies after the evaluation at step 3500: the files of Orbax, and meta.json
+      partial/           files that are being written; ignored until they are renamed
 
-The tree has `best` and `last`, each with `step` (S,), `score` (S,), the evaluation's mean return, and
-`policy`, what the agent acts by (`Agent.policy`), leaves (S, ...). meta.json has the task's sizes
-and bounds, so a policy can be used where the task cannot be made. Which was best is in the
-checkpoints too, so a run that goes on keeps it to the bit.
+The stored tree has the subtrees `best` and `last`. Each contains `step` (S,), `score` (S,), which is
+the mean return of the evaluation, and `policy`, the result of `Agent.policy` with leaves (S, ...).
+meta.json contains the sizes and bounds of the task, so that a policy can be used where the task
+cannot be created. Checkpoints also contain the best policies, so that a resumed run continues with
+exactly the same ones.
 """
 
 import math
@@ -27,24 +28,24 @@ from dynajax.types import EnvSpec, UsageError
 Which = Literal["best", "last"]
 
 _FORMAT = 2
-_PREFIX = "policies/"  # of what a checkpoint holds
+_PREFIX = "policies/"  # prefix of the array names in a checkpoint
 
 
-class Stored(NamedTuple):
-    """One row's policy as it was stored."""
+class StoredPolicy(NamedTuple):
+    """Policy of one learner."""
 
-    spec: EnvSpec  # without a termination
-    step: int  # environment steps of training that it had
-    score: float  # mean return of its evaluation
-    leaves: Arrays  # of the policy, by name
+    spec: EnvSpec  # without the termination function
+    step: int  # environment steps of training
+    score: float  # mean return of the evaluation, NaN if it was not finite
+    leaves: Arrays  # leaves of the policy by name
 
 
 class Policies:
-    """The policies of all rows of one run in one folder.
+    """Save the policies of all learners of a run.
 
     Args:
-      folder: need not exist yet.
-      spec: the task.
+      folder: folder of the policies, which need not exist.
+      spec: specification of the task.
     """
 
     def __init__(self, folder: Path, spec: EnvSpec) -> None:
@@ -53,13 +54,13 @@ class Policies:
         self._best: Arrays = {}
 
     def add(self, step: int, policies: Any, scores: np.ndarray, write: bool = True) -> None:
-        """Takes the policies of an evaluation, and writes the best and the last of each row.
+        """Add the policies of an evaluation, and write each learner's best and last policy.
 
         Args:
-          step: environment steps done.
-          policies: any tree with leaves (S, ...).
-          scores: (S,) mean returns; one that is not a number is worse than any.
-          write: False where another process of the run does.
+          step: environment steps done so far.
+          policies: tree with leaves (S, ...).
+          scores: (S,) mean returns; a value that is not finite is worse than any other.
+          write: whether to write files; False in processes that leave this to another one.
 
         Raises:
           UsageError: the disk is full or the folder cannot be written.
@@ -76,9 +77,9 @@ class Policies:
         better = scores > self._best["score"] if self._best else np.ones(len(scores), bool)
         self._best = {
             name: np.where(
-                better.reshape(-1, *[1] * (new.ndim - 1)), new, self._best.get(name, new)
+                better.reshape(-1, *[1] * (array.ndim - 1)), array, self._best.get(name, array)
             )
-            for name, new in last.items()
+            for name, array in last.items()
         }
         if write:
             self._write(step, last)
@@ -89,84 +90,91 @@ class Policies:
             for which, arrays in (("best", self._best), ("last", last))
             for name, array in arrays.items()
         }
-        path = self._folder / f"{serialization.numbered(self._folder):06d}-step-{step}"
-        content = {"format": _FORMAT, "task": self._spec}
+        path = self._folder / f"{serialization.next_number(self._folder):06d}-step-{step}"
+        metadata = {"format": _FORMAT, "task": self._spec}
         try:
-            serialization.write(path, self._folder / "partial", arrays, content)
+            serialization.write(path, self._folder / "partial", arrays, metadata)
         except (OSError, ValueError) as error:
-            reason = serialization.fault(error)
+            reason = serialization.os_error_reason(error)
             if reason is None:
                 raise
             raise UsageError(
                 f"{self._folder}: cannot save the policies ({reason}); free some space or choose "
-                "another --out, then start again to go on from the last checkpoint"
+                "another --out, then start again to resume from the last checkpoint"
             ) from error
         finally:
             shutil.rmtree(self._folder / "partial", ignore_errors=True)
-        for old in set(serialization.steps(self._folder)) - {path}:
+        for old in set(serialization.list_steps(self._folder)) - {path}:
             shutil.rmtree(old, ignore_errors=True)
 
-    def progress(self) -> Arrays:
-        """All that it takes to go on from here."""
+    def checkpoint_arrays(self) -> Arrays:
+        """Return the arrays that a checkpoint must contain to resume from here."""
         return {_PREFIX + name: array for name, array in self._best.items()}
 
-    def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to an earlier `progress`; names of others' are passed over."""
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore the result of `checkpoint_arrays`; other names are ignored."""
         self._best = {
             name.removeprefix(_PREFIX): array
-            for name, array in progress.items()
+            for name, array in arrays.items()
             if name.startswith(_PREFIX)
         }
 
 
 def _newest(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest tree, and what its meta.json says."""
-    newest = next(reversed(serialization.steps(folder)), None)
+    """Return the newest policies' folder and the content of its meta.json."""
+    newest = next(reversed(serialization.list_steps(folder)), None)
     if newest is None:
         raise UsageError(
-            f"{folder}: the run has no policies; they are written from its first evaluation on"
+            f"{folder}: the run has no policies yet; they are written at each evaluation"
         )
     try:
-        content = serialization.read_meta(newest)
-    except Damaged as damage:
-        raise UsageError(f"{newest}: damaged policies ({damage})") from None
-    if content.get("format") != _FORMAT:
-        raise UsageError(f"{newest}: these policies are from another version of dynajax")
-    return newest.absolute(), content
+        metadata = serialization.read_meta(newest)
+    except Damaged as error:
+        raise UsageError(f"{newest}: damaged policies ({error})") from None
+    if (found := metadata.get("format")) != _FORMAT:
+        raise UsageError(f"{newest}: the format of the policies is {found}, but must be {_FORMAT}")
+    return newest.absolute(), metadata
 
 
-def _spec(plain: Mapping[str, Any]) -> EnvSpec:
-    bounds = plain["bounds"] and tuple(tuple(bound) for bound in plain["bounds"])
-    return EnvSpec(**{**plain, "obs_names": tuple(plain["obs_names"]), "bounds": bounds})
+def _spec_from_json(fields: Mapping[str, Any]) -> EnvSpec:
+    bounds = fields["bounds"] and tuple(tuple(bound) for bound in fields["bounds"])
+    return EnvSpec(**{**fields, "obs_names": tuple(fields["obs_names"]), "bounds": bounds})
 
 
-def task(folder: Path) -> EnvSpec:
-    """What is known of the task without its packages, but for its termination.
+def read_spec(folder: Path) -> EnvSpec:
+    """Return the specification of the task, without its termination function.
+
+    The packages of the task need not be installed.
 
     Raises:
       UsageError: see `read`.
     """
-    return _spec(_newest(folder)[1]["task"])
+    return _spec_from_json(_newest(folder)[1]["task"])
 
 
-def read(folder: Path, row: int, which: Which = "best") -> Stored:
-    """A row's policy out of the folder of `Policies`.
+def read(folder: Path, row: int, which: Which = "best") -> StoredPolicy:
+    """Read the policy of one learner from the folder of `Policies`.
+
+    Args:
+      folder: folder of the policies.
+      row: index of the learner.
+      which: "best" or "last".
 
     Raises:
-      UsageError: there is none, or it cannot be read.
+      UsageError: there are no policies, or they cannot be read.
     """
     if which not in get_args(Which):
         raise UsageError(f"which={which}: choose one of {', '.join(get_args(Which))}")
-    newest, content = _newest(folder)
+    newest, metadata = _newest(folder)
     try:
-        arrays = serialization.read(newest, content, lambda name: name.startswith(f"{which}/"))
-    except Damaged as damage:
-        raise UsageError(f"{newest}: damaged policies ({damage})") from None
-    leaves = {name.removeprefix(f"{which}/"): x[row] for name, x in arrays.items()}
-    score = float(leaves.pop("score"))
-    return Stored(
-        _spec(content["task"]),
-        int(leaves.pop("step")),
+        arrays = serialization.read(newest, metadata, lambda name: name.startswith(f"{which}/"))
+    except Damaged as error:
+        raise UsageError(f"{newest}: damaged policies ({error})") from None
+    leaves = {name.removeprefix(f"{which}/"): array[row] for name, array in arrays.items()}
+    step, score = int(leaves.pop("step")), float(leaves.pop("score"))
+    return StoredPolicy(
+        _spec_from_json(metadata["task"]),
+        step,
         score if math.isfinite(score) else math.nan,
-        {name.removeprefix("policy/"): x for name, x in leaves.items()},
+        {name.removeprefix("policy/"): leaf for name, leaf in leaves.items()},
     )

@@ -1,4 +1,4 @@
-"""What a run prints: a progress bar on a terminal, a line an evaluation elsewhere."""
+"""Progress display of a run: a bar on a terminal, otherwise one line per evaluation."""
 
 import sys
 import time
@@ -9,13 +9,20 @@ from dynajax import schedule
 from dynajax.config import Config
 from dynajax.types import Evaluation
 
-#: Environment steps that learn before the time that is left is told, and of those the first ones,
-#: which do what comes once.
-_STEPS, _FIRST = 30, 3
+#: Learning steps before the remaining time is first printed.
+_MIN_STEPS = 30
+#: First learning steps, which the estimate ignores because they include one-time work.
+_WARMUP_STEPS = 3
 
 
 class Progress:
-    """How far a run is, and how long it will take."""
+    """Show the progress of a run and estimate the remaining time.
+
+    Args:
+      config: configuration of the run.
+      step: environment steps done so far.
+      quiet: print nothing.
+    """
 
     def __init__(self, config: Config, step: int, quiet: bool) -> None:
         from tqdm import tqdm
@@ -24,9 +31,9 @@ class Progress:
         self._live = not quiet and sys.stderr.isatty()
         self._config, self._step = config, step
         self._last = time.perf_counter()
-        self._plain: list[float] = []  # seconds of steps that learned
-        self._fits: list[float] = []  # and of those with a fit
-        self._told = False
+        self._learn_seconds: list[float] = []  # per step with gradient updates but no fit
+        self._fit_seconds: list[float] = []  # per step with a fit
+        self._printed_estimate = False
         self._bar = tqdm(
             total=config.steps,
             initial=step,
@@ -37,63 +44,63 @@ class Progress:
             desc=config.env,
         )
 
-    def say(self, text: str) -> None:
-        """Prints a line, unless the run is quiet."""
+    def print(self, text: str) -> None:
+        """Print a line, unless the run is quiet."""
         if self._live:
             self._bar.write(text)
         elif not self._quiet:
             encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
-    def stepped(self, step: int) -> None:
-        """Notes that `step` environment steps are done."""
+    def update(self, step: int) -> None:
+        """Update the display after `step` environment steps."""
         seconds, steps = time.perf_counter() - self._last, step - self._step
         self._last, self._step = self._last + seconds, step
         self._bar.update(steps)
-        first = schedule.due(self._config, step - steps)
-        if first.fit:
-            self._fits.append(seconds)
-        elif first.learn:
-            self._plain.append(seconds / steps)
-        if not self._told and len(self._plain) > _STEPS:
-            self._told = True
-            self.say(f"about {duration(self.seconds_left())} left")
+        due = schedule.due(self._config, step - steps)
+        if due.fit:
+            self._fit_seconds.append(seconds)
+        elif due.learn:
+            self._learn_seconds.append(seconds / steps)
+        if not self._printed_estimate and len(self._learn_seconds) > _MIN_STEPS:
+            self._printed_estimate = True
+            self.print(f"about {duration(self.seconds_left())} left")
 
     def seconds_left(self) -> float:
-        """From the steps so far; NaN before enough of them have learned."""
-        if len(self._plain) <= _FIRST:
+        """Return the estimated remaining time, or NaN before enough steps have been measured."""
+        if len(self._learn_seconds) <= _WARMUP_STEPS:
             return float("nan")
-        each = float(np.mean(self._plain[_FIRST:]))
-        left = self._config.steps - self._step
-        fits = left / self._config.model.fit_every if self._fits else 0
-        return left * each + fits * float(np.mean(self._fits or [0.0]))
+        seconds_per_step = float(np.mean(self._learn_seconds[_WARMUP_STEPS:]))
+        steps = self._config.steps - self._step
+        fits = steps / self._config.model.fit_every if self._fit_seconds else 0
+        return steps * seconds_per_step + fits * float(np.mean(self._fit_seconds or [0.0]))
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Shows each variant's latest return, mean and standard deviation over seeds."""
+    def show_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Show each variant's return, mean and standard deviation over seeds."""
         variants = self._config.variants
-        scores = evaluation.returns.mean(1).reshape(len(variants), -1)
+        returns_by_variant = evaluation.returns.mean(1).reshape(len(variants), -1)
         parts = [
             (f"{variant.name} " if len(variants) > 1 else "")
-            + f"{row.mean():.1f}"
-            + (f" ± {row.std():.1f}" if len(row) > 1 else "")
-            for variant, row in zip(variants, scores, strict=True)
+            + f"{returns.mean():.1f}"
+            + (f" ± {returns.std():.1f}" if len(returns) > 1 else "")
+            for variant, returns in zip(variants, returns_by_variant, strict=True)
         ]
         text = "return " + ", ".join(parts)
         self._bar.set_postfix_str(text)
         if not self._live:
             seconds = self.seconds_left()
             left = f"  {duration(seconds)} left" if np.isfinite(seconds) else ""
-            self.say(f"step {step}/{self._config.steps}  {text}{left}")
-        # The evaluation is no part of the next step.
+            self.print(f"step {step}/{self._config.steps}  {text}{left}")
+        # Exclude the time of the evaluation from the next step.
         self._last = time.perf_counter()
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Close the progress bar."""
         self._bar.close()
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units, such as "3 h 05 min"."""
+    """Format a number of seconds for reading, such as "3 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

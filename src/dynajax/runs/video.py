@@ -1,4 +1,4 @@
-"""A film of what a policy does."""
+"""Videos of policies."""
 
 import contextlib
 import functools
@@ -18,98 +18,112 @@ from dynajax.envs.vector import episode_seed
 from dynajax.types import TrainState, UsageError, reason
 
 
-def _drawable(config: Config) -> tuple[envs.Env, np.ndarray]:
-    """The task at the start of an episode, and that observation (D,), once it has drawn a picture.
+def _make_rendering_env(config: Config) -> tuple[envs.Env, np.ndarray]:
+    """Return the environment at the start of an episode, and its observation (D,).
 
     Raises:
-      UsageError: there is no renderer on this machine, or the task draws no pictures.
+      UsageError: this machine has no renderer, or the task cannot be rendered.
     """
     if envs.is_device_only(config.env):
-        raise UsageError(f"--video: the pictures come from the host, which has no {config.env}")
+        raise UsageError(
+            f"--video: only host environments can be rendered, and {config.env} is not one of them; "
+            "leave --video out"
+        )
     env = envs.make(config.env, **config.stepping, seed=config.seed, render=True)
     obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
     try:
         env.render()
-    except Exception as error:  # each of the renderers raises errors of its own
+    except Exception as error:  # every renderer raises its own kinds of errors
         env.close()
         raise UsageError(
-            f"--video: no renderer was found ({reason(error)}); install EGL or OSMesa (Debian: libegl1 or "
+            f"--video: cannot render ({reason(error)}); install EGL or OSMesa (Debian: libegl1 or "
             "libosmesa6) and set MUJOCO_GL to egl or osmesa, or leave --video out"
         ) from None
     return env, obs
 
 
 def check(config: Config) -> None:
-    """Refuses what `record` would refuse, before anything is trained.
+    """Check before training that `record` will work.
 
     Raises:
-      UsageError: as `record` does.
+      UsageError: see `record`.
     """
-    _drawable(config)[0].close()
+    _make_rendering_env(config)[0].close()
 
 
 def record(
     config: Config, folder: Path, state: TrainState, rows: range | None = None
 ) -> list[Path]:
-    """Films an episode of each variant's first seed, with the deterministic policy.
+    """Record an episode of each variant's first seed, with the deterministic policy.
 
     Args:
-      rows: which of the run's rows the state holds, by default all; others are not filmed.
+      config: configuration of the run.
+      folder: folder of the videos.
+      state: training state.
+      rows: indices of the learners in `state`, by default all of the run. Other learners are
+        skipped.
 
     Returns:
       The files, `video-VARIANT.mp4` in `folder`.
 
     Raises:
-      UsageError: there is no renderer on this machine, or the task draws no pictures.
+      UsageError: this machine has no renderer, or the task cannot be rendered.
     """
     spec = envs.spec(config.env, **config.stepping)
     paths = []
     for index, variant in enumerate(config.variants):
-        number = index * config.seeds
-        if rows is not None and number not in rows:
+        learner = index * config.seeds
+        if rows is not None and learner not in rows:
             continue
-        row = number if rows is None else rows.index(number)
+        row = learner if rows is None else rows.index(learner)
         agent = make_agent(variant_config(config, variant), spec)
         policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.learners.agent))
-        paths.append(folder / f"video-{file_name(variant.name)}.mp4")
-        film(config, functools.partial(jax.jit(agent.deterministic_action), policy), paths[-1])
+        act = functools.partial(jax.jit(agent.deterministic_action), policy)
+        paths.append(folder / f"video-{variant_file_name(variant.name)}.mp4")
+        record_episode(config, act, paths[-1])
     return paths
 
 
-def file_name(variant: str) -> str:
-    """A variant's name as part of a file's."""
+def variant_file_name(variant: str) -> str:
+    """Return the name of a variant without characters that are inconvenient in file names."""
     return variant.replace(";", "_").replace(",", "+")
 
 
-def film(config: Config, act: Callable[[np.ndarray], Any], path: Path) -> None:
-    """Films an episode of a configuration's task.
+def record_episode(config: Config, act: Callable[[np.ndarray], Any], path: Path) -> None:
+    """Record an episode of a configuration's task.
 
     Args:
-      act: (D,) -> (A,) in [-1, 1].
+      config: configuration with the task.
+      act: policy, (D,) -> (A,) in [-1, 1].
+      path: file to write.
 
     Raises:
-      UsageError: there is no renderer on this machine, or the task draws no pictures.
+      UsageError: this machine has no renderer, or the task cannot be rendered.
     """
-    env, obs = _drawable(config)
+    env, obs = _make_rendering_env(config)
     with contextlib.closing(env):
-        _film(env, obs, act, path)
+        _write_video(env, obs, act, path)
 
 
-def _film(env: envs.Env, obs: np.ndarray, act: Callable[[np.ndarray], Any], path: Path) -> None:
+def _write_video(
+    env: envs.Env, obs: np.ndarray, act: Callable[[np.ndarray], Any], path: Path
+) -> None:
     import imageio
 
-    writer: Any = imageio.get_writer
+    get_writer: Any = imageio.get_writer
 
     frame = env.render()
     fps = min(60, max(1, int(env.metadata.get("render_fps") or 30)))
     partial = path.with_name(f".{path.name}")
-    # The encoder is another program; it is executed at once, so JAX's threads are not in danger.
+    # The warning about os.fork does not apply: the child process immediately executes the encoder.
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-    with writer(partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8) as film:
-        over = False
-        while not over:
-            film.append_data(frame)
+    with get_writer(
+        partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8
+    ) as video:
+        done = False
+        while not done:
+            video.append_data(frame)
             obs, _, terminated, truncated, _ = env.step(np.asarray(act(obs)))
-            over = terminated or truncated
+            done = terminated or truncated
             frame = env.render()
     os.replace(partial, path)

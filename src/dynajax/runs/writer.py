@@ -1,6 +1,7 @@
-"""The book-keeping of a run: its folder, logs and checkpoints, and what the user is told.
+"""Run writer: the run directory, logs, checkpoints and printed messages of a run.
 
-It is handed values and writes them down; it drives nothing, and knows no engine.
+The writer only records the values that it is given. It does not control training and is
+independent of the engine.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ import numpy as np
 from dynajax import schedule
 from dynajax.config import Config, as_dict
 from dynajax.runs.checkpoint import Checkpoints, Restored
-from dynajax.runs.directory import RunDirectory, device_name, evaluated
-from dynajax.runs.loggers import DEFAULT, Loggers
+from dynajax.runs.directory import RunDirectory, count_evaluations, device_name
+from dynajax.runs.loggers import DEFAULT_LOGGERS, Loggers
 from dynajax.runs.policies import Policies
 from dynajax.runs.progress import Progress
 from dynajax.runtime import distributed
@@ -26,25 +27,25 @@ from dynajax.runtime.sharding import Placement
 from dynajax.types import EnvSpec, TrainingInterval, TrainState, UsageError
 from dynajax.xla import backend
 
-#: Steps of which not one was finite, from which on the user is told.
-LOST_STEPS = 1000
+#: Number of consecutive environment steps without a finite transition that triggers a warning.
+MAX_DROPPED_STEPS = 1000
 
 
 class RunWriter:
-    """A run's folder, logs and checkpoints; use it in a `with` statement.
+    """Write the directory, logs and checkpoints of a run. Use it in a `with` statement.
 
     Args:
-      folder: where.
-      config: the run.
-      spec: its task.
-      placement: this process's rows.
-      command: what to type to repeat the run.
-      parameters: how many a network of a row has, by its name.
+      folder: run directory.
+      config: configuration of the run.
+      spec: specification of the task.
+      placement: devices of the learners of this process.
+      command: shell command that repeats the run.
+      parameters: number of parameters of each network of one learner, by name.
       quiet: print nothing.
       wandb: log to Weights & Biases too.
 
     Raises:
-      UsageError: the folder cannot be used.
+      UsageError: the run directory cannot be used.
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class RunWriter:
             "channels": list(spec.obs_names),
         }
         self._policies = Policies(folder / "policies", spec)
-        self._first = distributed.first()
-        self._quiet = quiet or not self._first
+        self._is_first_process = distributed.first()
+        self._quiet = quiet or not self._is_first_process
         self._offsets: Mapping[str, int] = {}
-        self._good = 0  # transitions that were finite, and when there last were some
-        self._good_step = 0
+        self._num_finite = 0  # finite transitions so far
+        self._last_finite_step = 0  # step at which their number last increased
 
     def __enter__(self) -> "RunWriter":
         self._stack = contextlib.ExitStack()
@@ -78,10 +79,11 @@ class RunWriter:
         if distributed.several():
             distributed.check_same(json.dumps(as_dict(self._config)))
             checkpoints = checkpoints / f"process-{jax.process_index()}"
-        if self._first:
+        if self._is_first_process:
             self._stack.enter_context(RunDirectory(self._folder, self._config, self._info))
-        keep, rows = self._config.eval.checkpoints, self._placement.num_learners
-        self._checkpoints = Checkpoints(checkpoints, keep, rows=rows)
+        self._checkpoints = Checkpoints(
+            checkpoints, self._config.eval.checkpoints, self._placement.num_learners
+        )
         return self
 
     def __exit__(
@@ -94,16 +96,19 @@ class RunWriter:
 
     @property
     def saved_step(self) -> int:
-        """Environment steps of the newest checkpoint, 0 without one."""
+        """Environment steps done at the newest checkpoint, or 0 if there is none."""
         return self._checkpoints.latest_step() or 0
 
     def restore(self, shapes: TrainState) -> Restored | None:
-        """The newest checkpoint whose step every process has, or None if nothing was ever saved.
+        """Return the newest checkpoint that every process has, or None if there is none.
 
-        One of them may have been ended before it saved what another had saved already.
+        Processes can have different newest checkpoints if one was killed before its last save.
 
         Args:
-          shapes: of the state, with the devices that it lies on.
+          shapes: shapes and shardings of the training state.
+
+        Raises:
+          UsageError: checkpoints of this run are missing, or cannot be read.
         """
         restored = self._checkpoints.restore(shapes)
         while True:
@@ -114,15 +119,16 @@ class RunWriter:
             if oldest < 0 and self._evaluated_before(max(steps)):
                 raise UsageError(
                     f"--out={self._folder}: process {steps.index(-1)} has no checkpoint of step "
-                    f"{max(steps)}, or of one before it, which others have; give every process "
-                    "the folder that it had"
+                    f"{max(steps)} or before, but other processes have one; give every process "
+                    "the folder that it wrote to"
                 )
             restored = self._checkpoints.restore(shapes, oldest)
-        # A checkpoint follows an evaluation, so one at most is left where none had been saved.
-        if restored is None and self._first and evaluated(self._folder) > 1:
+        # Every evaluation is followed by a checkpoint, so a run that was killed before its first
+        # checkpoint has at most one evaluation.
+        if restored is None and self._is_first_process and count_evaluations(self._folder) > 1:
             raise UsageError(
-                f"--out={self._folder}: its eval.csv has evaluations, and there is no checkpoint to go "
-                "on from; choose another --out, or move eval.csv away to start anew"
+                f"--out={self._folder}: its eval.csv has evaluations, but there is no checkpoint to "
+                "resume from; choose another --out, or move eval.csv away to start a new run"
             )
         if restored is not None:
             self._offsets = restored.meta["offsets"]
@@ -130,67 +136,73 @@ class RunWriter:
         return restored
 
     def _evaluated_before(self, step: int) -> bool:
-        """Whether there was an evaluation, and so a checkpoint, before `step` steps were done."""
+        """Return True if an evaluation, and thus a checkpoint, is due before step `step`."""
         return any(schedule.due(self._config, t).evaluate for t in range(step - 1))
 
-    def begin(self, step: int, device_bytes: int, remarks: Sequence[str]) -> None:
-        """Opens the logs at an environment step, and tells the user what begins.
+    def begin(self, step: int, device_bytes: int, notices: Sequence[str]) -> None:
+        """Open the logs at an environment step and print a description of the run.
 
         Args:
-          device_bytes: memory that the rows of a device take.
-          remarks: what went wrong while the run was restored.
+          step: environment steps done so far.
+          device_bytes: memory that the learners of one device need.
+          notices: warnings to print, such as those from restoring the run.
         """
-        self._good_step = step
+        self._last_finite_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
-        names = (*DEFAULT, "wandb") if self._wandb else DEFAULT
-        self._logs = Loggers(
-            self._folder, self._config, step, self._offsets, names if self._first else ()
-        )
+        names: Sequence[str] = ()
+        if self._is_first_process:
+            names = (*DEFAULT_LOGGERS, "wandb") if self._wandb else DEFAULT_LOGGERS
+        self._logs = Loggers(self._folder, self._config, step, self._offsets, names)
         self._stack.callback(self._logs.close)
         self._progress = Progress(self._config, step, self._quiet)
         self._stack.callback(self._progress.close)
-        self._introduce(step, device_bytes)
-        for remark in remarks:
-            self._progress.say(f"warning: {remark}")
+        for line in self._describe_run(step, device_bytes):
+            self._progress.print(line)
+        for notice in notices:
+            self._progress.print(f"warning: {notice}")
 
-    def _introduce(self, step: int, device_bytes: int) -> None:
-        c, say, placement = self._config, self._progress.say, self._placement
-        devices = placement.mesh.size
-        spread = f" in {jax.process_count()} processes" if distributed.several() else ""
-        if devices > 1:
-            spread += f" on {devices} devices, at most {placement.learners_per_device} each"
-        names = " | ".join(v.name for v in c.variants)
-        fixes = f"fixes {names}; " if c.has_model else ""
+    def _describe_run(self, step: int, device_bytes: int) -> list[str]:
+        """Return the lines that are printed when a run starts or resumes."""
+        c, placement = self._config, self._placement
         method = f"mbpo with {c.agent_name}" if c.has_model else c.agent_name
         if c.trust_name != "none":
             method += f", trust {c.trust_name}"
         repeat = f" of {c.task.repeat} frames" if c.task.repeat > 1 else ""
-        say(
-            f"{method} on {c.env}, preset {c.preset}, {c.steps} steps{repeat}, "
-            f"{c.random_steps} at random"
-        )
-        say(f"{c.num_learners} rows{spread}: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}")
+        where = f" in {jax.process_count()} processes" if distributed.several() else ""
+        if placement.mesh.size > 1:
+            where += (
+                f" on {placement.mesh.size} devices, at most {placement.learners_per_device} each"
+            )
+        fixes = f"fixes {' | '.join(v.name for v in c.variants)}; " if c.has_model else ""
         sizes = ", ".join(f"{name} {size:,}" for name, size in self._parameters.items())
-        per_row = device_bytes / placement.learners_per_device
-        say(
-            f"{device_name()}; parameters a row: {sizes}; {per_row / 2**20:.0f} MiB of device "
-            "memory a row"
-        )
-        say(f"folder {self._folder}")
+        mebibytes = device_bytes / placement.learners_per_device / 2**20
+        lines = [
+            f"{method} on {c.env}, preset {c.preset}, {c.steps} steps{repeat}, "
+            f"{c.random_steps} with random actions",
+            f"{c.num_learners} learners{where}: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}",
+            f"{device_name()}; parameters per learner: {sizes}; {mebibytes:.0f} MiB of device "
+            "memory per learner",
+            f"run directory {self._folder}",
+        ]
         if c.preset in ("paper", "fast") and backend.target_is_cpu():
-            say(f"on a CPU preset {c.preset} takes a day or more, --preset=quick minutes")
+            lines.append(
+                f"on a CPU, preset {c.preset} takes a day or more; --preset=quick takes minutes"
+            )
         if step:
-            say(f"going on from step {step}")
+            lines.append(f"resuming from step {step}")
         if step >= c.steps:
-            say("the run is complete; a larger --steps goes on with it")
+            lines.append("the run is complete; set a larger --steps to continue it")
+        return lines
 
-    def stepped(self, step: int) -> None:
-        """Notes that `step` environment steps are done."""
-        self._progress.stepped(step)
+    def update_progress(self, step: int) -> None:
+        """Update the progress display after `step` environment steps."""
+        self._progress.update(step)
 
     def write(self, interval: TrainingInterval) -> None:
-        """Logs an interval of all rows. Of one that was interrupted only the fits, for the rest
-        is that of the evaluation which is still to come.
+        """Log an interval of all learners.
+
+        If the interval was interrupted, log only its fits. The other metrics belong to the
+        evaluation that follows after the run is resumed.
         """
         step, evaluation = interval.step, interval.evaluation
         if evaluation is None:
@@ -202,8 +214,8 @@ class RunWriter:
             if evaluation.values is not None:
                 learn["start_value"] = np.mean(evaluation.values, 1)
                 learn["start_return"] = np.mean(evaluation.discounted, 1)
-        self._progress.evaluation(step, evaluation)
-        self._warn_of_losses(interval)
+        self._progress.show_evaluation(step, evaluation)
+        self._warn_if_not_finite(interval)
         elapsed = time.perf_counter() - self._begin_time
         self._logs.write(
             step,
@@ -218,22 +230,28 @@ class RunWriter:
             },
         )
 
-    def _warn_of_losses(self, interval: TrainingInterval) -> None:
-        """Says so where nothing of the evaluation, or of the last steps, was a number."""
-        good = int(np.sum(interval.step - np.asarray(interval.dropped)))
-        if good > self._good:
-            self._good, self._good_step = good, interval.step
-        lost, say = interval.step - self._good_step, self._progress.say
-        if lost >= LOST_STEPS:
-            say(f"warning: every transition of the last {lost} steps was dropped, no number in it")
+    def _warn_if_not_finite(self, interval: TrainingInterval) -> None:
+        """Print a warning if no recent transition, or no evaluation step, was finite."""
+        num_finite = int(np.sum(interval.step - np.asarray(interval.dropped)))
+        if num_finite > self._num_finite:
+            self._num_finite, self._last_finite_step = num_finite, interval.step
+        dropped_steps = interval.step - self._last_finite_step
+        if dropped_steps >= MAX_DROPPED_STEPS:
+            self._progress.print(
+                f"warning: every transition of the last {dropped_steps} steps was dropped because "
+                "it was not finite"
+            )
         if interval.evaluation is not None and np.max(interval.evaluation.lengths) == 0:
-            say("warning: every episode of the evaluation ended at a step without a number")
+            self._progress.print(
+                "warning: every evaluation episode ended at its first step because the "
+                "transition was not finite"
+            )
 
-    def keep(self, interval: TrainingInterval, policies: Any) -> None:
-        """Keeps the policies, leaves (S, ...), of an interval's evaluation, both of all rows."""
+    def save_policies(self, interval: TrainingInterval, policies: Any) -> None:
+        """Save the policies of all learners, leaves (S, ...), at the evaluation of an interval."""
         assert interval.evaluation is not None
         scores = np.mean(interval.evaluation.returns, 1)
-        self._policies.add(interval.step, policies, scores, write=self._first)
+        self._policies.add(interval.step, policies, scores, write=self._is_first_process)
 
     def save(
         self,
@@ -242,13 +260,16 @@ class RunWriter:
         host: Mapping[str, np.ndarray],
         seconds: Mapping[str, float],
     ) -> None:
-        """Writes a checkpoint that holds all that is needed to go on.
+        """Write a checkpoint with everything that is needed to resume the run.
 
         Args:
-          host: what the engine keeps beside the state.
-          seconds: by stage.
+          step: environment steps done so far.
+          state: training state.
+          host: arrays of the engine that are not part of the training state.
+          seconds: wall time of each stage.
         """
-        # Nobody drops its oldest checkpoint before all have their newest one but this.
+        # This is a barrier: no process may delete its oldest checkpoint before every process has
+        # saved the previous one. Otherwise there may be no step that all processes have.
         distributed.everyones(step)
         meta = {"offsets": self._logs.offsets(), "seconds": dict(seconds)}
-        self._checkpoints.save(step, state, {**host, **self._policies.progress()}, meta)
+        self._checkpoints.save(step, state, {**host, **self._policies.checkpoint_arrays()}, meta)
