@@ -80,7 +80,7 @@ def _put(name: str, env: Any, state: Physics) -> None:
     model, data = env.physics.model.ptr, env.physics.data.ptr
     data.qpos[:], data.qvel[:], data.act[:], data.qacc_warmstart[:] = state[:4]
     target, entries = _target(name, model)
-    target[entries] = state.drawn
+    target[entries] = state.params
     # dm_control ends a step with the first half of the next one.
     mujoco.mj_step1(model, data)
     env._step_count, env._reset_next_step = 0, False
@@ -106,7 +106,7 @@ def _one(name: str, env: Any, action: np.ndarray) -> tuple:
     data = env.physics.data.ptr
     before, contacts = _state(name, env), data.ncon
     timestep = env.step(rescale(action, *dmc.bounds(env)))
-    obs = np.concatenate([np.ravel(a) for _, a in dmc._in_order(timestep.observation)])
+    obs = np.concatenate([np.ravel(a) for _, a in dmc._ordered_items(timestep.observation)])
     read = jax.tree.map(np.copy, fields(data))
     return before, action, _state(name, env), read, obs, timestep.reward, contacts
 
@@ -221,14 +221,14 @@ def precision(double: bool) -> Iterator[None]:
 @functools.cache
 def parts(name: str, double: bool = False) -> suite.Parts:
     with precision(double):
-        return suite.parts(name)
+        return suite.load_parts(name)
 
 
 @functools.cache
 def _program(domain: str, substeps: int, forces: bool, put: Any, double: bool) -> Any:
     def run(model, state, control):
-        episode = put(model, state.drawn) if put else model
-        after, data = physics.advance(episode, state, control, substeps, forces=forces)
+        episode = put(model, state.params) if put else model
+        after, data = physics.advance(episode, state, control, substeps, force_sensors=forces)
         return after, fields(data)
 
     return jax.jit(jax.vmap(run, in_axes=(None, 0, 0)))
@@ -242,10 +242,10 @@ def device(
 ) -> tuple[Physics, Fields]:
     """The same steps on MJX; tasks of one domain share a program where their models allow it."""
     loaded = parts(name, double)
-    rules, domain = loaded.rules, name.partition("-")[0]
-    drawn = given.before.drawn.shape[1]
-    put = _PUTS.setdefault((domain, drawn), rules.put) if drawn else None
-    program = _program(domain, loaded.substeps, rules.forces, put, double)
+    functions, domain = loaded.functions, name.partition("-")[0]
+    drawn = given.before.params.shape[1]
+    put = _PUTS.setdefault((domain, drawn), functions.set_params) if drawn else None
+    program = _program(domain, loaded.substeps, functions.force_sensors, put, double)
     with precision(double):
         dtype = jnp.float64 if double else jnp.float32
         before = jax.tree.map(lambda x: jnp.asarray(x, dtype), given.before)
@@ -258,9 +258,9 @@ def device(
 
 def judged(name: str, read: Fields, double: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Observations (N, D) and rewards (N,) that a task's rules read from data of either kind."""
-    rules = parts(name, double).rules
+    functions = parts(name, double).functions
     with precision(double):
-        both = jax.jit(jax.vmap(lambda data: (rules.observation(data), rules.reward(data))))
+        both = jax.jit(jax.vmap(lambda data: (functions.observation(data), functions.reward(data))))
         return jax.device_get(both(jax.tree.map(jnp.asarray, read)))
 
 

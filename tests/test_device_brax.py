@@ -1,4 +1,4 @@
-"""Brax's tasks on the device; all but the cheapest by `--all-tasks`."""
+"""Brax's tasks on the device; all except the cheapest need `--all-tasks`."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 from dynajax.envs import mjx
 
 pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
-ROWS, STEPS = 32, 60
+NUM_ENVS, STEPS = 32, 60
 DEFAULT = ("inverted_pendulum",)
 TASKS = [
     pytest.param(name, marks=() if name in DEFAULT else pytest.mark.all_tasks) for name in mjx.BRAX
@@ -19,11 +19,14 @@ TASKS = [
 
 @functools.cache
 def _episodes(name):
-    """(task, first state, actions, obs before, obs after, reward, terminated), axes (T, ROWS)."""
+    """Return (task, first state, actions, obs before, state after, reward, terminated).
+
+    The last five have the axes (STEPS, NUM_ENVS).
+    """
     task = mjx.make(f"brax:{name}")
-    keys = jax.random.split(jax.random.key(0), ROWS)
+    keys = jax.random.split(jax.random.key(0), NUM_ENVS)
     first = jax.jit(jax.vmap(task.reset))(keys)
-    shape = (STEPS, ROWS, task.spec.action_dim)
+    shape = (STEPS, NUM_ENVS, task.spec.action_dim)
     actions = jax.random.uniform(jax.random.key(1), shape, minval=-1)
 
     def step(state, action):
@@ -48,32 +51,32 @@ def test_spec_and_shapes(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_termination_function_sees_in_the_observation_what_brax_sees_in_the_state(name):
+def test_termination_function_equals_braxs_done(name):
     task, _, actions, before, after, _, terminated = _episodes(name)
-    rule = jax.vmap(jax.vmap(task.spec.termination))
-    found = jax.device_get(rule(before, actions, after.obs))
-    np.testing.assert_array_equal(found, terminated)
-    # Without a reset an episode that has ended goes on, so ends are plenty.
+    termination = jax.vmap(jax.vmap(task.spec.termination))
+    predicted = jax.device_get(termination(before, actions, after.obs))
+    np.testing.assert_array_equal(predicted, terminated)
+    # Many steps are terminated, because a terminated episode continues without a reset.
     assert terminated.any() == (name != "halfcheetah") and not terminated.all()
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_one_step_is_braxs_own(name):
+def test_step_equals_braxs(name):
     from brax import envs as brax_envs
 
     _, first, actions, *_, after, _, _ = _episodes(name)
-    theirs = brax_envs.get_environment(name, backend="mjx")
-    state = jax.jit(jax.vmap(theirs.reset))(jax.random.split(jax.random.key(0), ROWS))
+    reference = brax_envs.get_environment(name, backend="mjx")
+    state = jax.jit(jax.vmap(reference.reset))(jax.random.split(jax.random.key(0), NUM_ENVS))
     np.testing.assert_array_equal(state.pipeline_state.q, first.physics.qpos)
     np.testing.assert_allclose(state.obs, first.obs, atol=1e-5)
-    state = jax.jit(jax.vmap(theirs.step))(state, jnp.asarray(actions[0]))
-    ours = jax.tree.map(lambda x: x[0], after.physics)
-    np.testing.assert_allclose(state.pipeline_state.q, ours.qpos, atol=1e-4)
-    np.testing.assert_allclose(state.pipeline_state.qd, ours.qvel, rtol=1e-3, atol=5e-3)
+    state = jax.jit(jax.vmap(reference.step))(state, jnp.asarray(actions[0]))
+    physics = jax.tree.map(lambda x: x[0], after.physics)
+    np.testing.assert_allclose(state.pipeline_state.q, physics.qpos, atol=1e-4)
+    np.testing.assert_allclose(state.pipeline_state.qd, physics.qvel, rtol=1e-3, atol=5e-3)
 
 
 @pytest.mark.all_tasks
-def test_the_reward_is_made_of_the_positions_before_and_after():
+def test_reward_uses_positions_before_and_after_the_step():
     _, first, actions, _, after, reward, _ = _episodes("halfcheetah")
     x = np.concatenate([first.physics.qpos[None, :, 0], after.physics.qpos[..., 0]])
     expected = np.diff(x, axis=0) / 0.05 - 0.1 * (actions**2).sum(axis=-1)

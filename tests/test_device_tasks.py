@@ -1,6 +1,7 @@
-"""The device tasks against dm_control itself, one control step from each of its states.
+"""Device tasks compared with dm_control, one control step from each of its states.
 
-By default a few cheap tasks and those of the paper; every task, and from other states, by
+By default a few cheap tasks and those of the paper are tested. To test every task, from other
+states, run
 
     pytest tests/test_device_tasks.py --all-tasks --states=7
 """
@@ -22,15 +23,15 @@ from dynajax.envs.mjx import contacts, physics, rewards
 from dynajax.types import UsageError
 
 TASKS = [name for name in tasks.names() if not name.startswith("brax:")]
-#: Tested by default: the paper's, and some that compile in seconds.
+#: Domains tested by default: those of the paper, and some that compile in seconds.
 DEFAULT = ("cartpole", "cheetah", "hopper", "humanoid", "pendulum", "quadruped")
-#: Tested by default in float64 too, where each domain has to be compiled once more.
+#: Domains tested by default in float64 too, for which each domain is compiled once more.
 DEFAULT_DOUBLE = ("cartpole", "hopper", "humanoid", "pendulum")
-#: How much more a task may differ. A condition number of 2e5 of the mass matrix: its entries
-#: rounded to float32, and nothing else, move a control step's qpos by 3e-5 to 8e-4, and the point
-#: where a solver in float64 stops is magnified as much.
-ROUNDING = {"swimmer-swimmer15": 20}
-#: About which one of two capsules is turned.
+#: Factors on the tolerances of a task. The mass matrix of swimmer15 has a condition number of 2e5:
+#: rounding only its entries to float32 changes qpos by 3e-5 to 8e-4 in a control step, and the
+#: difference at which a float64 solver stops is amplified in the same way.
+TOLERANCE_FACTORS = {"swimmer-swimmer15": 20}
+#: The axis about which one of two capsules is rotated.
 AXIS = np.array([0.6, 0.8, 0])
 
 
@@ -39,14 +40,14 @@ def seed(request):
     return request.config.getoption("--states")
 
 
-def _chosen(domains):
-    """Every task, those outside `domains` only with --all-tasks."""
+def _task_params(domains):
+    """Return a parameter for every task; tasks outside `domains` need --all-tasks."""
     marks = [() if n.partition("-")[0] in domains else pytest.mark.all_tasks for n in TASKS]
     return [pytest.param(name, marks=mark) for name, mark in zip(TASKS, marks, strict=True)]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_observation_and_reward_from_data_of_dm_control_itself(name, seed):
+def test_observation_and_reward_from_data_of_dm_control(name, seed):
     given = parity.steps(name, seed=seed)
     obs, reward = parity.judged(name, given.fields)
     np.testing.assert_allclose(obs, given.obs, rtol=1e-5, atol=1e-5)
@@ -55,58 +56,61 @@ def test_observation_and_reward_from_data_of_dm_control_itself(name, seed):
     assert steady.mean() > 0.9
 
 
-@pytest.mark.parametrize("name", _chosen(DEFAULT))
+@pytest.mark.parametrize("name", _task_params(DEFAULT))
 def test_one_control_step_in_float32(name, seed):
     given = parity.steps(name, seed=seed)
     after, read = parity.device(name, given)
     obs, reward = parity.judged(name, read)
-    most = np.array([1e-5, 1e-3]) * ROUNDING.get(name, 1)
-    off = ~(
-        parity.close(after.qpos, given.after.qpos, most[0]) & parity.close(obs, given.obs, most[1])
+    max_error = np.array([1e-5, 1e-3]) * TOLERANCE_FACTORS.get(name, 1)
+    differs = ~(
+        parity.close(after.qpos, given.after.qpos, max_error[0])
+        & parity.close(obs, given.obs, max_error[1])
     )
-    # Only where C MuJoCo itself would.
-    rows = jax.tree.map(lambda x: x[off], given)
-    assert not off.any() or (off.mean() <= 0.02 and parity.sensitive(name, rows, *most).all())
-    steady = ~off & parity.steady(name, given)
+    # Allow differences only where rounding changes the step of C MuJoCo by as much.
+    failed = jax.tree.map(lambda x: x[differs], given)
+    assert not differs.any() or (
+        differs.mean() <= 0.02 and parity.sensitive(name, failed, *max_error).all()
+    )
+    steady = ~differs & parity.steady(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["finger-spin", "reacher-easy", "quadruped-walk"])
-def test_dm_control_takes_the_same_step_again_from_a_state_put_into_it(name):
+def test_dm_control_repeats_a_step_from_a_restored_state(name):
     given = parity.steps(name)
     repeated = parity.again(name, given.before, given.action)
-    for ours, theirs in zip(*map(jax.tree.leaves, (repeated, given)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, desired in zip(*map(jax.tree.leaves, (repeated, given)), strict=True):
+        np.testing.assert_array_equal(actual, desired)
 
 
-def test_a_state_at_the_edge_of_a_contact_is_sensitive_and_others_are_not():
-    name, most = "finger-spin", (1e-5, 1e-3)
+def test_only_states_at_the_edge_of_a_contact_are_sensitive():
+    name, max_error = "finger-spin", (1e-5, 1e-3)
     given = parity.steps(name)
-    assert not parity.sensitive(name, given, *most, draws=1).any()
+    assert not parity.sensitive(name, given, *max_error, draws=1).any()
 
     def edge(free, touching):
-        """Two states that a contact tells apart, and 1e-12 of the way between two others."""
+        """Return two almost equal states, without and with a contact, found by bisection."""
 
-        def between(share):
-            weights = np.array([1 - share, share])
+        def interpolate(fraction):
+            weights = np.array([1 - fraction, fraction])
             before = jax.tree.map(lambda x: (weights @ x[[free, touching]])[None], given.before)
             return parity.again(name, before, given.action[[free]])
 
         low, high = 0.0, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (low, middle) if between(middle).contacts.any() else (middle, high)
-        return between(low), between(high)
+            low, high = (low, middle) if interpolate(middle).contacts.any() else (middle, high)
+        return interpolate(low), interpolate(high)
 
     free, touching = (np.flatnonzero(given.contacts == n)[:10] for n in (0, 1))
     edges = [edge(*pair) for pair in zip(free, touching, strict=True)]
     jumps = [np.abs(a.after.qpos - b.after.qpos).max() for a, b in edges]
-    assert max(jumps) > most[0]
-    assert parity.sensitive(name, edges[np.argmax(jumps)][0], *most).all()
+    assert max(jumps) > max_error[0]
+    assert parity.sensitive(name, edges[np.argmax(jumps)][0], *max_error).all()
 
 
-def test_no_batch_of_factors_is_asked_of_lapack():
-    """Such a batch waits for XLA's workers on one of them, and so for ever (`device.linalg`)."""
+def test_cholesky_is_not_batched():
+    """A batched factorization can deadlock XLA's worker threads (`envs.mjx.linalg`)."""
     task = tasks.make("cartpole-balance")
     keys = jax.random.split(jax.random.PRNGKey(0), 6).reshape(3, 2, 2)
     reset = jax.jit(jax.vmap(jax.vmap(task.reset)))
@@ -117,8 +121,8 @@ def test_no_batch_of_factors_is_asked_of_lapack():
 
 
 @pytest.mark.parametrize("angle", [5e-4, 2e-3, 0.01, 1])
-def test_the_contact_of_almost_parallel_capsules_in_float32(angle):
-    """As C MuJoCo finds it, from axes that are rounded alike for both."""
+def test_contact_of_almost_parallel_capsules_in_float32(angle):
+    """Compare with C MuJoCo, with the axes rounded to float32 for both."""
     body = '<body pos="{}"><freejoint/><geom type="capsule" size=".03 .2"/></body>'
     bodies = [body.format(at) for at in ("0 0 0", "0.05 0.01 0.02")]
     model = mujoco.MjModel.from_xml_string(
@@ -141,50 +145,52 @@ def test_the_contact_of_almost_parallel_capsules_in_float32(angle):
     np.testing.assert_allclose(frame[0], data.contact.frame[0, :3], atol=1e-5)
 
 
-def test_a_longer_chain_takes_no_more_work_a_link():
-    """XLA fuses what it can, and would find every link's parents again for each (`kinematics`)."""
+def test_work_per_link_does_not_grow_with_the_chain():
+    """Without barriers XLA would recompute the parents of every link (`envs.mjx.kinematics`)."""
     flops = []
     for name in ("swimmer-swimmer6", "swimmer-swimmer15"):
         model = parity.parts(name).model
 
         def sites(qpos, model=model):
-            return physics.update_obs_statistics(
-                model, mjx.make_data(model).replace(qpos=qpos)
-            ).site_xpos
+            data = mjx.make_data(model).replace(qpos=qpos)
+            return physics.update_derived(model, data).site_xpos
 
         compiled = jax.jit(sites).lower(jnp.zeros(model.nq)).compile()
         flops.append(compiled.cost_analysis()["flops"])
     assert flops[1] < 3.5 * flops[0]
 
 
-@pytest.mark.parametrize("name", _chosen(DEFAULT_DOUBLE))
+@pytest.mark.parametrize("name", _task_params(DEFAULT_DOUBLE))
 def test_one_control_step_in_float64(name, seed):
-    """At dm_control's own tolerance both solvers may stop one iteration apart, up to 4e-8 from each
-    other in one state of 200; so both are asked for more here."""
+    """Use a smaller solver tolerance than dm_control's.
+
+    With dm_control's tolerance the solvers may stop one iteration apart, and then differ by up to
+    4e-8 in one state of 200.
+    """
     given = parity.steps(name, seed=seed, tolerance=1e-13)
     after, _ = parity.device(name, given, double=True, tolerance=1e-13)
-    most = ROUNDING.get(name, 1) * 1e-9
+    max_error = TOLERANCE_FACTORS.get(name, 1) * 1e-9
     for field in ("qpos", "qvel", "act"):
-        ours, theirs = getattr(after, field), getattr(given.after, field)
-        np.testing.assert_allclose(ours, theirs, rtol=most, atol=most)
+        actual, desired = getattr(after, field), getattr(given.after, field)
+        np.testing.assert_allclose(actual, desired, rtol=max_error, atol=max_error)
 
 
 @pytest.mark.parametrize("sigmoid", rewards._SIGMOIDS)
-def test_tolerance_is_dm_controls(sigmoid):
+def test_tolerance_equals_dm_controls(sigmoid):
     x = np.linspace(-4, 4, 401)
     for bounds, margin, value in [((0, 0), 1, 0.1), ((-0.5, 1), 2, 0.5), ((1, np.inf), 0, 0.1)]:
-        ours = rewards.tolerance(x, bounds, margin, sigmoid, value)
-        theirs = dm_rewards.tolerance(x, bounds, margin, sigmoid, value)
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+        actual = rewards.tolerance(x, bounds, margin, sigmoid, value)
+        desired = dm_rewards.tolerance(x, bounds, margin, sigmoid, value)
+        np.testing.assert_allclose(actual, desired, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["dog-run", "quadruped-escape", "stacker-stack_2", "Hopper-v5"])
-def test_a_task_that_is_not_here_is_refused_in_one_line(name):
+def test_unavailable_task_raises_one_line(name):
     with pytest.raises(UsageError, match=f"^--env={name}: .*--engine=host$"):
         tasks.make(name)
 
 
-def test_importing_the_tasks_imports_neither_mjx_nor_brax():
+def test_importing_tasks_does_not_import_mjx_or_brax():
     import subprocess
 
     code = "import sys, dynajax, dynajax.envs.mjx; print(*sys.modules)"

@@ -1,4 +1,4 @@
-"""Device tasks of one's own: registered from a module, checked, and trained on."""
+"""User-defined device tasks: registration from a module, and checks."""
 
 import textwrap
 
@@ -12,7 +12,7 @@ from dynajax.envs.mjx import EnvState, Task, register_mjx_task
 from dynajax.envs.terminations import never
 from dynajax.types import EnvSpec, UsageError
 
-#: What README shows.
+#: A user module as in the documentation.
 MODULE = """
     import jax, jax.numpy as jnp
     from dynajax.envs.mjx import EnvState, Task, register_mjx_task
@@ -35,7 +35,7 @@ MODULE = """
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """The name of a module that registers the task Cart."""
+    """Create a module that registers the task Cart, and return its name."""
     (tmp_path / "carts.py").write_text(textwrap.dedent(MODULE))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(mjx, "TASKS", dict(mjx.TASKS))
@@ -43,7 +43,7 @@ def module(tmp_path, monkeypatch):
     return "carts"
 
 
-def test_a_task_of_a_module_is_known_by_its_name(module):
+def test_task_registered_by_module_is_found_by_name(module):
     spec = envs.spec(f"{module}:Cart")
     assert (spec.name, spec.obs_dim, spec.time_limit) == ("carts:Cart", 2, 200)
     assert "Cart" in mjx.names()
@@ -56,7 +56,9 @@ def test_a_task_of_a_module_is_known_by_its_name(module):
         envs.make(f"{module}:Cart")
     with pytest.raises(UsageError, match="the nearest is Cart"):
         envs.spec(f"{module}:Carts")
-    with pytest.raises(UsageError, match=r"^--env=carts:Carts: the module 'carts' gives no such"):
+    with pytest.raises(
+        UsageError, match=r"^--env=carts:Carts: the module 'carts' registers no such"
+    ):
         mjx.make(f"{module}:Carts")
 
 
@@ -75,7 +77,7 @@ SPEC = EnvSpec("Wrong", 2, 1, 9, ("x", "y"), never)
     ("task", "text"),
     [
         (3, "returned int, not a Task"),
-        (Task(SPEC._replace(obs_names=("x",)), reset, step), "obs_dim=2 with 1 obs_names"),
+        (Task(SPEC._replace(obs_names=("x",)), reset, step), "obs_dim=2, 1 obs_names"),
         (Task(SPEC._replace(action_dim=0), reset, step), "action_dim=0"),
         (Task(SPEC._replace(obs_dim=3, obs_names=("x", "y", "z")), reset, step), "must be float32"),
         (Task(SPEC, lambda key: EnvState(jnp.zeros(2, int), 0), step), "observation of reset"),
@@ -84,19 +86,19 @@ SPEC = EnvSpec("Wrong", 2, 1, 9, ("x", "y"), never)
         (Task(SPEC, reset, lambda s, a: s), "cannot trace"),
         (
             Task(SPEC, reset, lambda s, a: (EnvState(s.obs, 1.0 * s.physics), *step(s, a)[1:])),
-            "no loop can carry it",
+            "a loop cannot carry the state",
         ),
     ],
 )
-def test_a_task_whose_parts_do_not_fit_is_refused_in_one_line(monkeypatch, task, text):
+def test_inconsistent_task_raises_one_line(monkeypatch, task, text):
     monkeypatch.setattr(mjx, "TASKS", dict(mjx.TASKS))
     register_mjx_task("Wrong", lambda: task)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as error:
         mjx.make("Wrong")
-    message = str(refused.value)
+    message = str(error.value)
     assert message.startswith("--env=Wrong: ") and text in message and "\n" not in message
 
 
-def test_what_is_no_function_is_refused():
+def test_registering_a_non_callable_raises():
     with pytest.raises(UsageError, match="must be a function"):
         register_mjx_task("Wrong", 3)

@@ -1,4 +1,4 @@
-"""Action repeat on both engines, by tasks whose frames can be counted."""
+"""Action repeat on both engines, tested with a task that counts its frames."""
 
 import gymnasium
 import jax
@@ -17,8 +17,8 @@ from dynajax.settings import make
 from dynajax.types import EnvSpec, UsageError
 
 
-class Frames(gymnasium.Env):
-    """Observation: the frame's number. Reward: the number times the action."""
+class FrameCounter(gymnasium.Env):
+    """Observation: the index of the frame. Reward: the index times the action."""
 
     action_space = spaces.Box(-1.0, 1.0, (1,))
     observation_space = spaces.Box(-np.inf, np.inf, (1,))
@@ -43,8 +43,8 @@ class Frames(gymnasium.Env):
         self.frame = int(values[0])
 
 
-def frames_on_device(limit, ends=None, nan_at=None):
-    """The same task for the device."""
+def device_frame_counter(limit, ends=None, nan_at=None):
+    """Return the same task for the device."""
     spec = EnvSpec("Frames", 1, 1, limit, ("obs",), never)
 
     def reset(key):
@@ -58,8 +58,8 @@ def frames_on_device(limit, ends=None, nan_at=None):
     return Task(spec, reset, step)
 
 
-#: Frames of a decision, the frame that ends, the frame that is not finite: the observations,
-#: rewards and ends of the decisions that follow.
+#: (frames per agent step, frame that terminates, frame that is not finite): expected
+#: (observation, reward, terminated) of each agent step.
 CASES = {
     (3, None, None): [(3, 6, False), (6, 15, False), (7, 7, False)],
     (3, 5, None): [(3, 6, False), (5, 9, True)],
@@ -74,12 +74,13 @@ LIMIT = 7
 
 @pytest.fixture
 def task():
+    """Provide task(**kwargs), which registers a FrameCounter and returns its name."""
     names = []
 
     def register(**kwargs):
         name = f"Frames{len(names)}-v0"
         names.append(name)
-        gymnasium.register(name, Frames, kwargs=kwargs, max_episode_steps=LIMIT)
+        gymnasium.register(name, FrameCounter, kwargs=kwargs, max_episode_steps=LIMIT)
         return name
 
     yield register
@@ -87,12 +88,12 @@ def task():
         del gymnasium.registry[name]
 
 
-@pytest.mark.parametrize(("case", "decisions"), CASES.items())
-def test_decisions_on_the_host(task, case, decisions):
+@pytest.mark.parametrize(("case", "agent_steps"), CASES.items())
+def test_action_repeat_on_host(task, case, agent_steps):
     repeat, ends, nan_at = case
     env = envs.make(task(ends=ends, nan_at=nan_at), repeat=repeat)
     env.reset(seed=0)
-    for i, (obs, reward, terminated) in enumerate(decisions):
+    for i, (obs, reward, terminated) in enumerate(agent_steps):
         result = env.step(np.ones(1, np.float32))
         np.testing.assert_array_equal(result[0], [obs])
         np.testing.assert_array_equal(result[1], reward)
@@ -100,21 +101,21 @@ def test_decisions_on_the_host(task, case, decisions):
         assert result[3] == (obs == LIMIT), i
 
 
-@pytest.mark.parametrize(("case", "decisions"), CASES.items())
-def test_decisions_on_the_device(monkeypatch, case, decisions):
+@pytest.mark.parametrize(("case", "agent_steps"), CASES.items())
+def test_action_repeat_on_device(monkeypatch, case, agent_steps):
     repeat, ends, nan_at = case
-    monkeypatch.setitem(mjx.TASKS, "Frames", lambda: frames_on_device(LIMIT, ends, nan_at))
+    monkeypatch.setitem(mjx.TASKS, "Frames", lambda: device_frame_counter(LIMIT, ends, nan_at))
     task = mjx.make("Frames", repeat=repeat)
     state = task.reset(jax.random.key(0))
-    for obs, reward, terminated in decisions:
-        state, gained, over = task.step(state, jnp.ones(1))
+    for obs, reward, terminated in agent_steps:
+        state, actual_reward, done = task.step(state, jnp.ones(1))
         np.testing.assert_array_equal(state.obs, [obs])
-        np.testing.assert_array_equal(gained, np.float32(reward))
-        assert bool(over) == terminated and gained.dtype == jnp.float32
+        np.testing.assert_array_equal(actual_reward, np.float32(reward))
+        assert bool(done) == terminated and actual_reward.dtype == jnp.float32
 
 
-def test_time_limits_count_decisions(task, monkeypatch):
-    monkeypatch.setitem(mjx.TASKS, "Frames", lambda: frames_on_device(LIMIT))
+def test_time_limits_count_agent_steps(task, monkeypatch):
+    monkeypatch.setitem(mjx.TASKS, "Frames", lambda: device_frame_counter(LIMIT))
     limits = {1: 7, 2: 4, 3: 3, 7: 1, 8: 1}
     name = task()
     assert {n: envs.spec(name, repeat=n).time_limit for n in limits} == limits
@@ -126,7 +127,7 @@ def test_time_limits_count_decisions(task, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cheetah-run", "Hopper-v5"])
-def test_a_repeated_state_is_restored_and_verified(name):
+def test_restore_with_action_repeat(name):
     env, other = envs.make(name, repeat=4), envs.make(name, repeat=4)
     plain = envs.make(name)
     action = np.full(env.action_space.shape, 0.3, np.float32)
@@ -139,14 +140,14 @@ def test_a_repeated_state_is_restored_and_verified(name):
     np.testing.assert_array_equal(obs, frames[-1][0])
     assert reward == sum(frame[1] for frame in frames)
     other.restore(state)
-    again = other.step(action)
-    np.testing.assert_array_equal(again[0], obs)
-    assert again[1] == reward and env.can_restore
+    repeated = other.step(action)
+    np.testing.assert_array_equal(repeated[0], obs)
+    assert repeated[1] == reward and env.can_restore
     other.restore(state, steps=env.time_limit - 1)
     assert other.step(action)[3]
 
 
-def test_a_repeat_of_one_is_no_wrapper_and_less_is_refused(task):
+def test_repeat_of_one_adds_no_wrapper_and_zero_raises(task):
     name = task()
     assert isinstance(envs.make(name, repeat=1), envs.gym.GymnasiumEnv)
     task_of_suite = mjx.TASKS["pendulum-swingup"]
@@ -156,7 +157,7 @@ def test_a_repeat_of_one_is_no_wrapper_and_less_is_refused(task):
             call("pendulum-swingup", repeat=0)
 
 
-def test_rows_take_decisions_and_drop_one_that_is_not_finite(task):
+def test_training_envs_with_action_repeat_drop_non_finite_steps(task):
     name = task(nan_at=5)
     config = make(name, algo="model-free", settings={"task.repeat": 3})
     host = TrainingEnvs(config, envs.spec(name, **config.stepping), [0, 1])
@@ -171,12 +172,12 @@ def test_rows_take_decisions_and_drop_one_that_is_not_finite(task):
     host.close()
 
 
-def test_workers_repeat_too():
-    pools = [VectorEnv("pendulum-swingup", 1, workers=w, repeat=4) for w in (0, 1)]
+def test_action_repeat_in_workers():
+    vector_envs = [VectorEnv("pendulum-swingup", 1, workers=w, repeat=4) for w in (0, 1)]
     results = []
-    for pool in pools:
-        pool.reset([0], [3])
-        results.append(pool.step([0], np.ones((1, 1))))
-        pool.close()
-    for ours, theirs in zip(*results, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for vector_env in vector_envs:
+        vector_env.reset([0], [3])
+        results.append(vector_env.step([0], np.ones((1, 1))))
+        vector_env.close()
+    for local, worker in zip(*results, strict=True):
+        np.testing.assert_array_equal(worker, local)

@@ -157,7 +157,7 @@ def test_a_run_that_learns_nothing_is_told_at_the_start(nans, tmp_path, capsys):
 
 def test_a_film_that_cannot_be_made_is_refused_before(nans):
     run = dynajax.make_config(nans, algo="model-free", steps=20)
-    with pytest.raises(UsageError, match="draws no pictures"):
+    with pytest.raises(UsageError, match="cannot render"):
         video.check(run)
     with pytest.raises(UsageError, match="only host environments can be rendered"):
         video.check(dynajax.make_config("brax:ant", algo="model-free", engine="mjx"))

@@ -1,4 +1,4 @@
-"""Simulators set to a stored state: the same step again, bit for bit."""
+"""Restored simulator states: repeated steps are bitwise equal."""
 
 import gymnasium
 import numpy as np
@@ -10,8 +10,8 @@ from dynajax import envs
 from dynajax.envs import states
 from dynajax.types import Transition
 
-#: One task of each kind: sensors, contacts, targets drawn into the model, Gymnasium's stale
-#: positions, Runge-Kutta, classic control.
+#: Tasks of each kind: with sensors, contacts, targets in the model, Gymnasium's stale positions,
+#: Runge-Kutta, classic control.
 TASKS = [
     "cheetah-run",
     "hopper-hop",
@@ -30,7 +30,7 @@ TASKS = [
 
 
 class Counter(gymnasium.Env):
-    """Adds up its actions; its state is its own to give away."""
+    """Add up the actions; there is no access to the state."""
 
     action_space = spaces.Box(-1.0, 1.0, (1,))
     observation_space = spaces.Box(-np.inf, np.inf, (1,))
@@ -54,7 +54,7 @@ class Settable(Counter):
 
 
 class Goal(Settable):
-    """Draws a goal at each reset, which `restore` does not know of."""
+    """Sample a goal at each reset, which `restore` does not restore."""
 
     def reset(self, *, seed=None, options=None):
         result = super().reset(seed=seed, options=options)
@@ -74,8 +74,8 @@ class SettableGoal(Goal):
         self.total, self.goal = map(float, values)
 
 
-class Leaning(HopperEnv):
-    """Like AdroitHand's doors: a reset draws a part of the model."""
+class RandomizedModel(HopperEnv):
+    """Randomize a model parameter at each reset, as AdroitHandDoor does."""
 
     def reset_model(self):
         self.model.body_pos[1, 2] = 1.25 + self.np_random.uniform(0, 0.1)
@@ -83,7 +83,7 @@ class Leaning(HopperEnv):
 
 
 class Sums(gymnasium.Wrapper):
-    """Adds up rewards, and can give its sum away with the state of what it wraps."""
+    """Add up the rewards; `snapshot` contains the sum and the state of the wrapped task."""
 
     def reset(self, *, seed=None, options=None):
         self.sum = 0.0
@@ -102,7 +102,7 @@ class Sums(gymnasium.Wrapper):
         self.sum = float(values[-1])
 
 
-class Forgets(Sums):
+class SumsUnrestorable(Sums):
     snapshot = restore = None
 
 
@@ -112,9 +112,9 @@ gymnasium.register("Settable-v0", Settable, max_episode_steps=20)
 for _name, _entry in {
     "Goal": Goal,
     "SettableGoal": SettableGoal,
-    "Leaning": Leaning,
+    "RandomizedModel": RandomizedModel,
     "Sums": lambda: Sums(Settable()),
-    "Forgets": lambda: Forgets(Settable()),
+    "SumsUnrestorable": lambda: SumsUnrestorable(Settable()),
     "Stacked": lambda: wrappers.FrameStackObservation(Settable(), 2),
     "Delayed": lambda: wrappers.DelayObservation(Settable(), 2),
     "Normalized": lambda: wrappers.NormalizeObservation(Settable()),
@@ -126,12 +126,12 @@ for _name, _entry in {
     gymnasium.register(f"{_name}-v0", _entry, max_episode_steps=20)
 
 
-def bits(obs):
+def float_bits(obs):
     return np.asarray(obs, np.float32).view(np.uint32)
 
 
-@pytest.mark.parametrize("name", [*TASKS, "Settable-v0", "Leaning-v0", "Sums-v0"])
-def test_a_stored_transition_follows_its_state_again(name):
+@pytest.mark.parametrize("name", [*TASKS, "Settable-v0", "RandomizedModel-v0", "Sums-v0"])
+def test_step_from_restored_state_is_bitwise_equal(name):
     env, other = envs.make(name), envs.make(name)
     rng = np.random.default_rng(0)
     stored = []
@@ -145,60 +145,61 @@ def test_a_stored_transition_follows_its_state_again(name):
             stored.append((state, action, after))
             if after[2]:
                 break
-    # In any order, in another simulator, which is in an episode of its own.
+    # Restore in random order, in another simulator that is in a different episode.
     other.reset(seed=99)
     for i in rng.permutation(len(stored)):
         state, action, (obs, reward, terminated, truncated, _) = stored[i]
         other.restore(state)
-        np.testing.assert_array_equal(bits(other.snapshot()), bits(state))
-        again = other.step(action)
-        np.testing.assert_array_equal(bits(again[0]), bits(obs))
-        assert again[1:4] == (reward, terminated, truncated)
+        np.testing.assert_array_equal(float_bits(other.snapshot()), float_bits(state))
+        repeated = other.step(action)
+        np.testing.assert_array_equal(float_bits(repeated[0]), float_bits(obs))
+        assert repeated[1:4] == (reward, terminated, truncated)
 
 
 @pytest.mark.parametrize("name", ["cheetah-run", "Hopper-v4"])
-def test_a_restored_episode_keeps_or_forgets_its_age(name):
+def test_restore_sets_the_age_of_the_episode(name):
     env = envs.make(name)
     env.reset(seed=0)
-    quiet = np.zeros(env.action_space.shape, np.float32)
+    action = np.zeros(env.action_space.shape, np.float32)
     state = env.snapshot()
     state[-2 if name == "cheetah-run" else -1 :] = env.time_limit - 1
     env.restore(state)
-    assert env.step(quiet)[3]
+    assert env.step(action)[3]
     env.restore(state, steps=0)
-    assert not env.step(quiet)[3] and not env.step(quiet)[3]
+    assert not env.step(action)[3] and not env.step(action)[3]
 
 
-def test_a_task_that_cannot_be_set_says_so():
+def test_can_restore():
     assert not envs.make("Counter-v0").can_restore
     assert envs.make("Settable-v0").can_restore
-    assert states.setter(gymnasium.make("Pendulum-v1")) is not None
+    assert states.find_restorer(gymnasium.make("Pendulum-v1")) is not None
 
 
 @pytest.mark.parametrize(
-    "name", ["Goal", "Forgets", "Stacked", "Delayed", "Normalized", "Scored", "Sticky", "Timed"]
+    "name",
+    ["Goal", "SumsUnrestorable", "Stacked", "Delayed", "Normalized", "Scored", "Sticky", "Timed"],
 )
-def test_a_task_or_wrapper_that_keeps_more_is_refused_and_says_why(name):
+def test_hidden_state_is_detected_and_named(name):
     env = envs.make(f"{name}-v0")
     assert not env.can_restore
-    assert "another step than it took" in env.unrestorable and "\n" not in env.unrestorable
+    assert "has a different result than before" in env.unrestorable and "\n" not in env.unrestorable
     wrapper = {"Stacked": "FrameStackObservation", "Normalized": "NormalizeObservation"}
     assert wrapper.get(name, "") in env.unrestorable
     assert "TimeLimit" not in env.unrestorable
 
 
-@pytest.mark.parametrize("name", ["SettableGoal", "Sums", "Clipped", "Leaning", "Settable"])
-def test_what_a_task_or_wrapper_offers_is_used(name):
+@pytest.mark.parametrize("name", ["SettableGoal", "Sums", "Clipped", "RandomizedModel", "Settable"])
+def test_snapshot_of_task_or_wrapper_is_used(name):
     assert envs.make(f"{name}-v0").unrestorable is None
 
 
 @pytest.mark.parametrize("name", ["Hopper-v5", "Reacher-v5", "Pusher-v5", "Pendulum-v1"])
-def test_gymnasiums_own_tasks_keep_nothing_more(name):
+def test_gymnasium_tasks_are_restorable(name):
     assert envs.make(name).unrestorable is None
 
 
-def recorded(name, seed, steps=3):
-    """An environment after some steps, and the last of them: (env, snapshot, transition)."""
+def record_step(name, seed, steps=3):
+    """Return an environment after some steps, and the snapshot and transition of the last one."""
     env = envs.make(name)
     obs, _ = env.reset(seed=seed)
     action = np.full(env.action_space.shape, 0.3, np.float32)
@@ -210,31 +211,32 @@ def recorded(name, seed, steps=3):
 
 
 @pytest.mark.parametrize("name", ["cheetah-run", "Hopper-v5", "SettableGoal-v0"])
-def test_a_recorded_step_is_verified_to_the_bit(name):
-    _, snapshot, transition = recorded(name, 1)
-    env, *_ = recorded(name, 2)
+def test_verify_detects_a_changed_bit(name):
+    _, snapshot, transition = record_step(name, 1)
+    env, *_ = record_step(name, 2)
     for steps in (None, 0):
         assert states.verify(env, snapshot, transition.action, transition, steps=steps) is None
     last = len(env.obs_names) - 1
-    up = np.nextafter(transition.next_obs, np.float32(np.inf))
-    moved = np.where(np.arange(last + 1) == last, up, transition.next_obs)
+    next_float = np.nextafter(transition.next_obs, np.float32(np.inf))
+    changed = np.where(np.arange(last + 1) == last, next_float, transition.next_obs)
     for field, value, text in (
-        ("next_obs", moved, f"the observation's {env.obs_names[last]}"),
+        ("next_obs", changed, f"the observation's {env.obs_names[last]}"),
         ("reward", np.nextafter(transition.reward, np.float32(9)), "the reward"),
         ("discount", 1 - transition.discount, "the discount"),
     ):
         wrong = transition._replace(**{field: value})
-        reason = states.verify(env, snapshot, transition.action, wrong)
-        assert text in reason and f"1 of {last + 3} differ" in reason and "\n" not in reason
+        difference = states.verify(env, snapshot, transition.action, wrong)
+        assert text in difference and f"1 of {last + 3} differ" in difference
+        assert "\n" not in difference
 
 
-def test_a_state_of_another_goal_is_noticed_in_the_reward():
-    _, snapshot, transition = recorded("Goal-v0", 1)
-    env, *_ = recorded("Goal-v0", 2)
+def test_verify_detects_another_goal_by_the_reward():
+    _, snapshot, transition = record_step("Goal-v0", 1)
+    env, *_ = record_step("Goal-v0", 2)
     assert "the reward is" in states.verify(env, snapshot, transition.action, transition)
 
 
-def test_a_snapshot_of_another_length_is_noticed():
-    env, snapshot, transition = recorded("Hopper-v5", 1)
-    reason = states.verify(env, snapshot[3:], transition.action, transition)
-    assert "cannot be put back" in reason and "\n" not in reason
+def test_verify_detects_a_snapshot_of_wrong_length():
+    env, snapshot, transition = record_step("Hopper-v5", 1)
+    difference = states.verify(env, snapshot[3:], transition.action, transition)
+    assert "cannot be restored" in difference and "\n" not in difference

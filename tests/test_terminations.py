@@ -1,4 +1,4 @@
-"""The termination rules against the tasks' own `terminated`."""
+"""Termination functions compared with `terminated` of the tasks."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from dynajax.types import UsageError
 
 TASKS = ["InvertedPendulum", "Hopper", "Walker2d", "HalfCheetah", "Ant", "Humanoid"]
 IDS = [f"{task}-{version}" for task in TASKS for version in ("v4", "v5")]
-# What of qpos the observation leaves out, and where a task stands its body's height and lean.
+# Number of leading entries of qpos that the observation omits.
 HIDDEN = {"Hopper": 1, "Walker2d": 1, "HalfCheetah": 1, "Ant": 2, "Humanoid": 2}
+# Ranges of the entries of qpos that contain the height and angle of the body.
 RANGES = {
     "InvertedPendulum": {1: (-0.4, 0.4)},
     "Hopper": {1: (0.5, 1.5), 2: (-0.4, 0.4)},
@@ -24,20 +25,20 @@ RANGES = {
 
 
 def transitions(env_id, rng):
-    """(obs, action, next_obs, terminated) of random episodes and of pushed states."""
+    """Yield (obs, action, next_obs, terminated) of random episodes and of random states."""
     env = envs.make(env_id)
-    real = env._env.unwrapped
+    simulator = env._env.unwrapped
     task = env_id[:-3]
     obs, _ = env.reset(seed=0)
     for t in range(2100):
         if t >= 700:
-            qpos = real.init_qpos + rng.normal(0, 0.05, real.model.nq)
-            qvel = rng.normal(0, rng.choice([0.1, 3.0]), real.model.nv)
+            qpos = simulator.init_qpos + rng.normal(0, 0.05, simulator.model.nq)
+            qvel = rng.normal(0, rng.choice([0.1, 3.0]), simulator.model.nv)
             for i, (low, high) in RANGES[task].items():
                 if rng.random() < 0.7:
                     qpos[i] = rng.uniform(low, high)
-            real.set_state(qpos, qvel)
-            obs = env._flat(real._get_obs())
+            simulator.set_state(qpos, qvel)
+            obs = env._flat(simulator._get_obs())
         action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
         next_obs, _, terminated, truncated, _ = env.step(action)
         yield obs, action, next_obs, terminated
@@ -46,11 +47,11 @@ def transitions(env_id, rng):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_the_rule_is_the_tasks_own(env_id):
+def test_termination_equals_that_of_the_task(env_id):
     columns = zip(*transitions(env_id, np.random.default_rng(0)), strict=True)
     obs, action, next_obs, terminated = (np.array(c) for c in columns)
-    rule = jax.jit(jax.vmap(envs.TERMINATIONS[env_id]))
-    np.testing.assert_array_equal(rule(obs, action, next_obs), terminated)
+    termination = jax.jit(jax.vmap(envs.TERMINATIONS[env_id]))
+    np.testing.assert_array_equal(termination(obs, action, next_obs), terminated)
     if env_id.startswith("HalfCheetah"):
         assert not terminated.any()
     else:
@@ -60,60 +61,64 @@ def test_the_rule_is_the_tasks_own(env_id):
 @pytest.mark.parametrize(
     "env_id", [i for i in IDS if i[:-3] in ("Hopper", "Walker2d", "Ant", "Humanoid")]
 )
-def test_numbers_that_are_not_finite_count_where_the_task_counts_them(env_id):
+def test_termination_of_non_finite_states_equals_that_of_the_task(env_id):
     env = envs.make(env_id)
-    real = env._env.unwrapped
-    rule = envs.TERMINATIONS[env_id]
+    simulator = env._env.unwrapped
+    termination = envs.TERMINATIONS[env_id]
     action = jnp.zeros(env.action_space.shape)
-    seen = set()
+    healthy = set()
     for value in (np.nan, np.inf, -np.inf):
         for array, first in (("qpos", HIDDEN[env_id[:-3]]), ("qvel", 0)):
             if env_id.startswith("Hopper") and array == "qvel" and not np.isnan(value):
-                continue  # clipped to +-10 before anybody can see it
-            for i in range(first, getattr(real.data, array).size):
+                continue  # the observation is clipped to +-10
+            for i in range(first, getattr(simulator.data, array).size):
                 obs, _ = env.reset(seed=0)
-                getattr(real.data, array)[i] = value
-                next_obs = env._flat(real._get_obs())
-                assert bool(rule(obs, action, next_obs)) == (not real.is_healthy), (array, i, value)
-                seen.add(bool(real.is_healthy))
-    assert False in seen
+                getattr(simulator.data, array)[i] = value
+                next_obs = env._flat(simulator._get_obs())
+                assert bool(termination(obs, action, next_obs)) == (not simulator.is_healthy), (
+                    array,
+                    i,
+                    value,
+                )
+                healthy.add(bool(simulator.is_healthy))
+    assert False in healthy
     env.close()
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Hopper-v5"])
-def test_a_hopper_must_stay_within_100(env_id):
+def test_hopper_terminates_at_100(env_id):
     env = envs.make(env_id)
-    real = env._env.unwrapped
+    simulator = env._env.unwrapped
     action = jnp.zeros(3)
     for i in range(3, 6):
         for angle in (-101, -100, -99, 99, 100, 101):
             obs, _ = env.reset(seed=0)
-            real.data.qpos[i] = angle
-            ended = envs.TERMINATIONS[env_id](obs, action, env._flat(real._get_obs()))
-            assert bool(ended) == (not real.is_healthy) == (abs(angle) >= 100)
+            simulator.data.qpos[i] = angle
+            ended = envs.TERMINATIONS[env_id](obs, action, env._flat(simulator._get_obs()))
+            assert bool(ended) == (not simulator.is_healthy) == (abs(angle) >= 100)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_inverted_pendulum_that_is_not_finite_has_fallen(value):
+def test_inverted_pendulum_terminates_if_not_finite(value):
     for i in range(4):
         obs = jnp.zeros(4).at[i].set(value)
         assert terminations.inverted_pendulum(jnp.zeros(4), jnp.zeros(1), obs)
 
 
-def test_a_users_rule_is_found_without_its_module():
-    def rule(obs, action, next_obs):
+def test_registered_termination_is_found_without_module_prefix():
+    def termination(obs, action, next_obs):
         return next_obs[0] > 1
 
     try:
-        envs.register_termination("some.module:Mine-v0", rule)
-        assert envs.TERMINATIONS["Mine-v0"] is rule
+        envs.register_termination("some.module:Mine-v0", termination)
+        assert envs.TERMINATIONS["Mine-v0"] is termination
     finally:
         envs.TERMINATIONS.pop("Mine-v0", None)
     with pytest.raises(UsageError, match="must be a function"):
         envs.register_termination("Mine-v0", 3)
 
 
-def test_rules_of_other_tasks():
+def test_termination_in_spec():
     assert envs.spec("cheetah-run").termination is terminations.never
     assert envs.spec("lqr-lqr_2_1").termination is None
     assert envs.spec("Pusher-v5").termination is None

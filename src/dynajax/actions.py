@@ -1,14 +1,17 @@
-"""Actions in a task's own bounds, and in the [-1, 1] that everything here acts in."""
+"""Convert actions between [-1, 1], the range used throughout the package, and a task's bounds."""
 
 import numpy as np
 
 
 def rescale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Actions (..., A) from [-1, 1] to [low, high]; with bounds -1 and 1 it changes no bit."""
+    """Map actions (..., A) from [-1, 1] to [low, high].
+
+    With bounds of -1 and 1 the result is bitwise equal to the input.
+    """
     scaled = (low + high) / 2 + (high - low) / 2 * np.asarray(action, np.float64)
     return np.clip(scaled, low, high)
 
 
 def to_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The inverse of `rescale`: actions (..., A) from [low, high] to [-1, 1]."""
+    """Map actions (..., A) from [low, high] to [-1, 1]; the inverse of `rescale`."""
     return (2 * np.asarray(action, np.float64) - (low + high)) / (high - low)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynajax import envs
-from dynajax.envs.training_envs import finite
+from dynajax.envs.training_envs import all_finite
 from dynajax.types import EnvSpec, Transition, UsageError
 
 #: Share of the transitions, at the end and as whole episodes where that is possible, that no fit
@@ -45,14 +45,14 @@ def collect(spec: EnvSpec, count: int, seed: int, *, time_limit: int = 1000) -> 
     episode = tries = 0
     while len(rows) < count:
         obs, _ = env.reset(seed=1000 * seed + episode)
-        memory, noise, ended = 0.9 * (episode % 2), np.zeros(spec.action_dim), not finite(obs)
+        memory, noise, ended = 0.9 * (episode % 2), np.zeros(spec.action_dim), not all_finite(obs)
         begin = len(rows)
         while not ended and len(rows) < count:
             fresh = rng.uniform(-1, 1, spec.action_dim)
             noise = memory * noise + np.sqrt(1 - memory**2) * fresh
             action = np.clip(noise, -1, 1).astype(np.float32)
             new, reward, terminated, truncated, _ = env.step(action)
-            if not finite(new, reward):
+            if not all_finite(new, reward):
                 break
             rows.append(Transition(obs, action, reward, 1.0 - terminated, new))
             episodes.append(episode)

@@ -19,7 +19,7 @@ from dynajax.config import variant_config
 from dynajax.diagnose import fits, loaded_run, measures
 from dynajax.diagnose.offline import step_ahead
 from dynajax.diagnose.policy_rollouts import Paths, can_restore, follow, soft_returns
-from dynajax.envs.training_envs import finite
+from dynajax.envs.training_envs import all_finite
 from dynajax.models import ensemble, make_model
 from dynajax.models.base import DynamicsModel
 from dynajax.types import Array, LearnerState, ModelState, ReplayBuffer, Transition
@@ -282,7 +282,7 @@ def _synthetic(
         t = Transition(*(x[slot] for x in row.synthetic.unpack()))
         env.restore(state_of[place], steps=0)
         new, reward, *_ = env.step(t.action)
-        if finite(new, reward):
+        if all_finite(new, reward):
             real.append(np.append(new, np.float32(reward)))
             imagined.append((t.obs, np.append(t.next_obs, t.reward)))
     env.close()

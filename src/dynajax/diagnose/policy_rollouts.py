@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dynajax.envs.training_envs import finite
+from dynajax.envs.training_envs import all_finite
 from dynajax.types import Array
 
 #: Simulators beside each other.
@@ -106,7 +106,7 @@ def _wave(
         for j in np.flatnonzero(alive & valid):
             simulator = simulators[j]
             new[j], reward[j], ended[j], truncated, _ = simulator.step(action[j])
-            valid[j] = finite(new[j], reward[j])
+            valid[j] = all_finite(new[j], reward[j])
             if not valid[j]:
                 new[j], reward[j] = obs[j], 0.0
             elif truncated and not ended[j] and can_restore(simulator):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dynajax.config import Config
-from dynajax.envs.training_envs import finite
+from dynajax.envs.training_envs import all_finite
 from dynajax.envs.vector import Stream, VectorEnv, default_workers, episode_seed
 from dynajax.types import EnvSpec, Evaluation
 
@@ -64,12 +64,12 @@ class Evaluator:
         discounted, discount = np.zeros(rows * k), np.repeat(self._discounts, k)
         obs = self._pool.reset(np.arange(rows * k), seeds)
         starts = obs.copy()
-        active = np.flatnonzero(finite(obs))
+        active = np.flatnonzero(all_finite(obs))
         while active.size:
             actions = np.asarray(act(obs.reshape(rows, k, -1)), np.float32)
             actions = actions.reshape(rows * k, -1)[active]
             next_obs, reward, terminated, truncated = self._pool.step(active, actions)
-            good = finite(next_obs, reward)
+            good = all_finite(next_obs, reward)
             stepped = active[good]
             # JAX may still read the old array, for it takes numpy arrays without a copy.
             obs = obs.copy()

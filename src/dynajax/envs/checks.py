@@ -1,4 +1,4 @@
-"""What a task must be, and must return, to be learned from; each refusal is one line."""
+"""Check the spaces and return values of a task; each error is one line."""
 
 import re
 import traceback
@@ -11,21 +11,22 @@ from gymnasium import spaces
 
 from dynajax.types import UsageError
 
-#: A bound this far out counts as none: dm_control puts it in place of infinity.
-UNLIMITED = 1e10
-_PIN = "mujoco is pinned to 3.17, because dm_control needs it"
+#: Bounds of this magnitude count as infinite, because dm_control writes 1e10 for infinity.
+UNBOUNDED = 1e10
+_MUJOCO_PIN = "mujoco is pinned to 3.17, because dm_control needs it"
 
 
-def unlimited(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Which actions (A,) have no bounds."""
-    return (low <= -UNLIMITED) | (high >= UNLIMITED)
+def is_unbounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return a mask (A,) of the action dimensions without finite bounds."""
+    return (low <= -UNBOUNDED) | (high >= UNBOUNDED)
 
 
-def reason(error: Exception) -> str:
-    """What an exception says, in one line: its type, its text, and where an empty one was raised.
+def describe_error(error: Exception) -> str:
+    """Return the type and message of an exception in one line.
 
-    Where the text is empty, or speaks of MuJoCo, the version that is installed may be the cause,
-    and so it is named.
+    If the message is empty, the line names the place where the exception was raised. If it is
+    empty or mentions MuJoCo, the line also names the pinned version, since an incompatible
+    version is a common cause of such errors.
     """
     text = " ".join(str(error).split())
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -35,31 +36,33 @@ def reason(error: Exception) -> str:
         line += (
             f", raised without a message in {last.name}, {Path(last.filename).name}:{last.lineno}"
         )
-    return f"{line}; {_PIN}" if not text or re.search(r"mujoco|mjcf|flex", text, re.I) else line
+    if not text or re.search(r"mujoco|mjcf|flex", text, re.I):
+        return f"{line}; {_MUJOCO_PIN}"
+    return line
 
 
-def leaves(space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, spaces.Space]]:
-    """(name, space) of the parts of a Dict or Tuple, in the order in which they are flattened."""
+def leaf_spaces(space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, spaces.Space]]:
+    """Yield (name, space) of each leaf of a Dict or Tuple, in the order of `spaces.flatten`."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces
         items = parts.items() if isinstance(parts, dict) else enumerate(parts)
         for key, part in items:
-            yield from leaves(part, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaf_spaces(part, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix or "obs", space
 
 
-def task(name: str, action: spaces.Space, observation: spaces.Space) -> None:
-    """Refuses spaces that the algorithm cannot act in or learn from.
+def check_spaces(name: str, action: spaces.Space, observation: spaces.Space) -> None:
+    """Check that the spaces of a task are supported.
 
     Raises:
-      UsageError: naming the task and what is wrong with it.
+      UsageError: an action or observation space is not supported.
     """
-    _actions(name, action)
-    for part, space in leaves(observation):
+    _check_action_space(name, action)
+    for part, space in leaf_spaces(observation):
         if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) >= 3:
             raise UsageError(
-                f"--env={name}: its observation {part!r} is a picture {space.shape}; "
+                f"--env={name}: its observation {part!r} is an image {space.shape}; "
                 "dynajax learns from state vectors"
             )
     if not observation.is_np_flattenable:
@@ -69,45 +72,51 @@ def task(name: str, action: spaces.Space, observation: spaces.Space) -> None:
         )
     if not spaces.flatdim(observation):
         raise UsageError(
-            f"--env={name}: its observations have no entries ({_short(observation)}); a policy "
-            "needs something to see"
+            f"--env={name}: its observations are empty ({_short(observation)}); a policy needs at "
+            "least one entry"
         )
 
 
-def _actions(name: str, space: spaces.Space) -> None:
+def _check_action_space(name: str, space: spaces.Space) -> None:
     if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         raise UsageError(
             f"--env={name}: its actions are {_short(space)}; "
-            "dynajax needs continuous ones (a float Box)"
+            "dynajax needs continuous actions (a Box of floats)"
         )
     low, high = space.low.ravel(), space.high.ravel()
     if not low.size:
-        raise UsageError(f"--env={name}: its actions have no entries ({_short(space)})")
-    if np.isnan([low, high]).any() or unlimited(low, high).any():
+        raise UsageError(
+            f"--env={name}: its actions are empty ({_short(space)}); dynajax needs at least one "
+            "action dimension"
+        )
+    if np.isnan([low, high]).any() or is_unbounded(low, high).any():
         raise UsageError(
             f"--env={name}: its actions have infinite bounds (1e10 and more counts as infinite); "
-            "wrap it so that they are finite (gymnasium.wrappers.RescaleAction, or ClipAction and "
-            "a Box of your own)"
+            "wrap the task to make them finite (gymnasium.wrappers.RescaleAction, or ClipAction "
+            "and your own Box)"
         )
-    dead = np.flatnonzero(low >= high)
-    if dead.size:
-        at = dead[0]
+    constant = np.flatnonzero(low >= high)
+    if constant.size:
+        i = constant[0]
         raise UsageError(
-            f"--env={name}: its action {at} can only be {low[at]:g} (bounds {low[at]:g} and "
-            f"{high[at]:g}), so nothing acts; an actuator of an MJCF needs a ctrlrange"
+            f"--env={name}: its action {i} can only be {low[i]:g} (bounds {low[i]:g} and "
+            f"{high[i]:g}), so it has no effect; an MJCF actuator needs a ctrlrange"
         )
 
 
-def observation(name: str, space: spaces.Space, value: Any, part: str = "") -> None:
-    """Refuses an observation that flattening would broadcast, cut or truncate.
+def check_observation(name: str, space: spaces.Space, value: Any, part: str = "") -> None:
+    """Check that an observation belongs to its space, up to a lossless cast of its dtype.
+
+    `spaces.flatten` would silently broadcast, cut or truncate an observation that does not.
 
     Args:
-      name: the task.
-      space: the observation space, of which `value` should be.
-      part: which part of a Dict or Tuple it is.
+      name: task name.
+      space: observation space.
+      value: observation that the task returned.
+      part: name of the part of a Dict or Tuple that is checked.
 
     Raises:
-      UsageError: naming shape or dtype, space and task.
+      UsageError: the structure, shape or dtype is not that of the space.
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces
@@ -116,81 +125,87 @@ def observation(name: str, space: spaces.Space, value: Any, part: str = "") -> N
             try:
                 entry = value[key]
             except (KeyError, IndexError, TypeError):
-                _misfit(name, space, part, f"has no part {key!r}")
-            observation(name, inner, entry, f"{part}.{key}" if part else str(key))
+                _raise_mismatch(name, space, part, f"has no part {key!r}")
+            check_observation(name, inner, entry, f"{part}.{key}" if part else str(key))
         if isinstance(space, spaces.Tuple) and len(value) != len(items):
-            _misfit(name, space, part, f"has {len(value)} parts")
+            _raise_mismatch(name, space, part, f"has {len(value)} parts")
         return
     try:
         array = np.asarray(value)
     except ValueError:
-        _misfit(name, space, part, "is no array")
+        _raise_mismatch(name, space, part, "is not an array")
     if array.shape != space.shape:
-        _misfit(name, space, part, f"has the shape {array.shape}")
+        _raise_mismatch(name, space, part, f"has the shape {array.shape}")
     dtype = np.dtype(space.dtype)
     if array.dtype == dtype and not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return
-    # Integers of any size will do for integers, as long as they are the same afterwards.
-    kept = np.can_cast(array.dtype, dtype, "same_kind") or (
+    # Any integer type is accepted for an integer space if the cast preserves the values.
+    lossless = np.can_cast(array.dtype, dtype, "same_kind") or (
         array.dtype.kind in "biu" and np.array_equal(array.astype(dtype), array)
     )
-    if not kept:
-        _misfit(name, space, part, f"has the dtype {array.dtype}")
+    if not lossless:
+        _raise_mismatch(name, space, part, f"has the dtype {array.dtype}")
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and not space.contains(
         array.astype(dtype)
     ):
-        _misfit(name, space, part, f"is {_short(value)}")
+        _raise_mismatch(name, space, part, f"is {_short(value)}")
 
 
-def _misfit(name: str, space: spaces.Space, part: str, what: str) -> NoReturn:
-    place = f" {part!r}" if part else ""
+def _raise_mismatch(name: str, space: spaces.Space, part: str, problem: str) -> NoReturn:
+    label = f" {part!r}" if part else ""
     raise UsageError(
-        f"--env={name}: the task returned an observation{place} that {what}, but its space is "
-        f"{_short(space)}; let the two agree"
+        f"--env={name}: the task returned an observation{label} that {problem}, but its space is "
+        f"{_short(space)}; change one to match the other"
     )
 
 
-def _short(value: Any, most: int = 120) -> str:
+def _short(value: Any, max_length: int = 120) -> str:
     text = " ".join(str(value).split())
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= max_length else f"{text[:max_length]}..."
 
 
-def number(name: str, what: str, value: Any) -> float:
-    """A reward or a flag as one number; an array of one entry is one.
+def to_scalar(name: str, field: str, value: Any) -> float:
+    """Return a reward or flag as a float; an array of one entry is accepted.
 
     Args:
-      what: "reward", "terminated" or "truncated".
+      name: task name.
+      field: "reward", "terminated" or "truncated".
+      value: what the task returned for the field.
 
     Raises:
-      UsageError: it is something else.
+      UsageError: the value is not a single number.
     """
     if isinstance(value, float | int | np.bool_):
         return float(value)
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
         shape = f"an array of shape {array.shape}" if array.size != 1 else _short(repr(value))
-        several = "; combine several into one (gymnasium.RewardWrapper)" if what == "reward" else ""
+        remedy = (
+            "; combine several rewards into one (gymnasium.RewardWrapper)"
+            if field == "reward"
+            else ""
+        )
         raise UsageError(
-            f"--env={name}: the task returned {shape} as its {what}; it must be one number{several}"
+            f"--env={name}: the task returned {shape} as its {field}; it must be one number{remedy}"
         )
     return float(array.item())
 
 
-def is_old_api(error: Exception) -> bool:
-    """Whether a `reset` or `step` failed because it is written for Gym's old API."""
+def is_old_api_error(error: Exception) -> bool:
+    """Return True if `reset` or `step` failed because the task uses the API of Gym before 0.26."""
     if isinstance(error, TypeError):
         text = r"reset\(\) got an unexpected keyword argument '(seed|options)'"
         return bool(re.search(text, str(error)))
     frames = traceback.extract_tb(error.__traceback__)
     line = (frames[-1].line or "") if frames else ""
-    # By the line, for a task can fail to unpack something else.
+    # Look at the failing line too, because a task can fail to unpack something unrelated.
     return "values to unpack" in str(error) and bool(re.search(r"\.(step|reset)\(", line))
 
 
-def old_api(name: str) -> UsageError:
-    """The refusal of a task that is written for Gym's old API."""
+def old_api_error(name: str) -> UsageError:
+    """Return the error for a task that uses the API of Gym before 0.26."""
     return UsageError(
-        f"--env={name}: it is written for the API of Gym before 0.26; Gymnasium's "
-        "reset(seed=, options=) returns (observation, info), its step (observation, reward, "
-        "terminated, truncated, info)"
+        f"--env={name}: it uses the API of Gym before 0.26; in Gymnasium reset(seed=, options=) "
+        "returns (observation, info) and step returns (observation, reward, terminated, truncated, "
+        "info)"
     )

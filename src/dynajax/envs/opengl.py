@@ -1,23 +1,24 @@
-"""MuJoCo, imported so that a missing OpenGL library stops nobody who draws nothing.
+"""Import MuJoCo even if no OpenGL library is installed, since training does not render.
 
-`import mujoco` takes the library that the variable MUJOCO_GL names, and fails where it is missing.
+`import mujoco` loads the OpenGL library that the environment variable MUJOCO_GL names, and fails if
+that library is missing.
 """
 
 import os
 import sys
 
-__all__ = ["forget", "mujoco"]
+__all__ = ["mujoco", "remove_modules"]
 
 
-def forget(*packages: str) -> None:
-    """Lets packages that were imported in part be imported again."""
+def remove_modules(*packages: str) -> None:
+    """Remove partially imported packages from `sys.modules`, so that they can be imported again."""
     for name in [name for name in sys.modules if name.split(".")[0] in packages]:
         del sys.modules[name]
 
 
 try:
     import mujoco
-except Exception:  # whatever a missing library raises
-    forget("mujoco", "OpenGL")
+except Exception:  # The type depends on which OpenGL library is missing.
+    remove_modules("mujoco", "OpenGL")
     os.environ["MUJOCO_GL"] = "disabled"
     import mujoco

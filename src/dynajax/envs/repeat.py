@@ -1,4 +1,4 @@
-"""Action repeat: a decision lasts several simulator steps, its frames, and sums their rewards."""
+"""Repeat each action for several frames (simulator control steps) and sum their rewards."""
 
 from typing import Any
 
@@ -6,20 +6,21 @@ import gymnasium
 import numpy as np
 
 
-class Repeat(gymnasium.Env):
-    """An environment of `envs.make` whose steps are decisions.
+class ActionRepeat(gymnasium.Env):
+    """An environment of `envs.make` in which each action is repeated.
 
-    A terminated or truncated frame ends the decision, and so does one that is not finite, which
-    makes the decision's reward NaN. The last decision of an episode can be shorter.
+    One step of this environment, an agent step, is `repeat` frames. It ends early at a frame that
+    is terminated, truncated or not finite, so the last agent step of an episode can be shorter. A
+    frame that is not finite makes the reward of the agent step NaN.
 
     Attributes:
       obs_names: D names.
-      time_limit: decisions of an episode, at most.
-      bounds: actions (A,) of the task that -1 and 1 stand for.
+      time_limit: maximum number of agent steps per episode.
+      bounds: actions (A,) of the task that correspond to -1 and 1.
 
     Args:
-      env: what takes the frames.
-      repeat: frames of a decision, 1 or more.
+      env: environment whose steps are the frames.
+      repeat: frames per agent step, 1 or more.
     """
 
     def __init__(self, env: Any, repeat: int) -> None:
@@ -34,51 +35,57 @@ class Repeat(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode."""
+        """Start an episode."""
         return self._env.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Takes one action (A,) for as many frames as the decision has."""
+        """Take one action (A,) for up to `repeat` frames."""
         total = 0.0
         for _ in range(self._repeat):
             obs, reward, terminated, truncated, info = self._env.step(action)
             total += reward
-            finite = np.isfinite(obs).all() and np.isfinite(reward)
-            if terminated or truncated or not finite:
+            is_finite = np.isfinite(obs).all() and np.isfinite(reward)
+            if terminated or truncated or not is_finite:
                 break
-        return obs, total if finite else np.nan, terminated, truncated, info
+        return obs, total if is_finite else np.nan, terminated, truncated, info
 
     def snapshot(self) -> np.ndarray:
-        """The simulator's state between two decisions; see `envs.states`."""
+        """Return the simulator's state between two agent steps; see `envs.states`."""
         return self._env.snapshot()
 
     def restore(self, values: np.ndarray, *, steps: int | None = None) -> None:
-        """Sets the simulator to a `snapshot`; `steps` are decisions, see `DMControlEnv.restore`."""
+        """Set the simulator to a `snapshot`; see `DMControlEnv.restore`.
+
+        Args:
+          values: a `snapshot`.
+          steps: age of the episode in agent steps.
+        """
         self._env.restore(values, steps=None if steps is None else steps * self._repeat)
 
     @property
     def unrestorable(self) -> str | None:
-        """Why the task cannot be set to a state; None if it can."""
+        """Return the reason why the task cannot be set to a state, or None if it can."""
         return self._env.unrestorable
 
     @property
     def can_restore(self) -> bool:
-        """Whether the task can be set to a state."""
+        """Return True if the task can be set to a state."""
         return self._env.can_restore
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The wrappers that keep running statistics, by class name."""
+        """Return the class names of the wrappers that keep running statistics."""
         return self._env.statistics
 
     @property
     def mujoco(self) -> tuple[Any, Any] | None:
-        """MuJoCo's own model and data, where the task has them."""
+        """Return MuJoCo's model and data, or None if the task has none."""
         return self._env.mujoco
 
     def render(self) -> Any:
-        """The task's picture: (H, W, 3) uint8."""
+        """Return an image of the task: (H, W, 3) uint8."""
         return self._env.render()
 
     def close(self) -> None:
+        """Close the environment."""
         self._env.close()

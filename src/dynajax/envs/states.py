@@ -1,13 +1,13 @@
-"""A simulator set to a stored state, so that the same step can be taken again, or another one.
+"""Set a simulator to a stored state, to repeat a step or to take another one from it.
 
 A state is one float64 vector: MuJoCo's integration state (positions, velocities, activations, the
-solver's warm start), what an episode draws into the model (targets), and what a task keeps beside
-both. `take` and `put` are exact: the transition that followed a state follows it again, bit for
-bit. Tests hold them to that.
+solver's warm start), the model parameters that a reset randomizes (for example targets), and any
+further state of the task. `read_state` and `write_state` are exact: a step that is repeated from a
+restored state has a bitwise equal result, which tests check.
 
-A task or a wrapper may keep more beside the simulator than anybody else can know of (a goal drawn at
-reset, the last observations, running statistics). So nothing is believed: `probe` tries a task out
-on itself, and `verify` a run's own transitions.
+A task or wrapper may have state that is not part of the vector (a goal sampled at reset, the last
+observations, running statistics). `probe` therefore tests a task before its states are used, and
+`verify` tests recorded transitions of a run.
 """
 
 import functools
@@ -20,8 +20,8 @@ from dynajax.envs.opengl import mujoco
 from dynajax.types import Transition
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-#: Parts of a model that some tasks draw anew at every reset.
-_DRAWABLE = (
+#: Model parameters that some tasks randomize at every reset.
+_RANDOMIZABLE = (
     "body_pos",
     "body_quat",
     "body_mass",
@@ -34,30 +34,30 @@ _DRAWABLE = (
     "hfield_data",
     "wrap_prm",
 )
-#: Positions that Gymnasium's tasks read before a step: MuJoCo leaves them one substep behind the
-#: state, so they are no function of it.
+#: Positions that Gymnasium's tasks read before a step. MuJoCo leaves them one substep behind the
+#: state, so they cannot be computed from it.
 _STALE = ("xpos", "xipos")
 
 
-def parameters(model: Any) -> dict[str, np.ndarray]:
-    """Copies of what an episode may draw into the model."""
-    return {name: np.array(getattr(model, name)) for name in _DRAWABLE if hasattr(model, name)}
+def copy_parameters(model: Any) -> dict[str, np.ndarray]:
+    """Return copies of the model parameters that a reset may randomize."""
+    return {name: np.array(getattr(model, name)) for name in _RANDOMIZABLE if hasattr(model, name)}
 
 
-def drawn(before: dict[str, np.ndarray], model: Any) -> tuple[str, ...]:
-    """The parameters that a reset has changed."""
+def changed_parameters(before: dict[str, np.ndarray], model: Any) -> tuple[str, ...]:
+    """Return the names of the parameters that differ from `before`."""
     return tuple(n for n, x in before.items() if not np.array_equal(x, getattr(model, n)))
 
 
-def take(model: Any, data: Any, names: tuple[str, ...]) -> np.ndarray:
-    """The state of MuJoCo's structs, and the model's parameters of these names."""
+def read_state(model: Any, data: Any, names: tuple[str, ...]) -> np.ndarray:
+    """Return MuJoCo's integration state, followed by the model parameters `names`."""
     state = np.empty(mujoco.mj_stateSize(model, _STATE))
     mujoco.mj_getState(model, data, state, _STATE)
     return np.concatenate([state, *(np.ravel(getattr(model, n)) for n in names)])
 
 
-def put(model: Any, data: Any, names: tuple[str, ...], values: np.ndarray) -> None:
-    """The inverse of `take`. Nothing that is derived from the state is computed yet."""
+def write_state(model: Any, data: Any, names: tuple[str, ...], values: np.ndarray) -> None:
+    """Write the result of `read_state` to a simulator, without updating derived quantities."""
     size = mujoco.mj_stateSize(model, _STATE)
     mujoco.mj_setState(model, data, np.ascontiguousarray(values[:size]), _STATE)
     for name in names:
@@ -67,57 +67,65 @@ def put(model: Any, data: Any, names: tuple[str, ...], values: np.ndarray) -> No
 
 
 class MujocoTask:
-    """Gymnasium's MuJoCo tasks, which step with `mj_step` alone.
+    """Snapshot and restore for Gymnasium's MuJoCo tasks, which only call `mj_step`.
 
-    To be made before the first reset, for what a reset draws into the model is told by comparing.
+    Create it before the first reset: it compares the model before and after a reset to find the
+    parameters that the reset randomizes.
     """
 
     def __init__(self, env: Any) -> None:
         self._env = env
-        self._loaded = parameters(env.model)
+        self._loaded = copy_parameters(env.model)
 
     @functools.cached_property
-    def _drawn(self) -> tuple[str, ...]:
-        return drawn(self._loaded, self._env.model)
+    def _randomized(self) -> tuple[str, ...]:
+        return changed_parameters(self._loaded, self._env.model)
 
     def snapshot(self) -> np.ndarray:
+        """Return the task's state."""
         data = self._env.data
         stale = [np.ravel(getattr(data, name)) for name in _STALE]
-        return np.concatenate([take(self._env.model, data, self._drawn), *stale])
+        return np.concatenate([read_state(self._env.model, data, self._randomized), *stale])
 
     def restore(self, values: np.ndarray) -> None:
+        """Set the task to a `snapshot`."""
         data = self._env.data
         for name in reversed(_STALE):
             array = getattr(data, name)
             values, stale = values[: -array.size], values[-array.size :]
             array[...] = stale.reshape(array.shape)
-        put(self._env.model, data, self._drawn, values)
+        write_state(self._env.model, data, self._randomized, values)
 
 
 class ClassicTask:
-    """Gymnasium's classic control tasks, whose state is one array (some let its type change)."""
+    """Snapshot and restore for Gymnasium's classic control tasks, whose state is one array.
+
+    The vector also stores the array's dtype, because in some tasks it changes during an episode.
+    """
 
     def __init__(self, env: Any) -> None:
         self._env = env
 
     def snapshot(self) -> np.ndarray:
+        """Return the task's state."""
         state = np.asarray(self._env.state)
         return np.append(state.astype(np.float64), state.dtype == np.float32)
 
     def restore(self, values: np.ndarray) -> None:
+        """Set the task to a `snapshot`."""
         self._env.state = values[:-1].astype(np.float32 if values[-1] else np.float64)
 
 
-def setter(env: Any) -> Any:
-    """What has `snapshot()` and `restore(values)` for a Gymnasium task; None if nothing has.
+def find_restorer(env: Any) -> Any:
+    """Return the object with `snapshot()` and `restore(values)` for a Gymnasium task, or None.
 
-    The outermost wrapper or environment that offers both methods itself is taken, so a task of
-    one's own needs no more than to define them.
+    This is the outermost wrapper or environment that defines both methods, so a user's task only
+    has to define them. Otherwise it is an adapter for Gymnasium's MuJoCo and classic control tasks.
     """
     for layer in layers(env):
-        if callable(_own(layer, "snapshot")) and callable(_own(layer, "restore")):
-            # One of this package's own, wrapped once more, can do what its task can.
-            return layer if getattr(layer, "setter", layer) is not None else None
+        if callable(_get_own(layer, "snapshot")) and callable(_get_own(layer, "restore")):
+            # A nested `GymnasiumEnv` defines both methods, but they need its own restorer.
+            return layer if getattr(layer, "restorer", layer) is not None else None
     module = type(env.unwrapped).__module__
     if hasattr(env.unwrapped, "do_simulation") and hasattr(env.unwrapped, "model"):
         return MujocoTask(env.unwrapped)
@@ -126,21 +134,21 @@ def setter(env: Any) -> Any:
     return None
 
 
-def _own(layer: Any, name: str) -> Any:
-    # Older wrappers hand unknown attributes to what they wrap.
+def _get_own(layer: Any, name: str) -> Any:
+    # Do not use getattr on the instance, because older wrappers forward unknown attributes.
     return getattr(type(layer), name, None) or layer.__dict__.get(name)
 
 
 def layers(env: Any) -> Iterator[Any]:
-    """The wrappers of a task, outermost first, and the task itself."""
+    """Yield the wrappers of a task, outermost first, and then the task."""
     layer = env
     while layer is not None:
         yield layer
         layer = getattr(layer, "__dict__", {}).get("env")
 
 
-def statistics(env: Any) -> tuple[str, ...]:
-    """The wrappers that keep running statistics of what passes through them, by class name."""
+def statistics_wrappers(env: Any) -> tuple[str, ...]:
+    """Return the class names of the wrappers that keep running statistics (mean, var, count)."""
     return tuple(
         type(layer).__name__
         for layer in layers(env)
@@ -159,49 +167,54 @@ def verify(
     *,
     steps: int | None = None,
 ) -> str | None:
-    """Takes a recorded step again, and compares it bit for bit.
+    """Repeat a recorded step and compare the result bitwise.
 
     Args:
-      env: one of `envs.make`, after any reset; it is left one step after `snapshot`.
-      snapshot: (L,) the state that the step began in.
-      action: (A,) in [-1, 1], the recorded one.
-      transition: what followed, float32 leaves without leading axes; its `obs` is not read.
-      steps: see `restore` of `env`; the count that is used afterwards should be verified.
+      env: an environment of `envs.make` that has been reset; the call leaves it one step after
+        `snapshot`.
+      snapshot: (L,) the state before the recorded step.
+      action: (A,) the recorded action, in [-1, 1].
+      transition: the recorded result, float32 leaves without leading axes; `obs` is not read.
+      steps: see `restore` of `env`; pass the value that will be used with this task.
 
     Returns:
-      None if all is the same; else what differs, in one line.
+      None if the results are equal, else the difference in one line.
     """
     try:
         env.restore(np.asarray(snapshot, np.float64), steps=steps)
     except (ValueError, TypeError, IndexError) as error:
-        return f"its stored state cannot be put back ({' '.join(str(error).split())})"
+        return f"its stored state cannot be restored ({' '.join(str(error).split())})"
     obs, reward, terminated, _, _ = env.step(np.asarray(action, np.float32))
     names = [*(f"the observation's {name}" for name in env.obs_names), "the reward", "the discount"]
     with np.errstate(over="ignore"):
-        again = np.array([*obs, reward, 1 - terminated], np.float32)
+        repeated = np.array([*obs, reward, 1 - terminated], np.float32)
     recorded = np.array([*transition.next_obs, transition.reward, transition.discount], np.float32)
-    if again.shape != recorded.shape:
+    if repeated.shape != recorded.shape:
         return f"its observation has {len(obs)} entries, and had {len(transition.next_obs)}"
-    # As integers, for -0.0 equals 0.0.
-    different = np.flatnonzero(again.view(np.uint32) != recorded.view(np.uint32))
+    # Compare as integers, because -0.0 equals 0.0 as a float.
+    different = np.flatnonzero(repeated.view(np.uint32) != recorded.view(np.uint32))
     if not different.size:
         return None
     first = different[0]
     return (
-        f"set to a stored state it takes another step than it took: {names[first]} is "
-        f"{again[first]:g} and was {recorded[first]:g} ({different.size} of {len(names)} differ)"
+        f"a step from a stored state has a different result than before: {names[first]} is "
+        f"{repeated[first]:g} and was {recorded[first]:g} ({different.size} of {len(names)} differ)"
     )
 
 
 def probe(make: Callable[[], Any], *, episodes: int = 3, steps: int = 16) -> str | None:
-    """Tries whether one simulator of a task goes on from the states of another one.
+    """Test whether one instance of a task reproduces the steps of another from its states.
 
-    The states come in another order than they were recorded in, to a simulator that is in an
-    episode of its own: what a reset draws, and what has happened before, are then not the same by
-    chance.
+    The states are restored in random order, in an instance that is in a different episode. Values
+    sampled at reset and the preceding steps then differ, so hidden state cannot agree by chance.
+
+    Args:
+      make: makes an instance of the task.
+      episodes: number of recorded episodes.
+      steps: maximum number of recorded steps per episode.
 
     Returns:
-      None if every step was the same; else what differs, in one line.
+      None if all steps were reproduced, else the first difference in one line.
     """
     source, target = make(), make()
     random = np.random.default_rng(0)
@@ -212,9 +225,10 @@ def probe(make: Callable[[], Any], *, episodes: int = 3, steps: int = 16) -> str
             for _ in range(steps):
                 snapshot = source.snapshot()
                 action = random.uniform(-1, 1, source.action_space.shape).astype(np.float32)
-                new, reward, terminated, truncated, _ = source.step(action)
-                recorded.append((snapshot, Transition(obs, action, reward, 1 - terminated, new)))
-                obs = new
+                next_obs, reward, terminated, truncated, _ = source.step(action)
+                transition = Transition(obs, action, reward, 1 - terminated, next_obs)
+                recorded.append((snapshot, transition))
+                obs = next_obs
                 if terminated or truncated:
                     break
         target.reset(seed=episodes)

@@ -1,4 +1,4 @@
-"""A process that steps environments for another one: what `EnvPool` starts as a new interpreter."""
+"""The worker process of `VectorEnv`: step environments and send the results to the parent."""
 
 import contextlib
 import functools
@@ -17,102 +17,110 @@ from dynajax import envs, registry
 from dynajax.types import UsageError
 
 #: (obs (len, D) float32, reward (len,) float32, terminated (len,) bool, truncated (len,) bool)
-Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-class Arguments(NamedTuple):
-    """What the environments of a process are."""
+class EnvArguments(NamedTuple):
+    """Arguments from which a process makes its environments."""
 
     name: str
     time_limit: int
-    seeds: Sequence[int]  # load-time seeds, one for each
+    seeds: Sequence[int]  # load-time seeds, one per environment
     repeat: int
-    origin: str  # the module of the task's code, empty if there is none to import
+    origin: str  # the module that defines the task, empty if there is none to import
 
 
-def out_of_reach(name: str) -> str:
-    """Why no other process can make a task that the started script registers."""
+def unreachable_message(name: str) -> str:
+    """Return the error message for a task that only the main script registers."""
     return (
-        f"--env={name}: it is registered in the script that was started, which the processes that "
-        "step environments do not run; put the task into a module of its own, task.py, and name it "
+        f"--env={name}: it is registered in the main script, which the processes that step "
+        "environments do not run; move the task into a separate module, task.py, and use "
         f"--env=task:{name.rpartition(':')[2]}, or run without such processes "
         "(--set host.workers=0)"
     )
 
 
-class Chunk:
-    """Environments that one process steps."""
+class SerialEnvs:
+    """Several environments of one task that one process steps one after the other."""
 
-    def __init__(self, task: Arguments):
+    def __init__(self, arguments: EnvArguments):
         make = functools.partial(
-            envs.make, task.name, time_limit=task.time_limit, repeat=task.repeat
+            envs.make, arguments.name, time_limit=arguments.time_limit, repeat=arguments.repeat
         )
-        self._envs = [make(seed=seed) for seed in task.seeds]
+        self._envs = [make(seed=seed) for seed in arguments.seeds]
         self._obs_dim = len(self._envs[0].obs_names)
         self.statistics = self._envs[0].statistics
 
     def reset(self, indices: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Start an episode in each of `indices`; see `VectorEnv.reset`."""
         obs = np.zeros((len(indices), self._obs_dim), np.float32)
         for j, (i, seed) in enumerate(zip(indices, seeds, strict=True)):
             obs[j], _ = self._envs[i].reset(seed=int(seed))
         return obs
 
-    def step(self, indices: np.ndarray, actions: np.ndarray) -> Step:
+    def step(self, indices: np.ndarray, actions: np.ndarray) -> StepResult:
+        """Step each of `indices`; see `VectorEnv.step`."""
         n = len(indices)
         obs, reward = np.zeros((n, self._obs_dim), np.float32), np.zeros(n, np.float32)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        # A diverging simulation may leave float32's range: infinity is what should come of it.
+        # A diverging simulation may exceed the range of float32; the result is then infinite.
         with np.errstate(over="ignore"):
             for j, (i, action) in enumerate(zip(indices, actions, strict=True)):
                 obs[j], reward[j], terminated[j], truncated[j], _ = self._envs[i].step(action)
         return obs, reward, terminated, truncated
 
     def snapshot(self, indices: np.ndarray, _: Any = None) -> np.ndarray:
+        """Return the physics states of `indices`; see `VectorEnv.snapshot`."""
         return np.stack([self._envs[i].snapshot() for i in indices])
 
     def close(self) -> None:
+        """Close the environments."""
         for env in self._envs:
             env.close()
 
 
-def _find(task: Arguments) -> None:
-    """Imports what registers the task.
+def _import_task(arguments: EnvArguments) -> None:
+    """Import the module that registers the task.
 
     Raises:
-      UsageError: nothing that can be imported does.
+      UsageError: no module that can be imported registers it.
     """
-    registry.import_module("--env", task.name)
-    task_id = task.name.rpartition(":")[2]
-    if not task.origin or task_id in gymnasium.registry:
+    registry.import_module("--env", arguments.name)
+    task_id = arguments.name.rpartition(":")[2]
+    if not arguments.origin or task_id in gymnasium.registry:
         return
     with contextlib.suppress(ImportError):
-        importlib.import_module(task.origin)
+        importlib.import_module(arguments.origin)
     if task_id not in gymnasium.registry:
-        raise UsageError(out_of_reach(task.name))
+        raise UsageError(unreachable_message(arguments.name))
 
 
 def _requests(connection: Any) -> Iterator[tuple]:
-    """What the parent asks for, until it says None, or is gone."""
+    """Yield the parent's requests until it sends None or closes the connection."""
     with contextlib.suppress(EOFError, ConnectionResetError):
         while (request := connection.recv()) is not None:
             yield request
 
 
 def serve(connection: Any) -> None:
-    """A worker's life: the first request is ("start", arguments), the others name a method."""
-    # Ctrl-C reaches the whole process group; it is the parent that decides when to stop.
+    """Answer requests until the parent stops.
+
+    The first request is ("start", EnvArguments); each later one is the name of a method of
+    `SerialEnvs` with its arguments.
+    """
+    # Ctrl-C signals the whole process group, but the parent decides when the workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    chunk: Chunk | None = None
+    serial: SerialEnvs | None = None
     try:
         for method, *args in _requests(connection):
-            if chunk is None:
-                _find(*args)
-                chunk = Chunk(*args)
-                connection.send(("result", chunk.statistics))
+            if serial is None:
+                _import_task(*args)
+                serial = SerialEnvs(*args)
+                connection.send(("result", serial.statistics))
             else:
-                connection.send(("result", getattr(chunk, method)(*args)))
-        if chunk is not None:
-            chunk.close()
+                connection.send(("result", getattr(serial, method)(*args)))
+        if serial is not None:
+            serial.close()
     except BrokenPipeError:
         return
     except UsageError as error:
@@ -122,5 +130,5 @@ def serve(connection: Any) -> None:
 
 
 def main() -> None:
-    """Serves on the connection whose file descriptor is the first argument."""
+    """Serve the connection whose file descriptor is the first command-line argument."""
     serve(Connection(int(sys.argv[1])))

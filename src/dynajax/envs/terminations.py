@@ -1,9 +1,9 @@
-"""When an episode of a Gymnasium task ends, as pure functions for model rollouts.
+"""Termination conditions of Gymnasium tasks, as pure functions for model rollouts.
 
-Each takes one transition (obs (D,), action (A,), next_obs (D,)) and returns a bool scalar, True
-where the simulator would say `terminated`. The rules are those of gymnasium 1.4's MuJoCo tasks at
-their default arguments, the same in v4 and v5; all read the new observation alone. An observation
-that is not finite counts as terminated exactly where it does in the task.
+Each function takes one transition (obs (D,), action (A,), next_obs (D,)) and returns a bool scalar,
+which is True if the simulator would return `terminated`. The conditions are those of gymnasium
+1.4's MuJoCo tasks with default arguments (v4 and v5 are equal) and depend only on `next_obs`. For
+an observation that is not finite they return what the task returns.
 """
 
 import jax.numpy as jnp
@@ -12,20 +12,20 @@ from dynajax.types import Array, Termination, UsageError
 
 
 def never(obs: Array, action: Array, next_obs: Array) -> Array:
-    """No end but the time limit (dm_control, HalfCheetah, Pendulum)."""
+    """Return False: episodes end only at the time limit (dm_control, HalfCheetah, Pendulum)."""
     return jnp.zeros((), bool)
 
 
 def inverted_pendulum(obs: Array, action: Array, next_obs: Array) -> Array:
-    """The pole leans by more than 0.2 rad."""
+    """Return True if the pole leans by more than 0.2 rad."""
     return ~(jnp.all(jnp.isfinite(next_obs)) & (jnp.abs(next_obs[1]) <= 0.2))
 
 
 def hopper(obs: Array, action: Array, next_obs: Array) -> Array:
-    """The torso is at 0.7 m or lower, leans by 0.2 rad or more, or the state leaves +-100.
+    """Return True if the torso is at 0.7 m or lower, leans by 0.2 rad or more, or leaves +-100.
 
-    The task checks raw velocities against 100 and shows them clipped to +-10, so of them only a
-    NaN can be seen.
+    The task compares raw velocities with 100 but returns them clipped to +-10. From the observation
+    only a NaN velocity can be detected.
     """
     height, angle = next_obs[0], next_obs[1]
     in_range = jnp.all(jnp.abs(next_obs[1:]) < 100)
@@ -33,24 +33,24 @@ def hopper(obs: Array, action: Array, next_obs: Array) -> Array:
 
 
 def walker2d(obs: Array, action: Array, next_obs: Array) -> Array:
-    """The torso leaves 0.8 to 2 m, or leans by 1 rad or more."""
+    """Return True if the torso is outside 0.8 to 2 m, or leans by 1 rad or more."""
     height, angle = next_obs[0], next_obs[1]
     return ~((height > 0.8) & (height < 2.0) & (jnp.abs(angle) < 1.0))
 
 
 def ant(obs: Array, action: Array, next_obs: Array) -> Array:
-    """The torso leaves 0.2 to 1 m, or the state is not finite."""
+    """Return True if the torso is outside 0.2 to 1 m, or the state is not finite."""
     height = next_obs[0]
     return ~(jnp.all(jnp.isfinite(next_obs)) & (height >= 0.2) & (height <= 1.0))
 
 
 def humanoid(obs: Array, action: Array, next_obs: Array) -> Array:
-    """The torso leaves 1 to 2 m."""
+    """Return True if the torso is outside 1 to 2 m."""
     height = next_obs[0]
     return ~((height > 1.0) & (height < 2.0))
 
 
-_RULES: dict[str, Termination] = {
+_BY_TASK: dict[str, Termination] = {
     "InvertedPendulum": inverted_pendulum,
     "Hopper": hopper,
     "Walker2d": walker2d,
@@ -58,23 +58,27 @@ _RULES: dict[str, Termination] = {
     "Ant": ant,
     "Humanoid": humanoid,
 }
-#: Known rules by environment id, a Gymnasium id without its `module:` part.
+#: Termination functions by Gymnasium id, without the prefix `module:`.
 TERMINATIONS: dict[str, Termination] = {
-    **{f"{task}-{version}": rule for task, rule in _RULES.items() for version in ("v4", "v5")},
+    **{
+        f"{task}-{version}": function
+        for task, function in _BY_TASK.items()
+        for version in ("v4", "v5")
+    },
     "Pendulum-v1": never,
 }
 
 
 def register_termination(env_id: str, function: Termination) -> None:
-    """Tells model rollouts when an episode of `env_id` ends.
+    """Register the termination function of a task, which model rollouts use to end episodes.
 
     Args:
-      env_id: a Gymnasium id, with or without its `module:` part, or dm_control's DOMAIN-TASK.
-      function: (obs (D,), action (A,), next_obs (D,)) -> bool scalar, in pure JAX, observations
-        being flat as `envs.make` returns them.
+      env_id: a Gymnasium id, with or without the prefix `module:`, or dm_control's DOMAIN-TASK.
+      function: maps (obs (D,), action (A,), next_obs (D,)) to a bool scalar, in pure JAX, with flat
+        observations as returned by the environments of `envs.make`.
 
     Raises:
-      UsageError: `function` cannot be called.
+      UsageError: `function` is not callable.
     """
     if not callable(function):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The host engine: S environments of one task in real physics, one for each row."""
+"""Training environments of the host engine: S environments of one task, one per learner."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,153 +9,155 @@ from dynajax.config import Config
 from dynajax.envs.vector import VectorEnv, default_workers, episode_seed
 from dynajax.types import EnvSpec, Transition, UsageError
 
-# A task whose reset is not finite this often in a row will not get better.
-_RESET_TRIES = 10
+# After this many resets that are not finite, assume that further ones will not be either.
+_MAX_RESETS = 10
 
 
-def finite(obs: np.ndarray, reward: np.ndarray | float = 0.0) -> np.ndarray:
-    """Which rows of obs (n, D) and reward (n,) hold numbers only: (n,) bool."""
+def all_finite(obs: np.ndarray, reward: np.ndarray | float = 0.0) -> np.ndarray:
+    """Return a mask (n,) of the environments whose obs (n, D) and reward (n,) are finite."""
     return np.isfinite(obs).all(-1) & np.isfinite(reward)
 
 
 class TrainingEnvs:
-    """Training environments, each with its own stream of episodes.
+    """S environments of one task, one per learner, each with its own sequence of episodes.
 
-    Episode e of a row is reset with `episode_seed(row_seed, "train", e)`, so its seed and its
-    actions are all that a checkpoint needs of the simulator.
+    Episode e of a learner is reset with `episode_seed(learner_seed, "train", e)`. A checkpoint
+    therefore stores only the index of the current episode and its actions, not the simulator.
 
     Attributes:
       obs: (S, D) float32, current observations.
-      dropped: (S,) int, transitions that were not finite.
+      dropped: (S,) int, number of transitions that were not finite.
 
     Args:
-      config: a run's configuration.
-      spec: what `envs.spec` says of its task.
-      row_seeds: S seeds; rows that share one see the same first states.
+      config: the run's configuration.
+      spec: the task's description, see `envs.spec`.
+      learner_seeds: S seeds; learners with the same seed have the same initial states.
 
     Warns:
-      UserWarning: a wrapper of the task keeps running statistics, of which every environment has
-        its own.
+      UserWarning: a wrapper of the task keeps running statistics, separately in each environment.
     """
 
     obs: np.ndarray
 
-    def __init__(self, config: Config, spec: EnvSpec, row_seeds: Sequence[int]):
-        rows = len(row_seeds)
+    def __init__(self, config: Config, spec: EnvSpec, learner_seeds: Sequence[int]):
+        n = len(learner_seeds)
         self._spec = spec
-        self._seeds = [int(s) for s in row_seeds]
+        self._seeds = [int(s) for s in learner_seeds]
         self._needs_termination = config.algo == "mbpo" and spec.termination is None
-        self._rows = np.arange(rows)
-        self._episode = np.full(rows, -1)
-        self._returns = np.zeros(rows)
-        self._actions: list[list[np.ndarray]] = [[] for _ in range(rows)]
+        self._indices = np.arange(n)
+        self._episode = np.full(n, -1)
+        self._returns = np.zeros(n)
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(n)]
         self._finished: list[tuple[int, float, int]] = []
-        self.dropped = np.zeros(rows, np.int64)
-        self._pool = VectorEnv(
+        self.dropped = np.zeros(n, np.int64)
+        self._vector_env = VectorEnv(
             spec.name,
-            rows,
-            workers=default_workers(config, rows),
+            n,
+            workers=default_workers(config, n),
             seeds=self._seeds,
             **config.stepping,
         )
-        self._statistics = " and ".join(self._pool.statistics)
+        self._statistics = " and ".join(self._vector_env.statistics)
         if self._statistics:
             warnings.warn(
-                f"--env={spec.name}: {self._statistics} keeps running statistics; those of training "
-                "and of evaluation are not the same, and a resumed run begins them anew",
+                f"--env={spec.name}: {self._statistics} keeps running statistics, which differ "
+                "between training and evaluation and are reset when a run is resumed",
                 stacklevel=2,
             )
 
     def start(self) -> None:
-        """Begins episode 0 of every row."""
+        """Start episode 0 of every learner."""
         self._episode[:] = -1
-        self.obs = np.zeros((len(self._rows), self._spec.obs_dim), np.float32)
-        self._next_episode(self._rows)
+        self.obs = np.zeros((len(self._indices), self._spec.obs_dim), np.float32)
+        self._start_next_episode(self._indices)
 
-    def _reset(self, rows: np.ndarray) -> np.ndarray:
-        """First observations (len, D) of the current episodes of `rows`."""
-        seeds = [episode_seed(self._seeds[r], "train", int(self._episode[r])) for r in rows]
-        return self._pool.reset(rows, seeds)
+    def _reset(self, indices: np.ndarray) -> np.ndarray:
+        """Reset `indices` to their current episodes; return the first observations (len, D)."""
+        seeds = [episode_seed(self._seeds[i], "train", int(self._episode[i])) for i in indices]
+        return self._vector_env.reset(indices, seeds)
 
-    def _next_episode(self, rows: np.ndarray) -> None:
-        """Resets `rows`, in an `obs` that nobody else has seen: JAX may read it without a copy."""
-        for row in rows:
-            self._returns[row], self._actions[row] = 0.0, []
-        for _ in range(_RESET_TRIES):
-            if not rows.size:
+    def _start_next_episode(self, indices: np.ndarray) -> None:
+        """Start the next episode of `indices` and write the first observations to `obs`.
+
+        `obs` must be a new array that has not been passed to JAX, which may read it without a copy.
+        """
+        for i in indices:
+            self._returns[i], self._actions[i] = 0.0, []
+        for _ in range(_MAX_RESETS):
+            if not indices.size:
                 return
-            self._episode[rows] += 1
-            self.obs[rows] = self._reset(rows)
-            rows = rows[~finite(self.obs[rows])]
-        if rows.size:
+            self._episode[indices] += 1
+            self.obs[indices] = self._reset(indices)
+            indices = indices[~all_finite(self.obs[indices])]
+        if indices.size:
             raise UsageError(
-                f"--env={self._spec.name}: {_RESET_TRIES} resets in a row gave an observation "
-                "that is not finite; reset() must return numbers"
+                f"--env={self._spec.name}: {_MAX_RESETS} resets in a row returned an observation "
+                "that is not finite; reset() must return finite numbers"
             )
 
     def step(self, actions: np.ndarray) -> tuple[Transition, np.ndarray]:
-        """Steps every row, and begins the next episode where one ended.
+        """Step every environment, and start the next episode of those whose episode ended.
 
         Args:
           actions: (S, A) float32 in [-1, 1].
 
         Returns:
-          The transitions, leaves (S, ...) float32, `next_obs` being the true last observation of
-          an episode and `discount` 0 only where it terminated; and valid (S,) bool. A row whose
-          observation or reward is not finite is not valid: it holds zeros, counts as dropped,
-          and ends its episode.
+          The transitions, leaves (S, ...) float32, and a mask `valid` (S,). `next_obs` is the true
+          last observation of an episode, and `discount` is 0 only if it terminated. A transition
+          that is not finite is invalid: it is set to zeros, counted in `dropped`, and ends the
+          episode.
 
         Raises:
-          UsageError: an episode terminated, and model rollouts do not know when they should.
+          UsageError: an episode terminated, but model rollouts have no termination function.
         """
         actions = np.array(actions, np.float32)
-        next_obs, reward, terminated, truncated = self._pool.step(self._rows, actions)
-        valid = finite(next_obs, reward)
+        next_obs, reward, terminated, truncated = self._vector_env.step(self._indices, actions)
+        valid = all_finite(next_obs, reward)
         if self._needs_termination and (terminated & valid).any():
             name = self._spec.name
             raise UsageError(
-                f"--env={name}: an episode terminated, and the model's rollouts have no rule for "
-                f"it; give one with dynajax.register_termination({name.rpartition(':')[2]!r}, "
+                f"--env={name}: an episode terminated, but model rollouts have no termination "
+                f"function; add one with dynajax.register_termination({name.rpartition(':')[2]!r}, "
                 "function), or choose --algo=model-free"
             )
         discount = 1 - terminated.astype(np.float32)
-        whole = Transition(self.obs, actions, reward, discount, next_obs)
+        unmasked = Transition(self.obs, actions, reward, discount, next_obs)
         transition = Transition(
-            *(np.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, np.float32(0)) for x in whole)
+            *(np.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, np.float32(0)) for x in unmasked)
         )
         self._returns += transition.reward
         self.dropped += ~valid
-        for row in self._rows[valid]:
-            self._actions[row].append(actions[row])
-        ended = self._rows[terminated | truncated | ~valid]
-        self._finished += [(int(r), float(self._returns[r]), len(self._actions[r])) for r in ended]
+        for i in self._indices[valid]:
+            self._actions[i].append(actions[i])
+        ended = self._indices[terminated | truncated | ~valid]
+        self._finished += [(int(i), float(self._returns[i]), len(self._actions[i])) for i in ended]
         self.obs = next_obs
-        self._next_episode(ended)
+        self._start_next_episode(ended)
         return transition, valid
 
     def snapshot(self) -> np.ndarray:
-        """The physics states of all rows: (S, L) float64, see `envs.states`."""
-        return self._pool.snapshot(self._rows)
+        """Return the physics states of all environments: (S, L) float64, see `envs.states`."""
+        return self._vector_env.snapshot(self._indices)
 
     def pop_finished(self) -> list[tuple[int, float, int]]:
-        """(row, return, length) of the episodes that ended since the last call."""
+        """Return (learner, return, length) of the episodes that ended since the last call."""
         finished, self._finished = self._finished, []
         return finished
 
     def progress(self) -> dict[str, np.ndarray]:
-        """All that it takes to go on from here.
+        """Return the state for a checkpoint, from which `restore` continues.
 
         Returns:
           "episode", "length", "dropped" (S,) int64; "return" (S,) float64; "obs" (S, D) float32;
-          "actions" (S, L, A) float32, zeros after each row's length, L being the longest (at
-          least 1); "finished" (F, 3) float64, the episodes not yet popped, or one row of -1.
+          "actions" (S, L, A) float32, padded with zeros to the longest length L (at least 1);
+          "finished" (F, 3) float64, the episodes that have not been popped, or one row of -1.
         """
         length = np.array([len(a) for a in self._actions], np.int64)
         longest = max(1, *map(len, self._actions))
         actions = np.zeros((len(length), longest, self._spec.action_dim), np.float32)
-        for row, taken in enumerate(self._actions):
+        for i, taken in enumerate(self._actions):
             if taken:
-                actions[row, : len(taken)] = taken
+                actions[i, : len(taken)] = taken
         return {
             "episode": self._episode.copy(),
             "length": length,
@@ -163,42 +165,44 @@ class TrainingEnvs:
             "actions": actions,
             "obs": self.obs.copy(),
             "dropped": self.dropped.copy(),
-            # No array is empty, for not every checkpoint format can hold one that is.
+            # Not every checkpoint format can store an empty array.
             "finished": np.array(self._finished or [(-1, -1, -1)], np.float64),
         }
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to `progress`, by taking its actions again from the episodes' seeds.
+        """Restore `progress` by resetting to the episodes' seeds and repeating their actions.
 
-        A row that does not arrive at the same observation, bit for bit, begins its next episode,
-        and a warning names it, and the running statistics that are lost.
+        If the last observation of a learner is not bitwise equal, a warning names the learner, and
+        its next episode starts. The warning also names running statistics that are lost.
         """
         length, actions = progress["length"], np.asarray(progress["actions"], np.float32)
         self._episode = np.array(progress["episode"], np.int64)
         self._returns = np.array(progress["return"], np.float64)
         self.dropped = np.array(progress["dropped"], np.int64)
         self._actions = [list(a[:n]) for a, n in zip(actions, length, strict=True)]
-        self._finished = [(int(r), float(g), int(n)) for r, g, n in progress["finished"] if r >= 0]
-        obs = self._reset(self._rows)
-        same = finite(obs)
+        self._finished = [(int(i), float(g), int(n)) for i, g, n in progress["finished"] if i >= 0]
+        obs = self._reset(self._indices)
+        equal = all_finite(obs)
         for t in range(int(length.max())):
-            rows = self._rows[(t < length) & same]
-            obs[rows], reward, terminated, truncated = self._pool.step(rows, actions[rows, t])
-            same[rows] = finite(obs[rows], reward) & ~terminated & ~truncated
+            indices = self._indices[(t < length) & equal]
+            obs[indices], reward, terminated, truncated = self._vector_env.step(
+                indices, actions[indices, t]
+            )
+            equal[indices] = all_finite(obs[indices], reward) & ~terminated & ~truncated
         self.obs = obs
-        wanted = np.asarray(progress["obs"], np.float32)
-        # As integers, for -0.0 equals 0.0.
-        same &= (obs.view(np.uint32) == wanted.view(np.uint32)).all(-1)
+        recorded = np.asarray(progress["obs"], np.float32)
+        # Compare as integers, because -0.0 equals 0.0 as a float.
+        equal &= (obs.view(np.uint32) == recorded.view(np.uint32)).all(-1)
         lost = f"; the running statistics of {self._statistics} before it are lost"
-        for row in self._rows[~same]:
+        for i in self._indices[~equal]:
             warnings.warn(
-                f"--env={self._spec.name}: the episode of row {row} does not repeat from its seed "
-                "and actions, so the row starts its next episode"
+                f"--env={self._spec.name}: the episode of learner {i} cannot be reproduced from "
+                "its seed and actions, so its next episode starts"
                 f"{lost if self._statistics else ''}",
                 stacklevel=2,
             )
-        self._next_episode(self._rows[~same])
+        self._start_next_episode(self._indices[~equal])
 
     def close(self) -> None:
-        """Ends the environments and their processes."""
-        self._pool.close()
+        """Close the environments and stop their processes."""
+        self._vector_env.close()

@@ -1,4 +1,4 @@
-"""Several environments of one task beside each other, in this process or in workers."""
+"""Several environments of one task, stepped in this process or in worker processes."""
 
 import contextlib
 import multiprocessing
@@ -21,29 +21,30 @@ _STREAMS: tuple[Stream, ...] = ("train", "evaluate", "play")
 
 
 def episode_seed(seed: int, stream: Stream, episode: int) -> int:
-    """The seed of an episode, from 0 to 2^31 - 1.
+    """Return the seed of an episode, from 0 to 2^31 - 1.
 
-    It depends on its arguments alone, so a row's episodes are the same whatever rows run beside
-    it.
+    The result depends only on the arguments, so the episodes of a learner do not depend on the
+    other learners of the run.
 
     Args:
-      seed: the row's seed, 0 or more.
-      stream: what it is for.
-      episode: 0 or more.
+      seed: the learner's seed, 0 or more.
+      stream: purpose of the episode.
+      episode: index of the episode, 0 or more.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(_STREAMS.index(stream), episode))
     return int(sequence.generate_state(1)[0] >> 1)
 
 
 def default_workers(config: Config, n: int | None = None) -> int:
-    """How many processes step `n` environments (by default one for each row).
+    """Return the number of processes that step `n` environments (default: one per learner).
 
-    It is `config.host.workers`, or where that is -1: half of the cores, the other half being left
-    to JAX, with at least four environments for each. Measured on two cores, a round trip to a
-    worker adds 0.4 to 1 ms, and a step takes 0.07 ms on cheetah-run and 0.4 ms on humanoid-walk,
-    so that workers did not pay for 1, 4 or 16 environments. More cores were not measured.
+    The number is `config.host.workers` unless that is -1. In this case it is half of the cores,
+    which leaves the other half to JAX, with at least four environments per process. Measured on
+    two cores, a round trip to a worker adds 0.4 to 1 ms, and a step takes 0.07 ms on cheetah-run
+    and 0.4 ms on humanoid-walk, so workers were slower with 1, 4 and 16 environments. More than
+    two cores were not measured.
 
-    A task that the script itself registers is stepped by this process, and a warning says so.
+    A task that the main script registers is stepped in this process, with a warning.
     """
     if config.host.workers >= 0:
         return config.host.workers
@@ -51,16 +52,17 @@ def default_workers(config: Config, n: int | None = None) -> int:
     workers = min((os.cpu_count() or 1) // 2, environments // 4)
     if workers < 2:
         return 0
-    if _origin(config.env) == "__main__":
+    if _defining_module(config.env) == "__main__":
         warnings.warn(
-            f"{subprocess_worker.out_of_reach(config.env)}; one core steps it now", stacklevel=2
+            f"{subprocess_worker.unreachable_message(config.env)}; until then one core steps it",
+            stacklevel=2,
         )
         return 0
     return workers
 
 
-def _origin(name: str) -> str:
-    """The module that a Gymnasium task's code is in; empty where there is none to import."""
+def _defining_module(name: str) -> str:
+    """Return the module that defines a Gymnasium task, or "" if there is none to import."""
     registered = gymnasium.registry.get(name.rpartition(":")[2])
     entry = registered.entry_point if registered else None
     if isinstance(entry, str):
@@ -68,34 +70,41 @@ def _origin(name: str) -> str:
     return getattr(entry, "__module__", "")
 
 
-class _Worker:
-    """The parent's end of a process, with the methods of a `Chunk` in two halves.
+class _WorkerProcess:
+    """The parent's handle of a worker process, which runs the methods of a `SerialEnvs`.
 
-    The process is a new interpreter that imports `dynajax.envs.subprocess_worker` and the task's module.
+    A call is split into `send` and `receive`, so that the workers run in parallel. The process is a
+    new interpreter that imports `dynajax.envs.subprocess_worker` and the task's module.
     """
 
-    def __init__(self, task: subprocess_worker.Arguments, paths: Sequence[str]):
-        self._name = task.name
-        self._connection, theirs = multiprocessing.Pipe()
+    def __init__(self, arguments: subprocess_worker.EnvArguments, paths: Sequence[str]):
+        self._name = arguments.name
+        self._connection, worker_end = multiprocessing.Pipe()
         code = "from dynajax.envs.subprocess_worker import main; main()"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code, str(theirs.fileno())],
+            [sys.executable, "-P", "-c", code, str(worker_end.fileno())],
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            # What this process can import, whatever its script put there, that one can too.
+            pass_fds=[worker_end.fileno()],
+            # Pass on `sys.path`, which the main script may have changed, so that the worker can
+            # import whatever this process can.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
-        # Only the worker may hold its end, or neither side would see the other die.
-        theirs.close()
-        self.send("start", task)
+        # Only the worker may hold its end, or neither process would notice that the other died.
+        worker_end.close()
+        self.send("start", arguments)
 
     def send(self, *request: Any) -> None:
-        """Asks for a method of the chunk; a process that is gone is found by `receive`."""
+        """Request a method call; if the process has died, `receive` raises the error."""
         with contextlib.suppress(OSError):
             self._connection.send(request)
 
     def receive(self) -> Any:
-        """What the method returned."""
+        """Return the result of the requested method.
+
+        Raises:
+          UsageError: the worker raised one.
+          RuntimeError: the worker raised another exception, or has died.
+        """
         try:
             kind, value = self._connection.recv()
         except (EOFError, OSError):
@@ -112,12 +121,12 @@ class _Worker:
         return value
 
     def stop(self) -> None:
-        """Asks the process to end."""
+        """Ask the process to exit."""
         with contextlib.suppress(OSError):
             self._connection.send(None)
 
     def join(self) -> None:
-        """Waits for its end, and kills it if it does not come."""
+        """Wait until the process exits, and kill it after 5 seconds."""
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -127,24 +136,25 @@ class _Worker:
 
 
 class VectorEnv:
-    """`n` environments of one task. What they return does not depend on `workers`.
+    """`n` environments of one task, with results that do not depend on `workers`.
 
     Args:
       name: see `envs.make`.
-      n: how many.
-      workers: processes that they are spread over; 0 is this process. Each is a new interpreter,
-        which does not run the script that was started: a fork after JAX has started its threads
-        can hang, and a script that runs again would start all over.
+      n: number of environments.
+      workers: number of processes that step them; 0 steps them in this process. Each worker is a
+        new interpreter that does not run the main script: a fork can hang once JAX has started its
+        threads, and a script without a main guard would start again in each worker.
       time_limit: see `envs.make`.
-      seeds: n load-time seeds, see `envs.make`; 0 if not given.
+      seeds: n load-time seeds, see `envs.make`; 0 by default.
       repeat: see `envs.make`.
 
     Attributes:
-      statistics: the task's wrappers that keep running statistics, by class name.
+      statistics: class names of the task's wrappers that keep running statistics.
 
     Raises:
-      UsageError: see `envs.make`; or the task is registered where workers cannot find it.
-      RuntimeError: from any method, with the worker's own traceback if its environment failed.
+      UsageError: see `envs.make`; also if workers cannot import the module that registers the task.
+      RuntimeError: raised by any method if an environment fails in a worker; the message contains
+        the worker's traceback.
     """
 
     def __init__(
@@ -158,24 +168,28 @@ class VectorEnv:
         repeat: int = 1,
     ):
         load_seeds = [int(s) for s in ([0] * n if seeds is None else seeds)]
-        arguments = subprocess_worker.Arguments(name, time_limit, load_seeds, repeat, _origin(name))
-        self._chunk: subprocess_worker.Chunk | None = None
-        self._workers: list[_Worker] = []
+        arguments = subprocess_worker.EnvArguments(
+            name, time_limit, load_seeds, repeat, _defining_module(name)
+        )
+        self._local: subprocess_worker.SerialEnvs | None = None
+        self._workers: list[_WorkerProcess] = []
         self.statistics: tuple[str, ...] = ()
         if workers == 0:
-            self._chunk = subprocess_worker.Chunk(arguments)
-            self.statistics = self._chunk.statistics
+            self._local = subprocess_worker.SerialEnvs(arguments)
+            self.statistics = self._local.statistics
             return
         if arguments.origin == "__main__":
-            raise UsageError(subprocess_worker.out_of_reach(name))
+            raise UsageError(subprocess_worker.unreachable_message(name))
         parts = np.array_split(np.arange(n), min(workers, n))
-        #: For each environment its worker, and its position there.
+        #: The worker of each environment, and the environment's index within it.
         self._owner = np.concatenate([np.full(len(p), w) for w, p in enumerate(parts)])
         self._position = np.concatenate([np.arange(len(p)) for p in parts])
         try:
             for part in parts:
                 share = arguments._replace(seeds=[load_seeds[i] for i in part])
-                self._workers.append(_Worker(share, [path or os.getcwd() for path in sys.path]))
+                self._workers.append(
+                    _WorkerProcess(share, [path or os.getcwd() for path in sys.path])
+                )
             for process in self._workers:
                 self.statistics = process.receive()
         except BaseException:
@@ -183,50 +197,50 @@ class VectorEnv:
             raise
 
     def _call(self, method: str, indices: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
-        """The arrays that `method` of the chunks returns, in the order of `indices`."""
+        """Call a method of `SerialEnvs` in the workers; return its arrays in order of `indices`."""
         owner = self._owner[indices]
-        asked = [(w, np.flatnonzero(owner == w)) for w in np.unique(owner)]
-        for w, chosen in asked:
-            self._workers[w].send(method, self._position[indices[chosen]], values[chosen])
-        replies = [self._workers[w].receive() for w, _ in asked]
-        order = np.argsort(np.concatenate([chosen for _, chosen in asked]))
+        groups = [(w, np.flatnonzero(owner == w)) for w in np.unique(owner)]
+        for w, members in groups:
+            self._workers[w].send(method, self._position[indices[members]], values[members])
+        replies = [self._workers[w].receive() for w, _ in groups]
+        order = np.argsort(np.concatenate([members for _, members in groups]))
         columns = zip(*(r if isinstance(r, tuple) else (r,) for r in replies), strict=True)
         return [np.concatenate(column)[order] for column in columns]
 
     def reset(self, indices: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """Starts an episode in each of `indices` (len,) with its seed; returns obs (len, D)."""
+        """Start an episode with the given seed in each of `indices` (len,); return obs (len, D)."""
         index, seed = np.asarray(indices, np.int64), np.asarray(seeds, np.int64)
-        if self._chunk:
-            return self._chunk.reset(index, seed)
+        if self._local:
+            return self._local.reset(index, seed)
         return self._call("reset", index, seed)[0]
 
     def step(
         self, indices: Sequence[int] | np.ndarray, actions: np.ndarray
-    ) -> subprocess_worker.Step:
-        """Steps each of `indices` (len,), none twice, with its action (len, A).
+    ) -> subprocess_worker.StepResult:
+        """Step each of `indices` (len,), which are distinct, with its action (len, A).
 
         Returns:
           obs (len, D) float32, reward (len,) float32, terminated (len,) and truncated (len,) bool.
-          Nothing is reset by itself: the observation is the true last one.
+          There is no autoreset, so the observation is the true last one of an episode.
         """
         index, action = np.asarray(indices, np.int64), np.asarray(actions, np.float32)
-        if self._chunk:
-            return self._chunk.step(index, action)
+        if self._local:
+            return self._local.step(index, action)
         obs, reward, terminated, truncated = self._call("step", index, action)
         return obs, reward, terminated, truncated
 
     def snapshot(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Physics states of `indices`: (len, L) float64, see `envs.states`."""
+        """Return the physics states of `indices`: (len, L) float64, see `envs.states`."""
         index = np.asarray(indices, np.int64)
-        if self._chunk:
-            return self._chunk.snapshot(index)
+        if self._local:
+            return self._local.snapshot(index)
         return self._call("snapshot", index, index)[0]
 
     def close(self) -> None:
-        """Ends the environments and their processes; can be called again."""
-        if self._chunk:
-            self._chunk.close()
-            self._chunk = None
+        """Close the environments and stop their processes; further calls do nothing."""
+        if self._local:
+            self._local.close()
+            self._local = None
         for process in self._workers:
             process.stop()
         for process in self._workers:

@@ -1,12 +1,12 @@
-"""Tasks that run on the device: dm_control.suite's own on MJX, Brax's, and yours, in pure JAX.
+"""Tasks in pure JAX that run on the device: dm_control.suite on MJX, Brax, and your own.
 
-A name is one of `dynajax.envs` (`cheetah-run`), `brax:NAME`, or `module:NAME` where that module of
-yours gives NAME to `register_mjx_task`. `make` gives functions for ONE
-environment; the caller maps them over rows and scans them over time. Only `make` imports MJX or
-Brax, which takes seconds.
+A name is that of a dm_control task (`cheetah-run`), `brax:NAME`, or `module:NAME` if your module
+adds NAME with `register_mjx_task`. `make` returns functions for ONE environment, which the caller
+vmaps over environments and scans over time. MJX and Brax are imported only by `make`, because the
+imports take seconds.
 
-An episode has no end of its own but `terminated`, and nothing is ever reset by itself: the caller
-counts `spec.time_limit` steps and calls `reset` between episodes, where it costs least.
+There is no autoreset, and tasks only report termination, not the time limit. The caller counts
+`spec.time_limit` steps and calls `reset` between episodes, where it costs the least.
 """
 
 import functools
@@ -22,7 +22,7 @@ from dynajax.types import Array, EnvSpec, UsageError
 
 __all__ = ["TASKS", "EnvState", "Task", "make", "names", "register_mjx_task"]
 
-#: dm_control's tasks by domain; each domain is a module here.
+#: dm_control's tasks by domain; each domain is a module of this package.
 SUITE = {
     "acrobot": ("swingup", "swingup_sparse"),
     "ball_in_cup": ("catch",),
@@ -41,68 +41,68 @@ SUITE = {
 }
 BRAX = ("ant", "halfcheetah", "hopper", "humanoid", "inverted_pendulum", "walker2d")
 
-_REFUSED = {
+_UNSUPPORTED = {
     "dog": "its limbs are ellipsoids and boxes, whose contacts with each other MJX cannot compute",
     "quadruped-escape": "MJX cannot compute an ellipsoid's contacts with a height field",
 }
 
 
 class EnvState(NamedTuple):
-    """One environment between two steps."""
+    """The state of one environment between two steps."""
 
     obs: Array  # (D,) float32
-    physics: Any  # all that the next step depends on; a pytree of arrays
+    physics: Any  # everything else that the next step depends on; a pytree of arrays
 
 
 class Task(NamedTuple):
-    """One environment as pure functions, to be jitted, mapped and scanned by the caller."""
+    """One environment as pure functions that can be jitted, vmapped and scanned."""
 
     spec: EnvSpec
-    #: key -> the first state of an episode. It can cost as much as many steps.
+    #: key -> initial state of an episode. A reset can cost as much as many steps.
     reset: Callable[[Array], EnvState]
-    #: (state, action (A,) in [-1, 1]) -> (next state, reward (), terminated () bool). Where the
-    #: physics has become invalid, observation and reward are NaN, as on the host engine.
+    #: (state, action (A,) in [-1, 1]) -> (next state, reward (), terminated () bool). Observation
+    #: and reward are NaN if the physics becomes invalid, as on the host engine.
     step: Callable[[EnvState, Array], tuple[EnvState, Array, Array]]
 
 
-def _suite(name: str) -> Task:
+def _make_suite_task(name: str) -> Task:
     from dynajax.envs.mjx import suite
 
     return suite.make(name)
 
 
-def _brax(name: str) -> Task:
+def _make_brax_task(name: str) -> Task:
     from dynajax.envs.mjx import brax_tasks
 
     return brax_tasks.make(name)
 
 
-#: What makes each task, by its name without a `module:` part.
+#: Functions that make the tasks, by name without the prefix `module:`.
 TASKS: dict[str, Callable[[], Task]] = {
     **{
-        f"{domain}-{task}": functools.partial(_suite, f"{domain}-{task}")
+        f"{domain}-{task}": functools.partial(_make_suite_task, f"{domain}-{task}")
         for domain, tasks in SUITE.items()
         for task in tasks
     },
-    **{f"brax:{name}": functools.partial(_brax, f"brax:{name}") for name in BRAX},
+    **{f"brax:{name}": functools.partial(_make_brax_task, f"brax:{name}") for name in BRAX},
 }
 _BUILT_IN = frozenset(TASKS)
 
 
 def names() -> list[str]:
-    """Every task that `make` makes by now."""
+    """Return the names of all built-in and registered tasks."""
     return list(TASKS)
 
 
 def register_mjx_task(name: str, make: Callable[[], Task]) -> None:
-    """Adds a task of your own, for `--env=module:NAME --engine=mjx`.
+    """Register a task for `--env=module:NAME --engine=mjx`.
 
     Args:
-      name: without the `module:` part; a known name is replaced.
-      make: makes the task; its functions in pure JAX, its spec's name any.
+      name: name without the prefix `module:`; a registered task of this name is replaced.
+      make: returns the task, whose functions must be pure JAX; the name in its spec is ignored.
 
     Raises:
-      UsageError: `make` cannot be called.
+      UsageError: `make` is not callable.
     """
     if not callable(make):
         raise UsageError(
@@ -110,107 +110,116 @@ def register_mjx_task(name: str, make: Callable[[], Task]) -> None:
             "returns a Task"
         )
     name = name.rpartition(":")[2]
-    TASKS[name] = functools.partial(_checked, name, make)
+    TASKS[name] = functools.partial(_make_checked, name, make)
 
 
 def registered() -> list[str]:
-    """The names that `register_mjx_task` has added."""
+    """Return the names of the tasks that were added with `register_mjx_task`."""
     return [name for name in TASKS if name not in _BUILT_IN]
 
 
 def check_repeat(repeat: int) -> None:
-    """Raises UsageError where an action cannot be taken for that many simulator steps."""
+    """Check the number of simulator steps per action.
+
+    Raises:
+      UsageError: it is less than 1.
+    """
     if repeat < 1:
-        raise UsageError(f"env.repeat={repeat}: an action is taken for 1 simulator step or more")
+        raise UsageError(f"env.repeat={repeat}: use 1 simulator step per action or more")
 
 
 def make(name: str, *, repeat: int = 1) -> Task:
-    """Makes a task in the precision that JAX has at this moment (see `jax_enable_x64`).
+    """Make a task, in JAX's current default precision (see `jax_enable_x64`).
 
     Args:
-      name: see the module, which is imported if it is named.
-      repeat: simulator steps that an action is taken for; `spec.time_limit` counts decisions then.
+      name: task name, see the module docstring; a module that it names is imported.
+      repeat: simulator steps per action; `spec.time_limit` then counts agent steps.
 
     Raises:
-      UsageError: not a task of `names()`, or one that does not fit; the text says why.
+      UsageError: the name is unknown, or the task is not supported.
     """
     check_repeat(repeat)
-    brax = name.startswith("brax:")
-    if not brax:
+    is_brax = name.startswith("brax:")
+    if not is_brax:
         registry.import_module("--env", name)
-    maker = TASKS.get(name if brax else name.rpartition(":")[2])
-    if maker is None:
-        raise UsageError(f"--env={name}: {_why_not(name)}")
-    task = maker()
-    task = Task(task.spec._replace(name=name), _exact(task.reset), _exact(task.step))
+    make_task = TASKS.get(name if is_brax else name.rpartition(":")[2])
+    if make_task is None:
+        raise UsageError(f"--env={name}: {_unsupported_reason(name)}")
+    task = make_task()
+    task = Task(
+        task.spec._replace(name=name),
+        _with_highest_precision(task.reset),
+        _with_highest_precision(task.step),
+    )
     if repeat == 1:
         return task
     from dynajax.envs.mjx import repeating
 
-    return repeating.repeat(task, repeat)
+    return repeating.repeat_actions(task, repeat)
 
 
-def _exact(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Physics is no network: its products keep all digits, whatever is the default of others."""
+def _with_highest_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Trace a function with exact float32 matmuls, which physics needs unlike neural networks."""
 
     @functools.wraps(function)
-    def exactly(*arguments: Any) -> Any:
+    def wrapped(*arguments: Any) -> Any:
         with jax.default_matmul_precision("highest"):
             return function(*arguments)
 
-    return exactly
+    return wrapped
 
 
-def _why_not(name: str) -> str:
+def _unsupported_reason(name: str) -> str:
     if name.startswith("brax:"):
-        return f"not one of Brax's tasks here: {', '.join(BRAX)}"
+        return f"it is not a supported task of Brax: {', '.join(BRAX)}"
     module = name.rpartition(":")[0]
-    reason = _REFUSED.get(name) or _REFUSED.get(name.partition("-")[0])
+    reason = _UNSUPPORTED.get(name) or _UNSUPPORTED.get(name.partition("-")[0])
     if reason is None and module:
-        reason = f"the module {module!r} gives no such task to register_mjx_task"
-    return f"{reason or 'not ported to the device'}; use --engine=host"
+        reason = f"the module {module!r} registers no such task with register_mjx_task"
+    return f"{reason or 'it is not available on the device'}; use --engine=host"
 
 
-def _checked(name: str, make: Callable[[], Task]) -> Task:
-    """A task of the user's, refused where its parts do not fit together."""
+def _make_checked(name: str, make: Callable[[], Task]) -> Task:
+    """Make a user's task and check that its spec and functions are consistent."""
     task = make()
     if not isinstance(task, Task):
         raise UsageError(f"--env={name}: its function returned {type(task).__name__}, not a Task")
     spec = task.spec
     if spec.obs_dim < 1 or spec.action_dim < 1 or len(spec.obs_names) != spec.obs_dim:
         raise UsageError(
-            f"--env={name}: its spec has obs_dim={spec.obs_dim} with {len(spec.obs_names)} "
-            f"obs_names, and action_dim={spec.action_dim}; it needs one of each at least"
+            f"--env={name}: its spec has obs_dim={spec.obs_dim}, {len(spec.obs_names)} obs_names "
+            f"and action_dim={spec.action_dim}; both dimensions must be at least 1, with one name "
+            "per observation dimension"
         )
     try:
-        # A key that is only traced, for the cores may not have been set up yet.
+        # Use an abstract key, because JAX's CPU devices may not have been configured yet.
         first = jax.eval_shape(task.reset, jax.eval_shape(jax.random.key, 0))
         action = jax.ShapeDtypeStruct((spec.action_dim,), jnp.float32)
         after, reward, terminated = jax.eval_shape(task.step, first, action)
     except Exception as error:
-        reason = checks.reason(error)
         raise UsageError(
-            f"--env={name}: JAX cannot trace its reset(key) or step(state, action) ({reason})"
+            f"--env={name}: JAX cannot trace its reset(key) or step(state, action) "
+            f"({checks.describe_error(error)})"
         ) from error
-    shapes = {
+    expected = {
         "the observation of reset": (first.obs, (spec.obs_dim,), jnp.float32),
         "the observation of step": (after.obs, (spec.obs_dim,), jnp.float32),
         "the reward": (reward, (), jnp.float32),
         "terminated": (terminated, (), jnp.bool),
     }
-    for part, (value, shape, dtype) in shapes.items():
+    for part, (value, shape, dtype) in expected.items():
         if (value.shape, value.dtype) != (shape, dtype):
             raise UsageError(
-                f"--env={name}: {part} is {value.dtype} {value.shape}, and must be "
+                f"--env={name}: {part} is {value.dtype} {value.shape}, but must be "
                 f"{jnp.dtype(dtype)} {shape}"
             )
-    if jax.tree.map(_kind, first) != jax.tree.map(_kind, after):
+    if jax.tree.map(_shape_and_dtype, first) != jax.tree.map(_shape_and_dtype, after):
         raise UsageError(
-            f"--env={name}: the state after step has not the shapes and dtypes of reset's, "
-            "so that no loop can carry it"
+            f"--env={name}: the states of reset and step differ in shapes or dtypes, so a loop "
+            "cannot carry the state; return the same structure from both"
         )
     return task
 
 
-def _kind(leaf: Any) -> tuple:
+def _shape_and_dtype(leaf: Any) -> tuple:
     return leaf.shape, str(leaf.dtype)

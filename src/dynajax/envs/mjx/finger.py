@@ -1,4 +1,4 @@
-"""finger-spin and -turn: a two-link finger spins a free body, or turns its tip to a target."""
+"""finger-spin and -turn: spin a free body with a two-link finger, or turn its tip to a target."""
 
 from typing import Any
 
@@ -8,7 +8,14 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
-from dynajax.envs.mjx.physics import Physics, Rules, at_rest, first_free, random_pose, sensors
+from dynajax.envs.mjx.physics import (
+    Physics,
+    TaskFunctions,
+    at_rest,
+    random_pose,
+    sample_without_contacts,
+    sensor_indices,
+)
 from dynajax.envs.mjx.rewards import tolerance
 from dynajax.types import Array
 
@@ -16,34 +23,35 @@ _SPIN = 15.0  # rad/s
 _XZ = np.array([0, 2])
 
 
-def rules(model: mujoco.MjModel, task: str) -> Rules:
-    joints = sensors(model, "proximal", "distal")
-    velocities = sensors(model, "proximal_velocity", "distal_velocity", "hinge_velocity")
-    tip, spinner, goal = (sensors(model, name)[_XZ] for name in ("tip", "spinner", "target"))
-    touch = sensors(model, "touchtop", "touchbottom")
+def task_functions(model: mujoco.MjModel, task: str) -> TaskFunctions:
+    """Return the functions of a task of this domain; see `physics.TaskFunctions`."""
+    joints = sensor_indices(model, "proximal", "distal")
+    velocities = sensor_indices(model, "proximal_velocity", "distal_velocity", "hinge_velocity")
+    tip, spinner, goal = (sensor_indices(model, name)[_XZ] for name in ("tip", "spinner", "target"))
+    touch = sensor_indices(model, "touchtop", "touchbottom")
     target, hinge = model.site("target").id, model.joint("hinge").id
     turning = task.startswith("turn")
 
     reference = mujoco.MjData(model)
     mujoco.mj_kinematics(model, reference)
-    centre = reference.xanchor[hinge, _XZ]
+    center = reference.xanchor[hinge, _XZ]
     reach = model.geom("cap1").size.sum()  # m, from the hinge
 
     def distance(data: Any) -> Array:
-        """Of the tip to the target's surface in metres, negative inside."""
+        """Return the distance from the tip to the target's surface in metres, negative inside."""
         to_target = data.sensordata[goal] - data.sensordata[tip]
         return jnp.linalg.norm(to_target) - model.site_size[target, 0]
 
     def observation(data: Any) -> Array:
-        read = data.sensordata
+        sensor = data.sensordata
         common = [
-            read[joints],
-            read[tip] - read[spinner],
-            read[velocities],
-            jnp.log1p(read[touch]),
+            sensor[joints],
+            sensor[tip] - sensor[spinner],
+            sensor[velocities],
+            jnp.log1p(sensor[touch]),
         ]
         if turning:
-            common += [read[goal] - read[spinner], distance(data)[None]]
+            common += [sensor[goal] - sensor[spinner], distance(data)[None]]
         return jnp.concatenate(common)
 
     def reward(data: Any) -> Array:
@@ -51,17 +59,19 @@ def rules(model: mujoco.MjModel, task: str) -> Rules:
             return tolerance(distance(data), (-np.inf, 0))
         return tolerance(data.sensordata[velocities[2]], (-np.inf, -_SPIN))
 
-    def initial(device: mjx.Model, key: Array) -> Physics:
-        pose, where = jax.random.split(key)
-        qpos = first_free(device, lambda ours: random_pose(model, ours), pose)
+    def initial(mjx_model: mjx.Model, key: Array) -> Physics:
+        pose_key, target_key = jax.random.split(key)
+        qpos = sample_without_contacts(mjx_model, lambda k: random_pose(model, k), pose_key)
         if not turning:
-            return at_rest(device, qpos)
-        angle = jax.random.uniform(where, minval=-np.pi, maxval=np.pi)
-        return at_rest(device, qpos, centre + reach * jnp.stack([jnp.sin(angle), jnp.cos(angle)]))
+            return at_rest(mjx_model, qpos)
+        angle = jax.random.uniform(target_key, minval=-np.pi, maxval=np.pi)
+        return at_rest(
+            mjx_model, qpos, center + reach * jnp.stack([jnp.sin(angle), jnp.cos(angle)])
+        )
 
-    def put(device: mjx.Model, drawn: Array) -> mjx.Model:
-        return device.replace(site_pos=device.site_pos.at[target, _XZ].set(drawn))
+    def set_params(mjx_model: mjx.Model, params: Array) -> mjx.Model:
+        return mjx_model.replace(site_pos=mjx_model.site_pos.at[target, _XZ].set(params))
 
     if not turning:
-        return Rules(observation, reward, initial, forces=True)
-    return Rules(observation, reward, initial, put, forces=True)
+        return TaskFunctions(observation, reward, initial, force_sensors=True)
+    return TaskFunctions(observation, reward, initial, set_params, force_sensors=True)

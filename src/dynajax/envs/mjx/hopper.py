@@ -1,4 +1,4 @@
-"""hopper-stand and hopper-hop: a planar one-legged body stands still, or hops at 2 m/s."""
+"""hopper-stand and -hop: stand still, or hop at 2 m/s, with a planar one-legged body."""
 
 from typing import Any
 
@@ -7,18 +7,19 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
-from dynajax.envs.mjx.physics import Physics, Rules, at_rest, random_pose, sensors
+from dynajax.envs.mjx.physics import Physics, TaskFunctions, at_rest, random_pose, sensor_indices
 from dynajax.envs.mjx.rewards import tolerance
 from dynajax.types import Array
 
-_HEIGHT = (0.6, 2.0)  # m, of the torso above the foot; the reward drops to 0 outside
+_HEIGHT = (0.6, 2.0)  # m, torso above foot; the reward is 0 outside
 _SPEED = 2.0  # m/s
 
 
-def rules(model: mujoco.MjModel, task: str) -> Rules:
+def task_functions(model: mujoco.MjModel, task: str) -> TaskFunctions:
+    """Return the functions of a task of this domain; see `physics.TaskFunctions`."""
     torso, foot = model.body("torso").id, model.body("foot").id
-    velocity = sensors(model, "torso_subtreelinvel")
-    touch = sensors(model, "touch_toe", "touch_heel")
+    velocity = sensor_indices(model, "torso_subtreelinvel")
+    touch = sensor_indices(model, "touch_toe", "touch_heel")
 
     def observation(data: Any) -> Array:
         return jnp.concatenate([data.qpos[1:], data.qvel, jnp.log1p(data.sensordata[touch])])
@@ -31,7 +32,7 @@ def rules(model: mujoco.MjModel, task: str) -> Rules:
         small_control = tolerance(data.ctrl, (0, 0), 1, "quadratic", 0.0).mean()
         return standing * (small_control + 4) / 5
 
-    def initial(device: mjx.Model, key: Array) -> Physics:
-        return at_rest(device, random_pose(model, key))
+    def initial(mjx_model: mjx.Model, key: Array) -> Physics:
+        return at_rest(mjx_model, random_pose(model, key))
 
-    return Rules(observation, reward, initial, forces=True)
+    return TaskFunctions(observation, reward, initial, force_sensors=True)

@@ -1,8 +1,8 @@
-"""Positions of bodies, one level of the tree after the other.
+"""Compute the positions of bodies level by level of the kinematic tree.
 
-MJX unrolls a kinematic chain, and XLA fuses each link's position with all that follows from it,
-which computes it again for each. On a CPU swimmer6 took 100 times as long as it needs, and
-swimmer15 did not compile in 14 GB (BUILD_NOTES.md).
+MJX unrolls a kinematic chain, and XLA fuses the position of each link into everything that depends
+on it and so recomputes it many times. On a CPU, swimmer6 was 100 times slower than necessary and
+compiling swimmer15 needed more than 14 GB (BUILD_NOTES.md).
 """
 
 import contextlib
@@ -14,23 +14,23 @@ from mujoco.mjx._src import scan
 
 
 @contextlib.contextmanager
-def by_levels() -> Iterator[None]:
-    """XLA keeps what MJX traces inside for one level of bodies apart from the next."""
-    theirs = scan.body_tree
+def barriers_between_levels() -> Iterator[None]:
+    """While tracing MJX, insert barriers so that XLA does not fuse across levels of bodies."""
+    original = scan.body_tree
 
     def body_tree(model: Any, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        # Others of its functions are sums along the tree, which lose by it.
+        # MJX's other functions are sums along the tree, which barriers make slower.
         if function.__qualname__.startswith("kinematics."):
-            return theirs(
+            return original(
                 model,
                 lambda *level: jax.lax.optimization_barrier(function(*level)),
                 *arguments,
                 **options,
             )
-        return theirs(model, function, *arguments, **options)
+        return original(model, function, *arguments, **options)
 
     scan.body_tree = body_tree
     try:
         yield
     finally:
-        scan.body_tree = theirs
+        scan.body_tree = original

@@ -1,8 +1,8 @@
-"""Cholesky's factors and solutions one matrix after the other, where MJX asks for them on a CPU.
+"""Compute MJX's Cholesky factorizations and solves one matrix at a time on CPUs.
 
 jaxlib spreads a batch of more than 200,000 floating-point operations over XLA's worker threads and
-waits for them *on* one of these threads; with as many batches under way as there are threads, every
-thread waits for ever. On two cores a humanoid in a few dozen rows stops like that within seconds. A
+waits for them *on* one of these threads. If as many batches run as there are threads, every thread
+waits forever. On two cores a few dozen humanoid environments deadlock in this way within seconds. A
 batch of one is computed in place.
 """
 
@@ -13,21 +13,23 @@ from typing import Any
 import jax
 
 _factor, _solve = jax.scipy.linalg.cho_factor, jax.scipy.linalg.cho_solve
-# Under vmap, and under vmaps of it, one row after the other.
-_factor_in_turn = jax.custom_batching.sequential_vmap(lambda matrix: _factor(matrix)[0])
-_solve_in_turn = jax.custom_batching.sequential_vmap(lambda factor, b: _solve((factor, False), b))
+# Under vmap, also nested, loop over the batch instead of batching the operation.
+_sequential_factor = jax.custom_batching.sequential_vmap(lambda matrix: _factor(matrix)[0])
+_sequential_solve = jax.custom_batching.sequential_vmap(
+    lambda factor, b: _solve((factor, False), b)
+)
 
 
 @contextlib.contextmanager
-def in_turn() -> Iterator[None]:
-    """MJX traced inside never asks a CPU for a batch of factors; other devices keep their own."""
+def sequential_cholesky() -> Iterator[None]:
+    """While tracing MJX for a CPU, do not batch Cholesky; on other devices change nothing."""
     if jax.local_devices()[0].platform != "cpu":
         yield
         return
-    theirs: Any = jax.scipy.linalg
-    theirs.cho_factor = lambda matrix: (_factor_in_turn(matrix), False)
-    theirs.cho_solve = lambda factor, b: _solve_in_turn(factor[0], b)
+    module: Any = jax.scipy.linalg
+    module.cho_factor = lambda matrix: (_sequential_factor(matrix), False)
+    module.cho_solve = lambda factor, b: _sequential_solve(factor[0], b)
     try:
         yield
     finally:
-        theirs.cho_factor, theirs.cho_solve = _factor, _solve
+        module.cho_factor, module.cho_solve = _factor, _solve

@@ -1,14 +1,15 @@
-"""What the tasks of dm_control share on MJX: the model, a control step, and random poses.
+"""The physics that dm_control's tasks share on MJX: the model, a control step and random poses.
 
-The `MjModel` is the one that dm_control.suite itself loads, taken after a reset because some tasks
-change it there. Two changes let MJX take it, and neither changes the dynamics: the flag that asks
-for energies is cleared, and where contacts are disabled no pair of geoms is listed for them.
+The `MjModel` is the one that dm_control.suite loads, read after a reset because some tasks change
+it there. Two changes make it acceptable to MJX without changing the dynamics: the flag that
+computes energies is cleared, and if contacts are disabled, no pairs of geoms are listed for them.
 
-A state between two control steps is a `Physics`: what MuJoCo integrates, the last acceleration
-(where the constraint solver starts), and what an episode draws for its model (a target's
-position). All else is recomputed. MJX does not treat a control step as dm_control does, which ends
-it with `mj_step1`: positions, velocities and the sensors made of them belong to the new state,
-while sensors of forces and accelerations are those of the last substep. So does `observe` here.
+The state between two control steps is a `Physics`: the quantities that MuJoCo integrates, the last
+acceleration (the warm start of the constraint solver), and the model parameters of the episode (a
+target's position). Everything else is recomputed. dm_control ends a control step with `mj_step1`,
+so positions, velocities and the sensors computed from them belong to the new state, while sensors
+of forces and accelerations belong to the last substep. `mjx.step` does not do this, so
+`update_derived` does.
 """
 
 import contextlib
@@ -24,43 +25,43 @@ from mujoco import mjx
 from dynajax.envs.mjx import contacts, kinematics, linalg
 from dynajax.types import Array
 
-_MOTOR_OFF = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
-_SENSOR_OFF = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+_NO_ACTUATION = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
+_NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 _NO_CONTACT = int(mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT)
 
 
 class Physics(NamedTuple):
-    """The state of one environment, in the precision of its model."""
+    """The physics state of one environment, in the precision of its model."""
 
     qpos: Array  # (nq,)
     qvel: Array  # (nv,)
     act: Array  # (na,)
     warmstart: Array  # (nv,) the last acceleration
-    drawn: Array  # (P,) what this episode drew for its model; P is 0 for most tasks
+    params: Array  # (P,) model parameters sampled for this episode; P is 0 for most tasks
 
 
-class Rules(NamedTuple):
-    """What a domain adds to the physics to make a task of it.
+class TaskFunctions(NamedTuple):
+    """The functions of a domain that turn the physics into a task.
 
-    `data` is an `mjx.Data` of one state; only fields that `mujoco.MjData` has too are read, so
-    that observation and reward can also be tested on C MuJoCo's data.
+    `data` is an `mjx.Data` of one state. The functions only read fields that `mujoco.MjData` also
+    has, so that observation and reward can be tested on data of C MuJoCo.
     """
 
     observation: Callable[[Any], Array]  # data -> (D,), in dm_control's order
     reward: Callable[[Any], Array]  # data -> ()
-    initial: Callable[[mjx.Model, Array], "Physics"]  # model, key -> the first state
-    #: Puts what the episode drew, `Physics.drawn`, into the model.
-    put: Callable[[mjx.Model, Array], mjx.Model] = lambda model, drawn: model
-    forces: bool = False  # whether sensors of forces or accelerations are read
+    initial: Callable[[mjx.Model, Array], "Physics"]  # model, key -> initial state
+    #: (model, `Physics.params`) -> model with these parameters
+    set_params: Callable[[mjx.Model, Array], mjx.Model] = lambda model, params: model
+    force_sensors: bool = False  # whether sensors of forces or accelerations are read
 
 
-def frames(data: Any) -> Array:
-    """The axes of all bodies in the world's frame, (bodies, 3, 3), one axis a column."""
+def body_axes(data: Any) -> Array:
+    """Return the axes of all bodies in world coordinates, (bodies, 3, 3), one axis per column."""
     return data.xmat.reshape(-1, 3, 3)
 
 
-def prepare(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A copy of `model` that MJX accepts and that moves as the original does."""
+def prepare_model(model: mujoco.MjModel) -> mujoco.MjModel:
+    """Return a copy of `model` that MJX accepts, with the same dynamics."""
     model = mujoco.MjModel.__copy__(model)
     model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
     if model.opt.disableflags & _NO_CONTACT:
@@ -69,17 +70,17 @@ def prepare(model: mujoco.MjModel) -> mujoco.MjModel:
     return model
 
 
-def sensors(model: mujoco.MjModel, *names: str) -> np.ndarray:
-    """Indices into `sensordata` of the sensors of these names, in this order."""
-    named = [model.sensor(name) for name in names]
-    return np.concatenate([np.arange(s.dim[0]) + s.adr[0] for s in named])
+def sensor_indices(model: mujoco.MjModel, *names: str) -> np.ndarray:
+    """Return the indices into `sensordata` of the named sensors, in the order of the names."""
+    sensors = [model.sensor(name) for name in names]
+    return np.concatenate([np.arange(s.dim[0]) + s.adr[0] for s in sensors])
 
 
-def _without(model: mjx.Model, flags: int) -> mjx.Model:
+def _disable(model: mjx.Model, flags: int) -> mjx.Model:
     return model.replace(opt=model.opt.replace(disableflags=model.opt.disableflags | flags))
 
 
-def _data(model: mjx.Model, physics: Physics, control: Array | None = None) -> mjx.Data:
+def _make_data(model: mjx.Model, physics: Physics, control: Array | None = None) -> mjx.Data:
     data = mjx.make_data(model).replace(
         qpos=physics.qpos,
         qvel=physics.qvel,
@@ -89,23 +90,27 @@ def _data(model: mjx.Model, physics: Physics, control: Array | None = None) -> m
     return data if control is None else data.replace(ctrl=control)
 
 
-def state(data: mjx.Data, drawn: Array | None = None) -> Physics:
-    """The state that `data` belongs to; `drawn` (P,) defaults to nothing."""
-    nothing = jnp.zeros_like(data.qpos, shape=0)
-    drawn = nothing if drawn is None else drawn
-    return Physics(data.qpos, data.qvel, data.act, data.qacc_warmstart, drawn)
+def physics_of(data: mjx.Data, params: Array | None = None) -> Physics:
+    """Return the physics state of `data`; `params` (P,) is empty by default."""
+    empty = jnp.zeros_like(data.qpos, shape=0)
+    params = empty if params is None else params
+    return Physics(data.qpos, data.qvel, data.act, data.qacc_warmstart, params)
 
 
 @contextlib.contextmanager
-def _our_mjx() -> Iterator[None]:
-    """What is traced inside uses MJX with all that this package puts in its place."""
-    with contacts.as_in_c(), linalg.in_turn(), kinematics.by_levels():
+def _patched_mjx() -> Iterator[None]:
+    """Apply this package's changes to MJX while a program is traced."""
+    with (
+        contacts.c_mujoco_contacts(),
+        linalg.sequential_cholesky(),
+        kinematics.barriers_between_levels(),
+    ):
         yield
 
 
-def observe(model: mjx.Model, data: mjx.Data) -> mjx.Data:
-    """Brings positions, velocities and the sensors made of them up to qpos and qvel."""
-    with _our_mjx():
+def update_derived(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Recompute positions, velocities and the sensors that depend on them from qpos and qvel."""
+    with _patched_mjx():
         data = mjx.kinematics(model, data)
     data = mjx.com_pos(model, data)
     data = mjx.sensor_pos(model, data)
@@ -114,12 +119,12 @@ def observe(model: mjx.Model, data: mjx.Data) -> mjx.Data:
 
 
 def _step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
-    """`mjx.step`, in float32 exact to its rounding in contacts too.
+    """Compute `mjx.step`, without its error in the constraint forces in float32.
 
-    Euler's step takes the forces of the constraints, of which a stiff one multiplies the rounding
-    of the acceleration that it was found with: a walker's velocity was wrong by 0.002 rad/s after
-    one control step. The forces that belong to that acceleration are M qacc - (all others). In
-    float64 the two differ only where the solver ends before it is done, and C MuJoCo's is theirs.
+    The Euler step uses the solver's constraint forces. With a stiff constraint they amplify the
+    rounding error of the acceleration: a walker's velocity was wrong by 0.002 rad/s after one
+    control step. The forces consistent with the acceleration are M qacc - (all other forces). In
+    float64 the two differ only if the solver stops early, and C MuJoCo then uses the solver's.
     """
     euler = model.opt.integrator == mujoco.mjtIntegrator.mjINT_EULER
     if not euler or data.qpos.dtype == jnp.float64:
@@ -130,113 +135,124 @@ def _step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
 
 
 def advance(
-    model: mjx.Model, physics: Physics, control: Array, substeps: int, *, forces: bool = False
+    model: mjx.Model,
+    physics: Physics,
+    control: Array,
+    substeps: int,
+    *,
+    force_sensors: bool = False,
 ) -> tuple[Physics, mjx.Data]:
-    """One control step, as dm_control's `Physics.step` takes it.
+    """Take one control step, as dm_control's `Physics.step` does.
 
     Args:
-      model: with this episode's own values put in.
+      model: model with the parameters of this episode.
       physics: the state before the step.
       control: (nu,) in the actuators' units.
-      substeps: MuJoCo steps.
-      forces: whether sensors of forces and accelerations are read.
+      substeps: number of MuJoCo steps.
+      force_sensors: whether sensors of forces and accelerations are read.
 
     Returns:
       The state after the step, and the data of that state.
     """
-    # A sensor that nobody reads costs compilation and time.
-    stepped = model if forces else _without(model, _SENSOR_OFF)
+    # Disable sensors that are not read, because they cost compile time and run time.
+    substep_model = model if force_sensors else _disable(model, _NO_SENSORS)
 
-    # The carry is the state alone rather than the whole data: less to copy, and MJX turns int32
-    # fields into int64 under jax_enable_x64, which no carry may do.
+    # Carry only the state instead of the whole data. This copies less, and a loop cannot carry the
+    # data under jax_enable_x64, because MJX then changes int32 fields to int64.
     def substep(carry: tuple[Physics, Array], _: None) -> tuple[tuple[Physics, Array], None]:
         before, _readings = carry
-        with _our_mjx():
-            data = _step(stepped, _data(model, before, control))
-        return (state(data, before.drawn), data.sensordata), None
+        with _patched_mjx():
+            data = _step(substep_model, _make_data(model, before, control))
+        return (physics_of(data, before.params), data.sensordata), None
 
     readings = jnp.zeros(model.nsensordata, physics.qpos.dtype)
     (physics, readings), _ = jax.lax.scan(substep, (physics, readings), length=substeps)
-    data = _data(model, physics, control).replace(sensordata=readings)
-    return physics, observe(model, data)
+    data = _make_data(model, physics, control).replace(sensordata=readings)
+    return physics, update_derived(model, data)
 
 
-def settle(model: mjx.Model, physics: Physics, *, forces: bool = False) -> mjx.Data:
-    """The data of a state that no control has acted on yet, as dm_control's reset leaves it."""
-    data = _data(model, physics)
-    if forces:
-        with _our_mjx():
-            data = mjx.forward(_without(model, _MOTOR_OFF), data)
-    return observe(model, data)
+def initial_data(model: mjx.Model, physics: Physics, *, force_sensors: bool = False) -> mjx.Data:
+    """Return the data of a state before any control, as after dm_control's reset."""
+    data = _make_data(model, physics)
+    if force_sensors:
+        with _patched_mjx():
+            data = mjx.forward(_disable(model, _NO_ACTUATION), data)
+    return update_derived(model, data)
 
 
-def at_rest(model: mjx.Model, qpos: Array, drawn: Array | None = None) -> Physics:
-    """A state without motion, activation or history; `drawn` (P,) defaults to nothing."""
+def at_rest(model: mjx.Model, qpos: Array, params: Array | None = None) -> Physics:
+    """Return a state with zero velocity and acceleration; `params` is empty by default."""
     zeros = jnp.zeros_like(qpos, shape=model.nv)
-    nothing = jnp.zeros_like(qpos, shape=0)
+    empty = jnp.zeros_like(qpos, shape=0)
     act = jnp.zeros_like(qpos, shape=model.na)
-    return Physics(qpos, zeros, act, zeros, nothing if drawn is None else drawn)
+    return Physics(qpos, zeros, act, zeros, empty if params is None else params)
 
 
-def or_nan(physics: Physics, obs: Array, reward: Array) -> tuple[Array, Array]:
-    """Observation and reward in float32, NaN where MuJoCo would call the state invalid."""
-    moved = jnp.concatenate([physics.qpos, physics.qvel, physics.warmstart])
-    valid = jnp.all(jnp.abs(moved) <= mujoco.mjMAXVAL)
+def nan_if_invalid(physics: Physics, obs: Array, reward: Array) -> tuple[Array, Array]:
+    """Return float32 observation and reward, or NaN if MuJoCo considers the state invalid."""
+    checked = jnp.concatenate([physics.qpos, physics.qvel, physics.warmstart])
+    valid = jnp.all(jnp.abs(checked) <= mujoco.mjMAXVAL)
     obs, reward = (jnp.where(valid, x, jnp.nan).astype(jnp.float32) for x in (obs, reward))
     return obs, reward
 
 
 def clearance(model: mjx.Model, qpos: Array) -> Array:
-    """The least distance in metres of any pair of geoms that may touch; negative in a contact."""
-    with _our_mjx():
+    """Return the smallest distance in metres of geoms that can collide; negative in a contact."""
+    with _patched_mjx():
         data = mjx.kinematics(model, mjx.make_data(model).replace(qpos=qpos))
         contact: Any = mjx.collision(model, data)._impl.contact
     return jnp.min(contact.dist - contact.includemargin)
 
 
 def random_pose(model: mujoco.MjModel, key: Array) -> Array:
-    """qpos (nq,) as dm_control's `randomize_limited_and_rotational_joints` draws it.
+    """Sample qpos (nq,) like dm_control's `randomize_limited_and_rotational_joints`.
 
-    Limited joints are uniform in their range, unlimited hinges uniform in all directions. The
-    orientation of a free joint is four uniform numbers in [0, 1), normalised, as in dm_control:
-    not uniform among orientations. Everything else stays at `qpos0`.
+    Limited joints are uniform in their range, and unlimited hinges in [-pi, pi). As in dm_control,
+    the orientation of a free joint is a normalised vector of four uniform numbers in [0, 1), which
+    is not uniform over orientations. All other entries are those of `qpos0`.
     """
     low, high = model.qpos0.copy(), model.qpos0.copy()
-    free = []
+    quaternions = []
     for joint in map(model.joint, range(model.njnt)):
         kind, at = joint.type[0], joint.qposadr[0]
         if kind == mujoco.mjtJoint.mjJNT_FREE:
-            free.append(slice(at + 3, at + 7))
-            low[free[-1]], high[free[-1]] = 0, 1
+            quaternions.append(slice(at + 3, at + 7))
+            low[quaternions[-1]], high[quaternions[-1]] = 0, 1
         elif kind == mujoco.mjtJoint.mjJNT_BALL:
-            raise NotImplementedError(f"the ball joint {joint.name}")
+            raise NotImplementedError(f"ball joints are not supported: {joint.name}")
         elif model.jnt_limited[joint.id]:
             low[at], high[at] = joint.range
         elif kind == mujoco.mjtJoint.mjJNT_HINGE:
             low[at], high[at] = -np.pi, np.pi
     uniform = jax.random.uniform(key, low.shape)
     qpos = low + uniform * (high - low)
-    for part in free:
+    for part in quaternions:
         qpos = qpos.at[part].divide(jnp.linalg.norm(qpos[part]))
     return qpos
 
 
-def first_free(model: mjx.Model, draw: Any, key: Array, *, attempts: int = 1000) -> Array:
-    """The first qpos of `draw(key)` without contacts: dm_control's rejection sampling.
+def sample_without_contacts(
+    model: mjx.Model, sample: Callable[[Array], Array], key: Array, *, attempts: int = 1000
+) -> Array:
+    """Sample qpos (nq,) until there are no contacts, as dm_control does.
 
-    Bounded, since a loop that never ends would hang a device; after that many attempts the last
-    draw is returned.
+    Args:
+      model: the model.
+      sample: maps a key to a sample of qpos.
+      key: PRNG key.
+      attempts: maximum number of samples, since an endless loop would block the device; after that
+        the last sample is returned.
     """
 
-    def missed(carry: tuple[Array, Array, Array, Array]) -> Array:
-        tried, _, _, clear = carry
-        return ~clear & (tried < attempts)
+    def is_rejected(carry: tuple[Array, Array, Array, Array]) -> Array:
+        count, _, _, accepted = carry
+        return ~accepted & (count < attempts)
 
     def attempt(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        tried, key, _, _ = carry
-        key, ours = jax.random.split(key)
-        qpos = draw(ours)
-        return tried + 1, key, qpos, clearance(model, qpos) >= 0
+        count, key, _, _ = carry
+        key, sample_key = jax.random.split(key)
+        qpos = sample(sample_key)
+        return count + 1, key, qpos, clearance(model, qpos) >= 0
 
     start = (jnp.int32(0), key, jnp.zeros_like(jnp.asarray(model.qpos0)), jnp.bool_(False))
-    return jax.lax.while_loop(missed, attempt, start)[2]
+    return jax.lax.while_loop(is_rejected, attempt, start)[2]

@@ -1,4 +1,4 @@
-"""point_mass-easy: a planar mass with two motors stays at the origin."""
+"""point_mass-easy: move a planar mass with two motors to the origin."""
 
 from typing import Any
 
@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import mujoco
 from mujoco import mjx
 
-from dynajax.envs.mjx.physics import Physics, Rules, at_rest, random_pose
+from dynajax.envs.mjx.physics import Physics, TaskFunctions, at_rest, random_pose
 from dynajax.envs.mjx.rewards import tolerance
 from dynajax.types import Array
 
 
-def rules(model: mujoco.MjModel, task: str) -> Rules:
+def task_functions(model: mujoco.MjModel, task: str) -> TaskFunctions:
+    """Return the functions of a task of this domain; see `physics.TaskFunctions`."""
     mass, target = model.geom("pointmass").id, model.geom("target").id
     radius = model.geom_size[target, 0]
 
@@ -23,7 +24,7 @@ def rules(model: mujoco.MjModel, task: str) -> Rules:
         small_control = tolerance(data.ctrl, (0, 0), 1, "quadratic", 0.0).mean()
         return tolerance(distance, (0, radius), radius) * (small_control + 4) / 5
 
-    def initial(device: mjx.Model, key: Array) -> Physics:
-        return at_rest(device, random_pose(model, key))
+    def initial(mjx_model: mjx.Model, key: Array) -> Physics:
+        return at_rest(mjx_model, random_pose(model, key))
 
-    return Rules(observation, reward, initial)
+    return TaskFunctions(observation, reward, initial)

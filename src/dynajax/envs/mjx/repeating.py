@@ -1,4 +1,4 @@
-"""Action repeat on the device: a decision lasts several simulator steps and sums their rewards."""
+"""Repeat each action for several frames (simulator control steps) on the device."""
 
 from typing import Any, NamedTuple
 
@@ -9,45 +9,47 @@ from dynajax.envs.mjx import EnvState, Task
 from dynajax.types import Array
 
 
-class Counted(NamedTuple):
-    """The physics of a task, and the age of its episode."""
+class CountedPhysics(NamedTuple):
+    """The physics of a task and the number of frames since the reset."""
 
     physics: Any
     frames: Array  # () int32
 
 
-def repeat(task: Task, frames: int) -> Task:
-    """A task whose steps are decisions of so many frames.
+def repeat_actions(task: Task, repeat: int) -> Task:
+    """Return a task whose agent steps are `repeat` frames of `task`, with summed rewards.
 
-    A frame that terminates, reaches the task's time limit or is not finite is the last of its
-    decision, and one that is not finite makes the decision's reward NaN: as `envs.repeat.Repeat`.
+    As in `envs.repeat.ActionRepeat`, an agent step ends early at a frame that terminates, reaches
+    the time limit or is not finite. A frame that is not finite makes the reward NaN.
     """
     limit = task.spec.time_limit
 
     def reset(key: Array) -> EnvState:
         first = task.reset(key)
-        return EnvState(first.obs, Counted(first.physics, jnp.int32(0)))
+        return EnvState(first.obs, CountedPhysics(first.physics, jnp.int32(0)))
 
     def step(before: EnvState, action: Array) -> tuple[EnvState, Array, Array]:
         Carry = tuple[EnvState, Array, Array, Array]
 
         def frame(carry: Carry, _: None) -> tuple[Carry, None]:
-            state, total, _terminated, over = carry
-            after, reward, ends = task.step(EnvState(state.obs, state.physics.physics), action)
-            count = state.physics.frames + 1
-            finite = jnp.isfinite(after.obs).all() & jnp.isfinite(reward)
-            taken = (
-                EnvState(after.obs, Counted(after.physics, count)),
-                jnp.where(finite, total + reward, jnp.nan),
-                ends,
-                ends | ~finite | (count >= limit),
+            state, total, _terminated, done = carry
+            after, reward, terminated = task.step(
+                EnvState(state.obs, state.physics.physics), action
             )
-            return jax.tree.map(lambda old, new: jnp.where(over, old, new), carry, taken), None
+            count = state.physics.frames + 1
+            is_finite = jnp.isfinite(after.obs).all() & jnp.isfinite(reward)
+            updated = (
+                EnvState(after.obs, CountedPhysics(after.physics, count)),
+                jnp.where(is_finite, total + reward, jnp.nan),
+                terminated,
+                terminated | ~is_finite | (count >= limit),
+            )
+            return jax.tree.map(lambda old, new: jnp.where(done, old, new), carry, updated), None
 
-        no = jnp.zeros((), bool)
-        start = (before, jnp.float32(0), no, no)
-        (after, total, terminated, _), _ = jax.lax.scan(frame, start, length=frames)
+        false = jnp.zeros((), bool)
+        start = (before, jnp.float32(0), false, false)
+        (after, total, terminated, _), _ = jax.lax.scan(frame, start, length=repeat)
         return after, total, terminated
 
-    spec = task.spec._replace(time_limit=-(-limit // frames))
+    spec = task.spec._replace(time_limit=-(-limit // repeat))
     return Task(spec, jax.jit(reset), jax.jit(step))

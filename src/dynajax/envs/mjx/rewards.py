@@ -1,4 +1,4 @@
-"""dm_control's soft indicator, from which all of its rewards are made, in JAX."""
+"""dm_control's `rewards.tolerance` in JAX, from which all rewards of its tasks are built."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,8 @@ import numpy as np
 
 from dynajax.types import Array
 
-# Each falls from 1 at distance 0 to `v` at distance 1; the last three reach 0 and stay there.
+# Functions of the distance d that are 1 at d = 0 and `v` at d = 1. The last three become 0 at a
+# finite distance.
 _SIGMOIDS: dict[str, Callable[[Array, float], Array]] = {
     "gaussian": lambda d, v: jnp.exp(np.log(v) * d**2),
     "hyperbolic": lambda d, v: 1 / jnp.cosh(np.arccosh(1 / v) * d),
@@ -28,18 +29,18 @@ def tolerance(
     sigmoid: str = "gaussian",
     value_at_margin: float = 0.1,
 ) -> Array:
-    """1 where x is within the bounds, less outside: `rewards.tolerance` of dm_control.
+    """Return 1 if x is within the bounds and less outside (dm_control's `rewards.tolerance`).
 
     Args:
-      x: any shape.
-      bounds: lowest and highest x of value 1, both inclusive; may be infinite.
-      margin: the distance from the bounds at which the value is `value_at_margin`; with 0 the
-        value drops to 0 at once.
-      sigmoid: how the value falls.
-      value_at_margin: in (0, 1); 0 too for linear, quadratic and cosine.
+      x: array of any shape.
+      bounds: smallest and largest x with value 1, both inclusive; may be infinite.
+      margin: distance from the bounds at which the value is `value_at_margin`; with 0 the value is
+        0 outside the bounds.
+      sigmoid: shape of the decrease outside the bounds.
+      value_at_margin: in (0, 1), or 0 for linear, quadratic and cosine.
 
     Returns:
-      Values in [0, 1], shaped as x.
+      Values in [0, 1], in the shape of x.
     """
     x = jnp.asarray(x)
     low, high = bounds

@@ -1,4 +1,4 @@
-"""A task of dm_control.suite from its domain's rules and the shared physics."""
+"""Make a task of dm_control.suite from the functions of its domain and the shared physics."""
 
 import contextlib
 import importlib
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# MJX says on stdout that an engine it does not need is missing.
+# MJX prints to stdout that an optional engine is missing.
 with contextlib.redirect_stdout(io.StringIO()):
     from mujoco import mjx
 
@@ -20,50 +20,54 @@ from dynajax.types import Array
 
 
 class Parts(NamedTuple):
-    """What a task is made of; tests take it apart."""
+    """The parts from which `make` builds a task; tests use them separately."""
 
-    environment: Any  # dm_control's own, after a reset
+    environment: Any  # the dm_control environment, after a reset
     model: mjx.Model
-    rules: physics.Rules
+    functions: physics.TaskFunctions
     substeps: int
-    low: np.ndarray  # (A,) controls that -1 and 1 stand for
-    high: np.ndarray  # (A,)
+    low: np.ndarray  # (A,) controls that correspond to -1
+    high: np.ndarray  # (A,) controls that correspond to 1
 
 
-def parts(name: str) -> Parts:
-    """Loads the model of a task from dm_control and reads its domain's rules."""
+def load_parts(name: str) -> Parts:
+    """Load a task's model from dm_control and create the functions of its domain."""
     environment = dmc.load(name)
     environment.reset()
-    model = physics.prepare(environment.physics.model.ptr)
+    model = physics.prepare_model(environment.physics.model.ptr)
     domain, _, task = name.partition("-")
     module = importlib.import_module(f"dynajax.envs.mjx.{domain}")
     return Parts(
         environment,
         mjx.put_model(model, impl="jax"),
-        module.rules(model, task),
+        module.task_functions(model, task),
         environment._n_sub_steps,
         *dmc.bounds(environment),
     )
 
 
 def make(name: str) -> Task:
-    """See `dynajax.envs.mjx.make`."""
-    _, model, rules, substeps, low, high = parts(name)
+    """Make a task of dm_control.suite; see `dynajax.envs.mjx.make`."""
+    _, model, functions, substeps, low, high = load_parts(name)
+    forces = functions.force_sensors
 
     def reset(key: Array) -> EnvState:
-        first = rules.initial(model, key)
-        data = physics.settle(rules.put(model, first.drawn), first, forces=rules.forces)
-        return EnvState(rules.observation(data).astype(jnp.float32), first)
+        first = functions.initial(model, key)
+        episode_model = functions.set_params(model, first.params)
+        data = physics.initial_data(episode_model, first, force_sensors=forces)
+        return EnvState(functions.observation(data).astype(jnp.float32), first)
 
     def step(before: EnvState, action: Array) -> tuple[EnvState, Array, Array]:
         control = jnp.asarray(action, before.physics.qpos.dtype)
         control = jnp.clip((low + high) / 2 + (high - low) / 2 * control, low, high)
-        episode = rules.put(model, before.physics.drawn)
+        episode_model = functions.set_params(model, before.physics.params)
         after, data = physics.advance(
-            episode, before.physics, control, substeps, forces=rules.forces
+            episode_model, before.physics, control, substeps, force_sensors=forces
         )
-        obs, reward = physics.or_nan(after, rules.observation(data), rules.reward(data))
+        obs, reward = physics.nan_if_invalid(
+            after, functions.observation(data), functions.reward(data)
+        )
         return EnvState(obs, after), reward, jnp.zeros((), bool)
 
-    # Jitted, so that MJX is traced once for all the places of a program that step or reset.
+    # Jit here, so that MJX is traced once even if a program calls reset or step in several places.
     return Task(envs.spec(name), jax.jit(reset), jax.jit(step))

@@ -1,4 +1,4 @@
-"""swimmer-swimmer6 and -swimmer15: a chain of 6 or 15 links in water swims to a target."""
+"""swimmer-swimmer6 and -swimmer15: swim to a target with a chain of 6 or 15 links in water."""
 
 from typing import Any
 
@@ -8,24 +8,26 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
-from dynajax.envs.mjx.physics import Physics, Rules, at_rest, frames, random_pose
+from dynajax.envs.mjx.physics import Physics, TaskFunctions, at_rest, body_axes, random_pose
 from dynajax.envs.mjx.rewards import tolerance
 from dynajax.types import Array
 
-_NEAR, _FAR = 0.3, 2.0  # m, half the side of the square in which the target lies
-_SHARE_NEAR = 0.2
+_NEAR, _FAR = 0.3, 2.0  # m, half the side of the square that contains the target
+_NEAR_PROBABILITY = 0.2
 
 
-def rules(model: mujoco.MjModel, task: str) -> Rules:
+def task_functions(model: mujoco.MjModel, task: str) -> TaskFunctions:
+    """Return the functions of a task of this domain; see `physics.TaskFunctions`."""
     head, nose, target = model.body("head").id, model.geom("nose").id, model.geom("target").id
     radius = model.geom_size[target, 0]
 
     def to_target(data: Any) -> Array:
-        """In the head's frame, the vertical left out."""
-        return ((data.geom_xpos[target] - data.geom_xpos[nose]) @ frames(data)[head])[:2]
+        """Return the horizontal vector from nose to target in the head's frame."""
+        return ((data.geom_xpos[target] - data.geom_xpos[nose]) @ body_axes(data)[head])[:2]
 
     def observation(data: Any) -> Array:
-        # Linear and angular velocity of each link in its own frame, after 12 of the head.
+        # Each link has six entries, its linear and angular velocity in its own frame. The first 12
+        # entries belong to the head.
         links = data.sensordata[12:].reshape(-1, 6)
         planar = links[:, np.array([0, 1, 5])].ravel()
         return jnp.concatenate([data.qpos[3:], to_target(data), planar])
@@ -34,13 +36,13 @@ def rules(model: mujoco.MjModel, task: str) -> Rules:
         distance = jnp.linalg.norm(to_target(data))
         return tolerance(distance, (0, radius), 5 * radius, "long_tail")
 
-    def initial(device: mjx.Model, key: Array) -> Physics:
-        pose, near, where = jax.random.split(key, 3)
-        half = jnp.where(jax.random.bernoulli(near, _SHARE_NEAR), _NEAR, _FAR)
-        place = half * jax.random.uniform(where, (2,), minval=-1)
-        return at_rest(device, random_pose(model, pose), place)
+    def initial(mjx_model: mjx.Model, key: Array) -> Physics:
+        pose_key, near_key, target_key = jax.random.split(key, 3)
+        half = jnp.where(jax.random.bernoulli(near_key, _NEAR_PROBABILITY), _NEAR, _FAR)
+        position = half * jax.random.uniform(target_key, (2,), minval=-1)
+        return at_rest(mjx_model, random_pose(model, pose_key), position)
 
-    def put(device: mjx.Model, drawn: Array) -> mjx.Model:
-        return device.replace(geom_pos=device.geom_pos.at[target, :2].set(drawn))
+    def set_params(mjx_model: mjx.Model, params: Array) -> mjx.Model:
+        return mjx_model.replace(geom_pos=mjx_model.geom_pos.at[target, :2].set(params))
 
-    return Rules(observation, reward, initial, put)
+    return TaskFunctions(observation, reward, initial, set_params)
