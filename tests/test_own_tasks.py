@@ -373,7 +373,7 @@ def test_a_task_of_the_script_itself_is_stepped_by_one_process(task, monkeypatch
 
 def test_a_module_that_this_process_imported_is_imported_by_workers_too(monkeypatch):
     # The task's name does not name the module, whose code registers it.
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "results" / "scripts")
     importlib.import_module("own_tasks")
     pool = VectorEnv("PendulumMilli-v0", 1, workers=1)
     assert pool.reset([0], [0]).shape == (1, 3)
@@ -385,7 +385,7 @@ def test_a_cart_in_metres_and_ticks_is_learned_by_default(
     monkeypatch, tmp_path, optimised, algo, fix
 ):
     """By the preset's agent; and from a model whose code is chosen channel by channel."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "experiments")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "results" / "scripts")
     settings = {"random_steps": 250, "eval.every": 250, "model.fit_steps": 250}
     config = make(
         "own_tasks:Cart-v0", algo=algo, fixes=[fix], settings=settings, steps=750, seeds=2
