@@ -44,6 +44,41 @@ def checkpoints(out: Path, process: int) -> list[Path]:
     return sorted((out / "checkpoints" / f"process-{process}").glob("*-step-*"))
 
 
+def assert_same_logs(one: Path, two: Path) -> None:
+    """Check that a run of one process and a run of two have the same logs up to rounding."""
+    tables = [list(csv.DictReader((o / "eval.csv").open())) for o in (one, two)]
+    assert len(tables[1]) == 9
+    for a, b in zip(*tables, strict=True):
+        assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
+        assert float(a["return_0"]) == pytest.approx(float(b["return_0"]), rel=0.02)
+    logs = [[json.loads(x) for x in (o / "metrics.jsonl").open()] for o in (one, two)]
+    for a, b in zip(*logs, strict=True):
+        assert a.keys() == b.keys()
+        same = ("kind", "seed", "step")
+        assert [a.get(n) for n in same] == [b.get(n) for n in same]
+        if a["kind"] == "fit":
+            assert a["holdout_mse"] == pytest.approx(b["holdout_mse"], rel=0.02)
+
+
+def assert_networks_by_learner(out: Path) -> None:
+    """Check that policies and models are found by learner, whichever process trained them."""
+    lines = list(csv.DictReader((out / "eval.csv").open()))
+    last = {int(line["seed"]): line for line in lines if line["step"] == "300"}
+    episodes = [name for name in last[0] if re.fullmatch(r"return_\d+", name)]
+    for learner, (process, place) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        policy = load_policy(out, learner, "last")
+        returns = [float(last[learner][name]) for name in episodes]
+        assert (policy.seed, policy.step) == (learner, 300)
+        assert policy.score == pytest.approx(np.mean(returns), rel=1e-9)
+        path = checkpoints(out, process)[-1]
+        leaves = serialization.read(
+            path, serialization.read_meta(path), lambda name: "model/params" in name
+        )
+        model = load_model(out, learner)
+        for name, leaf in serialization.flatten(model.model.params).items():
+            np.testing.assert_array_equal(leaf, leaves[f"learners/model/params/{name}"][place])
+
+
 def test_two_interrupted_and_killed_processes_match_one(tmp_path):
     """Train learners 0 and 1, and learner 2; rounding differs because the batch sizes differ."""
     out = tmp_path / "run"
@@ -85,33 +120,8 @@ def test_two_interrupted_and_killed_processes_match_one(tmp_path):
     assert one.rows == range(3)
     extra = {p.name for p in out.iterdir()} - {p.name for p in one.folder.iterdir()}
     assert extra == {"report.html", "curves.png"}
-    tables = [list(csv.DictReader((o / "eval.csv").open())) for o in (one.folder, out)]
-    assert len(tables[1]) == 9
-    for a, b in zip(*tables, strict=True):
-        assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
-        assert float(a["return_0"]) == pytest.approx(float(b["return_0"]), rel=0.02)
-    logs = [[json.loads(x) for x in (o / "metrics.jsonl").open()] for o in (one.folder, out)]
-    for a, b in zip(*logs, strict=True):
-        assert a.keys() == b.keys()
-        same = ("kind", "seed", "step")
-        assert [a.get(n) for n in same] == [b.get(n) for n in same]
-        if a["kind"] == "fit":
-            assert a["holdout_mse"] == pytest.approx(b["holdout_mse"], rel=0.02)
-    # Policies and models are found by learner, whichever process trained them.
-    last = {int(line["seed"]): line for line in tables[1] if line["step"] == "300"}
-    episodes = [name for name in last[0] if re.fullmatch(r"return_\d+", name)]
-    for learner, (process, place) in enumerate([(0, 0), (0, 1), (1, 0)]):
-        policy = load_policy(out, learner, "last")
-        returns = [float(last[learner][name]) for name in episodes]
-        assert (policy.seed, policy.step) == (learner, 300)
-        assert policy.score == pytest.approx(np.mean(returns), rel=1e-9)
-        path = checkpoints(out, process)[-1]
-        leaves = serialization.read(
-            path, serialization.read_meta(path), lambda name: "model/params" in name
-        )
-        model = load_model(out, learner)
-        for name, leaf in serialization.flatten(model.model.params).items():
-            np.testing.assert_array_equal(leaf, leaves[f"learners/model/params/{name}"][place])
+    assert_same_logs(one.folder, out)
+    assert_networks_by_learner(out)
     with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
         train(run, out, quiet=True)
 
