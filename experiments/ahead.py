@@ -1,8 +1,8 @@
-"""Compiles a run's programs for a device that is not here, and says what they would take.
+"""Compile the programs of a run for a device that you do not have, and report their cost.
 
   python experiments/ahead.py --device=h100 --env=humanoid-run --preset=paper --seeds=6
 
-The same as `dynajax ahead`; `--help` says the rest.
+This is `dynajax ahead`; `--help` lists its flags.
 """
 
 from dynajax.cli import common

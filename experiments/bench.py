@@ -1,8 +1,8 @@
-"""Measures the machine, every stage of training, and a whole environment step.
+"""Measure the machine, every stage of training, and a whole environment step.
 
-  python experiments/bench.py --env=cheetah-run --rows=1,2
+  python experiments/bench.py --env=cheetah-run --learners=1,2
 
-The same as `dynajax bench`; `--help` says the rest.
+This is `dynajax bench`; `--help` lists its flags.
 """
 
 from dynajax.cli import common

@@ -1,8 +1,8 @@
-"""Measures what synthetic data can be of a task, before training or of a run, on one page.
+"""Measure what a model can learn of a task before training, or what went wrong in a run.
 
   python experiments/diagnose.py --env=humanoid-stand
 
-The same as `dynajax diagnose`; `--help` says the rest.
+This is `dynajax diagnose`; `--help` lists its flags.
 """
 
 from dynajax.cli import common

@@ -1,8 +1,8 @@
-"""Plays episodes with a trained policy, and says what they return.
+"""Play episodes with a trained policy and print their returns.
 
   python experiments/play.py runs/cheetah-run-...
 
-The same as `dynajax play`; `--help` says the rest.
+This is `dynajax play`; `--help` lists its flags.
 """
 
 from dynajax.cli import common

@@ -1,8 +1,8 @@
-"""Lays runs side by side: learning curves, final returns relative to a base, and a table.
+"""Compare runs: learning curves, final returns relative to a base, and a table.
 
   python experiments/plot.py runs/cheetah-run-* --out=comparison
 
-The same as `dynajax plot`; `--help` says the rest.
+This is `dynajax plot`; `--help` lists its flags.
 """
 
 from dynajax.cli import common

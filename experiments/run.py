@@ -1,8 +1,8 @@
-"""Trains SAC or MBPO, with or without the fixes, on a dm_control or Gymnasium task.
+"""Train SAC or MBPO, with or without the fixes, on a dm_control or Gymnasium task.
 
   python experiments/run.py --env=cheetah-run --fix=scale,target
 
-The same as `dynajax train`; `--help` says the rest.
+This is `dynajax train`; `--help` lists its flags.
 """
 
 from dynajax.cli import common

@@ -1,8 +1,8 @@
-"""Runs a study: every run of a study file, here or on a cluster, until all of them are done.
+"""Complete every run of a study file, on this machine or on a cluster.
 
   python launch/sweep.py launch/studies/tiny.toml
 
-The same as `dynajax sweep`; `--help` says the rest.
+This is `dynajax sweep`; `--help` lists its flags.
 """
 
 from dynajax.cli import common

@@ -1,4 +1,4 @@
-"""What the tests share: the compilation cache, a small task, and a small configuration."""
+"""Fixtures of all tests: the compilation cache, a small task, and a small configuration."""
 
 import gc
 import os
@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
-# Most of the tests' time is compilation of tiny programs. For these processes and those that they
-# start, and before jax is imported: no optimisation by LLVM, XLA's older code generator for
-# fusions, which takes a third of the newer one's time, one LLVM module for each program, and
-# every program kept for the next process.
+# Most of the tests' time is the compilation of tiny programs. To shorten it, this process and its
+# children compile without LLVM's optimisations, with XLA's older code generator for fusions (which
+# takes a third of the newer one's time) and with one LLVM module per program, and they cache every
+# program. JAX reads these variables when it is imported.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# XLA ends a process over a flag that it does not know, so only where these are known to be.
+# XLA aborts if it does not know a flag; this version knows these.
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = " ".join(
         [
@@ -31,11 +31,11 @@ from dynajax.mbpo import Algorithm
 from dynajax.types import EnvSpec
 
 common.use_compilation_cache()
-# Tracing makes so many objects that looking for cycles among them takes a tenth of its time.
+# Tracing makes so many objects that garbage collection would take a tenth of its time.
 gc.set_threshold(200_000, 20, 50)
 
 CORES = sorted(os.sched_getaffinity(0))
-#: Sizes at which a program compiles and runs in seconds.
+#: Settings with which a program compiles and runs in seconds.
 SMALL = {
     "random_steps": 50,
     "agent.hidden": (8, 8),
@@ -56,7 +56,7 @@ SMALL = {
     "replay.synthetic": 64,
     "eval.every": 10,
 }
-#: The same for an agent with other fields than SAC's.
+#: The same for an agent whose fields differ from SAC's.
 SMALL_OF_ANY = {name: value for name, value in SMALL.items() if not name.startswith("agent.")}
 
 
@@ -71,8 +71,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "all_tasks: runs with --all-tasks only")
-    # A core for each of the processes that share the tests: threads that wait for each other's take
-    # more from the other process than they give.
+    # Each of the processes that share the tests gets one core. With shared cores, threads that wait
+    # for each other slow the other process down more than they help.
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
 
@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def optimised() -> Iterator[None]:
-    """For a test that runs its programs for longer than they take to be compiled."""
+    """Enable optimisations, for a test that runs longer than its programs take to compile."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -94,7 +94,7 @@ def optimised() -> Iterator[None]:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often methods of the algorithm were traced, by their names."""
+    """Count how often methods of `Algorithm` are traced, by name."""
     times: Counter[str] = Counter()
 
     def count(name: str, method: Callable) -> None:
@@ -104,20 +104,20 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(Algorithm, name, counted)
 
-    for name in ("fit", "learn", "propose", "train_member", "value"):
+    for name in ("fit", "learn", "propose_transitions", "train_member", "value"):
         count(name, getattr(Algorithm, name))
     return times
 
 
 @pytest.fixture(scope="session")
 def spec() -> EnvSpec:
-    """Three observations, two actions, and an end where the first observation passes 5."""
+    """Return a task of three observations and two actions that ends once the first one exceeds 5."""
     return EnvSpec("walk", 3, 2, 50, ("x", "y", "z"), lambda obs, action, new: new[0] > 5)
 
 
 @pytest.fixture(scope="session")
 def make() -> Callable[..., config.Config]:
-    """`make_config` with small sizes: make({"learn.utd": 3}, fixes=["scale"], seeds=2)."""
+    """Return `make_config` with small sizes: make({"learn.utd": 3}, fixes=["scale"], seeds=2)."""
 
     def small(settings=(), *, steps=100, **arguments):
         return make_config(

@@ -1,4 +1,4 @@
-"""The scripts of `experiments/`, and the commands behind them, run inside a test's own process."""
+"""Run the scripts of `experiments/`, and the commands that they call, in the test's process."""
 
 import contextlib
 import importlib.util
@@ -15,8 +15,10 @@ from dynajax.cli import common
 
 
 def forget(known: set[str]) -> None:
-    """Unloads all commands, and their flags but for the `known` ones."""
-    for name in [name for name in sys.modules if name.startswith("dynajax.cli.")]:
+    """Unload all commands, and their flags except those in `known`."""
+    # absl identifies `dynajax.cli.flags` by its id, which another module could get after it.
+    kept = "dynajax.cli.flags"
+    for name in [n for n in sys.modules if n.startswith("dynajax.cli.") and n != kept]:
         del sys.modules[name]
         vars(cli).pop(name.rpartition(".")[2], None)
     for name in set(flags.FLAGS) - known:
@@ -25,7 +27,7 @@ def forget(known: set[str]) -> None:
 
 @contextlib.contextmanager
 def loaded(path: Path) -> Iterator[ModuleType]:
-    """A script as a module, whose flags are defined inside the block; the command's, if it is one."""
+    """Return a script, or the module of the command that it calls; its flags exist in the block."""
     known = set(flags.FLAGS)
     spec = importlib.util.spec_from_file_location(f"{path.stem}_py", path)
     module = importlib.util.module_from_spec(spec)
@@ -33,20 +35,19 @@ def loaded(path: Path) -> Iterator[ModuleType]:
         spec.loader.exec_module(module)
         yield sys.modules.get(module.main.__module__, module)
     finally:
-        # Its flags are defined again by the next import.
         forget(known)
 
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """A script's exit status; JAX is set up already."""
+    """Run a script and return its exit status. JAX is already set up."""
     monkeypatch.setattr(common, "start", lambda process=None: None)
     package, _, name = script.__name__.rpartition(".")
-    called = f"dynajax {name}" if package else script.__file__
-    monkeypatch.setattr(sys, "argv", [called, *arguments])
+    program = f"dynajax {name}" if package else script.__file__
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(sys, "path", list(sys.path))
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit:
         common.run(script.main)
-    return left.value.code or 0
+    return exit.value.code or 0

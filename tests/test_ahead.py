@@ -1,4 +1,4 @@
-"""Programs compiled for devices that are not here: the reading of their text, and the command."""
+"""Ahead-of-time compilation: reading the compiled text, and the command."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from dynajax.xla import backend
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ahead.py"
 
-#: A loop of three rounds with one in it that data end, as a GPU's compiler writes it.
+#: A loop of three iterations around a loop of data-dependent length, as a GPU's compiler writes it.
 GPU = """
 HloModule jit_f, is_scheduled=true
 
@@ -62,7 +62,7 @@ backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step
   ROOT %out = f32[100,4]{1,0} get-tuple-element(%outer), index=1
 }
 """
-#: A loop from 2 up to 9, as a TPU's compiler writes it: its end is another of the loop's values.
+#: A loop from 2 up to 9, as a TPU's compiler writes it: its end is one of the loop's values.
 TPU = """
 HloModule jit_f, is_scheduled=true
 
@@ -98,7 +98,7 @@ condition=%condition, body=%body
 """
 
 
-def test_a_program_is_read_part_by_part():
+def test_parts_of_a_program_are_counted():
     program = hlo.read(GPU)
     (outer,) = program.loops
     (inner,) = outer.loops
@@ -110,23 +110,23 @@ def test_a_program_is_read_part_by_part():
     assert program.main() is outer
 
 
-def test_of_a_sliced_array_the_slice_is_read():
+def test_slice_counts_only_the_bytes_it_reads():
     outer = hlo.read(GPU).loops[0]
-    # The slice, where it begins, and what is written.
+    # The slice, its position, and the output.
     assert outer.moved == 2 * 4 * 4 + 4 + 2 * 4 * 4
-    # What is written stays in the round.
+    # The output stays in the iteration.
     assert outer.carried == 2 * 4 * 4 + 4
 
 
 @pytest.mark.parametrize("end, trips", [("nine", 7), ("n", None)])
-def test_a_loop_from_one_constant_to_another_has_a_length(end, trips):
+def test_loop_between_constants_has_known_length(end, trips):
     (loop,) = hlo.read(TPU.replace("END", end)).loops
     assert loop.trips == trips
-    # Its counter is no kernel.
+    # The loop's counter is not a kernel.
     assert loop.kernels == 1
 
 
-def test_a_cache_may_keep_what_a_loop_hands_on():
+def test_cache_reduces_traffic_of_carried_values():
     loop = hlo.Part("loop", 10, 1, (), 0, 300, 300, ())
     program = hlo.Part("program", 1, 1, (), 0, 100, 100, (loop,))
     assert program.traffic(0) == 100 + 10 * 300
@@ -141,12 +141,12 @@ def test_bytes_of_a_shape(shape, size):
     assert hlo.shape_bytes(shape) == size
 
 
-def test_what_is_no_program_is_refused():
+def test_text_without_entry_is_refused():
     with pytest.raises(ValueError, match="no entry"):
         hlo.read("nothing")
 
 
-def test_the_processors_own_program_is_read():
+def test_program_compiled_for_the_cpu_is_read():
     def function(x):
         return jax.lax.fori_loop(0, 7, lambda _, y: jnp.sin(y @ y), x)
 
@@ -155,20 +155,20 @@ def test_the_processors_own_program_is_read():
     assert loop.trips == 7 and loop.kernels >= 1
 
 
-def test_programs_are_made_for_the_named_kind_of_device():
+def test_target_platform_can_be_overridden():
     assert backend.target_is_cpu()
     with backend.compiling_for("gpu"):
         assert not backend.target_is_cpu() and backend.options() == {}
     assert backend.target_is_cpu()
 
 
-def test_rows_that_fit_are_found_at_the_edge(make, spec, monkeypatch):
+def test_search_finds_the_most_learners_that_fit(make, spec, monkeypatch):
     tried = []
 
     class Needs:
         def __init__(self, rows):
             tried.append(rows)
-            # No straight line, so that a guess is not enough.
+            # Not linear, so that extrapolation is not enough.
             self.needed = 1000 + 90 * rows + rows**2
 
     monkeypatch.setattr(aot, "build", lambda config, *_: config.seeds)
@@ -182,7 +182,7 @@ def test_rows_that_fit_are_found_at_the_edge(make, spec, monkeypatch):
     assert fits.each + 1 in tried and len(tried) <= 8
 
 
-def test_the_command_on_the_processor(tmp_path, monkeypatch, capsys):
+def test_command_compiles_for_the_cpu(tmp_path, monkeypatch, capsys):
     sizes = {
         "agent.hidden": "8,8",
         "model.width": 8,
@@ -217,7 +217,7 @@ def test_the_command_on_the_processor(tmp_path, monkeypatch, capsys):
     assert "--device=h1000: choose one of h100" in capsys.readouterr().err
 
 
-def test_a_missing_compiler_is_named(monkeypatch):
+def test_missing_compiler_is_named(monkeypatch):
     def fails(*_, **__):
         raise NotImplementedError("topology not implemented for cuda")
 

@@ -1,4 +1,4 @@
-"""The benchmark command, and how it takes turns."""
+"""The benchmark command, and how its measurements alternate."""
 
 import csv
 import itertools
@@ -14,13 +14,13 @@ from dynajax.profiling import benchmark
 ROOT = Path(__file__).parents[1]
 
 
-def test_interleaving_takes_turns_and_times_what_comes_after_itself():
+def test_interleave_alternates_and_times_repeated_runs():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
     seconds = benchmark.interleave(runs, 0, least=4)
-    turns = ["".join(turn) for _, turn in itertools.groupby(order)]
-    assert [turn[0] for turn in turns] == list("abc") * 6  # two rounds to warm up
-    assert min(map(len, turns)) > 1
+    blocks = ["".join(block) for _, block in itertools.groupby(order)]
+    assert [block[0] for block in blocks] == list("abc") * 6  # two rounds to warm up
+    assert min(map(len, blocks)) > 1
     assert [s.shape for s in seconds.values()] == [(4,)] * 3
 
 
@@ -45,7 +45,7 @@ def table(tmp_path_factory):
         settings += ["--set", f"{name}={text}"]
     done = bench(
         "--env=pendulum-swingup",
-        "--rows=1,2",
+        "--learners=1,2",
         "--seconds=0.01",
         f"--out={out}",
         *settings,
@@ -57,8 +57,8 @@ def table(tmp_path_factory):
 
 def test_bench_measures_every_stage(table):
     out, text, lines, _ = table
-    for rows in ("1", "2"):
-        here = {line["stage"]: line for line in lines if line["rows"] == rows}
+    for learners in ("1", "2"):
+        by_stage = {line["stage"]: line for line in lines if line["learners"] == learners}
         for stage in (
             "host step",
             "act",
@@ -72,51 +72,52 @@ def test_bench_measures_every_stage(table):
             "checkpoint",
             "environment step",
         ):
-            assert float(here[stage]["ms"]) > 0, stage
-        whole = here["environment step"]
-        assert float(whole["ms"]) > float(here["acting and learning"]["ms"])
+            assert float(by_stage[stage]["ms"]) > 0, stage
+        whole = by_stage["environment step"]
+        assert float(whole["ms"]) > float(by_stage["acting and learning"]["ms"])
         for stage in ("fit step", "agent update"):
-            line = here[stage]
+            line = by_stage[stage]
             rate = 1e3 * float(line["gflop"]) / float(line["ms"])
             assert float(line["gflops"]) == pytest.approx(rate, rel=1e-3)
             assert float(line["of_peak"]) * float(line["x_ideal"]) == pytest.approx(1, rel=1e-3)
-        # A lone row on several cores keeps its memory while they fit its model.
-        shared = rows == "1" and len(os.sched_getaffinity(0)) > 1
+        # With one learner on several cores the fit runs on all of them and donates no memory.
+        shared = learners == "1" and len(os.sched_getaffinity(0)) > 1
         for name in ("learn",) if shared else ("learn", "fit"):
-            assert float(here[f"program {name}"]["donated"]) > 0.95
-        assert here["program learn"]["ring_copies"] == "0"
-        learn, loop = (float(here[n]["gflop"]) for n in ("learn", "acting and learning"))
-        update, rollout = (float(here[n]["gflop"]) for n in ("agent update", "rollout"))
+            assert float(by_stage[f"program {name}"]["donated"]) > 0.95
+        assert by_stage["program learn"]["ring_copies"] == "0"
+        learn, loop = (float(by_stage[n]["gflop"]) for n in ("learn", "acting and learning"))
+        update, rollout = (float(by_stage[n]["gflop"]) for n in ("agent update", "rollout"))
         assert learn == pytest.approx(2 * update + rollout, rel=1e-4)
-        act, fit_step = (float(here[n]["gflop"]) for n in ("act", "fit step"))
+        act, fit_step = (float(by_stage[n]["gflop"]) for n in ("act", "fit step"))
         assert loop == pytest.approx(learn + act, rel=1e-4)
-        # Twenty steps of a fit in 250 environment steps.
+        # A fit has 20 gradient steps, every 250 environment steps.
         assert float(whole["gflop"]) == pytest.approx(loop + fit_step * 20 / 250, rel=1e-4)
-    assert float(here["agent update"]["gflop"]) == pytest.approx(
+    assert float(by_stage["agent update"]["gflop"]) == pytest.approx(
         2 * float(next(x for x in lines if x["stage"] == "agent update")["gflop"]), rel=1e-4
     )
     assert "program learn" in text
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bench_compares_and_times_a_start(table, tmp_path):
+def test_bench_compares_with_old_table_and_times_start(table, tmp_path):
     _, _, lines, settings = table
     slower = tmp_path / "old.csv"
     with slower.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
+        # Older tables have other names for a column and for a stage.
+        columns = ["rows" if name == "learners" else name for name in lines[0]]
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        # Tables from before there were agents to choose say SAC.
-        writer.writerows(
-            {
+        for line in lines:
+            old = {
                 **line,
+                "rows": line["learners"],
                 "ms": 100 * float(line["ms"] or 0),
                 "stage": line["stage"].replace("agent update", "SAC update"),
             }
-            for line in lines
-        )
+            writer.writerow({name: old[name] for name in columns})
     done = bench(
         "--env=pendulum-swingup",
-        "--rows=1",
+        "--learners=1",
         "--seconds=0.01",
         "--algo=model-free",
         "--start",
@@ -137,9 +138,9 @@ def test_bench_compares_and_times_a_start(table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"),
+    ("flag", "message"),
     [
-        ("--rows=0", "--rows=0: whole numbers from 1"),
+        ("--learners=0", "--learners=0: whole numbers from 1"),
         ("--env=cheeta-run", "the nearest is cheetah-run"),
         ("--compare=nothing.csv", "--compare=nothing.csv: there is no such file"),
         ("--set=sac.utd=3", "it is learn.utd now"),
@@ -147,11 +148,11 @@ def test_bench_compares_and_times_a_start(table, tmp_path):
         ("--trust=blind", "--trust=blind"),
     ],
 )
-def test_bench_refuses_in_one_line(flag, says, tmp_path):
+def test_bench_refuses_in_one_line(flag, message, tmp_path):
     done = (
         bench(flag, "--env=cheetah-run", f"--out={tmp_path}") if "env" not in flag else bench(flag)
     )
     assert done.returncode == 2
-    assert says in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Every other command that a page shows, its studies and its Python."""
+"""The commands in the documentation that do not train, its studies and its Python code."""
 
 import dataclasses
 import functools
@@ -31,29 +31,29 @@ from pages import (
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder where all of them run, with a task of one's own in it."""
-    folder = tmp_path_factory.mktemp("desk")
+def workspace(tmp_path_factory):
+    """Return a folder in which the commands run, with a user's task and a run."""
+    folder = tmp_path_factory.mktemp("workspace")
     write_own_task(folder)
     diagnosed = "results/diagnosis/humanoid-stand"
     shutil.copytree(ROOT / diagnosed, folder / diagnosed)
-    # What plot and diagnose are shown.
+    # The run that plot and diagnose read.
     config = dynajax.make_config("cheetah-run", preset="paper", settings=SIZES | OF_SAC, steps=70)
     dynajax.train(config, folder / "runs" / "cheetah-run-mbpo-sac", quiet=True)
     return folder
 
 
 @pytest.fixture
-def at_desk(desk, monkeypatch):
-    monkeypatch.chdir(desk)
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    monkeypatch.syspath_prepend(desk)
+def in_workspace(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    monkeypatch.syspath_prepend(ROOT / "results" / "scripts")
+    monkeypatch.syspath_prepend(workspace)
     small = dataclasses.replace(fits.MODEL, width=8, depth=2, batch=8, fit_steps=2)
     measured = functools.partial(offline.measure, config=small, rounds=1)
     monkeypatch.setattr(offline, "measure", measured)
 
 
-def test_the_pages_show_commands():
+def test_documentation_contains_commands():
     assert len(runs()) > 14
     for part in EXCEPTIONS:
         shown = any(part in line for _, line in commands())
@@ -63,13 +63,13 @@ def test_the_pages_show_commands():
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "launch/studies").glob("*.toml")), ids=lambda p: p.stem
 )
-def test_a_study_that_is_shipped_can_be_run(path):
-    """Every run's configuration is checked, and none has another's name."""
+def test_shipped_study_has_valid_runs(path):
+    """Check every run's configuration, and that no two have the same name."""
     assert study.load(path).runs
 
 
 @pytest.mark.parametrize("line", [line for line in runs() if "run.py" not in line])
-def test_another_command_that_a_page_shows(line, at_desk, monkeypatch, capsys):
+def test_documented_command_runs(line, in_workspace, monkeypatch, capsys):
     words = shlex.split(line.replace("...", "*"))
     path, words = words[1], words[2:]
     expanded = []
@@ -83,8 +83,8 @@ def test_another_command_that_a_page_shows(line, at_desk, monkeypatch, capsys):
         assert scripts.run(script, monkeypatch, *expanded) == 0, capsys.readouterr().err
 
 
-def test_what_a_user_writes_of_an_agent_a_rule_and_a_task(monkeypatch, tmp_path):
-    """The blocks of the page, run as they stand."""
+def test_documented_agent_trust_rule_and_task_work(monkeypatch, tmp_path):
+    """Run the code blocks of the page unchanged."""
     for registry in (dynajax.AGENTS, dynajax.TRUST, dynajax.FIXES):
         for name in list(registry):
             monkeypatch.setitem(registry, name, registry[name])
@@ -129,7 +129,7 @@ def test_what_a_user_writes_of_an_agent_a_rule_and_a_task(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])
-def test_the_python_that_a_page_shows(page, at_desk, monkeypatch, capsys):
+def test_documented_python_runs(page, in_workspace, monkeypatch, capsys):
     (block,) = [b for b in blocks(page, "python") if "make_config(" in b]
     assert len([line for line in block.splitlines() if line]) <= 10
     make = dynajax.make_config

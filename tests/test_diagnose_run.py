@@ -304,7 +304,7 @@ def test_the_command_refuses_what_is_not_one_thing(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "--env and --run are two things" in done.stderr
+    assert "--env and --run exclude each other" in done.stderr
 
 
 def test_sentences_are_figures_and_say_no_cause():

@@ -150,9 +150,9 @@ def test_play_prints_returns(run, command):
     status, out, err = command(run, "--episodes=3", "--which=last")
     assert (status, err) == (0, "")
     name, returns, mean, *second = out.splitlines()
-    assert len(second) == 3 and second[0].startswith(f"{run}, row 1: none, seed 1")
+    assert len(second) == 3 and second[0].startswith(f"{run}, learner 1: none, seed 1")
     policy = dynajax.load_policy(run, 0, "last")
-    assert name == f"{run}, row 0: none, seed 0, last policy, of step 60"
+    assert name == f"{run}, learner 0: none, seed 0, last policy, at step 60"
     numbers = [float(x) for x in re.findall(r"-?[\d.]*\d", mean.replace(",", ""))]
     values = [
         float(text.replace(",", "")) for text in returns.removeprefix("  returns ").split(", ")
@@ -166,7 +166,7 @@ def test_play_prints_returns(run, command):
 
 def test_play_another_task_of_the_same_sizes(run, command):
     status, out, _ = command(run, "--row=1", "--episodes=1", "--env=Pendulum-v1")
-    assert status == 0 and " on Pendulum-v1; the run's own evaluation said" in out
+    assert status == 0 and " on Pendulum-v1; the evaluation during training gave" in out
     status, out, err = command(run, "--row=1", "--env=cartpole-swingup")
     assert (status, out) == (2, "")
     assert err == (

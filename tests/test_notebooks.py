@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom at a tiny size, and are kept without outputs."""
+"""The notebooks run from top to bottom with tiny sizes, and are stored without outputs."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "experiments" / "notebooks").glob("*.ipynb"))
-#: What takes the place of a notebook's parameters.
+#: Replaces the parameters of a notebook.
 _SMALL = """
 SEEDS = 2
 STEPS = 200
@@ -23,13 +23,14 @@ SETTINGS |= {
 SIZES = {
     "1_quickstart": _SMALL,
     "2_the_fixes": _SMALL,
-    "3_your_own_task": _SMALL + "TRANSITIONS, ROUNDS, CODES = 600, 1, ['none', 'scale,target']",
+    "3_your_own_task": _SMALL
+    + "TRANSITIONS, ROUNDS, CANDIDATES = 600, 1, ['none', 'scale,target']",
 }
-#: What its outputs have to show.
+#: Texts that the outputs contain.
 SHOWN = {
-    "1_quickstart": ["image/png", "<iframe", "video/mp4", "the run's own evaluation said"],
+    "1_quickstart": ["image/png", "<iframe", "video/mp4", "the evaluation during training gave"],
     "2_the_fixes": ["image/png", "scale,target  missed"],
-    "3_your_own_task": ["image/png", "<iframe", "the rule agrees"],
+    "3_your_own_task": ["image/png", "<iframe", "the function agrees"],
 }
 
 
@@ -41,17 +42,17 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_all_are_tested():
+def test_every_notebook_is_tested():
     assert [path.stem for path in NOTEBOOKS] == list(SIZES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
+def test_notebook_runs(path, tmp_path, monkeypatch):
     notebook = read(path)
-    (place,) = (
+    (index,) = (
         k for k, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ())
     )
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SIZES[path.stem]))
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(SIZES[path.stem]))
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
@@ -61,15 +62,15 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_is_kept_clean(path):
+def test_notebook_is_stored_without_outputs(path):
     notebook = read(path)
     nbformat.validate(notebook)
     cells = code_cells(notebook)
     assert not any(cell.outputs or cell.execution_count for cell in cells)
-    # A newcomer reads cell by cell; the file that the third one writes is the longest.
+    # Cells are short enough to read at a glance; the file that the third notebook writes is longest.
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 45
     assert cells[0].source == code_cells(read(NOTEBOOKS[0]))[0].source
-    # Where the first cell says that the project is.
+    # The address of the project in the first cell.
     (repository,) = re.findall('REPOSITORY = "https://github.com/(.*?)"', cells[0].source)
     address = (
         f"colab.research.google.com/github/{repository}/blob/main/experiments/notebooks/{path.name}"
@@ -86,7 +87,7 @@ def test_a_notebook_is_kept_clean(path):
         (["/dev/accel0"], "sh: nvidia-smi: not found", "jax[tpu]"),
     ],
 )
-def test_the_first_cell_installs_for_the_runtime(monkeypatch, devices, smi, package):
+def test_first_cell_installs_for_the_runtime(monkeypatch, devices, smi, package):
     ran = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
     monkeypatch.setattr(subprocess, "getoutput", lambda command: smi)

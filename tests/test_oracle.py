@@ -89,7 +89,7 @@ def test_an_oracle_replaces_its_half_by_what_really_comes(which, tmp_path):
 
 def test_a_run_with_an_oracle_resumes_bit_for_bit(tmp_path, traced):
     whole = dynajax.train(configured("state", 180), tmp_path / "whole", quiet=True)
-    assert (traced["propose"], traced["learn"], traced["fit"]) == (1, 1, 1)
+    assert (traced["propose_transitions"], traced["learn"], traced["fit"]) == (1, 1, 1)
     dynajax.train(configured("state", 120), tmp_path / "parts", quiet=True)
     parts = dynajax.train(configured("state", 180), tmp_path / "parts", quiet=True)
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):

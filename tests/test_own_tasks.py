@@ -375,7 +375,7 @@ def test_task_of_main_script_is_stepped_in_one_process(task, monkeypatch):
 
 def test_workers_import_the_module_that_defines_the_task(monkeypatch):
     # The task's name does not contain the module that registers it.
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "results" / "scripts")
     importlib.import_module("own_tasks")
     vector_env = VectorEnv("PendulumMilli-v0", 1, workers=1)
     assert vector_env.reset([0], [0]).shape == (1, 3)
@@ -387,7 +387,7 @@ def test_task_with_mixed_units_is_learned_with_default_settings(
     monkeypatch, tmp_path, optimised, algo, fix
 ):
     """Train the preset's agent, and a model whose target transform is chosen per dimension."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "experiments")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "results" / "scripts")
     settings = {"random_steps": 250, "eval.every": 250, "model.fit_steps": 250}
     config = make(
         "own_tasks:Cart-v0", algo=algo, fixes=[fix], settings=settings, steps=750, seeds=2

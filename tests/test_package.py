@@ -1,4 +1,4 @@
-"""What is installed: the wheel, its version, the command and its help, and the files about it."""
+"""The package: the wheel, its version, the command and its help, and the files about it."""
 
 import importlib
 import os
@@ -19,12 +19,14 @@ import dynajax
 import scripts
 from dynajax.agents import AGENTS
 from dynajax.cli import COMMANDS, common, overview
+from dynajax.config.presets import PRESETS
+from dynajax.models.targets import FIXES
 from dynajax.settings import all_settings, base
 from dynajax.trust import TRUST
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-#: Where the scripts are that are commands too.
+#: The script that calls each command.
 SCRIPTS = {
     "train": "experiments/run.py",
     "plot": "experiments/plot.py",
@@ -37,13 +39,13 @@ SCRIPTS = {
 
 
 def shipped(registry) -> set[str]:
-    """Names of what the package itself registers; other tests add their own."""
+    """Return the names that the package itself registers; other tests register more."""
     return {name for name, cls in registry.items() if cls.__module__.startswith("dynajax.")}
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A folder with the sdist, and the wheel that is made of what is in it."""
+    """Return a folder with the sdist, and with the wheel that is built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
 
     def hatchling(where: Path, kind: str) -> None:
@@ -59,7 +61,7 @@ def built(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(built):
+def test_wheel_contains_only_the_package(built):
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     package = ROOT / "src" / "dynajax"
@@ -74,13 +76,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     }
 
 
-def test_the_wheel_installs_and_runs(built, tmp_path):
+def test_wheel_installs_and_runs(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(tmp_path), str(wheel)], check=True)
 
     def dynajax_command(*words: str) -> str:
-        """The installed command, which imports the installed package alone."""
+        """Return the output of the installed command, which imports only the installed package."""
         done = subprocess.run(
             [sys.executable, str(tmp_path / "bin" / "dynajax"), *words],
             env={"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
@@ -97,7 +99,7 @@ def test_the_wheel_installs_and_runs(built, tmp_path):
     assert line.split() == ["pendulum-swingup", "3", "1", "1000", "never", "host,", "mjx"]
 
 
-def test_the_version_stands_in_one_place():
+def test_version_is_defined_once():
     assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == dynajax.__version__
@@ -119,7 +121,7 @@ def test_every_method_is_cited():
     assert "SAC." in notes
 
 
-def test_the_workflow_runs_the_checks_on_every_python():
+def test_workflow_runs_checks_on_every_python():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     job = workflow["jobs"]["checks"]
     classifiers = {c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c}
@@ -130,13 +132,10 @@ def test_the_workflow_runs_the_checks_on_every_python():
         assert check in checks, check
 
 
-def test_the_command_lists_its_commands(monkeypatch, capsys):
+def test_overview_lists_commands(monkeypatch, capsys):
     assert PROJECT["scripts"] == {"dynajax": "dynajax.cli:main"}
-    modules = {path.stem for path in (ROOT / "src/dynajax/cli").glob("*.py")} - {
-        "__init__",
-        "common",
-    }
-    assert set(COMMANDS) == modules
+    modules = {path.stem for path in (ROOT / "src/dynajax/cli").glob("*.py")}
+    assert set(COMMANDS) == modules - {"__init__", "common", "flags"}
     for name, summary in COMMANDS.items():
         assert re.search(rf"(?m)^  dynajax {name} +{re.escape(summary)}$", overview())
     for words, status, text in (
@@ -148,14 +147,14 @@ def test_the_command_lists_its_commands(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["dynajax", *words])
         try:
             assert dynajax.cli.main() is None and status is None
-        except SystemExit as left:
-            assert left.code == status
+        except SystemExit as exit:
+            assert exit.code == status
         assert "".join(capsys.readouterr()) == text + "\n"
 
 
 @pytest.mark.parametrize("words", [["tasks"], ["train", "--help"]])
-def test_a_reader_may_leave(words):
-    """As `head` does: no traceback, and the status that a shell has for it."""
+def test_closed_output_pipe_ends_quietly(words):
+    """Close the reading end as `head` does: no traceback, and the status of a shell for SIGPIPE."""
     read, write = os.pipe()
     os.close(read)
     try:
@@ -168,7 +167,7 @@ def test_a_reader_may_leave(words):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_the_command(name):
+def test_script_calls_the_command(name):
     text = (ROOT / SCRIPTS[name]).read_text()
     assert f"`dynajax {name}`" in text and len(text.splitlines()) <= 15
     with scripts.loaded(ROOT / SCRIPTS[name]) as module:
@@ -176,7 +175,7 @@ def test_a_script_is_the_command(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_says_every_flag_and_its_default(name, monkeypatch):
+def test_help_lists_every_flag_and_default(name, monkeypatch):
     known = set(flags.FLAGS)
     module = importlib.import_module(f"dynajax.cli.{name}")
     try:
@@ -195,7 +194,7 @@ def test_help_says_every_flag_and_its_default(name, monkeypatch):
         scripts.forget(known)
 
 
-def test_the_help_of_ahead_has_the_flags_of_train(monkeypatch):
+def test_help_of_ahead_has_the_flags_of_train(monkeypatch):
     known = set(flags.FLAGS)
     module = importlib.import_module("dynajax.cli.ahead")
     try:
@@ -207,14 +206,39 @@ def test_the_help_of_ahead_has_the_flags_of_train(monkeypatch):
         assert f"  --{flag} " in text
 
 
-def test_every_field_says_what_it_is():
+def test_help_lists_choices_of_the_registries(monkeypatch):
+    known = set(flags.FLAGS)
+    module = importlib.import_module("dynajax.cli.train")
+    try:
+        monkeypatch.setattr(sys, "argv", ["dynajax train", "--help"])
+        text = " ".join(common.help_text(module.main).split())
+    finally:
+        scripts.forget(known)
+    for names in (shipped(AGENTS), shipped(TRUST), FIXES, PRESETS):
+        for name in names:
+            assert re.search(rf"\b{name}\b", text), name
+
+
+def test_no_flag_is_declared_twice():
+    """Check that commands share the flags of `cli/flags.py` instead of declaring their own."""
+    declared = [
+        name
+        for path in (ROOT / "src/dynajax/cli").glob("*.py")
+        for name in re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', path.read_text())
+    ]
+    assert len(declared) > 25
+    # --env is one task or, for some commands, a list.
+    assert {name for name in declared if declared.count(name) > 1} == {"env"}
+
+
+def test_every_field_has_a_description():
     for agent in shipped(AGENTS):
         for trust in shipped(TRUST):
             for path, setting in all_settings(base(agent, trust)).items():
                 assert setting.about, path
 
 
-def test_the_fields_of_a_configuration_are_listed(monkeypatch, capsys):
+def test_fields_flag_lists_the_configuration(monkeypatch, capsys):
     with scripts.loaded(ROOT / "experiments/run.py") as script:
         words = ["--fields", "--trust=m2ac", "--set=learn.utd=3"]
         assert scripts.run(script, monkeypatch, *words) == 0

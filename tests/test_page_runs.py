@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def desk(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(pages.ROOT / "experiments")
+    monkeypatch.syspath_prepend(pages.ROOT / "results" / "scripts")
     monkeypatch.syspath_prepend(folder)
 
 

@@ -1,4 +1,4 @@
-"""Several processes of one run, two of them for real on this machine."""
+"""Several processes of one run, including two real ones on this machine."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from dynajax.runtime import distributed, exit_status
 from test_run import FLAGS as RUN_FLAGS
 from test_run import _text, finish, start, wait_for
 
-# Large minibatches, so that an interruption comes before the end.
+# With large minibatches the run lasts long enough to be interrupted.
 FLAGS = [f for f in RUN_FLAGS if f not in ("--fix=none", "--steps=400", "--set=learn.batch=20")] + [
     "--seeds=3",
     "--steps=300",
@@ -44,8 +44,43 @@ def checkpoints(out: Path, process: int) -> list[Path]:
     return sorted((out / "checkpoints" / f"process-{process}").glob("*-step-*"))
 
 
-def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
-    """Rows 0 and 1, and row 2; to rounding, for other batches round differently."""
+def assert_same_logs(one: Path, two: Path) -> None:
+    """Check that a run of one process and a run of two have the same logs up to rounding."""
+    tables = [list(csv.DictReader((o / "eval.csv").open())) for o in (one, two)]
+    assert len(tables[1]) == 9
+    for a, b in zip(*tables, strict=True):
+        assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
+        assert float(a["return_0"]) == pytest.approx(float(b["return_0"]), rel=0.02)
+    logs = [[json.loads(x) for x in (o / "metrics.jsonl").open()] for o in (one, two)]
+    for a, b in zip(*logs, strict=True):
+        assert a.keys() == b.keys()
+        same = ("kind", "seed", "step")
+        assert [a.get(n) for n in same] == [b.get(n) for n in same]
+        if a["kind"] == "fit":
+            assert a["holdout_mse"] == pytest.approx(b["holdout_mse"], rel=0.02)
+
+
+def assert_networks_by_learner(out: Path) -> None:
+    """Check that policies and models are found by learner, whichever process trained them."""
+    lines = list(csv.DictReader((out / "eval.csv").open()))
+    last = {int(line["seed"]): line for line in lines if line["step"] == "300"}
+    episodes = [name for name in last[0] if re.fullmatch(r"return_\d+", name)]
+    for learner, (process, place) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        policy = load_policy(out, learner, "last")
+        returns = [float(last[learner][name]) for name in episodes]
+        assert (policy.seed, policy.step) == (learner, 300)
+        assert policy.score == pytest.approx(np.mean(returns), rel=1e-9)
+        path = checkpoints(out, process)[-1]
+        leaves = serialization.read(
+            path, serialization.read_meta(path), lambda name: "model/params" in name
+        )
+        model = load_model(out, learner)
+        for name, leaf in serialization.flatten(model.model.params).items():
+            np.testing.assert_array_equal(leaf, leaves[f"learners/model/params/{name}"][place])
+
+
+def test_two_interrupted_and_killed_processes_match_one(tmp_path):
+    """Train learners 0 and 1, and learner 2; rounding differs because the batch sizes differ."""
     out = tmp_path / "run"
     two = start_two(out)
     wait_for_step(out, 100, two)
@@ -59,7 +94,7 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     saved = [checkpoints(out, i) for i in range(2)]
     names = [[path.name for path in paths] for paths in saved]
     assert names[0] == names[1] and len(names[0]) == 2
-    # As if this one had been killed before it could save.
+    # Simulate that this process was killed before it could save.
     shutil.rmtree(saved[1][1])
 
     two = start_two(out)
@@ -85,87 +120,62 @@ def test_two_processes_interrupted_and_killed_come_to_what_one_does(tmp_path):
     assert one.rows == range(3)
     extra = {p.name for p in out.iterdir()} - {p.name for p in one.folder.iterdir()}
     assert extra == {"report.html", "curves.png"}
-    tables = [list(csv.DictReader((o / "eval.csv").open())) for o in (one.folder, out)]
-    assert len(tables[1]) == 9
-    for a, b in zip(*tables, strict=True):
-        assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
-        assert float(a["return_0"]) == pytest.approx(float(b["return_0"]), rel=0.02)
-    logs = [[json.loads(x) for x in (o / "metrics.jsonl").open()] for o in (one.folder, out)]
-    for a, b in zip(*logs, strict=True):
-        assert a.keys() == b.keys()
-        same = ("kind", "seed", "step")
-        assert [a.get(n) for n in same] == [b.get(n) for n in same]
-        if a["kind"] == "fit":
-            assert a["score"] == pytest.approx(b["score"], rel=0.02)
-    # What was trained is to be had by the run's rows, whichever process had them.
-    last = {int(line["seed"]): line for line in tables[1] if line["step"] == "300"}
-    episodes = [name for name in last[0] if re.fullmatch(r"return_\d+", name)]
-    for row, (process, place) in enumerate([(0, 0), (0, 1), (1, 0)]):
-        policy = load_policy(out, row, "last")
-        returns = [float(last[row][name]) for name in episodes]
-        assert (policy.seed, policy.step) == (row, 300)
-        assert policy.score == pytest.approx(np.mean(returns), rel=1e-9)
-        path = checkpoints(out, process)[-1]
-        leaves = serialization.read(
-            path, serialization.read_meta(path), lambda name: "model/params" in name
-        )
-        model = load_model(out, row)
-        for name, leaf in serialization.flatten(model.model.params).items():
-            np.testing.assert_array_equal(leaf, leaves[f"learners/model/params/{name}"][place])
-    with pytest.raises(UsageError, match="contains a run with 2 processes, but this run has 1"):
+    assert_same_logs(one.folder, out)
+    assert_networks_by_learner(out)
+    with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
         train(run, out, quiet=True)
 
 
 @pytest.fixture
 def third_of_four(monkeypatch):
-    """The bytes that this process, number 2 of 4, tells the others; they answer with theirs."""
+    """Make this process number 2 of 4; return the bytes that it sends and a list of their answers."""
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "process_index", lambda: 2)
-    said, answers = [], []
+    sent, answers = [], []
 
     def exchange(data):
-        said.append(data)
+        sent.append(data)
         return np.stack([data if a is None else a for a in answers])
 
     monkeypatch.setattr(distributed, "_exchange", exchange)
-    return said, answers
+    return sent, answers
 
 
-def test_shares_are_equal_and_in_order(third_of_four):
-    for rows in range(4, 20):
-        shares = [distributed.share(rows, i) for i in range(4)]
-        assert [r for s in shares for r in s] == list(range(rows))
+def test_learners_are_shared_equally_and_in_order(third_of_four):
+    for learners in range(4, 20):
+        shares = [distributed.share(learners, i) for i in range(4)]
+        assert [i for s in shares for i in s] == list(range(learners))
         sizes = [len(s) for s in shares]
         assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
     assert distributed.share(10) == range(6, 8)
-    with pytest.raises(UsageError, match="4 processes for 3 rows"):
+    with pytest.raises(UsageError, match="4 processes for 3 "):
         distributed.share(3)
 
 
-def test_gathered_rows_are_in_order_and_exact(third_of_four):
-    said, answers = third_of_four
-    rows = {"a": np.arange(6) / 3, "b": np.arange(12, dtype=np.int32).reshape(6, 2)}
+def test_gather_is_exact_and_in_order(third_of_four):
+    sent, answers = third_of_four
+    arrays = {"a": np.arange(6) / 3, "b": np.arange(12, dtype=np.int32).reshape(6, 2)}
 
     def part(i):
         share = distributed.share(6, i)
-        return {name: x[share.start : share.stop] for name, x in rows.items()}
+        return {name: x[share.start : share.stop] for name, x in arrays.items()}
 
-    for i in range(4):  # what each would say
+    for i in range(4):  # what each process would send
         answers[:] = [None] * 4
         distributed.gather(part(i), 6)
-    answers[:] = [said[0], said[1], None, said[3]]
+    answers[:] = [sent[0], sent[1], None, sent[3]]
     found = distributed.gather(part(2), 6)
-    for name, x in rows.items():
+    for name, x in arrays.items():
         assert found[name].dtype == x.dtype
         np.testing.assert_array_equal(found[name], x)
 
 
-def test_other_flags_are_noticed(third_of_four):
-    said, answers = third_of_four
+def test_processes_with_different_flags_are_refused(third_of_four):
+    sent, answers = third_of_four
     answers[:] = [None] * 4
     distributed.check_same("steps 100")
     distributed.check_same("steps 200")
-    answers[:] = [said[0], said[0], None, said[1]]
+    answers[:] = [sent[0], sent[0], None, sent[1]]
     with pytest.raises(UsageError, match="process 3 was started with other flags"):
         distributed.check_same("steps 100")
 
@@ -174,7 +184,7 @@ def test_other_flags_are_noticed(third_of_four):
     "flag",
     ["", "2", "0/2", "0/2@host", "x/2@host:80", "0/2@:80", "0/2@host:p", "2/2@host:80", "auto"],
 )
-def test_a_wrong_flag_gets_one_line(flag):
+def test_invalid_process_flag_is_refused(flag):
     with pytest.raises(UsageError, match="--process=") as caught:
         distributed.connect(flag)
     assert "\n" not in str(caught.value) and "I/N@HOST:PORT" in str(caught.value)

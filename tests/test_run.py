@@ -1,4 +1,4 @@
-"""The command as a user meets it: what it leaves, interruption, refusals, and that it learns."""
+"""The train command: its files, interruption and resuming, errors, and that MBPO learns."""
 
 import csv
 import functools
@@ -20,7 +20,7 @@ from dynajax.runs import directory
 from dynajax.runtime import exit_status
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
-#: A run of seconds, with everything in it: fits, evaluations, two variants.
+#: A run that takes seconds and has fits, evaluations and two variants.
 FLAGS = [
     "--env=Pendulum-v1",
     "--preset=paper",
@@ -55,7 +55,7 @@ def start(out: Path, *more: str, command: list[str] = FLAGS) -> subprocess.Popen
         text=True,
         cwd=out.parent,
     )
-    # As from a user's shell: its rows and members are on all cores.
+    # As from a user's shell: learners and ensemble members use all cores.
     os.sched_setaffinity(process.pid, CORES)
     return process
 
@@ -66,20 +66,20 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    """Until a condition holds; the process must still run then."""
+    """Wait until a condition holds; fail if the process has ended."""
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
 def last_state(out: Path) -> dict:
-    """Checksums of every array in the newest checkpoint, by path: equal if the bits are."""
+    """Return the checksum of every array in the newest checkpoint, by path."""
     newest = max((out / "checkpoints").glob("*-step-*"), key=lambda p: int(p.name.split("-")[-1]))
     return json.loads((newest / "meta.json").read_text())["content"]["leaves"]
 
 
 def last_policies(out: Path) -> dict:
-    """The same of the best and the last policies."""
+    """Return the checksum of every array of the best and the last policies, by path."""
     (newest,) = (out / "policies").glob("*-step-*")
     return json.loads((newest / "meta.json").read_text())["content"]["leaves"]
 
@@ -92,14 +92,14 @@ def program():
 
 @pytest.fixture
 def command(program, monkeypatch, tmp_path):
-    """Runs the command in this process, where JAX is set up already, and gives its exit status."""
+    """Return a function that runs the command in this process and returns its exit status."""
     monkeypatch.chdir(tmp_path)
     return functools.partial(scripts.run, program, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """An uninterrupted run."""
+    """Return the folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     code, printed, err = finish(start(out))
     assert code == 0, err
@@ -107,7 +107,7 @@ def whole(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_run_leaves_what_the_readme_lists(whole):
+def test_run_writes_the_documented_files(whole):
     info = json.loads((whole / "config.json").read_text())
     assert info["config"]["preset"] == "paper"
     assert info["versions"]["jax"] and info["device"] and info["parameters"]["model"] > 0
@@ -135,16 +135,16 @@ def test_a_run_leaves_what_the_readme_lists(whole):
     assert list((whole / "tensorboard").iterdir())
 
 
-def test_published_mbpo_and_the_fixes_see_other_targets(whole):
+def test_fixes_change_the_scale_of_targets(whole):
     fits = report.read_run(whole).metrics["fit"]
     ratio = {m["variant"]: m["target_variance_ratio"] for m in fits if m["step"] == 350}
-    # Three state targets and one reward of unit variance each, against pendulum's own units.
+    # With the fixes the targets of state (3) and reward (1) have unit variance.
     assert ratio["scale,target"] == pytest.approx(3, rel=0.5)
     assert not 1.5 < ratio["none"] < 6
 
 
 @pytest.mark.parametrize("kills", [1, 2])
-def test_a_killed_run_continues_bit_for_bit(whole, tmp_path, kills):
+def test_killed_run_resumes_bit_for_bit(whole, tmp_path, kills):
     out = tmp_path / "run"
     for kill in range(kills):
         process = start(out)
@@ -161,7 +161,7 @@ def test_a_killed_run_continues_bit_for_bit(whole, tmp_path, kills):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_saves_and_continues_bit_for_bit(whole, tmp_path, number):
+def test_interrupted_run_saves_and_resumes_bit_for_bit(whole, tmp_path, number):
     out = tmp_path / "run"
     process = start(out)
     wait_for(lambda: ",200," in _text(out / "eval.csv"), process)
@@ -179,7 +179,7 @@ def test_an_interrupted_run_saves_and_continues_bit_for_bit(whole, tmp_path, num
 
 
 def test_more_steps_extend_a_finished_run(whole, tmp_path):
-    """From a last interval that was shorter than the others, and so has one evaluation more."""
+    """Extend a run whose last interval was shorter, so that it has an additional evaluation."""
     out = tmp_path / "run"
     assert finish(start(out, "--steps=250"))[0] == 0
     steps = [line["step"] for line in csv.DictReader((out / "eval.csv").open())]
@@ -198,7 +198,7 @@ def test_more_steps_extend_a_finished_run(whole, tmp_path):
     assert (out / "eval.csv").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
+def test_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
     out = tmp_path / "run"
     assert finish(start(out, "--steps=300"))[0] == 0
     newest = max((out / "checkpoints").glob("*-step-300"))
@@ -243,7 +243,9 @@ def test_a_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--out=/proc/nothing", "--steps=1000"], ["--out=/proc/nothing", "written"]),
     ],
 )
-def test_a_wrong_command_gets_one_line_and_status_2(command, tmp_path, capsys, arguments, words):
+def test_wrong_command_prints_one_line_and_exits_with_2(
+    command, tmp_path, capsys, arguments, words
+):
     out = [] if any("--out" in a for a in arguments) else [f"--out={tmp_path / 'run'}"]
     status = command(*out, *arguments)
     printed, err = capsys.readouterr()
@@ -254,14 +256,14 @@ def test_a_wrong_command_gets_one_line_and_status_2(command, tmp_path, capsys, a
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_command_in_a_process_of_its_own(tmp_path):
+def test_wrong_command_in_a_separate_process(tmp_path):
     code, printed, err = finish(start(tmp_path / "run", "--env=cheetah-rum"))
     assert code == exit_status.USAGE and not printed
     assert err.startswith("error: --env=cheetah-rum") and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole):
+def test_folder_of_another_configuration_is_refused_with_the_difference(whole):
     before = (whole / "eval.csv").read_bytes()
     other = [flag.replace("learn.utd=2", "learn.utd=3") for flag in FLAGS]
     code, _, err = finish(start(whole, command=other))
@@ -270,7 +272,7 @@ def test_a_folder_of_another_configuration_is_refused_with_the_difference(whole)
     assert (whole / "eval.csv").read_bytes() == before
 
 
-def test_two_processes_on_one_folder_are_refused(whole):
+def test_second_process_in_a_run_directory_is_refused(whole):
     run = settings.make("Pendulum-v1")
     held = directory.RunDirectory(whole.parent / "held", run, {"command": "test"})
     with held:
@@ -279,15 +281,15 @@ def test_two_processes_on_one_folder_are_refused(whole):
     assert "another process" in err and len(err.strip().splitlines()) == 1
 
 
-def test_help_fits_a_screen(tmp_path):
+def test_help_fits_on_a_screen(tmp_path):
     done = subprocess.run(
         [sys.executable, str(RUN), "--help"], capture_output=True, text=True, cwd=tmp_path
     )
     assert "--fix" in done.stdout and len(done.stdout.splitlines()) <= 50
 
 
-def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, monkeypatch):
-    """Logs cannot be written any more after step 200; then there is room again."""
+def test_run_resumes_after_the_disk_was_full(tmp_path, monkeypatch):
+    """Fail to write logs after step 200, then resume with free space."""
     from dynajax.runs import loggers
 
     values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
@@ -316,7 +318,7 @@ def test_a_disk_that_fills_up_leaves_one_line_and_a_run_that_goes_on(tmp_path, m
 
 
 def test_mbpo_learns_pendulum(tmp_path, optimised):
-    """From about -1200 at random to a return that only a swing-up reaches."""
+    """Train from a return of about -1200 (random actions) to one that needs a swing-up."""
     run = settings.make(
         "Pendulum-v1",
         fixes=["scale,target"],

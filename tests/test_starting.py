@@ -1,4 +1,4 @@
-"""What the environment of clusters and notebooks leaves behind, and what can be known at the start."""
+"""Starting a run in unusual environments, and the warnings that are printed at the start."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from dynajax.types import UsageError
 from dynajax.xla import backend
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
-#: A task whose module makes an array of JAX while it is imported.
+#: A task whose module creates a JAX array when it is imported.
 MODULE = """
     import gymnasium, jax.numpy as jnp, numpy as np
 
@@ -41,8 +41,8 @@ MODULE = """
 SIZES = SMALL | {"random_steps": 60, "eval.every": 60, "eval.episodes": 1, "model.fit_every": 60}
 
 
-def test_a_run_where_nothing_is_as_at_a_desk(tmp_path):
-    """No home, no OpenGL, a notebook's backend, a terminal in ASCII, JAX used by a user's module."""
+def test_run_without_home_opengl_or_unicode(tmp_path):
+    """Run with a notebook's backend, in an ASCII terminal, with a user's module that uses JAX."""
     (tmp_path / "slopes.py").write_text(textwrap.dedent(MODULE))
     bare = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "DISPLAY")}
     given = {
@@ -62,12 +62,12 @@ def test_a_run_where_nothing_is_as_at_a_desk(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert "return" in result.stdout and "?" in result.stdout  # what stands for a plus-minus sign
+    assert "return" in result.stdout and "?" in result.stdout  # replaces the plus-minus sign
     assert (tmp_path / "home" / "mine" / "report.html").exists()
     assert not (tmp_path / "~").exists()
 
 
-def test_no_home(monkeypatch):
+def test_compilation_cache_without_home(monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
@@ -80,8 +80,8 @@ def test_no_home(monkeypatch):
     jax.config.update("jax_compilation_cache_dir", old)
 
 
-def test_a_start_where_jax_is_in_use_already(monkeypatch):
-    """As in a notebook, whose cells are run again: it has the devices that it had."""
+def test_start_keeps_devices_if_jax_is_in_use(monkeypatch):
+    """Set up JAX again, as when a notebook's cell is run again."""
     devices = jax.devices()
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(len(devices) + 1))
     monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -94,7 +94,7 @@ def test_float64_is_refused():
         backend.local_devices()
 
 
-def test_a_device_that_is_not_there_is_named(monkeypatch):
+def test_missing_device_is_named(monkeypatch):
     def missing():
         raise AssertionError
 
@@ -104,7 +104,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
 
 
 class NaNs(gymnasium.Env):
-    """A task that never gives a number."""
+    """A task whose reward is always NaN."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
@@ -127,7 +127,7 @@ def nans():
     del gymnasium.registry["NaNs-v0"]
 
 
-def test_a_run_without_a_number_says_so_and_fails(nans, tmp_path, capsys):
+def test_run_with_only_nan_rewards_fails(nans, tmp_path, capsys):
     run = dynajax.make_config(
         nans, algo="model-free", preset="paper", steps=40, settings=SIZES | {"eval.every": 20}
     )
@@ -136,26 +136,26 @@ def test_a_run_without_a_number_says_so_and_fails(nans, tmp_path, capsys):
     assert "every episode of the evaluation ended" in capsys.readouterr().out
 
 
-def test_a_task_that_may_terminate_is_told_at_the_start(nans, tmp_path, capsys):
+def test_unknown_termination_is_reported_at_the_start(nans, tmp_path, capsys):
     run = dynajax.make_config(nans, preset="paper", steps=20, settings=SIZES | {"eval.every": 20})
     with pytest.raises(UsageError):
         dynajax.train(run, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert "not known when episodes of NaNs-v0 terminate" in said
-    assert "register_termination('NaNs-v0', function)" in said
+    printed = capsys.readouterr().out
+    assert "not known when episodes of NaNs-v0 terminate" in printed
+    assert "register_termination('NaNs-v0', function)" in printed
 
 
-def test_a_run_that_learns_nothing_is_told_at_the_start(nans, tmp_path, capsys):
+def test_run_that_cannot_learn_is_reported_at_the_start(nans, tmp_path, capsys):
     settings = SIZES | {"eval.every": 20, "rollout.real_fraction": 1.0}
     run = dynajax.make_config(nans, preset="paper", steps=20, settings=settings)
     with pytest.raises(UsageError):
         dynajax.train(run, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert "--steps=20: all of them are random" in said
-    assert "learns from no synthetic transition" in said
+    printed = capsys.readouterr().out
+    assert "--steps=20: all of them are random" in printed
+    assert "learns from no synthetic transition" in printed
 
 
-def test_a_film_that_cannot_be_made_is_refused_before(nans):
+def test_video_that_cannot_be_recorded_is_refused_before_training(nans):
     run = dynajax.make_config(nans, algo="model-free", steps=20)
     with pytest.raises(UsageError, match="cannot render"):
         video.check(run)

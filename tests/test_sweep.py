@@ -1,4 +1,4 @@
-"""Studies: what is refused, and that every place gives the same results, whatever is killed."""
+"""Studies: errors of study files, and equal results of all backends after interruptions."""
 
 import fcntl
 import json
@@ -16,13 +16,14 @@ import pytest
 from dynajax import UsageError, agents, config
 from dynajax.config import as_dict
 from dynajax.launch import backends, status, study
+from dynajax.launch.job import Job, JobRunner
 from dynajax.runs.directory import check_resumable
 from dynajax.runtime import exit_status
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "launch" / "sweep.py"
 RUNS = ("Pendulum-v1-mbpo-sac", "Pendulum-v1-sac")
-#: Two runs of seconds, with everything in them.
+#: Two runs that take seconds and contain everything.
 STUDY = """\
 tasks = ["Pendulum-v1"]
 algorithms = ["mbpo", "model-free"]
@@ -72,7 +73,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    """Until a condition holds; the process must still run then."""
+    """Wait until a condition holds; fail if the process has ended."""
     until = time.monotonic() + 200
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -86,7 +87,7 @@ def evaluated(out: Path, name: str, step: int) -> bool:
 
 
 def results(out: Path) -> list[bytes]:
-    """All that a study has measured."""
+    """Return the content of the files with a study's results."""
     return [(out / p).read_bytes() for p in (*(f"{r}/eval.csv" for r in RUNS), "table.csv")]
 
 
@@ -99,7 +100,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The study's folder after an undisturbed sweep, two runs at once."""
+    """Return the study's folder after an uninterrupted sweep with two runs at a time."""
     folder = tmp_path_factory.mktemp("whole")
     code, printed, err = finish(sweep(write(folder), "--parallel=2"))
     assert code == 0, err
@@ -107,19 +108,19 @@ def whole(tmp_path_factory) -> Path:
     return folder / "runs" / "study"
 
 
-def test_a_study_leaves_its_figure_and_table(whole):
+def test_study_writes_figures_and_table(whole):
     assert (whole / "headline.png").read_bytes().startswith(b"\x89PNG")
     assert (whole / "comparison.png").read_bytes().startswith(b"\x89PNG")
     lines = (whole / "table.csv").read_text().splitlines()
     assert [line.split(",")[1].strip('"') for line in lines[1:]] == ["SAC", "MBPO", "MBPO scale"]
     for name in RUNS:
         info = json.loads((whole / name / "config.json").read_text())
-        algo = "mbpo" if "mbpo" in name else "sac"
+        algo = "mbpo" if "mbpo" in name else "model-free"
         assert f"--algo={algo} --agent=sac --trust=none" in info["command"]
     assert (whole / "study.toml").read_text() == STUDY
 
 
-def test_a_second_sweep_does_nothing(whole):
+def test_second_sweep_changes_nothing(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
     code, printed, err = finish(sweep(whole.parents[1] / "study.toml"))
     assert code == 0, err
@@ -127,10 +128,10 @@ def test_a_second_sweep_does_nothing(whole):
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
 
 
-def test_an_interrupted_and_a_killed_sweep_go_on(whole, tmp_path):
+def test_interrupted_and_killed_sweeps_resume(whole, tmp_path):
     path, out = write(tmp_path), tmp_path / "runs" / "study"
     (out / "launch").mkdir(parents=True)
-    # What is done already is not done again.
+    # This run is already done, so it is not repeated.
     os.symlink(whole / RUNS[0], out / RUNS[0])
 
     process = sweep(path)
@@ -158,7 +159,7 @@ def test_an_interrupted_and_a_killed_sweep_go_on(whole, tmp_path):
     assert results(out) == results(whole)
 
 
-def test_two_sweeps_of_one_study_are_refused(tmp_path):
+def test_second_concurrent_sweep_is_refused(tmp_path):
     path = write(tmp_path)
     folder = tmp_path / "runs" / "study" / "launch"
     folder.mkdir(parents=True)
@@ -169,8 +170,8 @@ def test_two_sweeps_of_one_study_are_refused(tmp_path):
     assert [p.name for p in folder.iterdir()] == ["lock"]
 
 
-def test_a_preempted_submitit_job_goes_on(whole, tmp_path):
-    """Through submitit's local executor, with the signal that SLURM sends before it ends a job."""
+def test_preempted_submitit_job_resumes(whole, tmp_path):
+    """Send submitit's local executor the signal that SLURM sends before it ends a job."""
     path, out = write(tmp_path), tmp_path / "here"
     process = sweep(path, "--on=submitit", "--parallel=2", f"--out={out}")
     wait_for(lambda: evaluated(out, RUNS[0], 200), process)
@@ -181,8 +182,8 @@ def test_a_preempted_submitit_job_goes_on(whole, tmp_path):
     assert results(out) == results(whole)
 
 
-def test_a_ray_cluster_loses_a_node(whole, tmp_path, monkeypatch):
-    """Two nodes with a run each; the second one dies in the middle of its run."""
+def test_ray_run_resumes_on_another_node(whole, tmp_path, monkeypatch):
+    """Remove the second of two nodes while each of them executes a run."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
@@ -194,16 +195,16 @@ def test_a_ray_cluster_loses_a_node(whole, tmp_path, monkeypatch):
         (raylet,) = (p.process.pid for p in node.all_processes["raylet"])
         process = sweep(path, "--on=ray", f"--address={cluster.address}", f"--out={out}")
 
-        def lost() -> str | None:
-            """The run on the second node, once it has got somewhere."""
+        def run_on_second_node() -> str | None:
+            """Return the run on the second node once it has evaluated."""
             for name in RUNS:
                 pid = status.read_note(out, name).get("pid")
                 if pid and _parent(pid) == raylet and evaluated(out, name, 100):
                     return name
             return None
 
-        wait_for(lost, process)
-        name = lost()
+        wait_for(run_on_second_node, process)
+        name = run_on_second_node()
         cluster.remove_node(node, allow_graceful=False)
         code, printed, err = finish(process)
         assert code == 0, printed + err
@@ -217,103 +218,126 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
-def test_a_run_that_fails_is_tried_again_and_named(tmp_path):
-    job = backends.Job("run", (), str(tmp_path), (str(tmp_path / "script.py"),), str(tmp_path), 3)
+def test_failing_run_is_retried_and_reported(tmp_path):
+    job = Job("run", (), str(tmp_path), (str(tmp_path / "script.py"),), str(tmp_path), 3)
     Path(*job.program).write_text("import sys; sys.exit('no such thing')")
     (tmp_path / "launch").mkdir()
-    assert backends.Worker(job).complete() == "failed"
+    assert JobRunner(job).complete() == "failed"
     note = status.read_note(tmp_path, "run")
     assert note["attempts"] == 3 and note["message"] == "exit status 1: no such thing"
-    # A refused command would be refused again.
+    # A command with a usage error is not retried.
     Path(*job.program).write_text("import sys; print('error: --x', file=sys.stderr); sys.exit(2)")
     status.write_note(tmp_path, "run", attempts=0)
-    assert backends.Worker(job).complete() == "failed"
+    assert JobRunner(job).complete() == "failed"
     assert status.read_note(tmp_path, "run")["attempts"] == 1
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "words"),
+    ("old", "new", "key", "words"),
     [
-        ('tasks = ["Pendulum-v1"]', 'tasks = ["Pendulum-v1"', 2, ["array"]),
-        ('"Pendulum-v1"]', '\n"Pendulum-v1",\n"cheetah-rum",\n]', 3, ["cheetah-run"]),
-        ('tasks = ["Pendulum-v1"]', "tasks = 3", 1, ["a list of texts"]),
-        ('tasks = ["Pendulum-v1"]', "", None, ["tasks is missing"]),
-        ('"sac"]', '"ppo"]', 2, ["--algo=ppo", "sac"]),
-        ('"sac"]', '"sac", "sac"]', 2, ["sac is given twice"]),
-        ('"none", "scale,target"', '"none", "scal"', 3, ["--fix=scal", "scale"]),
-        ('fixes = ["none"', 'agents = ["sacc"]\nfixes = ["none"', 3, ["--agent=sacc", "is sac"]),
-        ('fixes = ["none"', 'trust = ["penal"]\nfixes = ["none"', 3, ["--trust=penal", "penalty"]),
-        ('fixes = ["none"', 'trust = "none"\nfixes = ["none"', 3, ["trust", "a list of texts"]),
-        ("learn.utd = 2", "sac.utd = 2", 11, ["sac.utd", "learn.utd"]),
-        ("steps = 400", "step = 400", 4, ["step", "the nearest is steps"]),
-        ("steps = 400", "seeds = 0", 4, ["--seeds=0"]),
-        ("model.members = 3", "model.membres = 3", 13, ["model.membres", "model.members"]),
-        ("learn.utd = 2", 'learn.utd = "two"', 11, ["learn.utd=two", "whole number"]),
-        ("[settings]", "[vary]\nmodel.width = [1, 2]\n[settings]", 7, ["shapes the program"]),
-        ("[settings]", "[resources]\ncpus = 0\n[settings]", 7, ["resources.cpus", "above 0"]),
-        ("[settings]", "[resources]\nram = 1\n[settings]", 7, ["resources.ram", "memory_gb"]),
-        ("steps = 400\n", 'engine = "mjx"\n', 1, ["Pendulum-v1", "--engine=host"]),
-        ("[settings]", "[resources]\nhours = nan\n[settings]", 7, ["hours = nan", "finite"]),
-        ("[settings]", "[resources]\nhours = inf\n[settings]", 7, ["hours = inf", "finite"]),
-        ("[settings]", "[resources]\ngpus = inf\n[settings]", 7, ["gpus = inf", "finite"]),
-        ("steps = 400", "steps = 0", 4, ["steps = 0", "above 0"]),
-        ("learn.utd = 2", 'learn.utd = 2\n"learn.utd" = 3', 11, ["learn.utd is given twice"]),
-        ("[settings]", '[arms."../../evil"]\n[settings]', 6, ["'../../evil'", "letters"]),
-        ("[settings]", '[arms."a/b"]\n[settings]', 6, ["'a/b'", "letters"]),
-        ("[settings]", '[arms." a"]\n[settings]', 6, ["' a'", "letters"]),
-        ("[settings]", '[arms.""]\n[settings]', 6, ["''", "letters"]),
-        ("[settings]", '[arms.".a"]\n[settings]', 6, ["'.a'", "letters"]),
-        ("[settings]", "[arms.a]\nsettings = 3\n[settings]", 7, ["settings = 3", "a table"]),
+        ('tasks = ["Pendulum-v1"]', 'tasks = ["Pendulum-v1"', "", ["array", "line 2"]),
+        (
+            '"Pendulum-v1"]',
+            '"Pendulum-v1", "cheetah-rum"]',
+            "tasks",
+            ["cheetah-rum", "cheetah-run"],
+        ),
+        ('tasks = ["Pendulum-v1"]', "tasks = 3", "tasks", ["a list of texts"]),
+        ('tasks = ["Pendulum-v1"]', "", "tasks", ["is missing"]),
+        ('"model-free"]', '"ppo"]', "algorithms", ["--algo=ppo", "model-free"]),
+        ('"model-free"]', '"mbpo"]', "algorithms", ["mbpo is given twice"]),
+        ('"none", "scale,target"', '"none", "scal"', "fixes", ["--fix=scal", "scale"]),
+        ("steps = 400", 'agents = ["sacc"]', "agents", ["--agent=sacc", "is sac"]),
+        ("steps = 400", 'trust = ["penal"]', "trust", ["--trust=penal", "penalty"]),
+        ("steps = 400", 'trust = "none"', "trust", ["a list of texts"]),
+        ("learn.utd = 2", "sac.utd = 2", "settings.sac.utd", ["learn.utd"]),
+        ("steps = 400", "step = 400", "step", ["the nearest is steps"]),
+        ("steps = 400", "seeds = 0", "seeds", ["--seeds=0"]),
+        ("model.members = 3", "model.membres = 3", "settings.model.membres", ["model.members"]),
+        ("learn.utd = 2", 'learn.utd = "two"', "settings.learn.utd", ["=two", "whole number"]),
+        (
+            "[settings]",
+            "[vary]\nmodel.width = [1, 2]\n[settings]",
+            "vary.model.width",
+            ["shapes the program"],
+        ),
+        ("[settings]", "[resources]\ncpus = 0\n[settings]", "resources.cpus", ["above 0"]),
+        ("[settings]", "[resources]\nram = 1\n[settings]", "resources.ram", ["memory_gb"]),
+        ("steps = 400\n", 'engine = "mjx"\n', "tasks", ["Pendulum-v1", "--engine=host"]),
+        (
+            "[settings]",
+            "[resources]\nhours = nan\n[settings]",
+            "resources.hours",
+            ["nan", "finite"],
+        ),
+        (
+            "[settings]",
+            "[resources]\nhours = inf\n[settings]",
+            "resources.hours",
+            ["inf", "finite"],
+        ),
+        ("[settings]", "[resources]\ngpus = inf\n[settings]", "resources.gpus", ["inf", "finite"]),
+        ("steps = 400", "steps = 0", "steps", ["= 0", "above 0"]),
+        ("learn.utd = 2", 'learn.utd = 2\n"learn.utd" = 3', "settings.learn.utd", ["given twice"]),
+        ("[settings]", "[slurm]\na = [1]\n[settings]", "slurm.a", ["takes one value"]),
+        ("[settings]", '[arms."../../evil"]\n[settings]', "arms.'../../evil'", ["letters"]),
+        ("[settings]", '[arms."a/b"]\n[settings]', "arms.'a/b'", ["letters"]),
+        ("[settings]", '[arms." a"]\n[settings]', "arms.' a'", ["letters"]),
+        ("[settings]", '[arms.""]\n[settings]', "arms.''", ["letters"]),
+        ("[settings]", '[arms.".a"]\n[settings]', "arms.'.a'", ["letters"]),
+        (
+            "[settings]",
+            "[arms.a]\nsettings = 3\n[settings]",
+            "arms.a: settings",
+            ["= 3", "a table"],
+        ),
+        ("[settings]", "[arms.a]\nseeds = 0\n[settings]", "arms.a: seeds", ["--seeds=0"]),
     ],
 )
-def test_a_faulty_study_is_refused_with_the_line(tmp_path, old, new, line, words):
+def test_error_of_study_names_file_and_key(tmp_path, old, new, key, words):
     assert old in STUDY
     path = write(tmp_path, STUDY.replace(old, new))
     with pytest.raises(UsageError) as caught:
         study.load(path)
     text = str(caught.value)
-    place = str(path) if line is None else f"{path}, line {line}"
-    assert text.startswith((f"{place}:", f"{place},")), text
+    assert text.startswith(f"{path}: {key}") and "\n" not in text, text
     for word in words:
         assert word in text
 
 
-@pytest.mark.parametrize(
-    ("words", "place"), [("learn.utd=2: take 3", ", line 11"), ("no task for it; take another", "")]
-)
-def test_a_plug_ins_own_words_get_the_place(tmp_path, monkeypatch, words, place):
+def test_error_of_plug_in_names_file(tmp_path, monkeypatch):
     class Strict(agents.Agent):
         @classmethod
         def check(cls, config):
-            raise UsageError(words)
+            raise UsageError("learn.utd=2: take 3")
 
     monkeypatch.setitem(agents.AGENTS, "sac", Strict)
     path = write(tmp_path, STUDY.replace("agent.hidden = [16, 16]", "# no agent.hidden"))
     with pytest.raises(UsageError) as caught:
         study.load(path)
-    assert str(caught.value) == f"{path}{place}: {words}"
+    assert str(caught.value) == f"{path}: learn.utd=2: take 3"
 
 
-def test_any_number_of_steps_is_a_study(tmp_path):
+def test_study_accepts_any_number_of_steps(tmp_path):
     plan = study.load(write(tmp_path, STUDY.replace("steps = 400", "steps = 450")))
     assert all(run.config.steps == 450 for run in plan.runs)
 
 
-def test_a_faulty_study_starts_nothing(tmp_path):
+def test_study_with_error_starts_nothing(tmp_path):
     text = STUDY.replace("steps = 400", "seeds = 0")
     code, printed, err = finish(sweep(write(tmp_path, text)))
     assert code == exit_status.USAGE and not printed
-    assert len(err.strip().splitlines()) == 1 and "study.toml, line 4" in err
+    assert len(err.strip().splitlines()) == 1 and "study.toml: seeds: --seeds=0" in err
     assert [p.name for p in tmp_path.iterdir()] == ["study.toml"]
 
 
 @pytest.mark.parametrize("given", ["out/study.toml", "~/study.toml"])
-def test_a_study_is_copied_from_anywhere(tmp_path, monkeypatch, given):
-    """From its own copy, and from a home that no shell has written out."""
+def test_study_is_copied_into_its_folder(tmp_path, monkeypatch, given):
+    """Start from the copy itself, and from a path with ~ that no shell has expanded."""
     monkeypatch.setenv("HOME", str(tmp_path))
     out = tmp_path / "out"
     out.mkdir()
-    # Refused once the study is copied, and before anything is started.
+    # This error occurs after the study is copied and before anything is started.
     text = STUDY + "[resources]\ngpus = 0.5\n"
     write(out if "out" in given else tmp_path, text)
     code, _, err = finish(sweep(Path(given), "--on=submitit", f"--out={out}", cwd=tmp_path))
@@ -321,18 +345,18 @@ def test_a_study_is_copied_from_anywhere(tmp_path, monkeypatch, given):
     assert (out / "study.toml").read_text() == text
 
 
-def test_a_run_that_lost_its_evaluations_says_what_helps(whole, tmp_path):
+def test_run_without_its_evaluations_prints_remedy(whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     (out / RUNS[1] / "eval.csv").unlink()
     code, printed, err = finish(sweep(whole.parents[1] / "study.toml", f"--out={out}"))
     assert code == 1, err
-    assert "eval.csv is shorter" in printed and f"delete {out}/NAME to begin that run" in printed
+    assert "eval.csv is shorter" in printed and f"delete {out}/NAME to restart that run" in printed
 
 
 @pytest.fixture
-def planned(tmp_path) -> study.Run:
-    """A run of a study in whose folder nothing is yet."""
+def planned(tmp_path) -> study.StudyRun:
+    """Return a run of a study that has not started."""
     (tmp_path / "launch").mkdir()
     return study.load(write(tmp_path)).runs[0]
 
@@ -348,23 +372,23 @@ def planned(tmp_path) -> study.Run:
         '{"time": 1, "attempts": "x"}',
     ],
 )
-def test_a_damaged_note_says_nothing(planned, tmp_path, text):
+def test_damaged_note_is_ignored(planned, tmp_path, text):
     status.note_path(tmp_path, planned.name).write_text(text)
-    row = status.look(planned, tmp_path)
-    assert row.state == "missing" and "1 missing" in status.table([row])
+    run = status.run_status(planned, tmp_path)
+    assert run.state == "missing" and "1 missing" in status.table([run])
     status.write_note(tmp_path, planned.name, state="queued")
-    assert status.look(planned, tmp_path).state == "queued"
+    assert status.run_status(planned, tmp_path).state == "queued"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"config": null}', '{"config": "x"}'])
-def test_a_damaged_configuration_is_refused(planned, tmp_path, text):
+def test_damaged_configuration_is_refused(planned, tmp_path, text):
     (tmp_path / planned.name).mkdir()
     (tmp_path / planned.name / "config.json").write_text(text)
     with pytest.raises(UsageError, match=f"{planned.name}: its config.json cannot be read"):
         check_resumable(tmp_path / planned.name, as_dict(planned.config))
 
 
-def test_a_folder_of_another_configuration_is_refused_once_it_has_something(planned, tmp_path):
+def test_folder_with_results_of_another_configuration_is_refused(planned, tmp_path):
     folder, wanted = tmp_path / planned.name, as_dict(planned.config)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"config": {**wanted, "seed": 7}}))
@@ -380,20 +404,20 @@ def test_a_folder_of_another_configuration_is_refused_once_it_has_something(plan
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "launch/studies").glob("*.toml")), ids=lambda p: p.stem
 )
-def test_the_shipped_studies_are_sound(path):
+def test_shipped_studies_load(path):
     plan = study.load(path)
     if path.stem == "levers":
         assert {run.config.agent_name for run in plan.runs} == {"sac", "simba", "bro"}
         assert all(run.config.task.repeat == 2 for run in plan.runs)
         return
     assert len(plan.runs) == 2 * len({run.config.env for run in plan.runs})
-    assert {run.config.algo for run in plan.runs} == {"mbpo", "sac"}
+    assert {run.config.algo for run in plan.runs} == {"mbpo", "model-free"}
     if path.stem.startswith("paper"):
         assert all(run.config.seeds == 6 and run.config.preset == "paper" for run in plan.runs)
 
 
-def test_agents_and_rules_of_trust_are_runs_too(tmp_path, monkeypatch):
-    """Fields that only one of them has are set where they are."""
+def test_each_agent_and_trust_rule_is_a_run(tmp_path, monkeypatch):
+    """Set fields of one agent or trust rule only in the runs that have them."""
 
     class Other(agents.Agent):
         @config.fields
@@ -402,7 +426,8 @@ def test_agents_and_rules_of_trust_are_runs_too(tmp_path, monkeypatch):
 
     monkeypatch.setitem(agents.AGENTS, "other", Other)
     text = STUDY.replace(
-        '"sac"]\n', '"sac"]\nagents = ["sac", "other"]\ntrust = ["none", "penalty"]\n'
+        '"model-free"]\n',
+        '"model-free"]\nagents = ["sac", "other"]\ntrust = ["none", "penalty"]\n',
     )
     text += "agent.width = 16\ntrust.scale = 0.5\n[vary]\nagent.polyak = [0.1, 0.2]\n"
     runs = {run.name: run for run in study.load(write(tmp_path, text)).runs}
@@ -426,7 +451,7 @@ def test_agents_and_rules_of_trust_are_runs_too(tmp_path, monkeypatch):
         assert ("--set=trust.scale=0.5" in run.flags) == ("penalty" in name)
 
 
-def test_arms_are_runs_that_differ_in_what_they_name(tmp_path):
+def test_arms_override_keys_of_the_study(tmp_path):
     text = """
 tasks = ["Pendulum-v1"]
 agents = ["simba"]
@@ -434,29 +459,31 @@ seeds = 2
 [settings]
 agent.actor_width = 32
 learn.utd = 4
-[arms.alone]
+[arms.model-free]
 algorithms = ["model-free"]
 [arms.paper]
 algorithms = ["model-free"]
 agents = ["sac"]
 settings = { learn.utd = 2 }
-[arms.fresh]
+[arms.on-the-fly]
 fixes = ["none", "scale"]
 settings = { rollout.fresh = true }
 """
     plan = study.load(write(tmp_path, text))
     assert [run.name for run in plan.runs] == [
-        "Pendulum-v1-simba-alone",
+        "Pendulum-v1-simba-model-free",
         "Pendulum-v1-sac-paper",
-        "Pendulum-v1-mbpo-simba-fresh",
+        "Pendulum-v1-mbpo-simba-on-the-fly",
     ]
-    alone, paper, fresh = (run.config for run in plan.runs)
-    assert (alone.agent.actor_width, alone.learn.utd, alone.has_model) == (32, 4, False)
-    assert (paper.agent_name, paper.learn.utd) == ("sac", 2)  # simba's fields stay with simba
-    assert fresh.rollout.fresh and fresh.rows == 4 and fresh.agent.actor_width == 32
-    with pytest.raises(UsageError, match=r"line 13: .*utdd"):
+    model_free, paper, on_the_fly = (run.config for run in plan.runs)
+    assert (model_free.agent.actor_width, model_free.learn.utd) == (32, 4)
+    assert not model_free.has_model
+    assert (paper.agent_name, paper.learn.utd) == ("sac", 2)  # simba's settings do not apply
+    assert on_the_fly.rollout.fresh and on_the_fly.num_learners == 4
+    assert on_the_fly.agent.actor_width == 32
+    with pytest.raises(UsageError, match=r"arms.paper: settings.learn.utdd: .*utdd"):
         study.load(write(tmp_path, text.replace("utd = 2", "utdd = 2")))
-    with pytest.raises(UsageError, match=r"arms.alone: it takes what a run is made of"):
+    with pytest.raises(UsageError, match=r"arms.model-free.resources: it belongs to the study"):
         study.load(
             write(
                 tmp_path,
@@ -465,11 +492,11 @@ settings = { rollout.fresh = true }
         )
 
 
-def test_seeds_can_be_shared_out_over_runs(tmp_path):
+def test_seeds_per_run_splits_seeds_into_runs(tmp_path):
     path = write(
         tmp_path, STUDY.replace("steps = 400", "seeds = 5\nfirst_seed = 1\nseeds_per_run = 2")
     )
-    runs = [run for run in study.load(path).runs if run.config.algo == "sac"]
+    runs = [run for run in study.load(path).runs if run.config.algo == "model-free"]
     assert [(r.name, r.config.seed, r.config.seeds) for r in runs] == [
         ("Pendulum-v1-sac-seed-1", 1, 2),
         ("Pendulum-v1-sac-seed-3", 3, 2),
@@ -478,20 +505,20 @@ def test_seeds_can_be_shared_out_over_runs(tmp_path):
     assert "--seed=5" in runs[-1].flags and "--seeds=1" in runs[-1].flags
 
 
-def test_gpus_are_shared_out_over_processes():
-    assert backends.share([], 0, 2) == {}
-    assert [backends.share(["0", "1", "2"], k, 2)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == [
+def test_processes_share_gpus():
+    assert backends.share_gpus([], 0, 2) == {}
+    assert [backends.share_gpus(["0", "1", "2"], k, 2)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == [
         "0,2",
         "1",
     ]
-    shared = [backends.share(["7"], k, 2) for k in (0, 1)]
+    shared = [backends.share_gpus(["7"], k, 2) for k in (0, 1)]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in shared] == ["7", "7"]
     assert all(float(s["XLA_PYTHON_CLIENT_MEM_FRACTION"]) <= 0.45 for s in shared)
 
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Iterator[Path]:
-    """Commands named as SLURM's: sbatch keeps the script, scontrol knows job 17 only."""
+    """Put fake SLURM commands on PATH: sbatch keeps the script, scontrol knows only job 17."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in {
@@ -506,13 +533,13 @@ def slurm(tmp_path, monkeypatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def test_the_script_for_slurm(slurm):
+def test_slurm_script_has_resources_and_options(slurm):
     text = STUDY + '\n[resources]\ncpus = 8\ngpus = 1\nhours = 12\n[slurm]\npartition = "gpu"\n'
     plan = study.load(write(slurm, text))
     out = slurm / "out"
-    job = backends.Job("a", plan.runs[0].flags, str(out), ("run.py",), str(slurm), 3)
-    place = backends.executor("slurm", plan, out)
-    handle = place.submit(backends.Resumable(tuple(job)))
+    job = Job("a", plan.runs[0].flags, str(out), ("run.py",), str(slurm), 3)
+    pool = backends.executor("slurm", plan, out)
+    handle = pool.submit(backends.Resumable(tuple(job)))
     script = (slurm / "script.sh").read_text()
     for option in (
         "time=720",
@@ -526,8 +553,8 @@ def test_the_script_for_slurm(slurm):
         assert f"#SBATCH --{option}\n" in script
     assert "#SBATCH --requeue\n" in script
     assert sys.executable in script
-    # A launcher that comes later finds the job in the queue; one that is gone is queued anew.
+    # A later launcher finds the job if it is still in the queue.
     status.write_note(out, "a", state="queued", job=handle.job_id)
-    assert backends._queued("slurm", place, job).job_id == "17"
+    assert backends._find_queued("slurm", pool, job).job_id == "17"
     status.write_note(out, "a", job="16")
-    assert backends._queued("slurm", place, job) is None
+    assert backends._find_queued("slurm", pool, job) is None

@@ -1,7 +1,7 @@
-"""The command `dynajax`, and the scripts of `experiments/` and `launch/`, which are the same.
+"""The command `dynajax`. The scripts of `experiments/` and `launch/` call the same functions.
 
-Each command is a module here: its docstring and flags are what `--help` shows, its `main` takes what
-is left of the words. Only the one that is called is imported.
+Each command is a module of this package. `--help` shows the module's docstring and its flags, and
+`main` receives the remaining arguments. Only the module of the given command is imported.
 """
 
 import difflib
@@ -10,21 +10,21 @@ import sys
 
 import dynajax
 
-#: By the name that is typed, which is the module's. To add one, add its line.
+#: The summary of each command, by the name of its module. To add a command, add its line.
 COMMANDS = {
     "train": "train SAC or MBPO on a task, all seeds and variants in one program",
-    "plot": "lay runs side by side",
+    "plot": "compare runs: learning curves, final returns and a table",
     "diagnose": "measure what a model can learn of a task, or what went wrong in a run",
-    "play": "play episodes with a trained policy, film it, export it",
-    "sweep": "bring every run of a study to its end, here or on a cluster",
+    "play": "play episodes with a trained policy, record a video of it, export it",
+    "sweep": "complete every run of a study, on this machine or on a cluster",
     "bench": "measure the machine and every stage of training",
-    "ahead": "compile a run's programs for a GPU or TPU that is not here",
+    "ahead": "compile the programs of a run for a GPU or TPU that you do not have",
     "tasks": "list the tasks, their sizes, and which engines run them",
 }
 
 
 def overview() -> str:
-    """What there is."""
+    """Return the text of `dynajax --help`."""
     lines = [f"  dynajax {name:<10}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
@@ -32,14 +32,14 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "dynajax COMMAND --help says the flags of a command and their defaults.",
+            "dynajax COMMAND --help lists the flags of a command and their defaults.",
         ]
     )
 
 
 def main() -> None:
-    """Runs the command that the first word names."""
-    name, *words = sys.argv[1:] or ["--help"]
+    """Run the command that the first argument names."""
+    name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "-help", "--help", "help"):
         print(overview())
         return
@@ -49,7 +49,7 @@ def main() -> None:
     from dynajax.cli import common
 
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
-        common.fail(f"dynajax {name}: there is no such command; the nearest is {near}")
-    sys.argv = [f"dynajax {name}", *words]
+        nearest = difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
+        common.fail(f"dynajax {name}: there is no such command; the nearest is {nearest}")
+    sys.argv = [f"dynajax {name}", *arguments]
     common.run(importlib.import_module(f"dynajax.cli.{name}").main)

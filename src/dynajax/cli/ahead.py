@@ -1,60 +1,86 @@
-"""Compiles a run's programs for a device that is not here, and says what they would take.
+"""Compile the programs of a run for a device that you do not have, and report their cost.
 
   dynajax ahead --device=h100 --env=humanoid-run --preset=paper --seeds=6
 
-The flags that say what to train are those of `dynajax train`. Prints a table and writes
-ahead-DEVICE-ENV-PRESET-ROWS.json into --out, by default the working directory.
-docs/absent-devices.md explains the figures.
+The flags of `dynajax train` describe the run. Prints memory, kernel counts and a lower bound of the
+time, and writes ahead-DEVICE-ENV-PRESET-LEARNERS.json into --out, by default the working directory.
+docs/absent-devices.md explains the numbers.
 """
 
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
-from dynajax import UsageError, envs
-from dynajax.cli import train as run
+from dynajax import envs
+from dynajax.cli import common, train
 from dynajax.profiling import aot, devices
 from dynajax.runs.directory import write_atomically
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "device", None, f"What to compile for: {', '.join(devices.ACCELERATORS)}.", required=True
+    "device",
+    None,
+    f"The device to compile for: {', '.join(devices.ACCELERATORS)}.",
+    required=True,
 )
-flags.adopt_module_key_flags(run)
-flags.DEFINE_bool("fit_rows", True, "Find how many rows fit, by compiling more of them.")
+flags.adopt_module_key_flags(train)
+flags.DEFINE_bool(
+    "fit_rows", True, "Find how many learners fit into memory, by compiling larger programs."
+)
 
 
 def _mib(size: float) -> str:
     return f"{size / 2**20:,.1f}"
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report for a terminal."""
-    count = report["devices"]
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report as text for a terminal."""
     lines = [
         f"{report['env']}, preset {report['preset']}, {report['algo']} {report['agent']}, engine "
-        f"{report['engine']}: {report['rows']} rows on {count} x {report['device']}, "
-        f"jax {report['jax']}",
+        f"{report['engine']}: {_learners(report['rows'])} on {report['devices']} x "
+        f"{report['device']}, jax {report['jax']}",
         "",
-        f"{'program':<16}{'arguments':>11}{'temporary':>11}{'donated':>11}{'by row':>10}  MiB on a device",
+        *_memory_table(report["programs"]),
+        "",
+        *_kernel_table(report["programs"]),
+        "",
+        *_environment_step(report["environment_step"]),
     ]
-    programs = report["programs"]
+    if report["rows_that_fit"]:
+        lines.append(_capacity(report))
+    return "\n".join(lines)
+
+
+def _learners(count: int) -> str:
+    return f"{count} learner{'s' * (count != 1)}"
+
+
+def _memory_table(programs: dict[str, Any]) -> list[str]:
+    """Return the lines about the memory of each program."""
+    lines = [
+        f"{'program':<16}{'arguments':>11}{'temporary':>11}{'donated':>11}{'a learner':>11}"
+        "  MiB on a device"
+    ]
     for name, facts in programs.items():
         size = facts["bytes"]
-        values = (size["arguments"], size["temporaries"], size["donated"])
-        lines.append(
-            f"{name:<16}"
-            + "".join(f"{_mib(value):>11}" for value in values)
-            + f"{_mib(size['needed_by_row']):>10}"
+        values = (
+            size["arguments"],
+            size["temporaries"],
+            size["donated"],
+            size["needed_by_row"],
         )
-    lines += [
-        "",
-        f"{'program':<16}{'kernels':>24}{'open loops':>12}{'copies > 1 MiB':>16}{'all-reduces':>13}",
+        lines.append(f"{name:<16}" + "".join(f"{_mib(value):>11}" for value in values))
+    return lines
+
+
+def _kernel_table(programs: dict[str, Any]) -> list[str]:
+    """Return the lines about the kernels of each program."""
+    lines = [
+        f"{'program':<16}{'kernels':>24}{'open loops':>12}{'copies > 1 MiB':>16}{'all-reduces':>13}"
     ]
     for name, facts in programs.items():
         kernels = facts["kernels"]
@@ -66,12 +92,15 @@ def table(report: dict[str, Any]) -> str:
             f"{name:<16}{text:>24}{facts['data_dependent_loops']:>12}"
             f"{len(facts['large_copies']):>16}{facts['all_reduces']:>13}"
         )
-    step = report["environment_step"]
-    lines += [
-        "",
-        f"An environment step of all rows: {step['kernels']:,.0f} kernels on each device, "
+    return lines
+
+
+def _environment_step(step: dict[str, Any]) -> list[str]:
+    """Return the lines about an environment step."""
+    lines = [
+        f"An environment step of all learners: {step['kernels']:,.0f} kernels on each device, "
         f"{step['operations'] / 1e9:,.1f} GFLOP, {_mib(step['bytes_moved_by_kernels'])} MiB read and "
-        f"written by kernels",
+        f"written by kernels"
     ]
     if "seconds_at_least" in step:
         bound = step["seconds_at_least"]
@@ -79,32 +108,36 @@ def table(report: dict[str, Any]) -> str:
             f"Lower bound of its time: {1e3 * bound['bound']:.3f} ms "
             f"({1e3 * bound['arithmetic']:.3f} arithmetic, {1e3 * bound['memory']:.3f} memory)"
         )
-    if fits := report["rows_that_fit"]:
-        more = fits["bytes_with_one_more"]
-        lines.append(
-            f"Rows that fit: {count * fits['on_a_device']} ({_mib(fits['bytes'])} of "
-            f"{_mib(report['memory_limit'])} MiB on a device; one more row "
-            f"{'is refused by the compiler' if more is None else f'takes {_mib(more)}'}); compiled "
-            f"{', '.join(map(str, fits['tried']))}"
-        )
-    return "\n".join(lines)
+    return lines
 
 
-def main(argv: Sequence[str]) -> int:
-    if argv:
-        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+def _capacity(report: dict[str, Any]) -> str:
+    """Return the line about how many learners fit into memory."""
+    fits = report["rows_that_fit"]
+    more = fits["bytes_with_one_more"]
+    limit = "is refused by the compiler" if more is None else f"takes {_mib(more)}"
+    return (
+        f"Learners that fit: {report['devices'] * fits['on_a_device']} ({_mib(fits['bytes'])} of "
+        f"{_mib(report['memory_limit'])} MiB on a device; one more learner {limit}); compiled "
+        f"{', '.join(map(str, fits['tried']))}"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compile the programs of the run that the flags describe, and report their cost."""
+    common.refuse_arguments(arguments)
     devices.accelerator(FLAGS.device)
-    # Of an extra only the compiler is used, so JAX looks for no device of its.
+    # Only the compiler for the device is used, so JAX must not look for the device itself.
     jax.config.update("jax_platforms", "cpu")
-    # A user's module may register fixes and terminations, so it is imported before they are read.
+    # The module of a user's task may register fixes, so import it before they are parsed.
     envs.spec(FLAGS.env)
-    config = run.configured()
+    config = train.config_from_flags()
     spec = envs.spec(config.env, **config.stepping)
     report = aot.report(config, spec, FLAGS.device, rows_that_fit=FLAGS.fit_rows)
     report["command"] = " ".join(["python", "experiments/ahead.py", *sys.argv[1:]])
-    print(table(report))
+    print(format_report(report))
     name = f"ahead-{FLAGS.device}-{config.env}-{config.preset}-{config.num_learners}.json"
-    path = Path(FLAGS.out or ".").expanduser() / name.replace(":", "-").replace("/", "-")
+    path = common.expand_path(FLAGS.out or ".") / name.replace(":", "-").replace("/", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
     print(f"written: {path}")

@@ -1,14 +1,14 @@
-"""Measures the machine, every stage of training, and a whole environment step.
+"""Measure the machine, every stage of training, and a whole environment step.
 
     dynajax bench
-    dynajax bench --env=cheetah-run,humanoid-stand --rows=1,2,4,6 --start --out=bench
+    dynajax bench --env=cheetah-run,humanoid-stand --learners=1,2,4,6 --start --out=bench
     dynajax bench --compare=results/bench/two-cores/bench.csv
 
-Every stage is timed in turn with 256-cubed float32 matmuls of NumPy and JAX, so that a drifting
-machine drifts for all three, and is printed at once. "x ideal" is the median of a stage's time over
-what its floating-point operations (`dynajax.profiling.flops`) take at the better matmul's rate. Where
-there is a GPU or TPU its matmuls at the networks' own shapes are measured in every precision too.
-Writes bench.csv and bench.png into --out.
+Each stage alternates with 256 x 256 x 256 float32 matmuls of NumPy and JAX, so that a change in the
+machine's speed affects all three, and its result is printed at once. "x ideal" is the median of a
+stage's time over the time that its floating-point operations (`dynajax.profiling.flops`) take at the
+rate of the faster matmul. On a GPU or TPU matmuls with the shapes of the networks are measured in
+every precision too. Writes bench.csv and bench.png into --out.
 """
 
 import csv
@@ -28,6 +28,7 @@ from absl import flags
 
 from dynajax import envs, make_config
 from dynajax.cli import common
+from dynajax.cli import flags as shared
 from dynajax.config import Config
 from dynajax.config.presets import PRESETS
 from dynajax.profiling import benchmark
@@ -39,22 +40,22 @@ from dynajax.types import UsageError
 from dynajax.xla import backend
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("env", ["cheetah-run"], "Tasks.")
-flags.DEFINE_list("rows", ["1"], "Rows of a program.")
-flags.DEFINE_enum("algo", "mbpo", ["mbpo", "model-free"], "With a model; sac: the agent alone.")
-flags.DEFINE_string(
-    "agent", None, "What acts and learns: sac, simba, bro, module:NAME; the preset's by default."
+shared.define_envs("cheetah-run")
+flags.DEFINE_list("learners", ["1"], "Numbers of learners in a program, separated by commas.")
+shared.define_method()
+shared.define_preset("paper")
+shared.define_settings()
+flags.DEFINE_float(
+    "seconds", 2, "Seconds for each stage; at least five rounds are timed.", lower_bound=0.01
 )
-flags.DEFINE_string("trust", "none", "Rule of trust in synthetic data: none, penalty, module:NAME.")
-flags.DEFINE_enum("preset", "paper", list(PRESETS), "Sizes and cadence.")
-flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as model.width=400.")
-flags.DEFINE_float("seconds", 2, "To spend on each stage; five rounds at least.", lower_bound=0.01)
-flags.DEFINE_bool("start", False, "Time a start with an empty and with a filled compile cache.")
-flags.DEFINE_string("out", "bench", "Folder for the table and the picture.")
-flags.DEFINE_string("compare", None, "bench.csv of an earlier run, to show ratios to.")
-flags.DEFINE_string("probe", None, "For the benchmark's own use.")
+flags.DEFINE_bool(
+    "start", False, "Time the start of a run with an empty and with a filled compilation cache."
+)
+shared.define_out("bench", "Folder for the table and the figure.")
+flags.DEFINE_string("compare", None, "bench.csv of an earlier run, to print ratios to.")
+flags.DEFINE_string("probe", None, "Internal: the task whose start this process times for --start.")
 
-#: One line of bench.csv. Times in ms of one call, over all rows; bytes of one row.
+#: The columns of bench.csv. Times are in ms of one call for all learners, bytes are of one learner.
 COLUMNS = (
     "device",
     "jax",
@@ -64,7 +65,7 @@ COLUMNS = (
     "trust",
     "preset",
     "env",
-    "rows",
+    "learners",
     "stage",
     "ms",
     "low",
@@ -82,27 +83,28 @@ COLUMNS = (
 )
 Line = dict[str, Any]
 _PEAK = ("matmul numpy", "matmul jax")
-#: Stages that older tables name otherwise.
-_RENAMED = {"SAC update": "agent update"}
+#: Names of stages and columns in tables of older versions.
+_RENAMED_STAGES = {"SAC update": "agent update"}
+_OLD_LEARNERS = "rows"
 
 
 class Timing(NamedTuple):
-    """A stage's rounds, over all rows."""
+    """The rounds of a stage, for all learners."""
 
     ms: np.ndarray  # (3,) of one call: the median, and the quartiles around it
-    ideal: float  # operations that the better matmul does in that time
+    ideal: float  # operations that the faster matmul does in that time
 
 
-def _timing(runs: dict[str, Stage], name: str, seconds: float) -> Timing:
-    """Times a stage in turn with the matmuls."""
-    rounds = benchmark.interleave({n: stage.run for n, stage in runs.items()}, seconds)
-    each = {n: rounds[n] / stage.calls for n, stage in runs.items()}
-    peak = np.max([runs[n].flops / each[n] for n in _PEAK], axis=0)
-    ms = 1e3 * np.quantile(each[name], (0.5, 0.25, 0.75))
-    return Timing(ms, float(np.median(each[name] * peak)))
+def _time_stage(stages: dict[str, Stage], name: str, seconds: float) -> Timing:
+    """Time a stage, alternating with the matmuls."""
+    rounds = benchmark.interleave({n: stage.run for n, stage in stages.items()}, seconds)
+    per_call = {n: rounds[n] / stage.calls for n, stage in stages.items()}
+    peak = np.max([stages[n].flops / per_call[n] for n in _PEAK], axis=0)
+    ms = 1e3 * np.quantile(per_call[name], (0.5, 0.25, 0.75))
+    return Timing(ms, float(np.median(per_call[name] * peak)))
 
 
-def _line(name: str, stage: Stage, timing: Timing) -> Line:
+def _make_line(name: str, stage: Stage, timing: Timing) -> Line:
     ms, low, high = map(float, timing.ms)
     line: Line = {"stage": name, "ms": ms, "low": low, "high": high}
     if stage.per_step:
@@ -118,8 +120,8 @@ def _line(name: str, stage: Stage, timing: Timing) -> Line:
     return line
 
 
-def _whole_step(stages: dict[str, Stage], timings: dict[str, Timing]) -> Line:
-    """An environment step at the preset's cadence: acting and learning, and its share of a fit."""
+def _environment_step(stages: dict[str, Stage], timings: dict[str, Timing]) -> Line:
+    """Return the line of an environment step: acting, learning, and its share of a model fit."""
     parts = [
         (stages[name], timings[name], stages[name].per_step or 1.0)
         for name in benchmark.WHOLE_STEP
@@ -129,17 +131,17 @@ def _whole_step(stages: dict[str, Stage], timings: dict[str, Timing]) -> Line:
     ms = np.sum([share * timing.ms for _, timing, share in parts], 0)
     ideal = sum(share * timing.ideal for _, timing, share in parts)
     whole = Stage(lambda: None, flops=round(operations), per_step=1)
-    return _line("environment step", whole, Timing(ms, ideal))
+    return _make_line("environment step", whole, Timing(ms, ideal))
 
 
 def measure(work: Workload, seconds: float) -> Iterator[Line]:
-    """The lines of one task at one number of rows, each as soon as it is known.
+    """Yield the lines of one task at one number of learners, each as soon as it is measured.
 
     Args:
       seconds: for each stage.
     """
     config, program = work.config, work.program
-    common = {"env": config.env, "rows": config.num_learners}
+    common_columns = {"env": config.env, "learners": config.num_learners}
     peak = {
         _PEAK[0]: benchmark.numpy_matmul(),
         _PEAK[1]: benchmark.jax_matmul(1, benchmark.SIDE, benchmark.SIDE, "float32"),
@@ -147,18 +149,18 @@ def measure(work: Workload, seconds: float) -> Iterator[Line]:
     with work:
         stages, timings = peak | benchmark.matmuls(program) | work.stages(), {}
         for name, stage in stages.items():
-            timings[name] = _timing({**peak, name: stage}, name, seconds)
-            yield common | _line(name, stage, timings[name])
-        yield common | _whole_step(stages, timings)
+            timings[name] = _time_stage({**peak, name: stage}, name, seconds)
+            yield common_columns | _make_line(name, stage, timings[name])
+        yield common_columns | _environment_step(stages, timings)
         for name, facts in work.facts().items():
             values = facts._asdict()
             for size in ("state_bytes", "temporary_bytes"):
                 values[size] = round(values[size] / program.placement.learners_per_device)
-            yield common | {"stage": f"program {name}", **values}
+            yield common_columns | {"stage": f"program {name}", **values}
 
 
 def probe(config: Config) -> None:
-    """Starts as `train` does, and prints the seconds of each part as JSON."""
+    """Start as `train` does, and print the seconds of each part as JSON."""
     begin, seconds = time.perf_counter(), {}
 
     def mark(name: str) -> None:
@@ -177,7 +179,8 @@ def probe(config: Config) -> None:
         for name in ("act", "insert"):
             stages[name].run()
         mark("first act and insert")
-        # A fit of a few steps: its compiled program was made above, and its length is no start.
+        # A few steps of a fit are enough: the whole fit is compiled above, and its duration is not
+        # part of the start.
         for name in ("fit step", "learn"):
             if name in stages:
                 stages[name].run()
@@ -185,11 +188,11 @@ def probe(config: Config) -> None:
     print(json.dumps(seconds))
 
 
-def start(config: Config) -> list[Line]:
-    """Seconds of a start with an empty and then with a filled compile cache, by new processes."""
+def measure_start(config: Config) -> list[Line]:
+    """Return the seconds of a start with an empty and then with a filled compilation cache."""
     lines = []
-    # The command line again, so that the child has the same settings.
-    command = [*common.again(), f"--probe={config.env}"]
+    # A new process with the same flags has the same settings.
+    command = [*common.restart_command(), f"--probe={config.env}"]
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
         for name in ("cold", "warm"):
@@ -203,7 +206,7 @@ def start(config: Config) -> list[Line]:
             lines += [
                 {
                     "env": config.env,
-                    "rows": config.num_learners,
+                    "learners": config.num_learners,
                     "stage": f"{name} start: {part}",
                     "ms": 1e3 * seconds,
                 }
@@ -216,21 +219,21 @@ def _cell(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-#: Over the lines of one task and number of rows.
-HEAD = (
+#: The header above the lines of one task and number of learners.
+HEADER = (
     f"{'stage':<44}{'ms':>10}{'GFLOP':>9}{'GFLOP/s':>9}{'of peak':>9}{'x ideal':>9}"
     f"{'ms / env step':>15}"
 )
 
 
-def row(line: Line) -> str:
-    """A line for a terminal."""
+def format_line(line: Line) -> str:
+    """Return a line as text for a terminal."""
     get = line.get
     if get("state_bytes") is not None:
         return (
-            f"{line['stage']}: {line['state_bytes'] / 2**20:.1f} MiB of state a row, "
+            f"{line['stage']}: {line['state_bytes'] / 2**20:.1f} MiB of state per learner, "
             f"{line['temporary_bytes'] / 2**20:.1f} of temporaries, {line['donated']:.1%} "
-            f"donated, {line['kernels']} kernels, {line['ring_copies']} copies of a replay"
+            f"donated, {line['kernels']} kernels, {line['ring_copies']} copies of a replay buffer"
         )
     return (
         f"{line['stage']:<44}{_cell(get('ms'), '.3f'):>10}{_cell(get('gflop'), '.3f'):>9}"
@@ -239,14 +242,14 @@ def row(line: Line) -> str:
     )
 
 
-def figure(lines: Sequence[Line]) -> bytes:
-    """Cost of an environment step against rows, a panel for each task."""
+def plot(lines: Sequence[Line]) -> bytes:
+    """Return a PNG of the cost of an environment step against learners, a panel for each task."""
     panels = []
     for env in dict.fromkeys(line["env"] for line in lines):
         shown = {}
         for stage in ("environment step", "fit step", "agent update", "rollout", "host step"):
             points = [
-                (line["rows"], line["ms_per_step"] / line["rows"])
+                (line["learners"], line["ms_per_step"] / line["learners"])
                 for line in lines
                 if line["env"] == env and line["stage"] == stage
             ]
@@ -257,45 +260,49 @@ def figure(lines: Sequence[Line]) -> bytes:
         panels.append(
             Panel(
                 shown,
-                "ms of an environment step, a row",
+                "ms of an environment step per learner",
                 title,
                 scale="log",
-                xlabel="rows of one program",
+                xlabel="learners in one program",
             )
         )
-    return figures.png(figures.curves(panels, title=f"Cost against rows, {device_name()}"))
+    return figures.png(figures.curves(panels, title=f"Cost against learners, {device_name()}"))
 
 
 def compare(lines: Sequence[Line], path: Path) -> str:
-    """Old time over new by stage; also with each relative to its own machine's peak."""
+    """Return old time over new by stage, also with each relative to its own machine's peak."""
     with path.open(newline="") as file:
         old = {
-            (o["env"], o["rows"], _RENAMED.get(o["stage"], o["stage"])): o
+            (
+                o["env"],
+                o.get("learners") or o[_OLD_LEARNERS],
+                _RENAMED_STAGES.get(o["stage"], o["stage"]),
+            ): o
             for o in csv.DictReader(file)
         }
-    rows = [f"{'against ' + str(path):<60}{'old ms':>10}{'new ms':>10}{'faster':>9}{'of peak':>9}"]
+    text = [f"{'against ' + str(path):<60}{'old ms':>10}{'new ms':>10}{'faster':>9}{'of peak':>9}"]
     for line in lines:
-        before = old.get((line["env"], str(line["rows"]), line["stage"]))
+        before = old.get((line["env"], str(line["learners"]), line["stage"]))
         if before and before["ms"] and line.get("ms"):
             ideal = ""
             if before["x_ideal"] and line.get("x_ideal"):
                 ideal = f"{float(before['x_ideal']) / line['x_ideal']:.2f}x"
-            name = f"{line['env']} {line['rows']}: {line['stage']}"
-            rows.append(
+            name = f"{line['env']} {line['learners']}: {line['stage']}"
+            text.append(
                 f"{name:<60}{float(before['ms']):>10.3f}{line['ms']:>10.3f}"
                 f"{float(before['ms']) / line['ms']:>8.2f}x{ideal:>9}"
             )
-    return "\n".join(rows)
+    return "\n".join(text)
 
 
 def write(lines: Sequence[Line], out: Path) -> None:
-    """bench.csv and bench.png."""
+    """Write bench.csv and bench.png."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     options: Any = jax.config
     precision = options.jax_default_matmul_precision or "default"
-    common = {
+    common_columns = {
         "device": device_name(),
         "jax": jax.__version__,
         "precision": precision,
@@ -306,71 +313,80 @@ def write(lines: Sequence[Line], out: Path) -> None:
     }
     for line in lines:
         short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()}
-        writer.writerow(common | short)
+        writer.writerow(common_columns | short)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "bench.csv", text.getvalue().encode())
-        write_atomically(out / "bench.png", figure(lines))
+        write_atomically(out / "bench.png", plot(lines))
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
 
 
-def _rows() -> list[int]:
+def _learner_counts() -> list[int]:
+    """Return the numbers of learners that --learners lists."""
     try:
-        rows = [int(text) for text in FLAGS.rows]
-        assert min(rows) > 0
+        counts = [int(text) for text in FLAGS.learners]
+        assert min(counts) > 0
     except (ValueError, AssertionError):
-        raise UsageError(f"--rows={','.join(FLAGS.rows)}: whole numbers from 1, as 1,6") from None
-    return rows
+        raise UsageError(
+            f"--learners={','.join(FLAGS.learners)}: whole numbers from 1, as 1,6"
+        ) from None
+    return counts
 
 
-def main(argv: Sequence[str]) -> int:
-    if argv:
-        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+def _make_config(env: str, learners: int) -> Config:
+    return make_config(
+        env,
+        algo=FLAGS.algo,
+        agent=FLAGS.agent,
+        trust=FLAGS.trust,
+        preset=FLAGS.preset,
+        fixes=["scale,target"] if FLAGS.algo == "mbpo" else [],
+        seeds=learners,
+        settings=common.parse_assignments("--set", FLAGS.set),
+    )
+
+
+def _fits_into_memory(work: Workload) -> bool:
+    devices = work.program.placement.mesh.size
+    memory = backend.available(devices) * devices
+    return backend.size(work.program.shapes()) <= 0.9 * memory
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure every task at every number of learners."""
+    common.refuse_arguments(arguments)
     common.start()
-    settings, counts = common.assignments("--set", FLAGS.set), _rows()
-    if FLAGS.compare and not common.folder(FLAGS.compare).is_file():
+    counts = _learner_counts()
+    if FLAGS.compare and not common.expand_path(FLAGS.compare).is_file():
         raise UsageError(f"--compare={FLAGS.compare}: there is no such file")
-
-    def config(env: str, rows: int) -> Config:
-        return make_config(
-            env,
-            algo=FLAGS.algo,
-            agent=FLAGS.agent,
-            trust=FLAGS.trust,
-            preset=FLAGS.preset,
-            fixes=["scale,target"] if FLAGS.algo == "mbpo" else [],
-            seeds=rows,
-            settings=settings,
-        )
-
     if FLAGS.probe:
-        probe(config(FLAGS.probe, 1))
+        probe(_make_config(FLAGS.probe, 1))
         return 0
     for env in FLAGS.env:
         envs.spec(env)
-        config(env, 1)
+        _make_config(env, 1)
     print(f"{device_name()}, jax {jax.__version__}, preset {FLAGS.preset}", flush=True)
+    out = common.expand_path(FLAGS.out)
     lines: list[Line] = []
     for env in FLAGS.env:
-        for rows in counts:
-            work = Workload(config(env, rows))
-            used = work.program.placement.mesh.size
-            memory = backend.available(used) * used
-            if backend.size(work.program.shapes()) > 0.9 * memory:
-                print(f"\n{env}, {rows} rows: left out, for they do not fit into memory")
+        for count in counts:
+            name = f"{env}, {count} learner{'s' * (count > 1)}"
+            work = Workload(_make_config(env, count))
+            if not _fits_into_memory(work):
+                print(f"\n{name}: skipped, because the program does not fit into memory")
                 continue
-            print(f"\n{env}, {rows} row{'s' * (rows > 1)}\n{HEAD}", flush=True)
+            print(f"\n{name}\n{HEADER}", flush=True)
             for line in measure(work, FLAGS.seconds):
-                print(row(line), flush=True)
+                print(format_line(line), flush=True)
                 lines.append(line)
-            write(lines, common.folder(FLAGS.out))
+            write(lines, out)
     if FLAGS.start:
-        for line in start(config(FLAGS.env[0], 1)):
+        for line in measure_start(_make_config(FLAGS.env[0], 1)):
             print(f"{line['stage']:<44}{line['ms'] / 1e3:>9.2f} s", flush=True)
             lines.append(line)
-        write(lines, common.folder(FLAGS.out))
+        write(lines, out)
     if FLAGS.compare:
-        print("\n" + compare(lines, common.folder(FLAGS.compare)))
+        print("\n" + compare(lines, common.expand_path(FLAGS.compare)))
     print(f"written: {FLAGS.out}/bench.csv, {FLAGS.out}/bench.png")
     return 0

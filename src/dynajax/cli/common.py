@@ -1,4 +1,4 @@
-"""What the commands share: one-line faults, exit statuses, help, the compile cache."""
+"""Functions that all commands use: start-up, flag parsing, help, one-line errors, exit statuses."""
 
 import io
 import os
@@ -17,16 +17,16 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from dynajax.runtime import distributed
-from dynajax.runtime.exit_status import INTERRUPTED, UNREAD, USAGE
+from dynajax.runtime.exit_status import BROKEN_PIPE, INTERRUPTED, USAGE
 from dynajax.types import UsageError
 from dynajax.xla import backend
 
 
 def start(process: str | None = None) -> None:
-    """Sets JAX up for this process; before anything else may use it, a user's module included.
+    """Set up JAX for this process. Call it before anything uses JAX, including a user's module.
 
     Args:
-      process: see `processes.connect`; None for a run of one process.
+      process: the argument of `distributed.connect`; None for a run of one process.
     """
     if process is None:
         backend.use_cores()
@@ -36,12 +36,12 @@ def start(process: str | None = None) -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache, so that a second start takes seconds."""
+    """Keep compiled programs in the user's cache folder, so that a second start takes seconds."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
-        # A home may be shared by machines, and JAX's own key does not tell processors apart.
+        # Several machines may share a home folder, and JAX's cache key ignores the processor type.
         name = f"xla-{jax.__version__}-{_processor()}"
         jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / name))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -49,7 +49,7 @@ def use_compilation_cache() -> None:
 
 
 def _home() -> Path:
-    """The user's home, or where there is none, as in some containers, the temporary folder."""
+    """Return the user's home folder, or the temporary folder if there is none (some containers)."""
     try:
         return Path.home()
     except RuntimeError:
@@ -57,7 +57,7 @@ def _home() -> Path:
 
 
 def _processor() -> str:
-    """A short name of the processor's instruction sets."""
+    """Return a short name of the processor's instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -66,120 +66,132 @@ def _processor() -> str:
     return f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
 
 
-def called() -> str:
-    """How this program was called: "dynajax train", or "python experiments/run.py"."""
+def program_name() -> str:
+    """Return how this program was called: "dynajax train", or "python experiments/run.py"."""
     script = Path(sys.argv[0])
     return f"python {script.parent.name}/{script.name}" if script.suffix == ".py" else sys.argv[0]
 
 
-def command() -> str:
-    """What to type to call it again."""
-    return " ".join([called(), *map(shlex.quote, sys.argv[1:])])
+def command_line() -> str:
+    """Return the shell command that started this program."""
+    return " ".join([program_name(), *map(shlex.quote, sys.argv[1:])])
 
 
-def again() -> list[str]:
-    """The words that call it again from a program."""
+def restart_command() -> list[str]:
+    """Return the arguments of `subprocess.run` that start this program again."""
     name = sys.argv[0]
-    words = [name] if name.endswith(".py") else ["-m", *name.split()]
-    return [sys.executable, *words, *sys.argv[1:]]
+    program = [name] if name.endswith(".py") else ["-m", *name.split()]
+    return [sys.executable, *program, *sys.argv[1:]]
 
 
 def help_text(main: Callable[..., Any]) -> str:
-    """The docstring of a command's module, and a line for each of its key flags with its default."""
+    """Return the docstring of a command's module, and a line for each of its flags."""
     module = sys.modules[main.__module__]
     name = module.__name__.rpartition(".")[2]
-    lines = [(module.__doc__ or "").strip().replace(f"dynajax {name}", called()), ""]
+    lines = [(module.__doc__ or "").strip().replace(f"dynajax {name}", program_name()), ""]
     key_flags = flags.FLAGS.get_key_flags_for_module(module.__name__)
     for flag in sorted(key_flags, key=lambda f: f.name):
+        label = f"[no]{flag.name}" if flag.boolean else flag.name
         lines += textwrap.wrap(
-            _about(flag), 100, initial_indent=f"  --{_form(flag):<13}", subsequent_indent=" " * 17
+            _flag_help(flag), 100, initial_indent=f"  --{label:<13}", subsequent_indent=" " * 17
         )
     return "\n".join(lines)
 
 
-def _form(flag: flags.Flag) -> str:
-    return f"[no]{flag.name}" if flag.boolean else flag.name
-
-
-def _about(flag: flags.Flag) -> str:
-    text = str(flag.help).partition(";\n")[0]  # absl says of a list how to repeat it
+def _flag_help(flag: flags.Flag) -> str:
+    """Return the help text of a flag with its default."""
+    text = str(flag.help).partition(";\n")[0]  # absl appends how to repeat a multi-flag
     default = ",".join(map(str, d)) if isinstance(d := flag.default, list) else d
     nothing = default is None or default is False or default == ""
     return text if nothing else f"{text} (default: {default})"
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses absl flags and runs `main` with the arguments left over.
+    """Parse the absl flags and call `main` with the remaining arguments.
 
-    A `UsageError` or a wrong flag ends in one line on stderr and exit status 2.
+    A `UsageError` or a wrong flag prints one line on stderr and exits with status 2.
     """
-
-    def parse(argv: Sequence[str]) -> list[str]:
-        if {"-h", "-help", "--help", "--helpshort"} & set(argv[1:]):
-            print(help_text(main))
-            sys.exit(0)
-        try:
-            return flags.FLAGS(list(argv))
-        except flags.Error as error:
-            fail(str(error))
-
-    def guarded(argv: Sequence[str]) -> int | None:
-        logging.set_verbosity(logging.ERROR)  # libraries' remarks on how they are built
-        try:
-            return main(argv[1:])
-        except UsageError as error:
-            fail(str(error))
-        except KeyboardInterrupt:
-            distributed.leave(INTERRUPTED)
-        except Exception:
-            if not distributed.joined():
-                raise
-            traceback.print_exc()
-            distributed.leave(1)
-
-    # What is printed survives any encoding.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    # A user's own task lives beside where the command is typed.
+            stream.reconfigure(errors="replace")  # a terminal may not encode every character
+    # A user's own task is a module in the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         try:
-            app.run(guarded, flags_parser=parse)
+            app.run(
+                lambda argv: _call(main, argv), flags_parser=lambda argv: _parse_flags(main, argv)
+            )
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        if not _unread():
+        if not _reader_has_left():
             raise
-        # Or Python would say so again when it flushes at its end.
+        # Otherwise Python reports the same error again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(UNREAD)
+        sys.exit(BROKEN_PIPE)
 
 
-def _unread() -> bool:
-    """Whether who read our output has left, as `head` does."""
+def _parse_flags(main: Callable[..., Any], argv: Sequence[str]) -> list[str]:
+    """Parse the flags and return the other arguments; print the help if it is requested."""
+    if {"-h", "-help", "--help", "--helpshort"} & set(argv[1:]):
+        print(help_text(main))
+        sys.exit(0)
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        fail(str(error))
+
+
+def _call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+    """Call `main`, and turn exceptions into an exit status where that helps the user."""
+    logging.set_verbosity(logging.ERROR)  # hides messages of libraries about their build
+    try:
+        return main(argv[1:])
+    except UsageError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        distributed.leave(INTERRUPTED)
+    except Exception:
+        if not distributed.joined():
+            raise
+        traceback.print_exc()
+        distributed.leave(1)
+
+
+def _reader_has_left() -> bool:
+    """Return whether the program that reads our output has ended, as `head` does."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def folder(text: str) -> Path:
-    """A path from a flag; ~ is the user's home."""
-    return Path(os.path.expanduser(text))
-
-
 def fail(text: str) -> NoReturn:
-    """Ends the program with one line on stderr."""
+    """Print one line on stderr and exit with the status of a usage error."""
     print("error: " + " ".join(text.split()), file=sys.stderr)
     distributed.leave(USAGE)
 
 
-def assignments(flag: str, items: Sequence[str]) -> dict[str, str]:
-    """{"learn.utd": "10"} from ["learn.utd=10"].
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are not flags.
 
     Raises:
-      UsageError: an item without "=", or a field given twice.
+      UsageError: there is one.
+    """
+    if arguments:
+        raise UsageError(f"{arguments[0]}: flags only, such as --env={arguments[0]}")
+
+
+def expand_path(text: str) -> Path:
+    """Return the path that a flag names; ~ is the user's home folder."""
+    return Path(os.path.expanduser(text))
+
+
+def parse_assignments(flag: str, items: Sequence[str]) -> dict[str, str]:
+    """Return {"learn.utd": "10"} for ["learn.utd=10"].
+
+    Raises:
+      UsageError: an item has no "=", or a field is given twice.
     """
     found: dict[str, str] = {}
     for item in items:

@@ -1,11 +1,11 @@
-"""Measures what synthetic data can be of a task, before training or of a run, on one page.
+"""Measure what a model can learn of a task before training, or what went wrong in a run.
 
   dynajax diagnose --env=humanoid-stand
   dynajax diagnose --run=runs/cheetah-run-mbpo-...
 
-With --env it collects random transitions, fits small models under every fix, and measures which
-parts of the task they learn. --data=FOLDER takes a run's replay for that. With --run it asks a run's
-critic and model where they are wrong, and the simulator for the truth.
+With --env it collects random transitions, fits small models with every fix, and measures which
+parts of the task they learn. --data=FOLDER does the same with the replay buffer of a run. With
+--run it compares the predictions of a run's critic and model with the simulator. Writes a report.
 """
 
 import contextlib
@@ -19,39 +19,45 @@ from absl import flags
 
 from dynajax import envs, report
 from dynajax.cli import common
+from dynajax.cli import flags as shared
 from dynajax.diagnose import data, fits, loaded_run, offline, offline_report, online, online_report
 from dynajax.models import targets
 from dynajax.runs.progress import duration
 from dynajax.types import EnvSpec, UsageError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("env", None, "A task to diagnose: DOMAIN-TASK, or [module:]Name-v0.")
-flags.DEFINE_string("data", None, "A run's folder, whose replay takes the random policy's place.")
-flags.DEFINE_string("run", None, "A run's folder, to diagnose its critic and its model.")
-flags.DEFINE_multi_string("fix", [], "Comma list; repeat for more. All sensible ones by default.")
+shared.define_env(None, "The task to diagnose: DOMAIN-TASK, or [module:]Name-v0.")
+flags.DEFINE_string(
+    "data", None, "A run's folder, whose replay buffer is used instead of random transitions."
+)
+flags.DEFINE_string("run", None, "A run's folder, whose critic and model are diagnosed.")
+shared.define_fixes("Repeat for several. By default all sensible combinations.")
 flags.DEFINE_integer("transitions", 12_000, "Real transitions for each seed.", lower_bound=600)
-flags.DEFINE_integer("seeds", 3, "Seeds: data, split and weights of their own.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "The first seed.", lower_bound=0)
-flags.DEFINE_string("out", None, "The page's folder; diagnosis/NAME by default.")
+shared.define_seeds(3, "Number of seeds of data, holdout split and initial weights.", lower_bound=1)
+shared.define_seed("The first seed.", lower_bound=0)
+shared.define_out(None, "The report's folder. By default diagnosis/NAME.")
+
+#: The shortest replay buffer that can be diagnosed.
+_MIN_TRANSITIONS = 600
 
 
-def before(command: str) -> None:
-    """The diagnosis before training."""
+def diagnose_task(command: str) -> None:
+    """Diagnose a task before training, from random transitions or from a run's replay buffer."""
     begin = time.perf_counter()
-    codes = [",".join(targets.parse_fixes(fix)) or "none" for fix in FLAGS.fix or fits.CODES]
-    for code in codes:
-        if codes.count(code) > 1:
-            raise UsageError(f"--fix={code}: it stands there twice")
+    fixes = [",".join(targets.parse_fixes(fix)) or "none" for fix in FLAGS.fix or fits.CODES]
+    for fix in fixes:
+        if fixes.count(fix) > 1:
+            raise UsageError(f"--fix={fix}: it is given twice")
     if FLAGS.out is not None:
-        # Before the minutes that it takes.
-        with _written(out := common.folder(FLAGS.out)):
+        # Find out that the folder cannot be written before minutes are spent on the measurement.
+        with _checked_out(out := common.expand_path(FLAGS.out)):
             out.mkdir(parents=True, exist_ok=True)
     spec, recordings, source = _recordings()
-    out = common.folder(FLAGS.out or f"diagnosis/{re.sub('[:/]', '.', spec.name)}")
+    out = common.expand_path(FLAGS.out or f"diagnosis/{re.sub('[:/]', '.', spec.name)}")
     size = min(len(r.episode) for r in recordings)
     print(
-        f"{spec.name}: {len(codes)} codes x {len(recordings)} seeds, {size:,} transitions each, "
-        f"after {duration(time.perf_counter() - begin)}",
+        f"{spec.name}: {len(fixes)} combinations of fixes x {len(recordings)} seeds, "
+        f"{size:,} transitions each, after {duration(time.perf_counter() - begin)}",
         flush=True,
     )
     fitting = time.perf_counter()
@@ -66,66 +72,72 @@ def before(command: str) -> None:
             print(f"fitting: about {duration(left)} left", flush=True)
 
     result = offline.measure(
-        spec, recordings, codes, source=source, seed=FLAGS.seed, progress=progress
+        spec, recordings, fixes, source=source, seed=FLAGS.seed, progress=progress
     )
-    with _written(out):
+    with _checked_out(out):
         lines = offline_report.write(result, out, command)
     _print(lines, begin, out)
 
 
 def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
-    """The task, what happened in it for every seed, and where that comes from."""
+    """Return the task, the transitions of each seed, and a description of their source."""
     seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
     if FLAGS.data is None:
         if FLAGS.env.startswith("brax:"):
             raise UsageError(
                 f"--env={FLAGS.env}: Brax's tasks have no simulator on the host; diagnose the "
-                "replay of a run (--data=FOLDER)"
+                "replay buffer of a run (--data=FOLDER)"
             )
         spec = envs.spec(FLAGS.env)
         recordings = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
         return spec, recordings, "Random policy, half white and half correlated actions"
-    reader = loaded_run.Reader(common.folder(FLAGS.data))
+    reader = loaded_run.Reader(common.expand_path(FLAGS.data))
     loaded = reader.load(reader.steps[-1])
-    # A run with fewer rows gives some of them twice: split, weights and minibatches still differ.
-    rows = [row % reader.config.num_learners for row in range(FLAGS.seeds)]
-    recordings = [data.last(loaded_run.recording(loaded, row), FLAGS.transitions) for row in rows]
-    if min(len(r.episode) for r in recordings) < 600:
-        raise UsageError(f"--data={FLAGS.data}: its replay has fewer than 600 transitions yet")
-    return reader.spec, recordings, f"The replay of {FLAGS.data} at step {loaded.step:,}"
+    # With fewer learners than seeds some are used twice; the split, the initial weights and the
+    # minibatches differ nevertheless.
+    learners = [seed % reader.config.num_learners for seed in range(FLAGS.seeds)]
+    recordings = [
+        data.last(loaded_run.recording(loaded, learner), FLAGS.transitions) for learner in learners
+    ]
+    if min(len(r.episode) for r in recordings) < _MIN_TRANSITIONS:
+        raise UsageError(
+            f"--data={FLAGS.data}: its replay buffer has fewer than {_MIN_TRANSITIONS} transitions"
+        )
+    return reader.spec, recordings, f"The replay buffer of {FLAGS.data} at step {loaded.step:,}"
 
 
-def after(command: str) -> None:
-    """The diagnosis of a run."""
+def diagnose_run(command: str) -> None:
+    """Diagnose the critic and the model of a run."""
     begin = time.perf_counter()
-    reader = loaded_run.Reader(common.folder(FLAGS.run))
+    reader = loaded_run.Reader(common.expand_path(FLAGS.run))
     if reader.config.env.startswith("brax:"):
         raise UsageError(
-            f"--run={FLAGS.run}: Brax's tasks have no simulator on the host to ask; --data takes "
-            "its replay"
+            f"--run={FLAGS.run}: Brax's tasks have no simulator on the host to compare with; "
+            "--data takes its replay buffer"
         )
-    out = common.folder(FLAGS.out or f"{FLAGS.run}/diagnosis")
+    out = common.expand_path(FLAGS.out or f"{FLAGS.run}/diagnosis")
     findings = []
     for step in reader.steps:
         loaded = reader.load(step)
-        for row in range(reader.config.num_learners):
-            findings.append(online.inspect(loaded, row))
+        for learner in range(reader.config.num_learners):
+            findings.append(online.inspect(loaded, learner))
             print(
                 f"step {step:,}, {findings[-1].variant}, seed {findings[-1].seed}: "
                 f"{duration(time.perf_counter() - begin)}",
                 flush=True,
             )
-    with _written(out):
+    with _checked_out(out):
         lines = online_report.write(findings, reader.config, reader.spec, out, command)
-        if online_report.add_to_logs(findings, common.folder(FLAGS.run)):
+        if online_report.add_to_logs(findings, common.expand_path(FLAGS.run)):
             report.write_report(FLAGS.run)
         else:
-            print("the run is under way, so its logs and its report are left as they are")
+            print("the run is still training, so its logs and its report are left as they are")
     _print(lines, begin, out)
 
 
 @contextlib.contextmanager
-def _written(out: Path) -> Iterator[None]:
+def _checked_out(out: Path) -> Iterator[None]:
+    """Turn an error while writing into a `UsageError` about --out."""
     try:
         yield
     except OSError as error:
@@ -134,17 +146,19 @@ def _written(out: Path) -> Iterator[None]:
 
 def _print(lines: Sequence[str], begin: float, out: Path) -> None:
     print("\n".join(html.unescape(re.sub(r"</?b>", "", line)) for line in lines))
-    print(f"{duration(time.perf_counter() - begin)}; page: {out / 'diagnosis.html'}")
+    print(f"{duration(time.perf_counter() - begin)}; report: {out / 'diagnosis.html'}")
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv:
-        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+def main(arguments: Sequence[str]) -> None:
+    """Diagnose a task or a run."""
+    common.refuse_arguments(arguments)
     subjects = [name for name in ("env", "data", "run") if FLAGS[name].value is not None]
     if len(subjects) != 1:
-        text = (
-            f"--{' and --'.join(subjects)} are two things" if subjects else "say what to diagnose"
+        problem = (
+            f"--{' and --'.join(subjects)} exclude each other"
+            if subjects
+            else "there is nothing to diagnose"
         )
-        raise UsageError(f"{text}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
+        raise UsageError(f"{problem}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
     common.start()
-    after(common.command()) if subjects == ["run"] else before(common.command())
+    (diagnose_run if subjects == ["run"] else diagnose_task)(common.command_line())

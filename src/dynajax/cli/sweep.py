@@ -1,9 +1,9 @@
-"""Runs a study: every run of a study file, here or on a cluster, until all of them are done.
+"""Complete every run of a study file, on this machine or on a cluster.
 
   dynajax sweep launch/studies/tiny.toml
 
-The same command goes on after an interruption, and does nothing when all is done. --status shows
-how far a study is, from any shell that sees its folder.
+After an interruption the same command resumes the study; it does nothing once all runs are done.
+--status shows the progress of a study, from any shell that sees its folder.
 """
 
 import contextlib
@@ -18,75 +18,88 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from dynajax import UsageError
 from dynajax.cli import common
+from dynajax.cli import flags as shared
 from dynajax.config import as_dict
 from dynajax.launch import backends, status, study
 from dynajax.launch.job import Job
 from dynajax.runs.directory import check_resumable
 from dynajax.runtime import exit_status
+from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "on",
     "here",
     ["here", "ray", "slurm", "submitit"],
-    "Where the runs go; submitit is slurm's way, tried on this machine.",
+    "Where the runs are executed; submitit tests the path of slurm on this machine.",
 )
-flags.DEFINE_integer("parallel", 1, "Runs at once, with --on=here and --on=submitit.", 1)
-flags.DEFINE_string("out", None, "The study's folder; runs/NAME-OF-THE-STUDY by default.")
-flags.DEFINE_integer("attempts", 3, "Starts in a row without progress until a run failed.", 1)
-flags.DEFINE_string("address", "auto", "Of the Ray cluster.")
-flags.DEFINE_bool("status", False, "Only show how far the study is.")
+flags.DEFINE_integer("parallel", 1, "Runs at a time, with --on=here and --on=submitit.", 1)
+shared.define_out(None, "The study's folder. By default runs/NAME-OF-THE-STUDY.")
+flags.DEFINE_integer(
+    "attempts", 3, "Consecutive starts without progress after which a run has failed.", 1
+)
+flags.DEFINE_string("address", "auto", "Address of the Ray cluster.")
+flags.DEFINE_bool("status", False, "Only show the progress of the study.")
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Run a study and compare its runs, or show its progress."""
     if len(arguments) != 1:
         raise UsageError("name one study file, such as launch/studies/tiny.toml")
-    # The accelerator is for the runs. (Their environment does not know of this line.)
+    # The accelerator is left to the runs. This setting does not reach their environment.
     jax.config.update("jax_platforms", "cpu")
-    if (script := _script("run")) is not None:
-        sys.path.insert(0, str(script.parent))  # where run.py finds modules with own tasks, too
-    path = common.folder(arguments[0])
+    if (script := _find_script("run")) is not None:
+        # run.py imports modules from its folder, so the study's tasks may be there.
+        sys.path.insert(0, str(script.parent))
+    path = common.expand_path(arguments[0])
     plan = study.load(path)
-    out = (common.folder(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
+    out = (common.expand_path(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
     for run in plan.runs:
         check_resumable(out / run.name, as_dict(run.config))
+    statuses = [status.run_status(run, out) for run in plan.runs]
     if FLAGS.status:
-        print(status.table(status.look(run, out) for run in plan.runs))
+        print(status.table(statuses))
         return 0
-
-    rows = [status.look(run, out) for run in plan.runs]
-    todo = [row.name for row in rows if row.state != "done"]
-    if todo:
-        with _alone(out):
-            with contextlib.suppress(shutil.SameFileError):  # started from its own copy
-                shutil.copyfile(path, out / "study.toml")
-            for name in todo:
-                status.write_note(out, name, state="queued", attempts=0, message="")
-            print(f"{plan.name}: {len(todo)} of {len(rows)} runs to do in {out}", flush=True)
-            jobs = [_job(run, out) for run in plan.runs if run.name in todo]
-            _watch(_place(jobs, plan, out), todo, out)
-        rows = [status.look(run, out) for run in plan.runs]
-    print(status.table(rows))
-    states = {row.state for row in rows}
+    unfinished = [s.name for s in statuses if s.state != "done"]
+    if unfinished:
+        _execute(plan, path, unfinished, out)
+        statuses = [status.run_status(run, out) for run in plan.runs]
+    print(status.table(statuses))
+    states = {s.state for s in statuses}
     if states == {"done"}:
-        if not todo:
+        if not unfinished:
             print("nothing to do: every run is done")
-        return _compare([out / row.name for row in rows], out)
+        return _compare([out / s.name for s in statuses], out)
     if "failed" in states:
         print(
-            f"the output of a run is in {out / 'launch'}/NAME.log; put right what it says, or delete "
-            f"{out}/NAME to begin that run anew, and the same command tries again"
+            f"the output of a run is in {out / 'launch'}/NAME.log; correct what it reports, or "
+            f"delete {out}/NAME to restart that run, then run the same command again"
         )
         return 1
-    print("interrupted; the same command goes on")
+    print("interrupted; the same command resumes the study")
     return exit_status.INTERRUPTED
 
 
+def _execute(plan: study.Study, path: Path, names: Sequence[str], out: Path) -> None:
+    """Execute the named runs of a study until each is done, has failed or is interrupted."""
+    with _locked(out):
+        with contextlib.suppress(shutil.SameFileError):  # started from its own copy
+            shutil.copyfile(path, out / "study.toml")
+        for name in names:
+            status.write_note(out, name, state="queued", attempts=0, message="")
+        print(f"{plan.name}: {len(names)} of {len(plan.runs)} runs to do in {out}", flush=True)
+        jobs = [_make_job(run, out) for run in plan.runs if run.name in names]
+        _print_progress(_start(jobs, plan, out), names, out)
+
+
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Holds the study's folder for this launcher."""
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of the study's folder.
+
+    Raises:
+      UsageError: another launcher holds it, or the folder cannot be written.
+    """
     with contextlib.ExitStack() as stack:
         try:
             (out / "launch").mkdir(parents=True, exist_ok=True)
@@ -97,18 +110,18 @@ def _alone(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"--out={out}: another sweep.py is at work on it; --status shows how far it is"
+                f"--out={out}: another sweep.py is running this study; --status shows its progress"
             ) from None
         yield
 
 
-def _job(run: study.StudyRun, out: Path) -> Job:
+def _make_job(run: study.StudyRun, out: Path) -> Job:
     program = _program("run", "train")
     return Job(run.name, run.flags, str(out), program, os.getcwd(), FLAGS.attempts)
 
 
-def _script(name: str) -> Path | None:
-    """A script of `experiments/`, where this program is one of the same clone."""
+def _find_script(name: str) -> Path | None:
+    """Return a script of `experiments/` if this program is a script of the same clone."""
     if Path(sys.argv[0]).suffix != ".py":
         return None
     script = Path(sys.argv[0]).resolve().parents[1] / "experiments" / f"{name}.py"
@@ -116,40 +129,42 @@ def _script(name: str) -> Path | None:
 
 
 def _program(script: str, command: str) -> tuple[str, ...]:
-    """What comes after `python` to start another command in the way that this one was started."""
-    path = _script(script)
+    """Return the arguments of `python` that start another command the way this one was started."""
+    path = _find_script(script)
     return ("-m", "dynajax", command) if path is None else (str(path),)
 
 
-def _place(jobs: Sequence[Job], plan: study.Study, out: Path) -> Iterator[None]:
+def _start(jobs: Sequence[Job], plan: study.Study, out: Path) -> Iterator[None]:
+    """Start jobs where --on says; see `backends`."""
     if FLAGS.on == "here":
-        return backends.here(jobs, FLAGS.parallel)
+        return backends.local(jobs, FLAGS.parallel)
     if FLAGS.on == "ray":
         return backends.ray_cluster(jobs, plan, FLAGS.address)
     return backends.scheduler(FLAGS.on, jobs, plan, out, FLAGS.parallel)
 
 
-def _watch(progress: Iterator[None], names: Sequence[str], out: Path) -> None:
-    """Prints a line whenever a run begins, ends, or begins again."""
+def _print_progress(progress: Iterator[None], names: Sequence[str], out: Path) -> None:
+    """Print a line whenever a run starts, ends, or starts again."""
     shown = dict.fromkeys(names, ("queued", 0))
     for _ in progress:
-        _changes(shown, out)
-    _changes(shown, out)
+        _print_changes(shown, out)
+    _print_changes(shown, out)
 
 
-def _changes(shown: dict[str, tuple[str, int]], out: Path) -> None:
+def _print_changes(shown: dict[str, tuple[str, int]], out: Path) -> None:
+    """Print the runs whose state differs from what was shown, and remember the new state."""
     for name, before in shown.items():
         note = status.read_note(out, name)
         current = note.get("state", "queued"), note.get("attempts", 0)
         if current != before:
             shown[name] = current
-            again = f", start {current[1]}" if current[1] > 1 else ""
+            start = f", start {current[1]}" if current[1] > 1 else ""
             message = f" ({note['message']})" if note.get("message") else ""
-            print(f"{name}: {current[0]}{again}{message}", flush=True)
+            print(f"{name}: {current[0]}{start}{message}", flush=True)
 
 
 def _compare(folders: Sequence[Path], out: Path) -> int:
-    """The study's figure and table, unless they are newer than every run."""
+    """Write the study's figures and table unless they are newer than every run; print the table."""
     latest = max((folder / "eval.csv").stat().st_mtime for folder in folders)
     table = out / "table.md"
     if not table.exists() or table.stat().st_mtime < latest:

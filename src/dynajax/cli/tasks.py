@@ -1,12 +1,12 @@
-"""Lists the tasks that there are: their sizes, and which engines run them.
+"""List the tasks with their sizes and the engines that run them.
 
   dynajax tasks
   dynajax tasks humanoid Pendulum
 
-Words narrow the list to names that have one of them. D and A are the entries of an observation and
-of an action; frames are the simulator's steps of an episode; "ends" says whether an episode can end
-before that ("rule": dynajax knows when, "?": `register_termination` can tell it). A module of yours
-adds its own by its name, as in my_module:MyEnv-v0.
+Arguments select the tasks whose name contains one of them. D and A are the sizes of an observation
+and of an action; frames are the steps of the simulator in an episode. The column "ends" says whether
+an episode can end earlier: "rule" if dynajax knows the condition, "?" if `register_termination` has
+to define it. A task of your own is listed by its full name, such as my_module:MyEnv-v0.
 """
 
 import warnings
@@ -19,22 +19,25 @@ from dynajax.envs import dmc, mjx, terminations
 from dynajax.types import EnvSpec, UsageError
 
 
-def names(words: Sequence[str]) -> list[str]:
-    """dm_control's tasks, Gymnasium's and Brax's, with the words' own."""
-    every = [*dmc.names(), *sorted(gymnasium.registry), *(f"brax:{name}" for name in mjx.BRAX)]
-    own = [word for word in words if ":" in word and word not in every]
-    chosen = [n for n in every if not words or any(w.lower() in n.lower() for w in words)]
-    return [*chosen, *own]
+def select_names(words: Sequence[str]) -> list[str]:
+    """Return the names of dm_control's, Gymnasium's and Brax's tasks that contain one of `words`.
+
+    A word of the form module:name is a name itself.
+    """
+    known = [*dmc.names(), *sorted(gymnasium.registry), *(f"brax:{name}" for name in mjx.BRAX)]
+    given = [word for word in words if ":" in word and word not in known]
+    selected = [n for n in known if not words or any(w.lower() in n.lower() for w in words)]
+    return [*selected, *given]
 
 
-def listed(words: Sequence[str]) -> Iterator[str]:
-    """A line for each task, as soon as it is known.
+def list_tasks(words: Sequence[str]) -> Iterator[str]:
+    """Yield a header and a line for each task, as soon as it is known.
 
     Raises:
-      UsageError: there is none, or a named one cannot be made.
+      UsageError: there is no task, or one of the form module:name cannot be made.
     """
     count = 0
-    for name in names(words):
+    for name in select_names(words):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -42,18 +45,18 @@ def listed(words: Sequence[str]) -> Iterator[str]:
         except UsageError:
             if ":" in name and name in words:
                 raise
-            # Discrete actions, or a package that is not installed.
+            # It has discrete actions, or needs a package that is not installed.
             continue
         if not count:
             yield f"{'task':<34}{'D':>5}{'A':>4}{'frames':>8}  {'ends':<6}engines"
         count += 1
-        yield line(spec)
+        yield format_task(spec)
     if not count:
         raise UsageError(f"{' '.join(words)}: no task has that in its name; leave it out for all")
 
 
-def line(spec: EnvSpec) -> str:
-    """One task's."""
+def format_task(spec: EnvSpec) -> str:
+    """Return the line of one task."""
     rule = spec.termination
     ends = "?" if rule is None else "never" if rule is terminations.never else "rule"
     name = spec.name if spec.name.startswith("brax:") else spec.name.rpartition(":")[2]
@@ -66,6 +69,7 @@ def line(spec: EnvSpec) -> str:
 
 
 def main(words: Sequence[str]) -> int:
-    for text in listed(words):
-        print(text, flush=True)
+    """Print the tasks."""
+    for line in list_tasks(words):
+        print(line, flush=True)
     return 0

@@ -1,8 +1,8 @@
-"""Trains SAC or MBPO, with or without the fixes, on a dm_control or Gymnasium task.
+"""Train SAC or MBPO, with or without the fixes, on a dm_control or Gymnasium task.
 
   dynajax train --env=cheetah-run --fix=scale,target
 
-Run the same command again to go on after an interruption.
+After an interruption, run the same command again to resume.
 """
 
 import operator
@@ -11,50 +11,40 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dynajax import UsageError, envs, make_config, train, write_report
+from dynajax import envs, make_config, train, write_report
 from dynajax.cli import common
+from dynajax.cli import flags as shared
 from dynajax.config import Config
-from dynajax.config.presets import PRESETS
 from dynajax.runs import video
 from dynajax.runtime import distributed, exit_status
 from dynajax.settings import all_settings
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("env", "cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
-flags.DEFINE_enum("algo", "mbpo", ["mbpo", "model-free"], "With a model, or without one.")
-flags.DEFINE_string(
-    "agent", None, "What acts and learns: sac, simba, bro, module:NAME; the preset's by default."
-)
-flags.DEFINE_string(
-    "trust", "none", "Rule: none, macura, m2ac, infoprop, penalty, uncertainty_weight, module:NAME."
-)
+shared.define_env("cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
+shared.define_method()
+shared.define_fixes("Repeat for several variants.")
+shared.define_seeds(1, "Number of seeds of each variant; all train in one program.")
+shared.define_seed("The first seed.")
+flags.DEFINE_integer("steps", None, "Agent steps of each learner. By default those of the preset.")
+shared.define_preset("quick")
+shared.define_engine()
+shared.define_out(None, "The run directory. By default runs/NAME.")
+shared.define_settings()
 flags.DEFINE_multi_string(
-    "fix", [], "List of scale, target, auto, beta, or none. Repeat for variants."
+    "vary", [], "FIELD=A,B,...: train a variant for each value of a runtime parameter."
 )
-flags.DEFINE_integer("seeds", 1, "Seeds of each variant, as rows of one program.")
-flags.DEFINE_integer("seed", 0, "The first seed.")
-flags.DEFINE_integer("steps", None, "Environment steps of each row; the preset's by default.")
-flags.DEFINE_enum("preset", "quick", list(PRESETS), "A laptop's sizes; the paper's; faster fits.")
-flags.DEFINE_enum("engine", "host", ["host", "mjx"], "Environments beside the device, or on it.")
-flags.DEFINE_enum(
-    "oracle",
-    "none",
-    ["none", "reward", "state", "both"],
-    "Which half of a synthetic transition the simulator gives.",
+flags.DEFINE_string(
+    "process", None, "I/N@HOST:PORT: this is process I of the run's N processes; or auto."
 )
-flags.DEFINE_string("out", None, "The run's folder; runs/NAME by default.")
-flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as learn.utd=10.")
-flags.DEFINE_multi_string("vary", [], "FIELD=A,B,...: variants of a field that only scales.")
-flags.DEFINE_string("process", None, "I/N@HOST:PORT, this one of the run's N processes; or auto.")
 flags.DEFINE_bool(
-    "fields", False, "List what --set takes: values, ranges, meaning. Trains nothing."
+    "fields", False, "List the fields of --set with values, ranges and meaning; train nothing."
 )
-flags.DEFINE_bool("video", False, "Record an episode of the final policy.")
+shared.define_video("Record a video of an episode with the final policy.")
 flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra wandb).")
 
 
-def configured() -> Config:
-    """The configuration that the flags say."""
+def config_from_flags() -> Config:
+    """Return the configuration that the flags describe."""
     return make_config(
         FLAGS.env,
         algo=FLAGS.algo,
@@ -64,9 +54,9 @@ def configured() -> Config:
         fixes=FLAGS.fix,
         vary={
             path: values.split(",")
-            for path, values in common.assignments("--vary", FLAGS.vary).items()
+            for path, values in common.parse_assignments("--vary", FLAGS.vary).items()
         },
-        settings=common.assignments("--set", FLAGS.set),
+        settings=common.parse_assignments("--set", FLAGS.set),
         seeds=FLAGS.seeds,
         seed=FLAGS.seed,
         steps=FLAGS.steps,
@@ -75,47 +65,49 @@ def configured() -> Config:
     )
 
 
-def listed(config: Config) -> str:
-    """Every field that --set reaches, with its value in a configuration."""
+def list_fields(config: Config) -> str:
+    """Return every field that --set takes, with its value in a configuration."""
     lines = [
         f"Fields of --set for --agent={config.agent_name} --trust={config.trust_name} "
         f"--preset={config.preset}; * --vary takes them too"
     ]
-    for path, setting in all_settings(config).items():
+    settings = all_settings(config)
+    width = max(map(len, settings)) + 1
+    for path, setting in settings.items():
         value = operator.attrgetter(path)(config)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         shown = shown.lower() if isinstance(value, bool) else shown
         lines += textwrap.wrap(
             f"{setting.about} ({setting.values})",
             110,
-            initial_indent=f"{'* ' if setting.traced else '  '}{path:<26}{shown:<9} ",
-            subsequent_indent=" " * 38,
+            initial_indent=f"{'* ' if setting.traced else '  '}{path:<{width}}{shown:<9} ",
+            subsequent_indent=" " * (width + 12),
         )
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> int:
-    if argv:
-        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
+def main(arguments: Sequence[str]) -> int:
+    """Train the run that the flags describe, and write its report."""
+    common.refuse_arguments(arguments)
     common.start(FLAGS.process)
-    # A user's module may register fixes and terminations, so it is imported before they are read.
+    # The module of a user's task may register fixes, so import it before they are parsed.
     envs.spec(FLAGS.env)
-    run = configured()
+    config = config_from_flags()
     if FLAGS.fields:
-        print(listed(run))
+        print(list_fields(config))
         return 0
     if FLAGS.video:
-        video.check(run)
-    result = train(run, FLAGS.out, command=common.command(), wandb=FLAGS.wandb)
+        video.check(config)
+    result = train(config, FLAGS.out, command=common.command_line(), wandb=FLAGS.wandb)
     first = distributed.first()
     if not result.finished:
         if first:
-            print(f"interrupted and saved; the same command goes on: {result.folder}")
+            print(f"interrupted and saved; the same command resumes it: {result.folder}")
         return exit_status.INTERRUPTED
-    page = write_report(result.folder) if first else None
+    report = write_report(result.folder) if first else None
     if FLAGS.video:
-        for film in video.record(run, result.folder, result.state, result.rows):
-            print(f"video: {film}")
+        for path in video.record(config, result.folder, result.state, result.rows):
+            print(f"video: {path}")
     if first:
-        print(f"report: {page}")
+        print(f"report: {report}")
     return 0

@@ -1,6 +1,6 @@
-"""Studies: many runs of `experiments/run.py` on one machine or many, until all are done.
+"""Studies: many runs of `experiments/run.py` on one machine or on many, until all are done.
 
-`study` reads a study file, `state` tells from the runs' folders how far each is, `worker` brings
-one run to its end, and `places` hands runs to this machine, to a Ray cluster, or to SLURM.
-`launch/sweep.py` is the command.
+`study` reads a study file, `status` reads the progress of the runs from their folders, `job` brings
+one run to its end, and `backends` executes runs on this machine, on a Ray cluster, or with SLURM.
+`dynajax sweep` is the command.
 """

@@ -1,7 +1,7 @@
-"""Where a study's runs can go: this machine, a Ray cluster, SLURM.
+"""Execute the runs of a study on this machine, on a Ray cluster, or with SLURM.
 
-Each place is a generator that hands out jobs, yields every second or so while any is under way, and
-ends when none is, or soon after Ctrl-C or SIGTERM.
+Each backend is a generator that starts jobs, yields about every second while any of them is running,
+and ends when none is left, or soon after Ctrl-C or SIGTERM.
 """
 
 import collections
@@ -23,9 +23,10 @@ from dynajax.launch.study import Study
 from dynajax.runtime.distributed import interruptions
 from dynajax.types import UsageError
 
-#: Seconds between two questions to SLURM about a job, and the states in which one is over.
-_ASKING = 30.0
-_ENDS = (
+#: Seconds between two queries of a job's state in SLURM.
+_POLL_INTERVAL = 30.0
+#: The states of a SLURM job that has ended.
+_END_STATES = (
     "COMPLETED",
     "FAILED",
     "CANCELLED",
@@ -37,36 +38,36 @@ _ENDS = (
 )
 
 
-def here(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
-    """`parallel` runs at once as processes of this machine; an interruption saves them."""
-    workers = [JobRunner(job) for job in jobs]
+def local(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
+    """Execute `parallel` runs at a time as processes of this machine; they save on interruption."""
+    runners = [JobRunner(job) for job in jobs]
     slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for slot in range(parallel):
-        slots.put(share(visible_gpus() if parallel > 1 else [], slot, parallel))
+        slots.put(share_gpus(visible_gpus() if parallel > 1 else [], slot, parallel))
 
-    def complete(worker: JobRunner) -> None:
+    def complete(runner: JobRunner) -> None:
         env = slots.get()
         try:
-            worker.complete(env)
+            runner.complete(env)
         finally:
             slots.put(env)
 
     with interruptions() as interrupted, ThreadPoolExecutor(parallel) as pool:
-        running = [pool.submit(complete, worker) for worker in workers]
+        running = [pool.submit(complete, runner) for runner in runners]
         try:
             while wait(running, 0.5).not_done:
                 if interrupted():
                     break
                 yield
         finally:
-            for worker in workers:
-                worker.stop()
+            for runner in runners:
+                runner.stop()
     for future in running:
         future.result()
 
 
 def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that a process started here would see."""
+    """Return the NVIDIA GPUs that a process started here would see."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
@@ -76,20 +77,20 @@ def visible_gpus() -> list[str]:
     return [str(n) for n, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
-def share(gpus: Sequence[str], slot: int, slots: int) -> dict[str, str]:
-    """The environment in which one of `slots` processes sees its share of the GPUs."""
+def share_gpus(gpus: Sequence[str], slot: int, slots: int) -> dict[str, str]:
+    """Return the environment in which process `slot` of `slots` sees its share of the GPUs."""
     if not gpus:
         return {}
     shared = gpus[slot::slots] or [gpus[slot % len(gpus)]]
     env = {"CUDA_VISIBLE_DEVICES": ",".join(shared)}
     if slots > len(gpus):
-        # JAX takes three quarters of a GPU's memory for the first process that comes.
+        # By default the first process on a GPU reserves three quarters of its memory.
         env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / -(-slots // len(gpus)):.3f}"
     return env
 
 
 def ray_cluster(jobs: Sequence[Job], study: Study, address: str) -> Iterator[None]:
-    """One Ray task a run. A task whose node dies is started again on another."""
+    """Execute each run as a Ray task. If its node dies, Ray starts the task on another node."""
     try:
         import ray
     except ImportError:
@@ -99,12 +100,12 @@ def ray_cluster(jobs: Sequence[Job], study: Study, address: str) -> Iterator[Non
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:
         raise UsageError(
-            f"--address={address}: no Ray cluster answers there; `ray start --head` begins one"
+            f"--address={address}: no Ray cluster answers there; `ray start --head` starts one"
         ) from None
-    asked = {"CPU": study.resources.cpus, "GPU": study.resources.gpus}
+    needed = {"CPU": study.resources.cpus, "GPU": study.resources.gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(k, 0) >= v for k, v in asked.items()) for node in nodes):
-        print(f"no node of the cluster has {asked} yet, as the study asks; the runs wait for one")
+    if not any(all(node.get(k, 0) >= v for k, v in needed.items()) for node in nodes):
+        print(f"no node of the cluster has {needed}, as the study requires; the runs wait for one")
     task = ray.remote(_complete).options(
         num_cpus=study.resources.cpus,
         num_gpus=study.resources.gpus,
@@ -138,27 +139,31 @@ def _complete(job: tuple[Any, ...]) -> str:
 
 
 class Resumable:
-    """What submitit calls, and what it queues again when SLURM says that the time is up."""
+    """A function for submitit that is queued again when SLURM announces the end of its time."""
 
     def __init__(self, job: tuple[Any, ...]) -> None:
         self._job = job
-        self._worker: JobRunner | None = None
+        self._runner: JobRunner | None = None
 
     def __call__(self) -> str:
-        self._worker = JobRunner(Job(*self._job))
-        return self._worker.complete()
+        self._runner = JobRunner(Job(*self._job))
+        return self._runner.complete()
 
     def checkpoint(self) -> Any:
-        """Ends the run, saved; the next start goes on from there."""
+        """Save and stop the run, and return the job that resumes it."""
         from submitit.helpers import DelayedSubmission
 
-        if self._worker is not None:
-            self._worker.end()
+        if self._runner is not None:
+            self._runner.end()
         return DelayedSubmission(Resumable(self._job))
 
 
 def executor(kind: str, study: Study, out: Path) -> Any:
-    """Submitit's executor for "slurm", or for "submitit", which is the same without SLURM."""
+    """Return submitit's executor for "slurm", or for "submitit", which does the same without SLURM.
+
+    Raises:
+      UsageError: submitit or SLURM is not installed, or SLURM cannot give the resources.
+    """
     try:
         import submitit
     except ImportError:
@@ -166,15 +171,15 @@ def executor(kind: str, study: Study, out: Path) -> Any:
             f"--on={kind}: install the extra first: pip install -e '.[slurm]'"
         ) from None
 
-    asked = study.resources
+    resources = study.resources
     folder = out / "launch" / "jobs"
     common = {
-        "timeout_min": max(1, round(asked.hours * 60)),
-        "cpus_per_task": asked.cpus,
-        "gpus_per_node": int(asked.gpus),
+        "timeout_min": max(1, round(resources.hours * 60)),
+        "cpus_per_task": resources.cpus,
+        "gpus_per_node": int(resources.gpus),
     }
-    if asked.gpus != int(asked.gpus):
-        raise UsageError(f"--on={kind}: resources.gpus = {asked.gpus}: SLURM gives whole GPUs")
+    if resources.gpus != int(resources.gpus):
+        raise UsageError(f"--on={kind}: resources.gpus = {resources.gpus}: SLURM gives whole GPUs")
     if kind == "submitit":
         local = submitit.LocalExecutor(folder, max_num_timeout=100)
         local.update_parameters(**common, signal_delay_s=120)
@@ -182,11 +187,13 @@ def executor(kind: str, study: Study, out: Path) -> Any:
     try:
         slurm = submitit.SlurmExecutor(folder, max_num_timeout=100)
     except RuntimeError:
-        raise UsageError("--on=slurm: there is no srun here; start it on a login node") from None
+        raise UsageError(
+            "--on=slurm: there is no srun on this machine; start the study on a login node"
+        ) from None
     names = {"timeout_min": "time"}
     slurm.update_parameters(
         **{names.get(name, name): value for name, value in common.items() if value},
-        **({"mem": f"{asked.memory_gb * 1024:.0f}MB"} if asked.memory_gb else {}),
+        **({"mem": f"{resources.memory_gb * 1024:.0f}MB"} if resources.memory_gb else {}),
         job_name=study.name,
         signal_delay_s=120,
         additional_parameters={"requeue": True, **study.slurm},
@@ -197,33 +204,34 @@ def executor(kind: str, study: Study, out: Path) -> Any:
 def scheduler(
     kind: str, jobs: Sequence[Job], study: Study, out: Path, parallel: int
 ) -> Iterator[None]:
-    """One submitit job a run: all at once to SLURM, `parallel` at once on this machine.
+    """Execute each run as a submitit job: all at once with SLURM, `parallel` at a time without.
 
-    An interruption leaves SLURM's jobs where they are; the next start finds them again.
+    After an interruption the jobs stay in SLURM's queue, and the next start finds them again.
     """
-    place = executor(kind, study, out)
+    pool = executor(kind, study, out)
     waiting = collections.deque(jobs)
     live: dict[str, tuple[Job, Any]] = {}
     starts: dict[str, int] = collections.defaultdict(int)
-    asked = 0.0
+    polled = 0.0
     with interruptions() as interrupted:
         while (waiting or live) and not interrupted():
             while waiting and (kind == "slurm" or len(live) < parallel):
                 job = waiting.popleft()
-                handle = _queued(kind, place, job)
+                handle = _find_queued(kind, pool, job)
                 if handle is None:
-                    handle = place.submit(Resumable(tuple(job)))
+                    handle = pool.submit(Resumable(tuple(job)))
                     status.write_note(out, job.name, state="queued", job=handle.job_id)
                 live[job.name] = job, handle
-            # The runs say for themselves when they are over; who is asked about lost jobs is busy.
-            ask = kind == "submitit" or time.monotonic() - asked > _ASKING
-            asked = time.monotonic() if ask else asked
+            # A run notes its own end. SLURM is queried only for lost jobs, and rarely, since many
+            # users share it.
+            poll = kind == "submitit" or time.monotonic() - polled > _POLL_INTERVAL
+            polled = time.monotonic() if poll else polled
             for name, (job, handle) in list(live.items()):
                 if status.read_note(out, name).get("state") in ("done", "failed"):
                     del live[name]
-                elif ask and (end := _end(kind, handle)):
+                elif poll and (end := _end_state(kind, handle)):
                     del live[name]
-                    _lost(job, end, out, starts, waiting)
+                    _handle_lost(job, end, out, starts, waiting)
             yield
             time.sleep(1)
         if kind == "submitit":
@@ -238,31 +246,31 @@ def scheduler(
             )
 
 
-def _queued(kind: str, place: Any, job: Job) -> Any:
-    """The job of an earlier start that SLURM still has, or None."""
+def _find_queued(kind: str, pool: Any, job: Job) -> Any:
+    """Return the job of an earlier start that SLURM still has, or None."""
     number = status.read_note(Path(job.out), job.name).get("job")
     if kind != "slurm" or number is None:
         return None
-    handle = place.job_class(folder=place.folder, job_id=number)
-    return None if _end(kind, handle) else handle
+    handle = pool.job_class(folder=pool.folder, job_id=number)
+    return None if _end_state(kind, handle) else handle
 
 
-def _end(kind: str, handle: Any) -> str:
-    """How a job ended; empty while it is waiting or running."""
+def _end_state(kind: str, handle: Any) -> str:
+    """Return the state in which a job ended; empty while it is waiting or running."""
     if kind == "submitit":
         return handle.state if handle.done() else ""
-    # Unlike sacct, which submitit asks, scontrol needs no accounting.
+    # Submitit uses sacct, which needs SLURM's accounting; scontrol does not.
     command = ["scontrol", "show", "job", "-o", handle.job_id]
     shown = subprocess.run(command, capture_output=True, text=True)
     if match := re.search(r"JobState=(\w+)", shown.stdout):
-        return match[1] if match[1] in _ENDS else ""
+        return match[1] if match[1] in _END_STATES else ""
     return "GONE" if "Invalid job id" in shown.stderr else ""
 
 
-def _lost(
+def _handle_lost(
     job: Job, end: str, out: Path, starts: dict[str, int], waiting: collections.deque[Job]
 ) -> None:
-    """A job that ended without its run being done or failed is queued again."""
+    """Queue a job again that ended although its run is neither done nor failed."""
     if status.read_note(out, job.name).get("state") in ("done", "failed"):
         return
     starts[job.name] += 1

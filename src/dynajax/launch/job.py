@@ -1,4 +1,4 @@
-"""Brings one run to its end, wherever this process is."""
+"""Bring one run to its end, on whichever machine this process is."""
 
 import fcntl
 import os
@@ -13,10 +13,10 @@ from typing import NamedTuple
 from dynajax.launch import status
 from dynajax.runtime.exit_status import USAGE
 
-#: Seconds that a run which was asked_to_stop to end may take to save itself.
-SAVING = 90.0
-#: Seconds to wait for an earlier process in a run's folder, which may be compiling.
-WAITING = 300.0
+#: Seconds in which a run has to save itself after SIGTERM.
+SAVE_TIMEOUT = 90.0
+#: Seconds to wait for an earlier process in the run directory, which may be compiling.
+LOCK_TIMEOUT = 300.0
 
 
 class Job(NamedTuple):
@@ -25,13 +25,13 @@ class Job(NamedTuple):
     name: str
     flags: tuple[str, ...]
     out: str  # the study's folder
-    program: tuple[str, ...]  # what comes after `python` to train
+    program: tuple[str, ...]  # the arguments of `python` that train
     cwd: str
-    attempts: int  # starts in a row that bring the run no further, until it counts as failed
+    attempts: int  # consecutive starts without progress after which the run has failed
 
 
 class JobRunner:
-    """Runs one job in a process of its own, again after every interruption."""
+    """Runs one job in a separate process, and starts it again after every interruption."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -42,40 +42,43 @@ class JobRunner:
         self._stopping = False
 
     def stop(self) -> None:
-        """Makes `complete` end soon, with the run saved."""
+        """Make `complete` return soon, after the run has saved itself."""
         self._stopping = True
 
     def end(self) -> None:
-        """Ends the run, and waits until it has saved itself."""
+        """Stop the run and wait until it has saved itself."""
         self._stopping = True
         process = self._process
         if process is None or process.poll() is not None:
             return
         process.terminate()
         try:
-            process.wait(SAVING)
+            process.wait(SAVE_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
 
     def complete(self, env: Mapping[str, str] | None = None) -> str:
-        """Starts the run until it is done, failed, or was stopped; gives back which.
+        """Start the run until it is done, has failed or is stopped, and return that state.
 
-        An exit status 75 and a crash are followed by another start from the last checkpoint, a
-        refused command is not. `env` is added to the environment.
+        After an interruption or a crash the run is started again from its last checkpoint; a
+        command that was refused is not.
+
+        Args:
+          env: variables to add to the environment of the run.
         """
-        fruitless = 0
+        without_progress = 0
         while not self._stopping:
             before = status.saved_step(self._folder)
             attempts = status.read_note(self._out, self.job.name).get("attempts", 0) + 1
             self._note("running", attempts=attempts, host=socket.gethostname(), pid=os.getpid())
-            self._say(f"=== start {attempts} on {socket.gethostname()}")
+            self._log_line(f"=== start {attempts} on {socket.gethostname()}")
             try:
-                code = self._run(env or {})
+                code = self._run_once(env or {})
             except OSError as error:
                 code = USAGE
-                self._say(f"error: the run cannot be started ({error})")
+                self._log_line(f"error: the run cannot be started ({error})")
             except BaseException:
-                # Ray and submitit stop a task by an exception in its main thread.
+                # Ray and submitit stop a task with an exception in its main thread.
                 self._note("stopped")
                 self.end()
                 raise
@@ -83,10 +86,11 @@ class JobRunner:
                 self._note("done", message="")
                 return "done"
             message = f"exit status {code}: {self._last_line()}"
-            fruitless = 0 if status.saved_step(self._folder) > before else fruitless + 1
+            progress = status.saved_step(self._folder) > before
+            without_progress = 0 if progress else without_progress + 1
             if self._stopping:
                 break
-            if code == USAGE or fruitless >= self.job.attempts:
+            if code == USAGE or without_progress >= self.job.attempts:
                 self._note("failed", message=message)
                 return "failed"
             self._note("running", message=f"started again after {message}")
@@ -94,14 +98,14 @@ class JobRunner:
         self._note("stopped", message="")
         return "stopped"
 
-    def _run(self, env: Mapping[str, str]) -> int:
-        """One start; its exit status."""
-        self._wait_for_folder()
+    def _run_once(self, env: Mapping[str, str]) -> int:
+        """Start the run once and return its exit status."""
+        self._wait_for_lock()
         watchdog = Path(__file__).with_name("parent_watchdog.py")
         command = [sys.executable, str(watchdog), str(os.getpid()), sys.executable]
         command += [*self.job.program, *self.job.flags, f"--out={self._folder}"]
         with open(self._log, "ab") as log:
-            # A session of its own: Ctrl-C reaches the launcher, which tells the run.
+            # In a new session Ctrl-C does not reach the run; the launcher sends it SIGTERM.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -111,20 +115,23 @@ class JobRunner:
                 env={**os.environ, **env},
                 start_new_session=True,
             )
-        asked_to_stop, beat = False, time.monotonic()
+        terminated, last_note = False, time.monotonic()
         while self._process.poll() is None:
-            if self._stopping and not asked_to_stop:
+            if self._stopping and not terminated:
                 self._process.terminate()
-                asked_to_stop = True
-            if time.monotonic() - beat > status.BEAT:
+                terminated = True
+            if time.monotonic() - last_note > status.NOTE_INTERVAL:
                 self._note("running")
-                beat = time.monotonic()
+                last_note = time.monotonic()
             time.sleep(0.1)
         return self._process.returncode
 
-    def _wait_for_folder(self) -> None:
-        """Until no other process runs there: one whose worker died is still saving itself."""
-        until = time.monotonic() + WAITING
+    def _wait_for_lock(self) -> None:
+        """Wait until no other process holds the run directory.
+
+        A run whose job runner has died may still be saving itself.
+        """
+        until = time.monotonic() + LOCK_TIMEOUT
         while time.monotonic() < until and not self._stopping:
             try:
                 with open(self._folder / "lock", "r+") as lock:
@@ -138,7 +145,7 @@ class JobRunner:
     def _note(self, name: str, **content: object) -> None:
         status.write_note(self._out, self.job.name, state=name, **content)
 
-    def _say(self, text: str) -> None:
+    def _log_line(self, text: str) -> None:
         with open(self._log, "a") as log:
             log.write(text + "\n")
 

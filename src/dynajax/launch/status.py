@@ -1,7 +1,8 @@
-"""How far the runs of a study are, told from their folders by whoever asks.
+"""Read the progress of a study's runs from their folders.
 
-What is finished is read from the runs themselves. What is under way is in a small file for each,
-`launch/NAME.json` in the study's folder, which whoever runs it keeps up to date.
+Results are read from the run directories. The state of a run that is queued or training is in a
+small file, `launch/NAME.json` in the study's folder (its *note*), which the launcher and the job
+runner keep up to date.
 """
 
 import json
@@ -19,43 +20,46 @@ from dynajax.runs.directory import write_atomically
 from dynajax.runs.progress import duration
 from dynajax.types import UsageError
 
-#: What every note has, and the kinds of what else is read of one.
-_NOTED = {"time": int | float, "state": str, "attempts": int, "message": str, "job": str}
-#: Seconds between two signs of life, and without one until a run counts as stopped.
-BEAT, SILENCE = 10.0, 60.0
+#: The types of the entries of a note.
+_NOTE_TYPES = {"time": int | float, "state": str, "attempts": int, "message": str, "job": str}
+#: Seconds between two updates of a training run's note.
+NOTE_INTERVAL = 10.0
+#: Seconds without an update after which the run counts as stopped.
+NOTE_TIMEOUT = 60.0
 
 
 class RunStatus(NamedTuple):
-    """A run as the table shows it."""
+    """The progress of a run, as the table shows it."""
 
     name: str
-    state: str  # done, running, queued, stopped, failed, or missing (not begun)
+    state: str  # done, running, queued, stopped, failed, or missing (not started)
     step: int
     steps: int
     returns: dict[str, float]  # variant -> mean over seeds
-    left: float | None  # seconds
+    seconds_left: float | None
     attempts: int
     message: str
 
 
 def note_path(out: Path, name: str) -> Path:
+    """Return the path of a run's note."""
     return out / "launch" / f"{name}.json"
 
 
 def read_note(out: Path, name: str) -> dict[str, Any]:
-    """What was last noted about a run; empty if nothing was, or the file is damaged."""
+    """Return a run's note; empty if there is none or the file is damaged."""
     try:
         note = json.loads(note_path(out, name).read_text())
     except (OSError, ValueError):
         return {}
-    whole = isinstance(note, dict) and "time" in note
-    if not whole or not all(isinstance(note[key], _NOTED.get(key, object)) for key in note):
+    if not isinstance(note, dict) or "time" not in note:
         return {}
-    return note
+    valid = all(isinstance(note[key], _NOTE_TYPES.get(key, object)) for key in note)
+    return note if valid else {}
 
 
 def write_note(out: Path, name: str, **content: Any) -> None:
-    """Notes something about a run; what is not given stays."""
+    """Update the given entries of a run's note."""
     path = note_path(out, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     merged = {**read_note(out, name), **content, "time": time.time()}
@@ -63,27 +67,27 @@ def write_note(out: Path, name: str, **content: Any) -> None:
 
 
 def saved_step(folder: Path) -> int:
-    """The step of the newest checkpoint; 0 without one."""
+    """Return the step of the newest checkpoint, or 0 if there is none."""
     return Checkpoints(folder / "checkpoints").latest_step() or 0
 
 
-def look(run: StudyRun, out: Path) -> RunStatus:
-    """How far a run is."""
+def run_status(run: StudyRun, out: Path) -> RunStatus:
+    """Return the progress of a run."""
     note = read_note(out, run.name)
     folder = out / run.name
     try:
-        written = report.read_run(folder)
+        results = report.read_run(folder)
     except UsageError:
-        written = None
-    step = int(written.steps[-1]) if written is not None and written.steps.size else 0
+        results = None
+    step = int(results.steps[-1]) if results is not None and results.steps.size else 0
     returns, left = {}, None
-    if written is not None and step:
-        returns = {v: float(np.nanmean(values[:, -1])) for v, values in written.evals.items()}
-        left = _seconds_left(written.metrics["time"], step, run.config.steps)
+    if results is not None and step:
+        returns = {v: float(np.nanmean(values[:, -1])) for v, values in results.evals.items()}
+        left = _seconds_left(results.metrics["time"], step, run.config.steps)
     state = note.get("state", "missing")
-    if written is not None and _finished(run, written, step):
+    if results is not None and _is_finished(run, results, step):
         state, step, left = "done", run.config.steps, None
-    elif state == "done" or (state == "running" and time.time() - note["time"] > SILENCE):
+    elif state == "done" or (state == "running" and time.time() - note["time"] > NOTE_TIMEOUT):
         state = "stopped"
     if state != "running":
         left = None
@@ -92,20 +96,21 @@ def look(run: StudyRun, out: Path) -> RunStatus:
     return RunStatus(run.name, state, step, run.config.steps, returns, left, attempts, message)
 
 
-def _finished(run: StudyRun, written: report.Run, step: int) -> bool:
-    """All evaluations are there, and the page, which is written last."""
-    rows = sum(len(values) for values in written.evals.values())
-    if step < run.config.steps or rows < run.config.num_learners:
+def _is_finished(run: StudyRun, results: report.Run, step: int) -> bool:
+    """Return whether all evaluations and the report, which is written last, are there."""
+    learners = sum(len(values) for values in results.evals.values())
+    if step < run.config.steps or learners < run.config.num_learners:
         return False
-    if not (written.folder / "report.html").exists():
+    if not (results.folder / "report.html").exists():
         return False
-    # Checkpoints of a finished run may be deleted; older ones say that it is being extended.
-    saved = saved_step(written.folder)
+    # The checkpoints of a finished run may have been deleted. If the newest one is of an earlier
+    # step, the run is being extended.
+    saved = saved_step(results.folder)
     return saved == 0 or saved >= run.config.steps
 
 
 def _seconds_left(times: list[dict[str, Any]], step: int, steps: int) -> float | None:
-    """From the rate between the last two evaluations, or of the only one."""
+    """Estimate the remaining time from the last two evaluations, or from the only one."""
     lines = [line for line in times if line["step"] <= step][-2:]
     if len(lines) == 2:
         seconds = lines[1]["wall_seconds"] - lines[0]["wall_seconds"]
@@ -115,25 +120,25 @@ def _seconds_left(times: list[dict[str, Any]], step: int, steps: int) -> float |
     return (steps - step) / rate if rate else None
 
 
-def table(rows: Iterable[RunStatus]) -> str:
-    """The runs in columns, and how many are in which state."""
-    rows = list(rows)
+def table(runs: Iterable[RunStatus]) -> str:
+    """Return a table of the runs, and the number of runs in each state."""
+    runs = list(runs)
     header = ("run", "state", "step", "return", "time left")
     cells = []
-    for row in rows:
-        several = len(row.returns) > 1
-        scores = (f"{v} {x:.4g}" if several else f"{x:.4g}" for v, x in row.returns.items())
-        state = f"{row.state} ({row.attempts} starts)" if row.attempts > 1 else row.state
-        left = "-" if row.left is None else duration(row.left)
+    for run in runs:
+        several = len(run.returns) > 1
+        scores = (f"{v} {x:.4g}" if several else f"{x:.4g}" for v, x in run.returns.items())
+        state = f"{run.state} ({run.attempts} starts)" if run.attempts > 1 else run.state
+        left = "-" if run.seconds_left is None else duration(run.seconds_left)
         cells.append(
-            (row.name, state, f"{row.step:,} of {row.steps:,}", " | ".join(scores) or "-", left)
+            (run.name, state, f"{run.step:,} of {run.steps:,}", " | ".join(scores) or "-", left)
         )
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in [header, *cells]
     ]
-    lines += [f"{row.name}: {row.message}" for row in rows if row.message]
-    states = [row.state for row in rows]
+    lines += [f"{run.name}: {run.message}" for run in runs if run.message]
+    states = [run.state for run in runs]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    return "\n".join([*lines, f"{len(rows)} runs: {counts}"])
+    return "\n".join([*lines, f"{len(runs)} runs: {counts}"])

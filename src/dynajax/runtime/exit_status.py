@@ -6,5 +6,5 @@ import signal
 USAGE = 2
 #: The run was interrupted and has saved itself.
 INTERRUPTED = 75
-#: Nothing reads standard output any more; what a shell reports for a program that SIGPIPE ended.
-UNREAD = 128 + signal.SIGPIPE
+#: The reader of standard output has ended; the status that a shell reports after SIGPIPE.
+BROKEN_PIPE = 128 + signal.SIGPIPE

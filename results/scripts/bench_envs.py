@@ -1,9 +1,9 @@
-"""Environment steps per second of both engines, with random actions.
+"""Measure the environment steps per second of both engines, with random actions.
 
-    python experiments/bench_envs.py --out=bench-envs
+    python results/scripts/bench_envs.py --out=bench-envs
 
-For every task: C MuJoCo's bare `mj_step` and dm_control's own step (one environment), the host
-engine and the device engine by number of rows. All are timed in turn. Writes envs.csv.
+For every task: C MuJoCo's `mj_step` alone and dm_control's step (one environment), and the host engine
+and the device engine by number of environments. The measurements alternate. Writes envs.csv.
 """
 
 import time
@@ -26,9 +26,13 @@ from dynajax.xla import backend
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("env", ["cheetah-run", "hopper-hop", "humanoid-walk", "quadruped-run"], "Tasks.")
-flags.DEFINE_list("rows", [], "Environments beside each other; by default what suits the device.")
-flags.DEFINE_float("seconds", 10, "To spend on each task and number of rows.", lower_bound=0.01)
-flags.DEFINE_integer("workers", 0, "Processes of the host engine.", lower_bound=0)
+flags.DEFINE_list(
+    "num_envs", [], "Numbers of parallel environments. By default numbers that suit the device."
+)
+flags.DEFINE_float(
+    "seconds", 10, "Seconds for each task and number of environments.", lower_bound=0.01
+)
+flags.DEFINE_integer("workers", 0, "Worker processes of the host engine.", lower_bound=0)
 flags.DEFINE_string("out", "bench-envs", "Folder for envs.csv.")
 
 #: Control steps in one timed run of the device, and of the host.
@@ -36,7 +40,7 @@ DEVICE_STEPS, HOST_STEPS = 5, 5
 
 
 def _raw(env: Any, action: np.ndarray) -> Callable[[], None]:
-    """C MuJoCo alone, as many steps as a control step has."""
+    """Return a function that does the MuJoCo steps of one control step, without dm_control."""
     import mujoco
 
     physics, substeps = env.physics, env._n_sub_steps
@@ -49,8 +53,8 @@ def _raw(env: Any, action: np.ndarray) -> Callable[[], None]:
     return run
 
 
-def alone(name: str) -> dict[str, tuple[Callable[[], Any], int]]:
-    """One environment without either engine: what to run, and its control steps."""
+def single_env(name: str) -> dict[str, tuple[Callable[[], Any], int]]:
+    """Return functions that step one environment without an engine, and their control steps."""
     low, high = dmc.bounds(env := dmc.load(name))
     env.reset()
     action = np.random.default_rng(0).uniform(low, high)
@@ -64,12 +68,16 @@ def alone(name: str) -> dict[str, tuple[Callable[[], Any], int]]:
     return {"mj_step": (_raw(env, action), 1), "dm_control": (python, 1)}
 
 
-def host(name: str, rows: int, workers: int) -> tuple[Callable[[], Any], int, Callable[[], None]]:
-    """The host engine's pool, its control steps in one run, and how to close it."""
-    pool = VectorEnv(name, rows, workers=workers, time_limit=1000, seeds=list(range(rows)))
-    index, spec = np.arange(rows), envs.spec(name)
-    pool.reset(index, list(range(rows)))
-    actions = np.random.default_rng(0).uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32)
+def host_engine(
+    name: str, num_envs: int, workers: int
+) -> tuple[Callable[[], Any], int, Callable[[], None]]:
+    """Return functions that step and close the host engine's environments, and the control steps."""
+    pool = VectorEnv(name, num_envs, workers=workers, time_limit=1000, seeds=list(range(num_envs)))
+    index, spec = np.arange(num_envs), envs.spec(name)
+    pool.reset(index, list(range(num_envs)))
+    actions = (
+        np.random.default_rng(0).uniform(-1, 1, (num_envs, spec.action_dim)).astype(np.float32)
+    )
     since = 0
 
     def run() -> None:
@@ -78,15 +86,15 @@ def host(name: str, rows: int, workers: int) -> tuple[Callable[[], Any], int, Ca
             pool.step(index, actions)
         since += HOST_STEPS
         if since >= 900:
-            pool.reset(index, list(range(rows)))
+            pool.reset(index, list(range(num_envs)))
             since = 0
 
-    return run, HOST_STEPS * rows, pool.close
+    return run, HOST_STEPS * num_envs, pool.close
 
 
-def on_device(task: mjx.Task, rows: int) -> tuple[Callable[[], Any], int, float]:
-    """The device engine's environments, their control steps in one run, and seconds to compile."""
-    keys = jax.random.split(jax.random.PRNGKey(0), rows)
+def device_engine(task: mjx.Task, num_envs: int) -> tuple[Callable[[], Any], int, float]:
+    """Return a function that steps the device engine, its control steps, and seconds to compile."""
+    keys = jax.random.split(jax.random.PRNGKey(0), num_envs)
 
     def steps(state: mjx.EnvState, key: Any) -> mjx.EnvState:
         def one(state: mjx.EnvState, key: Any) -> tuple[mjx.EnvState, Any]:
@@ -106,17 +114,17 @@ def on_device(task: mjx.Task, rows: int) -> tuple[Callable[[], Any], int, float]
         nonlocal state
         state = jax.block_until_ready(program(state, keys))
 
-    return run, DEVICE_STEPS * rows, compiling
+    return run, DEVICE_STEPS * num_envs, compiling
 
 
-def measure(name: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Lines of envs.csv for one task."""
+def measure(name: str, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the lines of envs.csv for one task."""
     task, lines = mjx.make(name), []
-    for count in rows:
-        runs = alone(name) if count == rows[0] else {}
-        step, calls, close = host(name, count, FLAGS.workers)
+    for count in counts:
+        runs = single_env(name) if count == counts[0] else {}
+        step, calls, close = host_engine(name, count, FLAGS.workers)
         runs["host"] = step, calls
-        step, calls, compiling = on_device(task, count)
+        step, calls, compiling = device_engine(task, count)
         runs["mjx"] = step, calls
         seconds = benchmark.interleave({n: run for n, (run, _) in runs.items()}, FLAGS.seconds, 3)
         close()
@@ -127,27 +135,34 @@ def measure(name: str, rows: Sequence[int]) -> list[dict[str, Any]]:
                     "device": device_name(),
                     "env": name,
                     "engine": engine,
-                    "rows": 1 if engine in ("mj_step", "dm_control") else count,
+                    "num_envs": 1 if engine in ("mj_step", "dm_control") else count,
                     "steps_per_second": f"{rate:.4g}",
                     "compile_seconds": f"{compiling:.3g}" if engine == "mjx" else "",
                 }
             )
             extra = f"   compiling {compiling:.1f} s" if engine == "mjx" else ""
-            count_text = f"{lines[-1]['rows']:>6} rows {rate:>12,.0f} steps/s"
+            count_text = f"{lines[-1]['num_envs']:>6} environments {rate:>12,.0f} steps/s"
             print(f"{name:<20}{engine:<12}{count_text}{extra}", flush=True)
     return lines
 
 
 def main(argv: Sequence[str]) -> None:
+    """Measure every task, and write the table."""
     on_cpu = jax.local_devices()[0].platform == "cpu"
     try:
-        rows = [int(r) for r in FLAGS.rows] or [1, 8, 64, 256, *([] if on_cpu else [1024, 4096])]
+        counts = [int(n) for n in FLAGS.num_envs] or [
+            1,
+            8,
+            64,
+            256,
+            *([] if on_cpu else [1024, 4096]),
+        ]
     except ValueError:
-        raise UsageError(f"--rows={','.join(FLAGS.rows)}: whole numbers, as 1,64") from None
+        raise UsageError(f"--num_envs={','.join(FLAGS.num_envs)}: whole numbers, as 1,64") from None
     common.start()
     lines = []
     for name in FLAGS.env:
-        lines += measure(name, rows)
+        lines += measure(name, counts)
     out = Path(FLAGS.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

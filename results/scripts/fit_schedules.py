@@ -1,11 +1,11 @@
-"""Fits of the ensemble by several presets and schedules, on random-policy data of several tasks.
+"""Fit the ensemble with several presets and schedules, on random-policy data of several tasks.
 
-    python experiments/fit_schedules.py --env=cheetah-run,humanoid-stand --out=schedules
+    python results/scripts/fit_schedules.py --env=cheetah-run,humanoid-stand --out=schedules
 
-At each replay size a new model is fitted, and refitted, each time after 250 more transitions, by
-each preset's ensemble and schedule in turn, from the same data and keys. Writes schedules.csv:
-gradient steps, and the elites' holdout score (mean squared error in the coded targets), likelihood,
-state skill and reward R^2.
+At each size of the replay buffer a new model is fitted, and refitted after every 250 more
+transitions, with each preset's ensemble and each schedule, from the same data and keys. Writes
+schedules.csv: gradient steps, and the elites' holdout error (mean squared error of the normalised
+targets), likelihood, state R^2 and reward R^2.
 """
 
 import functools
@@ -31,10 +31,10 @@ flags.DEFINE_list("sizes", ["2500", "10000", "40000"], "Transitions at the first
 flags.DEFINE_integer(
     "refits", 2, "Fits after the first, each with 250 more transitions.", lower_bound=0
 )
-flags.DEFINE_string("fix", "scale,target", "Fixes.")
+flags.DEFINE_string("fix", "scale,target", "Fixes of the model's targets.")
 flags.DEFINE_list("preset", ["paper", "fast"], "Presets whose ensembles to fit.")
-flags.DEFINE_list("schedule", ["fixed", "early_stop"], "Schedules to fit each of them by.")
-flags.DEFINE_integer("seed", 0, "Of data and weights.")
+flags.DEFINE_list("schedule", ["fixed", "early_stop"], "Fit schedules to use with each of them.")
+flags.DEFINE_integer("seed", 0, "Seed of data and weights.")
 flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the configuration, such as model.members=3.")
 flags.DEFINE_string("out", "schedules", "Folder for schedules.csv.")
 
@@ -42,6 +42,7 @@ MEASURES = ("score", "nll", "r2_state", "r2_reward")
 
 
 def main(argv: Sequence[str]) -> None:
+    """Fit all models, and write the table."""
     common.start()
     sizes, lines = [int(size) for size in FLAGS.sizes], []
     capacity = max(sizes) + 250 * FLAGS.refits
@@ -54,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
                 preset=preset,
                 fixes=[FLAGS.fix],
                 seed=FLAGS.seed,
-                settings=common.assignments("--set", FLAGS.set) | {"model.schedule": schedule},
+                settings=common.parse_assignments("--set", FLAGS.set)
+                | {"model.schedule": schedule},
             )
             fixes = config.variants[0].fixes
             fit = backend.jit(

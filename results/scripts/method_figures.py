@@ -1,10 +1,9 @@
-"""Draws what the two causes are, and what the fixes do to them, on tasks that were diagnosed.
+"""Draw the two causes of failure and the effect of the fixes, for a task that was diagnosed.
 
-  python experiments/method_picture.py results/diagnosis/humanoid-stand --out=docs/pictures
+  python results/scripts/method_figures.py results/diagnosis/humanoid-stand --out=docs/pictures
 
-The folder is one that `experiments/diagnose.py --env=TASK --out=FOLDER` has written: random
-transitions of three seeds, and small ensembles fitted to them under every fix. Writes
-targets.png, channels.png and reward.png.
+`experiments/diagnose.py --env=TASK --out=FOLDER` writes the folder: random transitions of three seeds,
+and small ensembles fitted to them with every fix. Writes targets.png, channels.png and reward.png.
 """
 
 import csv
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_OUT = flags.DEFINE_string("out", "docs/pictures", "Folder for the pictures.")
+_OUT = flags.DEFINE_string("out", "docs/pictures", "Folder for the figures.")
 
-#: Codes with their colours.
-_CODES = {
+#: The combinations of fixes with their colours.
+_COLOURS = {
     "none": figures.VERMILLION,
     "scale": figures.SKY,
     "target": figures.PURPLE,
@@ -46,34 +45,34 @@ def _table(path: Path) -> list[dict[str, str]]:
         ) from None
 
 
-#: Inches.
+#: Size of a panel in inches.
 _SIZE = (5.6, 3.5)
 
 
 class Diagnosed(NamedTuple):
-    """What diagnose.py has written of a task."""
+    """The tables that diagnose.py has written about a task."""
 
-    channels: list[dict[str, str]]  # a line for each channel of the observation
-    codes: list[dict[str, str]]  # a line for each code and seed
+    dims: list[dict[str, str]]  # a line for each dimension of the observation
+    fits: list[dict[str, str]]  # a line for each combination of fixes and seed
 
     @property
     def names(self) -> list[str]:
-        return [row["channel"] for row in self.channels]
+        return [line["channel"] for line in self.dims]
 
-    def select_dims(self, name: str) -> np.ndarray:
-        """A column of the channels, (D,)."""
-        return np.array([float(row[name]) for row in self.channels])
+    def by_dim(self, name: str) -> np.ndarray:
+        """Return a column of the dimensions, (D,)."""
+        return np.array([float(line[name]) for line in self.dims])
 
-    def of_seeds(self, name: str, code: str) -> np.ndarray:
-        """A column of the seeds of a code, (seeds,)."""
-        return np.array([float(row[name]) for row in self.codes if row["code"] == code])
+    def by_seed(self, name: str, fixes: str) -> np.ndarray:
+        """Return a column of the seeds of a combination of fixes, (seeds,)."""
+        return np.array([float(line[name]) for line in self.fits if line["code"] == fixes])
 
 
 def targets(task: Diagnosed) -> "Figure":
-    """The variance of every target, as published and without the residual."""
-    x = np.arange(len(task.channels))
-    delta, following = (np.maximum(task.select_dims(f"var_{n}"), 1e-12) for n in ("delta", "next"))
-    reward = task.of_seeds("var_reward", "none").mean()
+    """Draw the variance of every target, as published and without the residual."""
+    x = np.arange(len(task.dims))
+    delta, following = (np.maximum(task.by_dim(f"var_{n}"), 1e-12) for n in ("delta", "next"))
+    reward = task.by_seed("var_reward", "none").mean()
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
         axes.vlines(x, delta, following, color="#c9c9c9", linewidth=1)
@@ -89,17 +88,17 @@ def targets(task: Diagnosed) -> "Figure":
 
 
 def learned(task: Diagnosed) -> "Figure":
-    """What is predicted of every channel under three codes."""
-    x = np.arange(len(task.channels))
+    """Draw the R² of every dimension with three combinations of fixes."""
+    x = np.arange(len(task.dims))
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
-        for i, code in enumerate(("none", "scale,target", "scale,auto,beta")):
-            skill = np.maximum(task.select_dims(f"skill {code}"), dimensions.FLOOR)
-            axes.scatter(x + 0.2 * (i - 1), skill, 12, color=_CODES[code], label=code)
+        for i, fixes in enumerate(("none", "scale,target", "scale,auto,beta")):
+            r2 = np.maximum(task.by_dim(f"skill {fixes}"), dimensions.FLOOR)
+            axes.scatter(x + 0.2 * (i - 1), r2, 12, color=_COLOURS[fixes], label=fixes)
         axes.axhline(0, color="#8a8a8a", linewidth=1)
         axes.set_ylim(dimensions.FLOOR - 0.05, 1.05)
-        axes.set_ylabel("share of the change predicted")
-        axes.set_title("What is learned of each channel")
+        axes.set_ylabel("explained variance of the change")
+        axes.set_title("What the model learns of each dimension")
         _finish(figure, axes, task.names)
     return figure
 
@@ -111,40 +110,41 @@ def _finish(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
 
 
 def reward(task: Diagnosed) -> "Figure":
-    """What is predicted of the reward under every code."""
+    """Draw the R² of the reward with every combination of fixes."""
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, (5.6, 2.9), (5.6, 2.9))
-        for place, (code, colour) in enumerate(_CODES.items()):
-            point, low, high = map(float, statistics.interval(task.of_seeds("reward_r2", code)))
+        for place, (fixes, colour) in enumerate(_COLOURS.items()):
+            point, low, high = map(float, statistics.interval(task.by_seed("reward_r2", fixes)))
             axes.barh(place, max(point, -1), 0.66, color=colour, alpha=0.85)
             axes.plot(np.clip([low, high], -1, 1), [place] * 2, color=figures.BLACK, linewidth=1.4)
             axes.text(1.06, place, statistics.number(point), va="center", fontsize=9)
         axes.axvline(0, color=figures.BLACK, linewidth=0.8)
-        axes.set_yticks(range(len(_CODES)), list(_CODES))
-        axes.set_ylim(len(_CODES) - 0.4, -0.6)
+        axes.set_yticks(range(len(_COLOURS)), list(_COLOURS))
+        axes.set_ylim(len(_COLOURS) - 0.4, -0.6)
         axes.set_xlim(-1, 1.3)
         axes.set_xticks([-1, -0.5, 0, 0.5, 1])
         axes.grid(axis="y", visible=False)
-        axes.set_title("What is learned of the reward")
-        axes.set_xlabel("R² on transitions that no fit saw")
+        axes.set_title("What the model learns of the reward")
+        axes.set_xlabel("R² on held-out transitions")
     return figure
 
 
 def main(folders: Sequence[str]) -> None:
+    """Draw the figures of one task."""
     if len(folders) != 1:
         raise UsageError("name one folder that diagnose.py --env has written")
-    out = common.folder(_OUT.value)
-    folder = common.folder(folders[0])
-    rows = [row for row in _table(folder / "channels.csv") if row["kind"] != "reward"]
-    task = Diagnosed(rows, _table(folder / "codes.csv"))
-    pictures = {"targets": targets(task), "channels": learned(task), "reward": reward(task)}
+    out = common.expand_path(_OUT.value)
+    folder = common.expand_path(folders[0])
+    dims = [line for line in _table(folder / "channels.csv") if line["kind"] != "reward"]
+    task = Diagnosed(dims, _table(folder / "codes.csv"))
+    drawn = {"targets": targets(task), "channels": learned(task), "reward": reward(task)}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, figure in pictures.items():
+        for name, figure in drawn.items():
             write_atomically(out / f"{name}.png", figures.png(figure))
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
-    print(f"{', '.join(pictures)}: {out}")
+    print(f"{', '.join(drawn)}: {out}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Tasks of one's own: register them with Gymnasium, and say when their episodes end.
+"""Register user-defined tasks with Gymnasium, and define when their episodes end.
 
-  python experiments/run.py --env=own_tasks:PendulumMilli-v0 --fix=scale,target
+  PYTHONPATH=results/scripts python experiments/run.py --env=own_tasks:PendulumMilli-v0 --fix=scale,target
 
 `PendulumMilli-v0` and `CartpoleMilli-v0` are well-known tasks in other units. The physics and the
-optimal policy are the same; only the ratio between the scales of the state's and the reward's
-targets is not. They show the mismatch of Barkley and Fridovich-Keil (2025) on tasks that two CPU
-cores can learn. `Cart-v0` is what a laboratory has: one sensor in metres, one in encoder ticks.
+optimal policy are the same, but the ratio between the scales of the state's and the reward's targets
+differs. They show the scale mismatch of Barkley and Fridovich-Keil (2025) on tasks that two CPU cores
+can learn. `Cart-v0` has sensors in mixed units: one in metres, one in encoder ticks.
 """
 
 import gymnasium
@@ -33,26 +33,26 @@ class OtherUnits(gymnasium.Wrapper):
 
 
 class Cart(gymnasium.Env):
-    """A motor pulls a cart along a rail, to the middle and no farther.
+    """A motor has to pull a cart to the middle of a rail.
 
-    The observation is the position in metres and the speed in encoder ticks a second, some
-    thousands. The reward of a step of 0.05 s is 1 in the middle and 1/2 at a distance of 0.1 m.
+    The observation is the position in metres and the speed in encoder ticks per second (some
+    thousands). The reward of a step of 0.05 s is 1 in the middle and 1/2 at a distance of 0.1 m.
     """
 
-    TICKS = 4096  # a metre
+    TICKS = 4096  # per metre
     STEP, PULL, FRICTION, RAIL = 0.05, 4.0, 1.0, 2.0  # s, m/s^2, 1/s, m
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
-    def _observed(self):
+    def _observe(self):
         return np.array([self._position, self._speed * self.TICKS], np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self._position = self.np_random.choice([-1.0, 1.0]) * self.np_random.uniform(0.5, 1.5)
         self._speed = 0.0
-        return self._observed(), {}
+        return self._observe(), {}
 
     def step(self, action):
         pull = self.PULL * float(action[0]) - self.FRICTION * self._speed
@@ -61,7 +61,7 @@ class Cart(gymnasium.Env):
         if abs(self._position) > self.RAIL:
             self._position, self._speed = np.clip(self._position, -self.RAIL, self.RAIL), 0.0
         reward = 1 / (1 + (self._position / 0.1) ** 2)
-        return self._observed(), float(reward), False, False, {}
+        return self._observe(), float(reward), False, False, {}
 
 
 def _register(name: str, task: str, steps: int, observation: float, reward: float) -> None:

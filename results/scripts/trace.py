@@ -1,9 +1,9 @@
-"""Runs some environment steps under JAX's profiler, and prints the kernels' times beside a bound.
+"""Profile some environment steps, and compare the kernels' times with a lower bound.
 
-    python experiments/trace.py --env=cheetah-run --preset=paper --seeds=6 --bound=FOLDER
+    python results/scripts/trace.py --env=cheetah-run --preset=paper --seeds=6 --bound=FOLDER
 
-The flags are those of run.py; --bound is where ahead.py wrote its JSON for the same run. Writes
-trace.json, and the profiler's own files, into --out.
+The flags of run.py describe the run; --bound is the folder where ahead.py wrote its JSON for the same
+run. Writes trace.json and the files of JAX's profiler into --out.
 """
 
 import collections
@@ -21,21 +21,21 @@ from dynajax.profiling.benchmark import Workload
 from dynajax.runs.directory import write_atomically
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("bound", None, "Folder with the JSON of ahead.py.")
+flags.DEFINE_string("bound", None, "Folder with the JSON files of ahead.py.")
 
-#: What is traced, by stage: an environment step without its share of a fit, and gradient steps.
+#: The stages that are profiled: the learning of an environment step, and a model's gradient steps.
 STAGES = ("learn", "fit step")
 
 
 def kernels(folder: Path) -> dict[str, list[float]]:
-    """Times (ms) of each kernel that the profiler saw on a device, by the kernel's name."""
+    """Return the times (ms) of each kernel that the profiler saw on a device, by name."""
     times: dict[str, list[float]] = collections.defaultdict(list)
     for path in folder.rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             if not plane.name.startswith("/device:"):
                 continue
             for line in plane.lines:
-                # A GPU's streams; on a TPU the line of operations.
+                # Kernels are in the streams of a GPU, and in the line of operations of a TPU.
                 if line.name.startswith("Stream") or line.name == "XLA Ops":
                     for event in line.events:
                         times[event.name].append(event.duration_ns / 1e6)
@@ -43,24 +43,28 @@ def kernels(folder: Path) -> dict[str, list[float]]:
 
 
 def bounds(folder: Path | None) -> list[dict[str, Any]]:
-    """What ahead.py said of an environment step, by report."""
+    """Return the reports that ahead.py wrote.
+
+    Raises:
+      UsageError: there is none in the folder.
+    """
     if folder is None:
         return []
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("ahead-*.json"))]
     if not reports:
-        raise UsageError(f"--bound={folder}: there is no JSON of ahead.py in it")
+        raise UsageError(f"--bound={folder}: it has no JSON file of ahead.py")
     return reports
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv:
-        raise UsageError(f"{argv[0]}: flags only, such as --env={argv[0]}")
-    reports = bounds(FLAGS.bound and common.folder(FLAGS.bound))
+    """Profile the run that the flags describe, and write the kernels' times."""
+    common.refuse_arguments(argv)
+    reports = bounds(FLAGS.bound and common.expand_path(FLAGS.bound))
     common.start()
     envs.spec(FLAGS.env)
-    config = train.configured()
-    out = common.folder(FLAGS.out or "trace")
-    result: dict[str, Any] = {"env": config.env, "rows": config.num_learners, "stages": {}}
+    config = train.config_from_flags()
+    out = common.expand_path(FLAGS.out or "trace")
+    result: dict[str, Any] = {"env": config.env, "learners": config.num_learners, "stages": {}}
     with Workload(config) as work:
         stages, step = work.stages(), 0.0
         for name in (name for name in STAGES if name in stages):
@@ -71,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
             times = kernels(folder)
             busy = sum(map(sum, times.values())) / stage.calls
             count = sum(map(len, times.values())) / stage.calls
-            # `learn` is once in an environment step.
+            # `learn` has no `per_step`: it runs once in an environment step.
             step += busy * (stage.per_step or 1)
             print(f"{name}: {count:.0f} kernels, {busy:.3f} ms of the device's time")
             longest = sorted(times, key=lambda kernel: -sum(times[kernel]))[:10]

@@ -1,30 +1,26 @@
-"""Which measured property of a task goes with failure: tables and a picture over many diagnoses.
+"""Find the measured properties of a task that separate failure from success, over many diagnoses.
 
-    python experiments/taxonomy.py results/diagnosis/outcomes.csv
+    python results/scripts/taxonomy.py results/diagnosis/outcomes.csv
 
-The CSV names tasks and what became of published MBPO on them (`task,outcome,mbpo`: fails or works,
-and its final return, SAC = 100, where it is known). The folder TASK beside it holds what
-`diagnose.py --env=TASK` wrote. Writes table.csv, table.md, taxonomy.csv, taxonomy.md and
-taxonomy.png beside it.
+The CSV has the outcome of published MBPO on each task (`task,outcome,mbpo`: fails or works, and the
+final return with SAC = 100, if it is known). The folder TASK next to it holds the files that
+`diagnose.py --env=TASK` wrote. Writes table.csv, table.md, taxonomy.csv, taxonomy.md and taxonomy.png
+next to it.
 """
 
 import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
-from absl import flags
 
 from dynajax.cli import common
 from dynajax.report import figures
 from dynajax.report.statistics import over_seeds
 from dynajax.runs.directory import write_atomically, write_csv
 from dynajax.types import UsageError
-
-FLAGS = flags.FLAGS
 
 Lines = Sequence[dict[str, str]]
 
@@ -47,7 +43,8 @@ def _direct(folder: Path) -> float:
     return sum(kind.startswith("direct") for kind in kinds) / len(kinds)
 
 
-#: Name -> how it is read from codes.csv, over seeds; "lower" where low values should mean failure.
+#: By name: the function that reads the property of every seed from codes.csv, and whether lower or
+#: higher values should go with failure.
 PROPERTIES: dict[str, tuple[Callable[[Lines], np.ndarray], str]] = {
     "state skill, published targets": (_of("none", "state_skill"), "lower"),
     "state skill, best code": (_best("state_skill"), "lower"),
@@ -68,7 +65,7 @@ PROPERTIES: dict[str, tuple[Callable[[Lines], np.ndarray], str]] = {
 
 
 def separation(failing: np.ndarray, working: np.ndarray, direction: str) -> float:
-    """How often a failing task has the worse value of a pair (ties count half): 0.5 is chance."""
+    """Return how often a failing task has the worse value of a pair; ties count half, 0.5 is chance."""
     a, b = (x[np.isfinite(x)] for x in (failing, working))
     if not a.size or not b.size:
         return float("nan")
@@ -78,7 +75,7 @@ def separation(failing: np.ndarray, working: np.ndarray, direction: str) -> floa
 
 
 def read(path: Path) -> tuple[list[dict[str, str]], dict[str, Lines]]:
-    """The outcomes, and every task's codes.csv.
+    """Return the outcomes, and the lines of every task's codes.csv.
 
     Raises:
       UsageError: a file is missing.
@@ -154,22 +151,20 @@ def main(argv: Sequence[str]) -> None:
         [f"{v:.2f}" if isinstance(v, float) else str(v) for v in x.values()] for x in judged
     ]
     write_atomically(path.parent / "taxonomy.md", _markdown(rows).encode())
-    picture = figures.png(_picture(table, fails, [x["property"] for x in judged[:4]]))
-    write_atomically(path.parent / "taxonomy.png", picture)
-    out = io.StringIO()
-    out.write(_markdown(rows))
-    print(out.getvalue(), end="")
+    figure = figures.png(_figure(table, fails, [x["property"] for x in judged[:4]]))
+    write_atomically(path.parent / "taxonomy.png", figure)
+    print(_markdown(rows), end="")
 
 
-def _picture(table: Sequence[dict[str, Any]], fails: np.ndarray, names: Sequence[str]) -> Any:
-    """Every task along the best separating properties."""
+def _figure(table: Sequence[dict[str, Any]], fails: np.ndarray, names: Sequence[str]) -> Any:
+    """Return a figure of every task along the properties that separate best."""
     with figures.house_style():
         figure, grid = figures.canvas(len(names), (7, 4), (4.6, 3.9))
         for axes, name in zip(grid, names, strict=True):
             values = np.array([line[name] for line in table])
             order = np.argsort(values)
             colours = [figures.VERMILLION if fails[i] else figures.BLUE for i in order]
-            # Skills under -1 say no more than -1 does.
+            # How far an R² is below -1 is of no interest.
             shown = np.maximum(values[order], -1) if "Σ" not in name else values[order]
             axes.scatter(shown, range(len(order)), 26, color=colours)
             axes.set_yticks(range(len(order)), [table[i]["task"] for i in order], fontsize=7.5)

@@ -1,13 +1,14 @@
-"""An update of our agent `simba` beside one of its authors', in turn, in one process.
+"""Compare the time of a SimBa update in dynajax with its authors' code, in one process.
 
     git clone https://github.com/SonyResearch/simba
     pip install tensorflow-probability omegaconf
-    python experiments/beside_simba.py --simba=simba --out=beside
+    python results/scripts/compare_simba.py --simba=simba --out=comparison
 
-Theirs is their agent with its wrapper that normalises, called as their training loop calls it: one
-update after the other, each with a minibatch from the host. Ours is what an environment step does: all
-updates in one program. Rows of theirs are one agent after another, for they have no others. Writes
-beside_simba.csv: milliseconds of an update of all rows, their ratio, and shares of NumPy's matmul rate.
+The authors' agent and its normalising wrapper are called as in their training loop: one update after
+another, each with a minibatch from the host. dynajax does all updates of an environment step in one
+program. The authors' code has no vectorised agents, so several seeds run one after another there. Both
+alternate. Writes compare_simba.csv: milliseconds of an update of all seeds, the ratio of both, and the
+share of NumPy's matmul rate.
 """
 
 import types
@@ -18,32 +19,32 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-import others
+import external_code
 from dynajax import envs, make_config
 from dynajax.cli import common
 from dynajax.profiling import benchmark
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("simba", None, "A clone of github.com/SonyResearch/simba.", required=True)
-flags.DEFINE_string("env", "cheetah-run", "Task whose sizes to take.")
-flags.DEFINE_list("seeds", ["1", "4"], "Rows on both sides.")
-flags.DEFINE_integer("critics", 1, "On both sides.", lower_bound=1, upper_bound=2)
-flags.DEFINE_list("widths", ["128", "512"], "Of actor and critic.")
-flags.DEFINE_integer("batch", 256, "Transitions of an update.", lower_bound=1)
-flags.DEFINE_float("seconds", 60, "To spend on timing.", lower_bound=1)
-flags.DEFINE_string("out", "beside", "Folder for the table.")
+flags.DEFINE_string("env", "cheetah-run", "Task whose sizes are used.")
+flags.DEFINE_list("seeds", ["1", "4"], "Numbers of seeds.")
+flags.DEFINE_integer("critics", 1, "Number of critics.", lower_bound=1, upper_bound=2)
+flags.DEFINE_list("widths", ["128", "512"], "Widths of actor and critic.")
+flags.DEFINE_integer("batch", 256, "Transitions in a minibatch.", lower_bound=1)
+flags.DEFINE_float("seconds", 60, "Seconds for all measurements.", lower_bound=1)
+flags.DEFINE_string("out", "comparison", "Folder for the table.")
 
-#: Updates in one timed run, on both sides.
+#: Updates in one timed run of either code.
 UPDATES = 10
 
 
 def _their_agent(folder: str) -> tuple[Any, Any]:
-    """Their agent and its wrapper."""
-    # Their packages import environments and buffers that an update does not need.
+    """Return the authors' agent and its wrapper."""
+    # The packages import environments and buffers that an update does not need.
     buffers = [types.ModuleType(f"scale_rl.buffers{n}") for n in ("", ".base_buffer")]
     for module in buffers:
         vars(module)["Batch"] = dict
-    agent, wrappers = others.load(
+    agent, wrappers = external_code.load(
         "simba",
         folder,
         "scale_rl/agents/sac",
@@ -55,8 +56,8 @@ def _their_agent(folder: str) -> tuple[Any, Any]:
     return agent.SACAgent, wrappers.ObservationNormalizer
 
 
-def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[], None]:
-    """`UPDATES` updates of each of `rows` agents."""
+def theirs(folder: str, obs_dim: int, action_dim: int, seeds: int) -> Callable[[], None]:
+    """Return a function that does `UPDATES` updates of each of `seeds` agents."""
     agent_class, wrapper = _their_agent(folder)
     actor_width, critic_width = map(int, FLAGS.widths)
     spaces = [
@@ -67,7 +68,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[]
         "actor": {"num_blocks": 1, "hidden_dim": actor_width},
         "critic": {"num_blocks": 2, "hidden_dim": critic_width, "use_cdq": FLAGS.critics == 2},
     }
-    options = {f"{n}_{k}": v for n, own in sizes.items() for k, v in (parts | own).items()}
+    options = {f"{n}_{k}": v for n, size in sizes.items() for k, v in (parts | size).items()}
     options |= {
         "num_train_envs": 1,
         "max_episode_steps": 1000,
@@ -83,7 +84,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[]
         "mixed_precision": False,
     }
     agents = []
-    for seed in range(rows):
+    for seed in range(seeds):
         agent = wrapper(agent_class(*spaces, {"seed": seed, **options}))
         agent.obs_rms.update(np.random.default_rng(0).normal(size=(100, obs_dim)))
         agents.append(agent)
@@ -108,6 +109,7 @@ def theirs(folder: str, obs_dim: int, action_dim: int, rows: int) -> Callable[[]
 
 
 def main(argv: Sequence[str]) -> None:
+    """Time both codes at every number of seeds."""
     common.start()
     spec = envs.spec(FLAGS.env)
     actor_width, critic_width = map(int, FLAGS.widths)
@@ -119,20 +121,20 @@ def main(argv: Sequence[str]) -> None:
         "agent.critic_width": critic_width,
     }
     lines = []
-    for rows in map(int, FLAGS.seeds):
+    for seeds in map(int, FLAGS.seeds):
         config = make_config(
             FLAGS.env,
             algo="model-free",
             agent="simba",
             preset="paper",
-            seeds=rows,
+            seeds=seeds,
             settings=settings,
         )
         with ExitStack() as stack:
             stage = stack.enter_context(benchmark.Workload(config)).stages()["agent update"]
             peak = benchmark.numpy_matmul()
             runs = {
-                "theirs": theirs(FLAGS.simba, spec.obs_dim, spec.action_dim, rows),
+                "theirs": theirs(FLAGS.simba, spec.obs_dim, spec.action_dim, seeds),
                 "ours": stage.run,
                 "numpy": peak.run,
             }
@@ -141,12 +143,12 @@ def main(argv: Sequence[str]) -> None:
         each = {"theirs": seconds["theirs"] / UPDATES, "ours": seconds["ours"] / stage.calls}
         for side, times in each.items():
             median = float(np.median(times))
-            entry = others.line(FLAGS.env, rows, side, times / each["theirs"], "of_theirs")
+            entry = external_code.line(FLAGS.env, seeds, side, times / each["theirs"], "of_theirs")
             more = {"critics": FLAGS.critics, "ms": f"{1e3 * median:.2f}"}
             share = {"share_of_matmul_rate": f"{stage.flops / median / rate:.3f}"}
             lines.append(entry | more | share)
             print(lines[-1], flush=True)
-    others.write(FLAGS.out, "beside_simba.csv", lines)
+    external_code.write(FLAGS.out, "compare_simba.csv", lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the scripts beside_*.py share: other people's code under a later JAX, and a table."""
+"""Functions of the scripts compare_*.py: load code written for an earlier JAX, write a table."""
 
 import importlib
 import sys
@@ -22,17 +22,18 @@ def load(
     stand_ins: Sequence[types.ModuleType],
     *names: str,
 ) -> list[Any]:
-    """Modules of a clone that was written for an earlier JAX.
+    """Import modules of a clone that was written for an earlier JAX.
 
     Args:
-      flag: that named the `folder`.
-      marker: a folder that is in such a clone.
-      needs: the packages to install for it.
-      stand_ins: modules for those of theirs that are not needed here.
-      names: of the modules.
+      flag: the flag that names `folder`.
+      folder: the clone.
+      marker: a folder that every such clone has.
+      needs: the packages that it needs.
+      stand_ins: modules that replace those of the clone's modules that are not needed here.
+      names: the modules to import.
 
     Raises:
-      UsageError: it is no such clone, or a package that it needs is missing.
+      UsageError: the folder is not such a clone, or a package that it needs is missing.
     """
     root = Path(folder).resolve()
     if not (root / marker).is_dir():
@@ -42,7 +43,7 @@ def load(
     if not hasattr(jax, "tree_map"):
         vars(jax)["tree_map"] = jax.tree.map
     try:
-        # tensorflow-probability's JAX backend looks for it where it once was.
+        # The JAX backend of tensorflow-probability expects this name in its former module.
         old, core = (importlib.import_module(n) for n in ("jax.interpreters.xla", "jax._src.core"))
         vars(old).setdefault("pytype_aval_mappings", core.pytype_aval_mappings)
         return [importlib.import_module(name) for name in names]
@@ -52,14 +53,14 @@ def load(
         ) from None
 
 
-def line(env: str, rows: int, side: str, ratios: np.ndarray, name: str) -> dict[str, Any]:
-    """A table's line: the median of some ratios (R,) under `name`, with its quartiles."""
+def line(env: str, learners: int, side: str, ratios: np.ndarray, name: str) -> dict[str, Any]:
+    """Return a line of the table: the median of some ratios (R,) as `name`, and their quartiles."""
     low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     return {
         "device": device_name(),
         "jax": jax.__version__,
         "env": env,
-        "rows": rows,
+        "learners": learners,
         "side": side,
         name: f"{ratio:.3f}",
         "low": f"{low:.3f}",
@@ -68,7 +69,7 @@ def line(env: str, rows: int, side: str, ratios: np.ndarray, name: str) -> dict[
 
 
 def write(out: str, name: str, lines: Sequence[dict[str, Any]]) -> None:
-    """The table as `name` in a folder."""
+    """Write the table as the file `name` in a folder."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / name, lines)
