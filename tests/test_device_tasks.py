@@ -48,9 +48,9 @@ def _chosen(domains):
 @pytest.mark.parametrize("name", TASKS)
 def test_observation_and_reward_from_data_of_dm_control_itself(name, seed):
     given = parity.steps(name, seed=seed)
-    obs, reward = parity.judged(name, given.fields)
+    obs, reward = parity.observations_and_rewards(name, given.fields)
     np.testing.assert_allclose(obs, given.obs, rtol=1e-5, atol=1e-5)
-    steady = parity.steady(name, given)
+    steady = parity.is_reward_stable(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-5, atol=2e-6)
     assert steady.mean() > 0.9
 
@@ -59,22 +59,22 @@ def test_observation_and_reward_from_data_of_dm_control_itself(name, seed):
 def test_one_control_step_in_float32(name, seed):
     given = parity.steps(name, seed=seed)
     after, read = parity.device(name, given)
-    obs, reward = parity.judged(name, read)
+    obs, reward = parity.observations_and_rewards(name, read)
     most = np.array([1e-5, 1e-3]) * ROUNDING.get(name, 1)
     off = ~(
         parity.close(after.qpos, given.after.qpos, most[0]) & parity.close(obs, given.obs, most[1])
     )
     # Only where C MuJoCo itself would.
     rows = jax.tree.map(lambda x: x[off], given)
-    assert not off.any() or (off.mean() <= 0.02 and parity.sensitive(name, rows, *most).all())
-    steady = ~off & parity.steady(name, given)
+    assert not off.any() or (off.mean() <= 0.02 and parity.is_sensitive(name, rows, *most).all())
+    steady = ~off & parity.is_reward_stable(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["finger-spin", "reacher-easy", "quadruped-walk"])
 def test_dm_control_takes_the_same_step_again_from_a_state_put_into_it(name):
     given = parity.steps(name)
-    repeated = parity.again(name, given.before, given.action)
+    repeated = parity.repeat_steps(name, given.before, given.action)
     for ours, theirs in zip(*map(jax.tree.leaves, (repeated, given)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -82,7 +82,7 @@ def test_dm_control_takes_the_same_step_again_from_a_state_put_into_it(name):
 def test_a_state_at_the_edge_of_a_contact_is_sensitive_and_others_are_not():
     name, most = "finger-spin", (1e-5, 1e-3)
     given = parity.steps(name)
-    assert not parity.sensitive(name, given, *most, draws=1).any()
+    assert not parity.is_sensitive(name, given, *most, draws=1).any()
 
     def edge(free, touching):
         """Two states that a contact tells apart, and 1e-12 of the way between two others."""
@@ -90,7 +90,7 @@ def test_a_state_at_the_edge_of_a_contact_is_sensitive_and_others_are_not():
         def between(share):
             weights = np.array([1 - share, share])
             before = jax.tree.map(lambda x: (weights @ x[[free, touching]])[None], given.before)
-            return parity.again(name, before, given.action[[free]])
+            return parity.repeat_steps(name, before, given.action[[free]])
 
         low, high = 0.0, 1.0
         for _ in range(40):
@@ -102,7 +102,7 @@ def test_a_state_at_the_edge_of_a_contact_is_sensitive_and_others_are_not():
     edges = [edge(*pair) for pair in zip(free, touching, strict=True)]
     jumps = [np.abs(a.after.qpos - b.after.qpos).max() for a, b in edges]
     assert max(jumps) > most[0]
-    assert parity.sensitive(name, edges[np.argmax(jumps)][0], *most).all()
+    assert parity.is_sensitive(name, edges[np.argmax(jumps)][0], *most).all()
 
 
 def test_no_batch_of_factors_is_asked_of_lapack():

@@ -150,8 +150,8 @@ def measure(work: Workload, seconds: float) -> Iterator[Line]:
             timings[name] = _timing({**peak, name: stage}, name, seconds)
             yield common | _line(name, stage, timings[name])
         yield common | _whole_step(stages, timings)
-        for name, facts in work.facts().items():
-            values = facts._asdict()
+        for name, properties in work.program_properties().items():
+            values = properties._asdict()
             for size in ("state_bytes", "temporary_bytes"):
                 values[size] = round(values[size] / program.placement.learners_per_device)
             yield common | {"stage": f"program {name}", **values}

@@ -132,7 +132,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except KeyboardInterrupt:
             distributed.leave(INTERRUPTED)
         except Exception:
-            if not distributed.joined():
+            if not distributed.is_initialized():
                 raise
             traceback.print_exc()
             distributed.leave(1)

@@ -107,14 +107,14 @@ def main(argv: Sequence[str]) -> int:
     if FLAGS.video:
         video.check(run)
     result = train(run, FLAGS.out, command=common.command(), wandb=FLAGS.wandb)
-    first = distributed.first()
+    first = distributed.is_main_process()
     if not result.finished:
         if first:
             print(f"interrupted and saved; the same command goes on: {result.folder}")
         return exit_status.INTERRUPTED
     page = write_report(result.folder) if first else None
     if FLAGS.video:
-        for film in video.record(run, result.folder, result.state, result.rows):
+        for film in video.record(run, result.folder, result.state, result.learner_indices):
             print(f"video: {film}")
     if first:
         print(f"report: {page}")

@@ -86,7 +86,7 @@ def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
         act = functools.partial(policy.agent.deterministic_action, state)
         begin = jax.vmap(task.reset)(keys)
         starts = jax.tree.map(lambda x: x[None], begin)
-        played = on_device.episodes(task, act, jnp.full(1, config.learn.discount), starts)
+        played = on_device.run_episodes(task, act, jnp.full(1, config.learn.discount), starts)
         return played._replace(starts=starts.obs)
 
     # Not the keys of a run of the same seed, which are split from PRNGKey(seed).

@@ -66,7 +66,7 @@ class RunWriter:
             "channels": list(spec.obs_names),
         }
         self._policies = Policies(folder / "policies", spec)
-        self._first = distributed.first()
+        self._first = distributed.is_main_process()
         self._quiet = quiet or not self._first
         self._offsets: Mapping[str, int] = {}
         self._good = 0  # transitions that were finite, and when there last were some
@@ -75,7 +75,7 @@ class RunWriter:
     def __enter__(self) -> "RunWriter":
         self._stack = contextlib.ExitStack()
         checkpoints = self._folder / "checkpoints"
-        if distributed.several():
+        if distributed.is_multiprocess():
             distributed.check_same(json.dumps(as_dict(self._config)))
             checkpoints = checkpoints / f"process-{jax.process_index()}"
         if self._first:
@@ -107,7 +107,7 @@ class RunWriter:
         """
         restored = self._checkpoints.restore(shapes)
         while True:
-            steps = distributed.everyones(-1 if restored is None else restored.step)
+            steps = distributed.all_gather_int(-1 if restored is None else restored.step)
             if len(set(steps)) == 1:
                 break
             oldest = min(steps)
@@ -156,7 +156,7 @@ class RunWriter:
     def _introduce(self, step: int, device_bytes: int) -> None:
         c, say, placement = self._config, self._progress.say, self._placement
         devices = placement.mesh.size
-        spread = f" in {jax.process_count()} processes" if distributed.several() else ""
+        spread = f" in {jax.process_count()} processes" if distributed.is_multiprocess() else ""
         if devices > 1:
             spread += f" on {devices} devices, at most {placement.learners_per_device} each"
         names = " | ".join(v.name for v in c.variants)
@@ -249,6 +249,6 @@ class RunWriter:
           seconds: by stage.
         """
         # Nobody drops its oldest checkpoint before all have their newest one but this.
-        distributed.everyones(step)
+        distributed.all_gather_int(step)
         meta = {"offsets": self._logs.offsets(), "seconds": dict(seconds)}
         self._checkpoints.save(step, state, {**host, **self._policies.progress()}, meta)
