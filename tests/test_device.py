@@ -223,25 +223,24 @@ def test_each_episode_starts_from_a_new_state():
 
 
 @pytest.mark.parametrize("name", ["random start", "pendulum-swingup", "reacher-easy"])
-def test_flat_resets_equal_resets_of_each_learner(monkeypatch, name):
-    """Tasks with numbers drawn for each episode included, and arrays without entries."""
+def test_flat_resets_equal_resets_of_each_learner(monkeypatch, optimised, name):
+    """Also for tasks that draw numbers for each episode, and for arrays without entries."""
     monkeypatch.undo()
     task = random_start_task() if name == "random start" else envs_mjx.make(name, repeat=1)
-    keys = seed_keys(3)
-    pool = jax.jit(lambda: device.fill_pools(task, empty_runners(task, 4, 3), keys))()
+    learners, size = 3, 4
+    runners, keys = empty_runners(task, size, learners), seed_keys(learners)
+    filled = jax.jit(lambda runners, keys: device.fill_pools(task, runners, keys))(runners, keys)
 
     @jax.jit
     def resets_of_one_learner(seed_key):
         key = jax.random.fold_in(seed_key, device.EPISODES)
-        return jax.vmap(lambda e: task.reset(jax.random.fold_in(key, e)))(jnp.arange(4))
+        return jax.vmap(lambda e: task.reset(jax.random.fold_in(key, e)))(jnp.arange(size))
 
-    for learner, key in enumerate(keys):
-        expected = resets_of_one_learner(key)
-        found = jax.tree.map(lambda x, i=learner: x[i], pool.initial_states)
-        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-            np.testing.assert_array_equal(a, b)
-        first = jax.tree.map(lambda x, i=learner: x[i], pool.env)
-        np.testing.assert_array_equal(first.obs, expected.obs[0])
+    expected = [resets_of_one_learner(key) for key in keys]
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(filled.initial_states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(filled.env.obs, expected.obs[:, 0])
 
 
 def test_step_that_is_not_finite_ends_the_episode():
