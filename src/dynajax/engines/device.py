@@ -92,11 +92,11 @@ def flat_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def mapped(*arguments: Any) -> Any:
-        rows, columns = jax.tree.leaves(arguments)[0].shape[:2]
+        learners, episodes = jax.tree.leaves(arguments)[0].shape[:2]
         # Not reshape(-1, ...), which fails for arrays without entries.
-        flat = jax.tree.map(lambda x: x.reshape(rows * columns, *x.shape[2:]), arguments)
+        flat = jax.tree.map(lambda x: x.reshape(learners * episodes, *x.shape[2:]), arguments)
         results = jax.vmap(function)(*flat)
-        return jax.tree.map(lambda x: x.reshape(rows, columns, *x.shape[1:]), results)
+        return jax.tree.map(lambda x: x.reshape(learners, episodes, *x.shape[1:]), results)
 
     return mapped
 

@@ -35,6 +35,18 @@ class Accelerator(NamedTuple):
     options: dict[str, str]  # compiler options
 
 
+def _target_config(name: str, properties: dict[str, float], capability: tuple[int, int]) -> str:
+    """Return XLA's description of a GPU, as a text protocol buffer."""
+    lines = "\n".join(f"  {key}: {value}" for key, value in properties.items())
+    major, minor = capability
+    return (
+        f"gpu_device_info {{\n{lines}\n"
+        f"  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
+        'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 10 }\n'
+        f'device_description_str: "{name}"\n'
+    )
+
+
 def _gpu(
     name: str,
     *,
@@ -84,18 +96,10 @@ def _gpu(
         "clock_rate_ghz": clock,
         "device_memory_size": memory,
     }
-    lines = "\n".join(f"  {name}: {value}" for name, value in properties.items())
-    major, minor = capability
-    target = (
-        f"gpu_device_info {{\n{lines}\n"
-        f"  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
-        'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 10 }\n'
-        f'device_description_str: "{name}"\n'
-    )
     return Accelerator(
         "cuda",
         "1x1x1",
-        {"target_config": target, "topology": "1x1x1"},
+        {"target_config": _target_config(name, properties, capability), "topology": "1x1x1"},
         int(_PREALLOCATED * memory),
         peak,
         bandwidth,
