@@ -1,4 +1,4 @@
-"""dm_control's own states, steps and rewards beside those of the device tasks."""
+"""Compare steps and rewards of the device tasks with those of dm_control."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ from dynajax.envs.mjx.physics import Physics
 
 
 class Fields(NamedTuple):
-    """What observations and rewards may read of either simulator's data."""
+    """The fields of either simulator's data that observations and rewards may read."""
 
     qpos: Any
     qvel: Any
@@ -34,30 +34,31 @@ class Fields(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Control steps of C MuJoCo, N of them."""
+    """N control steps of C MuJoCo."""
 
     before: Physics  # float64
     action: np.ndarray  # (N, A)
     after: Physics
-    fields: Fields  # of the state after
-    obs: np.ndarray  # (N, D), dm_control's, after
+    fields: Fields  # after the step
+    obs: np.ndarray  # (N, D), dm_control's, after the step
     reward: np.ndarray  # (N,), dm_control's
-    contacts: np.ndarray  # (N,) how many there were before
+    contacts: np.ndarray  # (N,) number of contacts before the step
 
 
-#: How far apart, in float32's own spacings, two states are that a float32 simulator may confuse.
+#: Distance, in float32 spacings, between states that a float32 simulator may not distinguish.
 _SPACINGS = 4
-# Standard deviations of the random velocities: fins too light for more, a body to be spun faster.
+# Standard deviations of the random velocities: fins are too light for 1, and the finger's body needs
+# to spin faster.
 _SPEEDS = {"fish": 0.05, "swimmer": 0.2, "finger": 10.0}
 
 
 def fields(data: Any) -> Fields:
-    """Those of C MuJoCo's or MJX's data."""
+    """Read the fields from the data of C MuJoCo or MJX."""
     return Fields(*(getattr(data, name) for name in Fields._fields))
 
 
 def _target(name: str, model: mujoco.MjModel) -> tuple[np.ndarray, list[int]]:
-    """The array of dm_control's model that holds what an episode drew, and which entries of it."""
+    """Return the array and the entries of dm_control's model that are drawn for each episode."""
     domain, _, task = name.partition("-")
     if domain == "finger" and task.startswith("turn"):
         return model.site("target").pos, [0, 2]
@@ -76,12 +77,12 @@ def _state(name: str, env: Any) -> Physics:
 
 
 def _put(name: str, env: Any, state: Physics) -> None:
-    """Sets dm_control's `env` to a state, of which `_state` reads the same."""
+    """Set dm_control's `env` to a state, so that `_state` returns the same state."""
     model, data = env.physics.model.ptr, env.physics.data.ptr
     data.qpos[:], data.qvel[:], data.act[:], data.qacc_warmstart[:] = state[:4]
     target, entries = _target(name, model)
     target[entries] = state.params
-    # dm_control ends a step with the first half of the next one.
+    # dm_control ends a step with the first half of MuJoCo's next step.
     mujoco.mj_step1(model, data)
     env._step_count, env._reset_next_step = 0, False
 
@@ -90,19 +91,19 @@ def _stack(items: list) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
 
 
-def _bring_together(name: str, env: Any, apart: np.ndarray) -> None:
-    """Puts the ball into the cup, or the target at the finger, which chance does too rarely."""
+def _move_to_target(name: str, env: Any, offset: np.ndarray) -> None:
+    """Put the ball into the cup, or the target at the finger, which random states rarely do."""
     model, data = env.physics.model.ptr, env.physics.data.ptr
     mujoco.mj_kinematics(model, data)
     if name.startswith("ball_in_cup"):
         to_cup = data.site("target").xpos - data.body("ball").xpos
-        data.qpos[[model.joint(j).qposadr[0] for j in ("ball_x", "ball_z")]] += to_cup[::2] + apart
+        data.qpos[[model.joint(j).qposadr[0] for j in ("ball_x", "ball_z")]] += to_cup[::2] + offset
     if name.startswith("reacher"):
-        model.geom("target").pos[:2] = data.geom("finger").xpos[:2] + apart
+        model.geom("target").pos[:2] = data.geom("finger").xpos[:2] + offset
 
 
-def _one(name: str, env: Any, action: np.ndarray) -> tuple:
-    """The fields of one of `Steps`, which dm_control's `env` takes."""
+def _take_step(name: str, env: Any, action: np.ndarray) -> tuple:
+    """Take one step in dm_control's `env`, and return the fields of `Steps`."""
     data = env.physics.data.ptr
     before, contacts = _state(name, env), data.ncon
     timestep = env.step(rescale(action, *dmc.bounds(env)))
@@ -113,33 +114,35 @@ def _one(name: str, env: Any, action: np.ndarray) -> tuple:
 
 @functools.cache
 def _loaded(name: str) -> Any:
-    """dm_control's environment, after a reset."""
+    """Return dm_control's environment after a reset."""
     env = dmc.load(name)
     env.reset()
     return env
 
 
-def again(name: str, before: Physics, action: np.ndarray) -> Steps:
-    """Control steps of dm_control itself from given states, its tolerance its own."""
+def repeat_steps(name: str, before: Physics, action: np.ndarray) -> Steps:
+    """Take control steps in dm_control from given states, with its default tolerance."""
     env = _loaded(name)
     taken = []
-    for i, chosen in enumerate(action):
+    for i, one_action in enumerate(action):
         _put(name, env, jax.tree.map(lambda x, i=i: x[i], before))
-        taken.append(_one(name, env, chosen))
+        taken.append(_take_step(name, env, one_action))
     return Steps(*_stack(taken))
 
 
-def sensitive(name: str, given: Steps, qpos: float, obs: float, draws: int = 32) -> np.ndarray:
-    """(N,) bool: whether rounding moves a step of C MuJoCo itself by more than the bounds.
+def is_sensitive(name: str, given: Steps, qpos: float, obs: float, draws: int = 32) -> np.ndarray:
+    """Return (N,) bool: whether float32 rounding changes a step of C MuJoCo beyond the bounds.
 
-    Where a contact opens or closes, float32 decides, and a small component of a large force takes
-    its rounding. It rounds the state, and one after another all that is computed from it; so the
-    step is taken from the rounded state, and from neighbours a few of its spacings away.
+    Rounding decides whether a contact opens or closes, and a small component of a large force has
+    the rounding error of the large force. float32 rounds the state and every intermediate result,
+    so the step is taken from the rounded state and from neighbours a few float32 spacings away.
 
     Args:
-      qpos: the bound of `qpos` after the step, absolute and relative.
-      obs: that of the observation.
-      draws: of neighbours.
+      name: the task.
+      given: the steps.
+      qpos: bound of the error of `qpos` after the step, absolute and relative.
+      obs: bound of the error of the observation.
+      draws: number of neighbours.
     """
     random = np.random.RandomState(2)
     result = np.zeros(len(given.action), bool)
@@ -149,26 +152,30 @@ def sensitive(name: str, given: Steps, qpos: float, obs: float, draws: int = 32)
             near = x.astype(np.float32)
             return near + ulps * np.spacing(near) * random.choice([-1, 0, 1], x.shape)
 
-        moved = again(name, jax.tree.map(rounded, given.before), given.action)
+        moved = repeat_steps(name, jax.tree.map(rounded, given.before), given.action)
         pairs = (moved.after.qpos, given.after.qpos, qpos), (moved.obs, given.obs, obs)
         result |= ~np.all([close(*pair) for pair in pairs], axis=0)
     return result
 
 
 def close(ours: np.ndarray, theirs: np.ndarray, most: float) -> np.ndarray:
-    """(N,) bool: whether rows (N, ...) differ by no more than `most`, absolute and relative."""
+    """Return (N,) bool: whether entries (N, ...) differ by at most `most`, absolute or relative."""
     return np.isclose(ours, theirs, rtol=most, atol=most).all(axis=1)
 
 
 @functools.cache
 def steps(name: str, count: int = 200, seed: int = 0, tolerance: float | None = None) -> Steps:
-    """`count` control steps from as many states, by dm_control itself.
+    """Take one control step in dm_control from each of `count` states.
 
-    The solver's tolerance is dm_control's own if it is not given.
+    Half of the states are initial states with random velocities; a third of these are near the
+    reference pose and the target, where rewards are. The others come from episodes of random
+    actions; for every other one the episode runs until there is a contact.
 
-    Half start where an episode could, or for every third of them near the reference pose and the
-    target (where rewards are), with random velocities put in; half lie along episodes of random
-    actions, every other one waiting for a contact.
+    Args:
+      name: the task.
+      count: number of states.
+      seed: of the states.
+      tolerance: of the solver, by default dm_control's.
     """
     random = np.random.RandomState(seed)
     env = dmc.load(name, seed)
@@ -177,8 +184,8 @@ def steps(name: str, count: int = 200, seed: int = 0, tolerance: float | None = 
     if tolerance is not None:
         model.opt.tolerance = tolerance
 
-    def one() -> tuple:
-        return _one(name, env, random.uniform(-1, 1, low.shape))
+    def random_step() -> tuple:
+        return _take_step(name, env, random.uniform(-1, 1, low.shape))
 
     taken = []
     speed = _SPEEDS.get(name.partition("-")[0], 1)
@@ -186,10 +193,10 @@ def steps(name: str, count: int = 200, seed: int = 0, tolerance: float | None = 
         env.reset()
         if i % 3 == 0:
             data.qpos[:] = model.qpos0 + 0.05 * random.normal(size=model.nq)
-            _bring_together(name, env, 0.02 * random.normal(size=2))
+            _move_to_target(name, env, 0.02 * random.normal(size=2))
         data.qvel[:] = speed * random.normal(size=model.nv)
         env.physics.after_reset()
-        taken.append(one())
+        taken.append(random_step())
     for i in range(count - len(taken)):
         if i % 20 == 0:
             env.reset()
@@ -199,27 +206,31 @@ def steps(name: str, count: int = 200, seed: int = 0, tolerance: float | None = 
             env.step(action)
             if waited >= 4 and (data.ncon or i % 2):
                 break
-        taken.append(one())
+        taken.append(random_step())
     return Steps(*_stack(taken))
 
 
-_last = [False]
+_last_precision = [False]
 
 
 @contextlib.contextmanager
 def precision(double: bool) -> Iterator[None]:
-    """float64 within, where `double`; jax keeps traces of small functions over the switch, and
-    forgets some only when what asked for them is gone."""
-    if _last[0] != double:
+    """Use float64 in the `with` statement if `double`.
+
+    JAX keeps traces of small functions across the switch, and drops some only when their callers
+    are collected, so the caches are cleared and garbage is collected first.
+    """
+    if _last_precision[0] != double:
         jax.clear_caches()
         gc.collect()
-        _last[0] = double
+        _last_precision[0] = double
     with jax.enable_x64(double):
         yield
 
 
 @functools.cache
 def parts(name: str, double: bool = False) -> suite.Parts:
+    """Return the parts of a task, loaded in float32 or float64."""
     with precision(double):
         return suite.load_parts(name)
 
@@ -240,7 +251,7 @@ _PUTS: dict = {}
 def device(
     name: str, given: Steps, double: bool = False, tolerance: float | None = None
 ) -> tuple[Physics, Fields]:
-    """The same steps on MJX; tasks of one domain share a program where their models allow it."""
+    """Take the same steps in MJX; tasks of a domain share a program if their models allow it."""
     loaded = parts(name, double)
     functions, domain = loaded.functions, name.partition("-")[0]
     drawn = given.before.params.shape[1]
@@ -256,16 +267,18 @@ def device(
         return jax.device_get(program(model, before, jnp.asarray(control, dtype)))
 
 
-def judged(name: str, read: Fields, double: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Observations (N, D) and rewards (N,) that a task's rules read from data of either kind."""
+def observations_and_rewards(
+    name: str, read: Fields, double: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the observations (N, D) and rewards (N,) of a task from either simulator's data."""
     functions = parts(name, double).functions
     with precision(double):
         both = jax.jit(jax.vmap(lambda data: (functions.observation(data), functions.reward(data))))
         return jax.device_get(both(jax.tree.map(jnp.asarray, read)))
 
 
-def steady(name: str, given: Steps, rounding: float = 1e-4) -> np.ndarray:
-    """(N,) bool: whether the reward is no nearer to a hard threshold than this, relative."""
+def is_reward_stable(name: str, given: Steps, rounding: float = 1e-4) -> np.ndarray:
+    """Return (N,) bool: whether relative rounding errors leave the reward almost unchanged."""
     random = np.random.RandomState(1)
     result = np.ones(given.reward.shape, bool)
     for _ in range(8):
@@ -273,5 +286,5 @@ def steady(name: str, given: Steps, rounding: float = 1e-4) -> np.ndarray:
             lambda x: x + rounding * np.maximum(1, np.abs(x)) * random.choice([-1, 1], x.shape),
             given.fields,
         )
-        result &= np.abs(judged(name, noisy)[1] - given.reward) < 0.05
+        result &= np.abs(observations_and_rewards(name, noisy)[1] - given.reward) < 0.05
     return result

@@ -1,4 +1,4 @@
-"""What stands in a traced program."""
+"""Iterate over the equations of a traced program."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a program, those of inner programs too."""
+    """Yield every equation of a jaxpr and of the jaxprs in it."""
     for equation in jaxpr.eqns:
         yield equation
         values = list(equation.params.values())

@@ -1,4 +1,4 @@
-"""Tests that need four devices; `test_placement.py` runs them in a process that has them."""
+"""Tests on four devices; `test_placement.py` runs them in a process that has four."""
 
 import csv
 import functools
@@ -20,7 +20,7 @@ from dynajax.xla import backend
 from test_device import config as walk_config
 from test_device import walk
 
-__all__ = ["walk"]  # the fixture, which every test here uses
+__all__ = ["walk"]  # an autouse fixture
 train_module = sys.modules["dynajax.train"]
 
 DEVICES = jax.local_devices()
@@ -37,35 +37,35 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def evals(folder):
+def read_evals(folder):
     return list(csv.DictReader((folder / "eval.csv").open()))
 
 
-def lines(folder):
+def read_metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
 
 
-def assert_same_logs(a, b, rows):
-    """Line for line the same, but for rounding and times; and no row but the run's."""
-    for x, y in zip(evals(a), evals(b), strict=True):
+def assert_same_logs(a, b, learners):
+    """Check that logs are equal except for rounding and times, and contain no padding."""
+    for x, y in zip(read_evals(a), read_evals(b), strict=True):
         assert [x[n] for n in ("variant", "seed", "step")] == [
             y[n] for n in ("variant", "seed", "step")
         ]
         assert float(x["return_mean"]) == pytest.approx(float(y["return_mean"]), abs=1e-3)
-    for x, y in zip(lines(a), lines(b), strict=True):
+    for x, y in zip(read_metrics(a), read_metrics(b), strict=True):
         assert [x.get(n) for n in ("kind", "variant", "seed", "step", "dropped")] == [
             y.get(n) for n in ("kind", "variant", "seed", "step", "dropped")
         ]
-    assert len({(x["variant"], x["seed"]) for x in evals(a)}) == rows
-    assert len(evals(a)) % rows == 0
+    assert len({(x["variant"], x["seed"]) for x in read_evals(a)}) == learners
+    assert len(read_evals(a)) % learners == 0
 
 
-def test_there_are_four():
+def test_process_has_four_devices():
     assert len(DEVICES) == 4
 
 
 @pytest.mark.parametrize(
-    ("rows", "devices", "used", "each"),
+    ("learners", "devices", "used", "per_device"),
     [
         (6, 4, 3, 2),
         (1, 2, 1, 1),
@@ -76,22 +76,19 @@ def test_there_are_four():
         (8, 3, 3, 3),
     ],
 )
-def test_rows_are_spread_evenly(rows, devices, used, each):
-    placement = place(rows, DEVICES[:devices])
-    assert (placement.num_learners, placement.mesh.size, placement.learners_per_device) == (
-        rows,
-        used,
-        each,
-    )
-    assert placement.padded_size - rows < each
-    np.testing.assert_array_equal(
-        placement.unpad(np.arange(placement.padded_size)), np.arange(rows)
-    )
+def test_learners_are_placed_evenly(learners, devices, used, per_device):
+    placement = place(learners, DEVICES[:devices])
+    assert placement.num_learners == learners
+    assert placement.mesh.size == used
+    assert placement.learners_per_device == per_device
+    assert placement.padded_size - learners < per_device
+    indices = placement.unpad(np.arange(placement.padded_size))
+    np.testing.assert_array_equal(indices, np.arange(learners))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """Runs that differ in nothing but their length share their programs."""
+    """Let runs that differ only in their length share their compiled programs."""
     cached = functools.cache(train_module.build)
 
     def build_once(config, spec, devices):
@@ -102,8 +99,8 @@ def compiled_once():
         yield
 
 
-class Parts:
-    """A run of 60 steps on one device and on several, whole and in two parts."""
+class Runs:
+    """Runs of 60 steps on one device and on several, uninterrupted and resumed."""
 
     def __init__(self, folder, config, devices):
         self.folder, self.config = folder, config
@@ -113,29 +110,29 @@ class Parts:
         run = self.config(steps=until)
         return train(run, self.folder / name, quiet=True, devices=self.devices[on]).state
 
-    def check(self, rows, resume=True):
+    def check(self, learners, resume=True):
         one, many = (self.train(on, 60, on) for on in ("one", "many"))
-        assert jax.tree.leaves(many.rows)[0].shape[0] == rows
+        assert jax.tree.leaves(many.learners)[0].shape[0] == learners
         assert_close(one, many)
-        assert_same_logs(self.folder / "one", self.folder / "many", rows)
+        assert_same_logs(self.folder / "one", self.folder / "many", learners)
         if not resume:
             return
         for begin in ("one", "many"):
             self.train(f"{begin}-half", 30, begin)
-        # Resumed where it was: the same bits; resumed elsewhere: the rest is computed there.
+        # A run that is resumed on as many devices is bitwise equal.
         for begin, end in (("many", "many"), ("one", "many"), ("many", "one")):
             name = f"{begin}-{end}"
             shutil.copytree(self.folder / f"{begin}-half", self.folder / name)
             state = self.train(name, 60, end)
             assert_close(one, state)
-            assert_same_logs(self.folder / "one", self.folder / name, rows)
+            assert_same_logs(self.folder / "one", self.folder / name, learners)
             if begin == end:
                 assert_same(state, many)
                 texts = [(self.folder / n / "eval.csv").read_bytes() for n in ("many", name)]
                 assert texts[0] == texts[1]
 
 
-def test_seven_rows_on_four_devices(tmp_path):
+def test_seven_learners_on_four_devices(tmp_path):
     def config(steps):
         return walk_config(
             "host",
@@ -144,19 +141,19 @@ def test_seven_rows_on_four_devices(tmp_path):
             settings={"model.schedule": "early_stop", "eval.every": 30},
         )
 
-    Parts(tmp_path, config, 4).check(7)
+    Runs(tmp_path, config, 4).check(7)
 
 
-def test_a_lone_row_and_two_cores(tmp_path):
+def test_single_learner_on_two_devices(tmp_path):
     def config(steps):
         settings = {"model.schedule": "fixed", "eval.every": 30}
         return walk_config("host", steps=steps, settings=settings)
 
-    Parts(tmp_path, config, 2).check(1)
+    Runs(tmp_path, config, 2).check(1)
 
 
-def test_only_the_members_of_a_lone_row_on_the_fixed_schedule_are_shared_out(make, spec):
-    """Others have no device to spare, or wait for each other."""
+def test_members_are_distributed_only_for_a_single_learner_on_the_fixed_schedule(make, spec):
+    """In other cases no device is idle, or devices would wait for each other."""
 
     def shared(settings=(), devices=DEVICES, **arguments):
         return isinstance(build(make(settings, **arguments), spec, devices).fit, SharedFit)
@@ -169,32 +166,34 @@ def test_only_the_members_of_a_lone_row_on_the_fixed_schedule_are_shared_out(mak
 
 
 @pytest.mark.parametrize(("devices", "bounds"), [(2, True), (4, False)])
-def test_cores_share_the_members_of_a_lone_row(make, spec, devices, bounds, traced):
+def test_devices_share_the_members_of_a_single_learner(make, spec, devices, bounds, traced):
     config = make({"model.learned_bounds": bounds}, fixes=["scale,target"])
-    alone, helped = (build(config, spec, DEVICES[:n]) for n in (1, devices))
-    text = helped.fit.lower(helped.shapes()).compile().as_text()
+    single, distributed = (build(config, spec, DEVICES[:n]) for n in (1, devices))
+    text = distributed.fit.lower(distributed.shapes()).compile().as_text()
     assert [name for name in COLLECTIVES if name in text] == []
     once = traced["train_member"]
-    assert not isinstance(alone.fit, SharedFit)
-    # three members: on two devices a copy of the last makes four, and a fourth device is not asked
-    assert helped.fit.members.mesh.size == min(devices, 3)
-    (one, metrics), (other, same) = (test_train.run(config, p, p.init()) for p in (alone, helped))
+    assert not isinstance(single.fit, SharedFit)
+    # On two devices the three members are padded to four; a fourth device is not used.
+    assert distributed.fit.members.mesh.size == min(devices, 3)
+    (one, metrics), (other, same) = (
+        test_train.run(config, p, p.init()) for p in (single, distributed)
+    )
     assert_close(one, other)
     assert_close(metrics, same)
     assert all(leaf.devices() == {DEVICES[0]} for leaf in jax.tree.leaves(other))
     assert traced["train_member"] == once > 0
 
 
-def test_an_oracle_has_the_rows_alone(make, spec):
+def test_oracle_transitions_are_not_padded(make, spec):
     program = build(make(oracle="both", seeds=3), spec, DEVICES[:2])
     arguments = program.programs()["learn"][1]
-    # two rows on each device, the last one a copy
+    # Two learners on each device, of which the last one is padding.
     assert program.placement.padded_size == 4
     assert {leaf.shape[0] for leaf in jax.tree.leaves(arguments[1:])} == {3}
     assert len(program.lower()) == 2
 
 
-def test_six_rows_on_four_devices(tmp_path):
+def test_six_learners_on_four_devices(tmp_path):
     def config(steps):
         return walk_config(
             "host",
@@ -205,15 +204,15 @@ def test_six_rows_on_four_devices(tmp_path):
             settings={"random_steps": 20, "learn.reset_every": 40, "eval.every": 30},
         )
 
-    Parts(tmp_path, config, 4).check(6, resume=False)
+    Runs(tmp_path, config, 4).check(6, resume=False)
 
 
-def test_the_device_engine_on_two_devices(tmp_path):
+def test_device_engine_on_two_devices(tmp_path):
     def config(steps):
         settings = {"random_steps": 20, "learn.reset_every": 30, "eval.every": 30}
         return walk_config("mjx", algo="model-free", seeds=3, steps=steps, settings=settings)
 
-    Parts(tmp_path, config, 2).check(3)
+    Runs(tmp_path, config, 2).check(3)
 
 
 def collectives(lowered):
@@ -222,8 +221,8 @@ def collectives(lowered):
     return [name for name in COLLECTIVES if name in text]
 
 
-def test_no_device_asks_another(make, spec):
-    """The loops of a row's fit and of its draws end where its own device says so."""
+def test_programs_have_no_collectives(make, spec):
+    """The loops of fits and of sampling end on each device independently."""
     for schedule in ("fixed", "early_stop"):
         config = make({"model.schedule": schedule}, seeds=7)
         program = build(config, spec)
@@ -244,17 +243,17 @@ def test_no_device_asks_another(make, spec):
             assert collectives(program) == []
 
 
-def test_a_partitioner_would_ask():
-    """What the one above looks for is there where rows are merely sharded."""
+def test_partitioner_would_add_collectives():
+    """Check that the test above finds the collectives of a program that is merely sharded."""
     placement = place(4, DEVICES)
     sharding = placement.shardings(BY_ROWS)
     loop = jax.vmap(lambda x: jax.lax.while_loop(lambda x: x < 9, lambda x: x + 1, x))
-    rows = jax.ShapeDtypeStruct((4,), np.float32, sharding=sharding)
-    assert collectives(jax.jit(loop).lower(rows)) == ["all-reduce"]
-    assert collectives(placement.spread(loop, (BY_ROWS,), BY_ROWS).lower(rows)) == []
+    numbers = jax.ShapeDtypeStruct((4,), np.float32, sharding=sharding)
+    assert collectives(jax.jit(loop).lower(numbers)) == ["all-reduce"]
+    assert collectives(placement.jit_sharded(loop, (BY_ROWS,), BY_ROWS).lower(numbers)) == []
 
 
-def test_sizes_are_those_of_a_device(make, spec):
+def test_memory_is_that_of_one_device(make, spec):
     config = make(seeds=8)
     one, four = (build(config, spec, DEVICES[:n]) for n in (1, 4))
     sizes = [

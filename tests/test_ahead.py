@@ -99,38 +99,38 @@ condition=%condition, body=%body
 
 
 def test_parts_of_a_program_are_counted():
-    program = hlo.read(GPU)
+    program = hlo.summarize(GPU)
     (outer,) = program.loops
     (inner,) = outer.loops
     assert (program.kernels, outer.kernels, inner.kernels) == (1, 1, 1)
-    assert (outer.trips, inner.trips) == (3, None)
+    assert (outer.trip_count, inner.trip_count) == (3, None)
     assert program.copies == (100 * 4 * 4,) and outer.copies == ()
     assert inner.all_reduces == 1 and program.total("all_reduces", 2) == 3 * 2
     assert program.total("kernels", 2) == 1 + 3 * (1 + 2 * 1)
-    assert program.main() is outer
+    assert program.main_loop() is outer
 
 
 def test_slice_counts_only_the_bytes_it_reads():
-    outer = hlo.read(GPU).loops[0]
+    outer = hlo.summarize(GPU).loops[0]
     # The slice, its position, and the output.
-    assert outer.moved == 2 * 4 * 4 + 4 + 2 * 4 * 4
+    assert outer.kernel_bytes == 2 * 4 * 4 + 4 + 2 * 4 * 4
     # The output stays in the iteration.
-    assert outer.carried == 2 * 4 * 4 + 4
+    assert outer.boundary_bytes == 2 * 4 * 4 + 4
 
 
 @pytest.mark.parametrize("end, trips", [("nine", 7), ("n", None)])
 def test_loop_between_constants_has_known_length(end, trips):
-    (loop,) = hlo.read(TPU.replace("END", end)).loops
-    assert loop.trips == trips
+    (loop,) = hlo.summarize(TPU.replace("END", end)).loops
+    assert loop.trip_count == trips
     # The loop's counter is not a kernel.
     assert loop.kernels == 1
 
 
 def test_cache_reduces_traffic_of_carried_values():
-    loop = hlo.Part("loop", 10, 1, (), 0, 300, 300, ())
-    program = hlo.Part("program", 1, 1, (), 0, 100, 100, (loop,))
-    assert program.traffic(0) == 100 + 10 * 300
-    assert program.traffic(100) == 0 + 10 * 100
+    loop = hlo.Summary("loop", 10, 1, (), 0, 300, 300, ())
+    program = hlo.Summary("program", 1, 1, (), 0, 100, 100, (loop,))
+    assert program.min_bytes(0) == 100 + 10 * 300
+    assert program.min_bytes(100) == 0 + 10 * 100
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_bytes_of_a_shape(shape, size):
 
 def test_text_without_entry_is_refused():
     with pytest.raises(ValueError, match="no entry"):
-        hlo.read("nothing")
+        hlo.summarize("nothing")
 
 
 def test_program_compiled_for_the_cpu_is_read():
@@ -151,8 +151,8 @@ def test_program_compiled_for_the_cpu_is_read():
         return jax.lax.fori_loop(0, 7, lambda _, y: jnp.sin(y @ y), x)
 
     text = jax.jit(function).lower(jnp.ones((64, 64))).compile().as_text()
-    (loop,) = hlo.read(text).loops
-    assert loop.trips == 7 and loop.kernels >= 1
+    (loop,) = hlo.summarize(text).loops
+    assert loop.trip_count == 7 and loop.kernels >= 1
 
 
 def test_target_platform_can_be_overridden():
@@ -169,17 +169,17 @@ def test_search_finds_the_most_learners_that_fit(make, spec, monkeypatch):
         def __init__(self, rows):
             tried.append(rows)
             # Not linear, so that extrapolation is not enough.
-            self.needed = 1000 + 90 * rows + rows**2
+            self.needed_bytes = 1000 + 90 * rows + rows**2
 
     monkeypatch.setattr(aot, "build", lambda config, *_: config.seeds)
-    monkeypatch.setattr(aot, "jobs", lambda rows: {"fit": rows})
+    monkeypatch.setattr(aot, "compile_jobs", lambda rows: {"fit": rows})
     monkeypatch.setattr(aot, "measure", lambda rows, *_, **__: Needs(rows))
     accelerator = devices.ACCELERATORS["cpu"]._replace(memory=10_000)
     monkeypatch.setitem(devices.ACCELERATORS, "cpu", accelerator)
-    fits = aot.most_rows(make(), spec, "cpu", 2, {"fit": 1000 + 180 + 4})
+    fits = aot.max_learners(make(), spec, "cpu", 2, {"fit": 1000 + 180 + 4})
     limit = backend.FILLED * 10_000
-    assert fits.needed <= limit < fits.more
-    assert fits.each + 1 in tried and len(tried) <= 8
+    assert fits.needed_bytes <= limit < fits.bytes_with_one_more
+    assert fits.learners + 1 in tried and len(tried) <= 8
 
 
 def test_command_compiles_for_the_cpu(tmp_path, monkeypatch, capsys):

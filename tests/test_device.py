@@ -1,4 +1,4 @@
-"""The device engine: the same states as the host engine's, resume, dropped steps, starts."""
+"""Test the device engine: equality with the host engine, resume, dropped steps, resets."""
 
 import contextlib
 import csv
@@ -16,7 +16,9 @@ from dynajax import make_config, register_termination, train
 from dynajax.engines import device
 from dynajax.envs import mjx as envs_mjx
 from dynajax.envs.mjx import EnvState, Task
+from dynajax.profiling.hlo import replay_copies
 from dynajax.runtime import distributed
+from dynajax.runtime.program import build
 from dynajax.runtime.timers import Clock
 from dynajax.types import EnvSpec
 
@@ -25,14 +27,14 @@ SIZES = SMALL | {"model.fit_every": 20, "eval.episodes": 2, "agent.learning_rate
 
 
 def move(obs, action, np):
-    """A walk on a grid, so that both engines' arithmetic is exact; the last entry counts steps."""
+    """Walk on a grid, so that arithmetic is exact in both engines; the last entry counts steps."""
     push = np.round(8 * action) / 8
-    new = np.stack([0.5 * np.round(obs[0] * 8) / 8 + push[0], push[1], obs[2] + 1])
+    next_obs = np.stack([0.5 * np.round(obs[0] * 8) / 8 + push[0], push[1], obs[2] + 1])
     lost = (obs[2] == 6) & (obs[0] > 0.25)
-    return np.where(lost, np.nan, new), obs[0] - push[1], obs[2] >= 9
+    return np.where(lost, np.nan, next_obs), obs[0] - push[1], obs[2] >= 9
 
 
-def ends(obs, action, new):
+def terminates(obs, action, next_obs):
     return obs[2] >= 9
 
 
@@ -46,15 +48,15 @@ class Walk(gymnasium.Env):
         return self.at, {}
 
     def step(self, action):
-        new, reward, over = move(self.at, action, np)
-        self.at = new.astype(np.float32)
-        return self.at, float(reward), bool(over), False, {}
+        next_obs, reward, terminated = move(self.at, action, np)
+        self.at = next_obs.astype(np.float32)
+        return self.at, float(reward), bool(terminated), False, {}
 
 
 def task(spec: EnvSpec) -> Task:
     def step(state, action):
-        new, reward, over = move(state.obs, action, jnp)
-        return EnvState(new, state.physics + 1), reward, over
+        next_obs, reward, terminated = move(state.obs, action, jnp)
+        return EnvState(next_obs, state.physics + 1), reward, terminated
 
     return Task(spec, lambda key: EnvState(jnp.zeros(3), jnp.zeros(())), step)
 
@@ -62,8 +64,8 @@ def task(spec: EnvSpec) -> Task:
 @pytest.fixture(autouse=True)
 def walk(monkeypatch):
     gymnasium.register("DeviceWalk-v0", Walk, max_episode_steps=LIMIT, disable_env_checker=True)
-    register_termination("DeviceWalk-v0", ends)
-    spec = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
+    register_termination("DeviceWalk-v0", terminates)
+    spec = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), terminates)
     monkeypatch.setattr(envs_mjx, "make", lambda name, repeat: task(spec))
     yield
     del gymnasium.registry["DeviceWalk-v0"]
@@ -90,25 +92,25 @@ def log(folder, kind):
     [
         ({"fixes": ["none", "scale,target"]}, {}),
         ({"algo": "model-free"}, {"learn.reset_every": 70, "learn.reset_at": (60,)}),
-        # A last interval, and a last segment, that are shorter than the others.
+        # The last interval and the last segment are shorter than the others.
         ({"algo": "model-free", "steps": 97}, {"eval.every": 30}),
     ],
 )
-def test_both_engines_come_to_the_same(tmp_path, arguments, settings):
+def test_both_engines_reach_the_same_state(tmp_path, arguments, settings):
     runs = [
         train(config(engine, settings=settings, **arguments), tmp_path / engine, quiet=True)
         for engine in ("host", "mjx")
     ]
-    host, ours = (run.state for run in runs)
-    for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(ours), strict=True):
+    host, device = (run.state for run in runs)
+    for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(device), strict=True):
         np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-4)
     run = runs[0].config
-    stored = np.asarray(host.rows.real_buffer.valid)[:, : run.steps - 1]
-    assert not stored.all(), "no step was dropped"
+    valid = np.asarray(host.learners.real_buffer.valid)[:, : run.steps - 1]
+    assert not valid.all(), "no step was dropped"
     tables = [
         list(csv.DictReader((tmp_path / engine / "eval.csv").open())) for engine in ("host", "mjx")
     ]
-    assert len(tables[0]) == len(tables[1]) == -(-run.steps // run.eval.every) * run.rows
+    assert len(tables[0]) == len(tables[1]) == -(-run.steps // run.eval.every) * run.num_learners
     assert int(tables[0][-1]["step"]) == run.steps
     for a, b in zip(*tables, strict=True):
         assert (a["variant"], a["seed"], a["step"]) == (b["variant"], b["seed"], b["step"])
@@ -129,11 +131,11 @@ def test_both_engines_come_to_the_same(tmp_path, arguments, settings):
                     assert a["train_return"] == pytest.approx(b["train_return"], abs=1e-4)
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, monkeypatch):
-    """Also after an interruption between two evaluations, which is heard within a segment."""
+def test_resumed_run_is_bitwise_equal(tmp_path, monkeypatch):
+    """Interrupt between two evaluations, so that the run stops after a segment."""
 
     def run(name, steps=100, every=30):
-        # Segments have ten steps: fits fall at 50, 70 and 90, evaluations at 30, 60, 90 and 100.
+        # Segments have ten steps: fits at 50, 70 and 90, evaluations at 30, 60, 90 and 100.
         settings = {"eval.every": every}
         return train(config("mjx", steps=steps, settings=settings), tmp_path / name, quiet=True)
 
@@ -148,96 +150,125 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, monkeypatch):
     parts = run("parts")
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):
         np.testing.assert_array_equal(a, b)
-    for name in ("eval.csv",):
-        same = [(tmp_path / part / name).read_bytes() for part in ("whole", "parts")]
-        assert same[0] == same[1]
+    tables = [(tmp_path / part / "eval.csv").read_bytes() for part in ("whole", "parts")]
+    assert tables[0] == tables[1]
     lines = [log(tmp_path / part, "learn") for part in ("whole", "parts")]
     assert lines[0] == lines[1]
 
 
-def spread_task() -> Task:
-    """Starts that tell their key apart; an episode lasts for four steps."""
-    spec = EnvSpec("spread", 1, 1, 4, ("x",), None)
+def random_start_task() -> Task:
+    """Return a task whose initial state depends on the key, and whose episodes have four steps."""
+    spec = EnvSpec("random start", 1, 1, 4, ("x",), None)
 
     def reset(key):
         return EnvState(jax.random.uniform(key, (1,)), jnp.zeros(()))
 
     def step(state, action):
-        bad = action[0] > 0.5
-        obs = jnp.where(bad, jnp.nan, state.obs)
+        obs = jnp.where(action[0] > 0.5, jnp.nan, state.obs)
         return EnvState(obs, state.physics), jnp.float32(1), jnp.zeros((), bool)
 
     return Task(spec, reset, step)
 
 
-def empty(task, size):
-    env = EnvState(jnp.zeros(1), jnp.zeros(()))
-    ready = jax.tree.map(lambda x: jnp.zeros((size, *x.shape)), env)
-    transition = device.Transition(jnp.zeros(1), jnp.zeros(1), 0.0, 0.0, jnp.zeros(1))
-    whole = jnp.zeros((), jnp.int32)
+def empty_runners(task, size, learners=1):
+    """Return environments with pools of `size` initial states, before episode 0."""
+    env = jax.eval_shape(task.reset, jax.random.PRNGKey(0))
+
+    def zeros(*shape):
+        return jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape), x.dtype), env)
+
+    obs, action = jnp.zeros((learners, task.spec.obs_dim)), jnp.zeros((learners, 1))
+    scalar, count = jnp.zeros(learners), jnp.zeros(learners, jnp.int32)
     return device.EnvRunnerState(
-        env=env,
-        age=whole,
-        score=jnp.zeros(()),
-        ready=ready,
-        made=whole,
-        used=whole,
-        pending=transition,
-        valid=jnp.zeros((), bool),
-        ended=whole,
-        ended_score=jnp.zeros(()),
-        dropped=whole,
+        env=zeros(learners),
+        episode_step=count,
+        episode_return=scalar,
+        initial_states=zeros(learners, size),
+        num_created=count,
+        num_used=count,
+        pending=device.Transition(obs, action, scalar, scalar, obs),
+        pending_valid=jnp.zeros(learners, bool),
+        num_episodes=count,
+        return_sum=scalar,
+        num_dropped=count,
     )
 
 
-def test_every_episode_has_a_start_of_its_own():
-    task, key = spread_task(), jax.random.PRNGKey(0)
-    world, starts = device.refill_pool(task, empty(task, 3), key), []
-    assert int(world.made) == 3 and int(world.used) == 1
-    advance = jax.jit(lambda w, a: device.advance(task, w, a))
-    refill_pool = jax.jit(lambda w: device.refill_pool(task, w, key))
+def seed_keys(learners=1):
+    return jax.vmap(jax.random.PRNGKey)(jnp.arange(learners))
+
+
+def step_envs(task):
+    return jax.vmap(lambda runner, action: device.step_env(task, runner, action))
+
+
+def test_each_episode_starts_from_a_new_state():
+    task, keys = random_start_task(), seed_keys()
+    runners, starts = device.fill_pools(task, empty_runners(task, 3), keys), []
+    assert int(runners.num_created[0]) == 3 and int(runners.num_used[0]) == 1
+    step = jax.jit(step_envs(task))
+    fill = jax.jit(lambda runners: device.fill_pools(task, runners, keys))
     for t in range(40):
         if t % 8 == 0:
-            world = refill_pool(world)
-        if world.age == 0:
-            starts.append(float(world.env.obs[0]))
-        world = advance(world, jnp.zeros(1))
+            runners = fill(runners)
+        if runners.episode_step[0] == 0:
+            starts.append(float(runners.env.obs[0, 0]))
+        runners = step(runners, jnp.zeros((1, 1)))
     assert len(set(starts)) == len(starts) == 10
-    assert int(world.ended) == 10
-    assert float(world.ended_score) == 40
-    expected = [task.reset(jax.random.fold_in(jax.random.fold_in(key, 2), e)) for e in range(10)]
+    assert int(runners.num_episodes[0]) == 10
+    assert float(runners.return_sum[0]) == 40
+    key = jax.random.fold_in(keys[0], 2)
+    expected = [task.reset(jax.random.fold_in(key, e)) for e in range(10)]
     np.testing.assert_array_equal(starts, [float(e.obs[0]) for e in expected])
 
 
-def test_a_step_that_is_not_finite_ends_the_episode():
-    task = spread_task()
-    world = device.refill_pool(task, empty(task, 3), jax.random.PRNGKey(0))
-    world = device.advance(task, world, jnp.zeros(1))
-    world = device.advance(task, world, jnp.ones(1))
-    assert not world.valid and int(world.dropped) == 1
-    assert all(not np.asarray(x).any() for x in world.pending)
-    assert int(world.age) == 0 and int(world.ended) == 1
-    assert float(world.ended_score) == 1
-    assert np.isfinite(world.env.obs).all() and float(world.env.obs[0]) == float(
-        world.ready.obs[1, 0]
-    )
+@pytest.mark.parametrize("name", ["random start", "pendulum-swingup", "reacher-easy"])
+def test_flat_resets_equal_resets_of_each_learner(monkeypatch, optimised, name):
+    """Also for tasks that draw numbers for each episode, and for arrays without entries."""
+    monkeypatch.undo()
+    task = random_start_task() if name == "random start" else envs_mjx.make(name, repeat=1)
+    learners, size = 3, 4
+    runners, keys = empty_runners(task, size, learners), seed_keys(learners)
+    filled = jax.jit(lambda runners, keys: device.fill_pools(task, runners, keys))(runners, keys)
+
+    @jax.jit
+    def resets_of_one_learner(seed_key):
+        key = jax.random.fold_in(seed_key, device.EPISODES)
+        return jax.vmap(lambda e: task.reset(jax.random.fold_in(key, e)))(jnp.arange(size))
+
+    expected = [resets_of_one_learner(key) for key in keys]
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(filled.initial_states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(filled.env.obs, expected.obs[:, 0])
 
 
-def test_no_ring_is_copied(spec):
-    """The branches of the program pass the replays through in place."""
-    from dynajax.profiling.compiled import ring_copies
-    from dynajax.runtime.program import build
+def test_step_that_is_not_finite_ends_the_episode():
+    task = random_start_task()
+    runners = device.fill_pools(task, empty_runners(task, 3), seed_keys())
+    runners = step_envs(task)(runners, jnp.zeros((1, 1)))
+    runners = step_envs(task)(runners, jnp.ones((1, 1)))
+    runner = jax.tree.map(lambda x: x[0], runners)
+    assert not runner.pending_valid and int(runner.num_dropped) == 1
+    assert all(not np.asarray(x).any() for x in runner.pending)
+    assert int(runner.episode_step) == 0 and int(runner.num_episodes) == 1
+    assert float(runner.return_sum) == 1
+    assert np.isfinite(runner.env.obs).all()
+    assert float(runner.env.obs[0]) == float(runner.initial_states.obs[1, 0])
 
+
+def test_replay_buffers_are_not_copied():
+    """The branches of the program update the replay buffers in place."""
     run = config("mjx", settings={"replay.real": 1003, "replay.synthetic": 1200})
-    at = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), ends)
-    engine = device.DeviceEngine(build(run, at), Clock(), task(at))
+    spec = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), terminates)
+    engine = device.DeviceEngine(build(run, spec), Clock(), task(spec))
     steps, _, fit = engine.lower()
     jax.config.update("jax_disable_most_optimizations", False)
     for lowered in (steps, fit):
-        assert ring_copies(lowered.compile(), {1003, 1200}) == 0
+        assert replay_copies(lowered.compile().as_text(), {1003, 1200}) == 0
 
 
-def test_a_task_of_dm_control_trains(tmp_path, monkeypatch):
+def test_dm_control_task_trains(tmp_path, monkeypatch):
     monkeypatch.undo()
     run = make_config(
         "pendulum-swingup",
@@ -253,7 +284,7 @@ def test_a_task_of_dm_control_trains(tmp_path, monkeypatch):
     assert [float(row["length_mean"]) for row in table] == [1000, 1000]
     real = result.state.learners.real_buffer
     assert np.asarray(real.valid)[:, :59].all()
-    # cos, sin and velocity of a pendulum that moves
+    # The observation is (cos, sin, velocity) of a moving pendulum.
     angle = np.asarray(real.data.obs)[0, :59]
     np.testing.assert_allclose(angle[:, 0] ** 2 + angle[:, 1] ** 2, 1, atol=1e-5)
     assert np.ptp(angle[:, 2]) > 0.01

@@ -49,9 +49,9 @@ def _task_params(domains):
 @pytest.mark.parametrize("name", TASKS)
 def test_observation_and_reward_from_data_of_dm_control(name, seed):
     given = parity.steps(name, seed=seed)
-    obs, reward = parity.judged(name, given.fields)
+    obs, reward = parity.observations_and_rewards(name, given.fields)
     np.testing.assert_allclose(obs, given.obs, rtol=1e-5, atol=1e-5)
-    steady = parity.steady(name, given)
+    steady = parity.is_reward_stable(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-5, atol=2e-6)
     assert steady.mean() > 0.9
 
@@ -60,7 +60,7 @@ def test_observation_and_reward_from_data_of_dm_control(name, seed):
 def test_one_control_step_in_float32(name, seed):
     given = parity.steps(name, seed=seed)
     after, read = parity.device(name, given)
-    obs, reward = parity.judged(name, read)
+    obs, reward = parity.observations_and_rewards(name, read)
     max_error = np.array([1e-5, 1e-3]) * TOLERANCE_FACTORS.get(name, 1)
     differs = ~(
         parity.close(after.qpos, given.after.qpos, max_error[0])
@@ -69,16 +69,16 @@ def test_one_control_step_in_float32(name, seed):
     # Allow differences only where rounding changes the step of C MuJoCo by as much.
     failed = jax.tree.map(lambda x: x[differs], given)
     assert not differs.any() or (
-        differs.mean() <= 0.02 and parity.sensitive(name, failed, *max_error).all()
+        differs.mean() <= 0.02 and parity.is_sensitive(name, failed, *max_error).all()
     )
-    steady = ~differs & parity.steady(name, given)
+    steady = ~differs & parity.is_reward_stable(name, given)
     np.testing.assert_allclose(reward[steady], given.reward[steady], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["finger-spin", "reacher-easy", "quadruped-walk"])
 def test_dm_control_repeats_a_step_from_a_restored_state(name):
     given = parity.steps(name)
-    repeated = parity.again(name, given.before, given.action)
+    repeated = parity.repeat_steps(name, given.before, given.action)
     for actual, desired in zip(*map(jax.tree.leaves, (repeated, given)), strict=True):
         np.testing.assert_array_equal(actual, desired)
 
@@ -86,7 +86,7 @@ def test_dm_control_repeats_a_step_from_a_restored_state(name):
 def test_only_states_at_the_edge_of_a_contact_are_sensitive():
     name, max_error = "finger-spin", (1e-5, 1e-3)
     given = parity.steps(name)
-    assert not parity.sensitive(name, given, *max_error, draws=1).any()
+    assert not parity.is_sensitive(name, given, *max_error, draws=1).any()
 
     def edge(free, touching):
         """Return two almost equal states, without and with a contact, found by bisection."""
@@ -94,7 +94,7 @@ def test_only_states_at_the_edge_of_a_contact_are_sensitive():
         def interpolate(fraction):
             weights = np.array([1 - fraction, fraction])
             before = jax.tree.map(lambda x: (weights @ x[[free, touching]])[None], given.before)
-            return parity.again(name, before, given.action[[free]])
+            return parity.repeat_steps(name, before, given.action[[free]])
 
         low, high = 0.0, 1.0
         for _ in range(40):
@@ -106,7 +106,7 @@ def test_only_states_at_the_edge_of_a_contact_are_sensitive():
     edges = [edge(*pair) for pair in zip(free, touching, strict=True)]
     jumps = [np.abs(a.after.qpos - b.after.qpos).max() for a, b in edges]
     assert max(jumps) > max_error[0]
-    assert parity.sensitive(name, edges[np.argmax(jumps)][0], *max_error).all()
+    assert parity.is_sensitive(name, edges[np.argmax(jumps)][0], *max_error).all()
 
 
 def test_cholesky_is_not_batched():

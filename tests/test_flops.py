@@ -1,4 +1,4 @@
-"""The count of floating-point operations, against numbers by hand and XLA's own."""
+"""Compare the count of floating-point operations with a count by hand and with XLA's."""
 
 import functools
 
@@ -19,7 +19,7 @@ from dynajax.xla import backend
 PAPER = make_config("cheetah-run", preset="paper", fixes=["scale,target"])
 CHEETAH = EnvSpec("cheetah-run", 17, 6, 1000, (), None)
 A, B = jnp.ones((2, 3)), jnp.ones((3, 5))
-ONE = 2 * 2 * 3 * 5  # of A @ B
+MATMUL = 2 * 2 * 3 * 5  # operations of A @ B
 
 
 def real(*shape):
@@ -32,48 +32,48 @@ def minibatch(size, spec):
 
 
 def states(config, spec):
-    """The algorithm, and the shapes of a row and of the counters."""
+    """Return the algorithm, and the shapes of a learner and of the counters."""
     algorithm, number = Algorithm(config, spec), jax.ShapeDtypeStruct((), jnp.int32)
-    row = jax.eval_shape(lambda n: algorithm.init(config, n, n), number)
-    return algorithm, row, Shared(number, number)
+    learner = jax.eval_shape(lambda n: algorithm.init(config, n, n), number)
+    return algorithm, learner, Shared(number, number)
 
 
-def of_update(config, spec, count=flops.count):
+def update_operations(config, spec, count=flops.count):
     agent = make_agent(config, spec)
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     noise = jax.eval_shape(lambda k: jax.tree.map(lambda x: x[0], agent.noise(k, 1)), key)
     batch = minibatch(config.learn.batch, spec)
     return count(
         lambda state, batch, noise: agent.update(state, batch, None, None, noise),
-        jax.eval_shape(agent.new, key),
+        jax.eval_shape(agent.init, key),
         batch,
         noise,
     )
 
 
-def of_fit_step(config, spec, count=flops.count):
-    """All members' gradients on minibatches of their own."""
-    _, row, _ = states(config, spec)
+def fit_step_operations(config, spec, count=flops.count):
+    """Count the gradients of all members, each on its own minibatch."""
+    _, learner, _ = states(config, spec)
     members, batch = config.model.members, config.model.batch
     gradient = jax.vmap(jax.grad(ensemble.loss, argnums=2), (None, None, 0, 0))
     obs, scalar = real(members, batch, spec.obs_dim), real(members, batch)
     batches = Transition(obs, real(members, batch, spec.action_dim), scalar, scalar, obs)
     return count(
         lambda model, params, batch: gradient(config.model, model, params, batch),
-        row.model,
-        row.model.params,
+        learner.model,
+        learner.model.params,
         batches,
     )
 
 
-def by_xla(function, *shapes):
+def xla_count(function, *shapes):
     return jax.jit(function).lower(*shapes).compile().cost_analysis()["flops"]
 
 
-def test_matmuls_and_convolutions_by_hand():
-    assert flops.count(jnp.matmul, A, B) == ONE
+def test_count_of_matmuls_and_convolutions():
+    assert flops.count(jnp.matmul, A, B) == MATMUL
     assert flops.count(jnp.dot, real(4), real(4)) == 2 * 4
-    assert flops.count(jax.vmap(jnp.matmul), real(7, 2, 3), real(7, 3, 5)) == 7 * ONE
+    assert flops.count(jax.vmap(jnp.matmul), real(7, 2, 3), real(7, 3, 5)) == 7 * MATMUL
     assert flops.count(lambda a: jnp.tanh(a).sum(), A) == 0
 
     convolution = functools.partial(
@@ -83,115 +83,115 @@ def test_matmuls_and_convolutions_by_hand():
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     for groups in (1, 2):
-        # Four by four places, eight features of each, of three by three places and 6 features.
+        # 4 x 4 outputs with 8 features, each from 3 x 3 inputs with 6 features.
         grouped = functools.partial(convolution, feature_group_count=groups)
         count = flops.count(grouped, real(1, 9, 9, 6), real(3, 3, 6 // groups, 8))
         assert count == 2 * (4 * 4 * 8) * (3 * 3 * 6 // groups)
 
 
-def test_what_contains_matmuls():
-    def again(carry, _):
+def test_count_of_functions_that_contain_matmuls():
+    def body(carry, _):
         return carry @ jnp.eye(3), None
 
     @jax.custom_vjp
-    def bent(a):
+    def with_vjp(a):
         return a @ B
 
-    bent.defvjp(lambda a: (a @ B, None), lambda _, g: (g @ B.T,))
+    with_vjp.defvjp(lambda a: (a @ B, None), lambda _, g: (g @ B.T,))
 
     @jax.custom_jvp
-    def forward(a):
+    def with_jvp(a):
         return a @ B
 
-    forward.defjvp(lambda a, t: (a[0] @ B, t[0] @ B))
+    with_jvp.defjvp(lambda a, t: (a[0] @ B, t[0] @ B))
 
     def branches(a):
         return jax.lax.cond(a.sum() > 0, lambda a: a @ B @ B.T, lambda a: a, a)
 
     cube = 2 * 2 * 3 * 3
-    device = jax.make_mesh((1,), ("rows",))
-    shared = jax.shard_map(jnp.matmul, mesh=device, in_specs=(P(), P()), out_specs=P())
+    mesh = jax.make_mesh((1,), ("learners",))
+    sharded = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P(), P()), out_specs=P())
     for function, expected in (
-        (lambda a: jax.lax.scan(again, a, None, length=11)[0], 11 * cube),
-        (lambda a: jax.lax.fori_loop(0, 4, lambda _, a: again(a, 0)[0], a), 4 * cube),
-        (lambda a: jax.lax.map(lambda a: a @ B, a[:, None]), ONE),
-        (branches, 2 * ONE),
-        (jax.jit(lambda a: a @ B), ONE),
-        (backend.jit(lambda a: a @ B), ONE),
-        (bent, ONE),
-        (jax.value_and_grad(lambda a: bent(a).sum()), 2 * ONE),
-        (jax.grad(lambda a: bent(a).sum()), ONE),  # nobody reads the value
-        (forward, ONE),
-        (jax.checkpoint(lambda a: a @ B), ONE),
-        (lambda a: shared(a, B), ONE),
-        (lambda a: jax.jit(branches)(a) @ B, 3 * ONE),
+        (lambda a: jax.lax.scan(body, a, None, length=11)[0], 11 * cube),
+        (lambda a: jax.lax.fori_loop(0, 4, lambda _, a: body(a, 0)[0], a), 4 * cube),
+        (lambda a: jax.lax.map(lambda a: a @ B, a[:, None]), MATMUL),
+        (branches, 2 * MATMUL),
+        (jax.jit(lambda a: a @ B), MATMUL),
+        (backend.jit(lambda a: a @ B), MATMUL),
+        (with_vjp, MATMUL),
+        (jax.value_and_grad(lambda a: with_vjp(a).sum()), 2 * MATMUL),
+        (jax.grad(lambda a: with_vjp(a).sum()), MATMUL),  # the value is unused
+        (with_jvp, MATMUL),
+        (jax.checkpoint(lambda a: a @ B), MATMUL),
+        (lambda a: sharded(a, B), MATMUL),
+        (lambda a: jax.jit(branches)(a) @ B, 3 * MATMUL),
     ):
         assert flops.count(function, A) == expected
 
 
-def test_a_loop_of_unknown_length_needs_a_number():
+def test_loop_of_unknown_length_needs_a_trip_count():
     def loop(a, n):
         return jax.lax.fori_loop(0, n, lambda _, a: a @ jnp.eye(3), a)
 
     with pytest.raises(ValueError, match="trips"):
         flops.count(loop, A, 4)
     assert flops.count(loop, A, 4, trips=4) == 4 * 2 * 2 * 3 * 3
-    # Without a matmul in it the length is nothing to ask for.
+    # The length does not matter if the loop contains no matmul.
     assert flops.count(lambda n: jax.lax.fori_loop(0, n, lambda i, a: a + i, 0), 4) == 0
 
 
-def test_an_update_by_hand():
+def test_count_of_an_update():
     settings = {"agent.hidden": (2,), "learn.batch": 5}
     config = make_config("cheetah-run", preset="paper", settings=settings)
-    # Networks 3-2-2 and 4-2-1, an operation being a multiplication or an addition.
+    # Networks 3-2-2 and 4-2-1; an operation is a multiplication or an addition.
     actor, critic = 2 * 5 * (3 * 2 + 2 * 2), 2 * 5 * (4 * 2 + 2 * 1)
     actor_first, critic_first = 2 * 5 * 3 * 2, 2 * 5 * 4 * 2
     expected = (
         (actor + 2 * critic)  # the target
         + 2 * (3 * critic - critic_first)  # the critics' loss
         + (3 * actor - actor_first)  # the actor's loss, the actor
-        + 2 * 2 * critic  # and through the critics to the action
+        + 2 * 2 * critic  # the actor's loss, through the critics to the action
     )
-    count = of_update(config, EnvSpec("x", 3, 1, 10, (), None))
+    count = update_operations(config, EnvSpec("x", 3, 1, 10, (), None))
     assert isinstance(count, int)
     assert count == expected
 
 
-def test_a_fit_step_by_hand():
+def test_count_of_a_fit_step():
     member = 2 * 256 * (23 * 200 + 3 * 200 * 200 + 200 * 36)
     first = 2 * 256 * 23 * 200
-    assert of_fit_step(PAPER, CHEETAH) == 7 * (3 * member - first)
-    assert np.isclose(of_fit_step(PAPER, CHEETAH), 1.4e9, rtol=0.01)
+    assert fit_step_operations(PAPER, CHEETAH) == 7 * (3 * member - first)
+    assert np.isclose(fit_step_operations(PAPER, CHEETAH), 1.4e9, rtol=0.01)
 
 
 @pytest.mark.parametrize("sizes", ["paper", "small"])
-def test_counts_are_those_of_xla(sizes):
-    """The elementwise work, which only XLA counts, is a few per cent, of small networks more."""
+def test_counts_are_close_to_those_of_xla(sizes):
+    """XLA also counts elementwise work: a few per cent, more for small networks."""
     settings = {"agent.hidden": (64, 64), "learn.batch": 128, "model.width": 128}
     config = (
         PAPER if sizes == "paper" else make_config("cheetah-run", agent="sac", settings=settings)
     )
     most = 1.06 if sizes == "paper" else 1.2
-    for stage in (of_update, of_fit_step):
-        assert 1 < stage(config, CHEETAH, by_xla) / stage(config, CHEETAH) < most
+    for stage in (update_operations, fit_step_operations):
+        assert 1 < stage(config, CHEETAH, xla_count) / stage(config, CHEETAH) < most
 
 
-def test_whole_step_is_the_sum_of_its_parts():
-    algorithm, row, shared = states(PAPER, CHEETAH)
+def test_count_of_learning_is_the_sum_of_its_parts():
+    algorithm, learner, shared = states(PAPER, CHEETAH)
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     transition = jax.tree.map(lambda x: real(*x.shape[1:]), minibatch(1, CHEETAH))
-    learn = flops.count(algorithm.learn, row, shared, transition, jnp.ones((), bool))
+    learn = flops.count(algorithm.learn, learner, shared, transition, jnp.ones((), bool))
     rollout = flops.count(
-        lambda *a: algorithm.roll_out(*a[:2], 1, jnp.zeros(400, int), a[2]), row, shared, key
+        lambda *a: algorithm.roll_out(*a[:2], 1, jnp.zeros(400, int), a[2]), learner, shared, key
     )
     policy = 2 * (17 * 256 + 256 * 256 + 256 * 12)
     member = 2 * (23 * 200 + 3 * 200 * 200 + 200 * 36)
     assert rollout == 400 * (policy + member)
-    assert learn == rollout + 20 * of_update(PAPER, CHEETAH)
-    assert flops.count(algorithm.act, row, real(17), 0) == policy
+    assert learn == rollout + 20 * update_operations(PAPER, CHEETAH)
+    assert flops.count(algorithm.act, learner, real(17), 0) == policy
 
-    job = jax.eval_shape(algorithm.begin_fit, row)
+    job = jax.eval_shape(algorithm.begin_fit, learner)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), job.members)
-    fit = 7 * flops.count(algorithm.train_member, row, shared, job, *one)
-    assert fit == 5000 * of_fit_step(PAPER, CHEETAH)
-    assert 35e9 < learn + policy + fit / 250 < 45e9  # the "about 40 GFLOP" of cheetah
+    fit = 7 * flops.count(algorithm.train_member, learner, shared, job, *one)
+    assert fit == 5000 * fit_step_operations(PAPER, CHEETAH)
+    assert 35e9 < learn + policy + fit / 250 < 45e9  # about 40 GFLOP per environment step

@@ -1,4 +1,4 @@
-"""Rows on several devices."""
+"""Test learners on several devices."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def test_several_devices():
-    """`on_devices.py`, where the host's processor counts as four devices."""
+    """Run `on_devices.py` in a process that splits the host's CPU into four devices."""
     done = subprocess.run(
         [
             sys.executable,

@@ -117,7 +117,7 @@ def test_two_interrupted_and_killed_processes_match_one(tmp_path):
         "Pendulum-v1", preset="paper", fixes=["scale,target"], seeds=3, steps=300, settings=values
     )
     one = train(run, tmp_path / "one", quiet=True)
-    assert one.rows == range(3)
+    assert one.learner_indices == range(3)
     extra = {p.name for p in out.iterdir()} - {p.name for p in one.folder.iterdir()}
     assert extra == {"report.html", "curves.png"}
     assert_same_logs(one.folder, out)
@@ -148,7 +148,7 @@ def test_learners_are_shared_equally_and_in_order(third_of_four):
         sizes = [len(s) for s in shares]
         assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
     assert distributed.share(10) == range(6, 8)
-    with pytest.raises(UsageError, match="4 processes for 3 "):
+    with pytest.raises(UsageError, match="4 processes for 3 learners"):
         distributed.share(3)
 
 

@@ -131,7 +131,7 @@ def test_run_with_only_nan_rewards_fails(nans, tmp_path, capsys):
     run = dynajax.make_config(
         nans, algo="model-free", preset="paper", steps=40, settings=SIZES | {"eval.every": 20}
     )
-    with pytest.raises(UsageError, match=r"^--env=NaNs-v0: not one of the transitions of 40 steps"):
+    with pytest.raises(UsageError, match=r"^--env=NaNs-v0: none of the transitions of 40 steps"):
         dynajax.train(run, tmp_path / "run")
     assert "every episode of the evaluation ended" in capsys.readouterr().out
 
@@ -151,7 +151,7 @@ def test_run_that_cannot_learn_is_reported_at_the_start(nans, tmp_path, capsys):
     with pytest.raises(UsageError):
         dynajax.train(run, tmp_path / "run")
     printed = capsys.readouterr().out
-    assert "--steps=20: all of them are random" in printed
+    assert "--steps=20: all steps are random" in printed
     assert "learns from no synthetic transition" in printed
 
 

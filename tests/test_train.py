@@ -12,7 +12,7 @@ from scipy import stats
 from dynajax.config import variant_config
 from dynajax.mbpo import Algorithm
 from dynajax.models import fit_data, training
-from dynajax.profiling.compiled import ring_copies
+from dynajax.profiling.hlo import replay_copies
 from dynajax.runtime.program import build
 from dynajax.types import Shared, Transition
 from dynajax.xla import backend
@@ -154,7 +154,7 @@ def test_no_ring_is_copied(make, spec, fresh):
     config = make({"replay.real": 1003, "replay.synthetic": 1200, "rollout.fresh": fresh})
     learn, _ = build(config, spec, jax.local_devices()[:1]).lower()
     jax.config.update("jax_disable_most_optimizations", False)
-    copies = ring_copies(learn.compile(), {1003, 1200})
+    copies = replay_copies(learn.compile().as_text(), {1003, 1200})
     jax.config.update("jax_disable_most_optimizations", True)
     assert copies == 0
 

@@ -20,8 +20,8 @@ from absl import flags
 from dynajax import envs, make_config
 from dynajax.cli import common
 from dynajax.diagnose.data import collect, shuffled
-from dynajax.models import ensemble, training
-from dynajax.replay import pack
+from dynajax.models import ensemble, make_model, training
+from dynajax.replay import of_transitions
 from dynajax.runs.directory import write_csv
 from dynajax.xla import backend
 
@@ -59,17 +59,19 @@ def main(argv: Sequence[str]) -> None:
                 | {"model.schedule": schedule},
             )
             fixes = config.variants[0].fixes
+            dynamics = make_model(config.model, spec)
             fit = backend.jit(
-                functools.partial(training.fit, config.model, [fixes], jnp.zeros((), int))
+                functools.partial(training.fit, dynamics, [fixes], jnp.zeros((), int))
             )
             for size in sizes:
                 key = jax.random.PRNGKey(FLAGS.seed)
-                model = ensemble.init(config.model, spec, key)
+                model = ensemble.init(dynamics, key)
                 for again in range(FLAGS.refits + 1):
                     filled = jnp.arange(capacity) < size + 250 * again
                     key_of_fit = jax.random.fold_in(key, again)
                     steps = config.model.fit_steps
-                    model, metrics, _ = fit(model, pack(data, filled), key, key_of_fit, steps)
+                    buffer = of_transitions(data, filled)
+                    model, metrics, _ = fit(model, buffer, key, key_of_fit, steps)
                     line = {
                         "env": env,
                         "preset": preset,

@@ -61,6 +61,13 @@ def pack(
     return PackedTransitions(jnp.concatenate([*parts, filler], -1), valid, weight, *sizes)
 
 
+def of_transitions(
+    transition: Transition, valid: Bool[Array, "*B"], weight: Float[Array, "*B"] | None = None
+) -> ReplayBuffer:
+    """Return a full buffer of these transitions, leaves (*B, ...)."""
+    return ReplayBuffer(**vars(pack(transition, valid, weight)))
+
+
 def insert(buffer: ReplayBuffer, block: PackedTransitions, count: Int[Array, ""]) -> ReplayBuffer:
     """Write B transitions over the oldest ones.
 

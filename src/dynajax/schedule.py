@@ -1,7 +1,8 @@
-"""When things happen in a run: said once, for every engine and for the benchmark.
+"""The schedule of a run: at which environment steps the model is fitted, the agent learns, etc.
 
-An environment step is numbered by the steps done before it, from 0. What a step's transition
-teaches is learned in the step after it, while the environment moves (BUILD_NOTES.md).
+All engines and the benchmark read it from here. An environment step is numbered by the steps done
+before it, from 0. The transition of a step is learned from in the next step, while the environment
+moves (BUILD_NOTES.md).
 """
 
 import math
@@ -13,59 +14,61 @@ from dynajax.config import Config
 
 
 class Due(NamedTuple):
-    """What falls due at an environment step, in this order; bools, or bool arrays."""
+    """The operations that are due at an environment step, in this order; bools or bool arrays."""
 
-    reset: Any  # a fresh agent, before anything else
-    fit: Any  # the model is refitted
-    random: Any  # the action is uniform
-    insert: Any  # the transition before this step is stored, and no more
-    learn: Any  # it is stored, and learned from
-    evaluate: Any  # the policy is evaluated, once this step is done
+    reset: Any  # reinitialise the agent, before anything else
+    fit: Any  # refit the model
+    random: Any  # take a uniformly random action
+    insert: Any  # store the previous transition, without learning
+    learn: Any  # store the previous transition, and learn
+    evaluate: Any  # evaluate the policy, after this step
 
 
 def due(config: Config, step: Any) -> Due:
-    """What falls due at environment step `step`, a whole number or a traced one, ()."""
+    """Return the operations that are due at environment step `step`, a traced or Python integer."""
     learn, model = config.learn, config.model
     random = step < config.random_steps
-    # In steps since learning began.
-    learning = step - config.random_steps
+    steps_of_learning = step - config.random_steps
     reset = np.bool_(False)
     if learn.reset_every:
         reset = reset | (step % learn.reset_every == 0)
     for at in learn.reset_at:
         reset = reset | (step == at)
     return Due(
-        reset=reset & (learning > 0),
-        fit=config.has_model & (learning >= 0) & (learning % model.fit_every == 0),
+        reset=reset & (steps_of_learning > 0),
+        fit=config.has_model
+        & (steps_of_learning >= 0)
+        & (steps_of_learning % model.fit_every == 0),
         random=random,
         insert=(step > 0) & random,
-        learn=(step > 0) & (learning >= 0),
+        learn=(step > 0) & (steps_of_learning >= 0),
         evaluate=((step + 1) % config.eval.every == 0) | (step + 1 == config.steps),
     )
 
 
 def learns(config: Config) -> bool:
-    """Whether a run is long enough for the agent to learn at all."""
+    """Return whether the run is long enough for the agent to learn."""
     return bool(due(config, config.steps - 1).learn)
 
 
 def segments(config: Config) -> tuple[int, ...]:
-    """Static numbers of environment steps by which an engine that scans may go, longest first.
+    """Return the static segment lengths of an engine that scans over steps, longest first.
 
-    Resets, fits and evaluations fall between segments of the first length; a second one is what
-    is left of a last interval that is shorter than the others.
+    Resets, fits and evaluations happen between segments of the first length. A second length is the
+    remainder of a last interval that is shorter than the others.
     """
     learn = config.learn
-    # Without a model too: an interruption is heard between segments.
+    # Without a model `fit_every` counts too: an interruption takes effect between segments.
     every = [config.eval.every, config.random_steps, config.model.fit_every]
     length = math.gcd(*every, learn.reset_every, *learn.reset_at)
     rest = config.steps % length
     return (length, rest) if rest and config.steps > length else (min(length, config.steps),)
 
 
-def until_due(config: Config, step: int) -> int:
-    """The length of the segment that begins at `step`: one of `segments`, but where a run goes on
-    from the end of a shorter one.
+def segment_length(config: Config, step: int) -> int:
+    """Return the length of the segment that begins at `step`.
+
+    It is one of `segments`, unless the run was extended after a shorter last segment.
     """
     length = segments(config)[0]
     return min(length - step % length, config.steps - step)

@@ -152,8 +152,8 @@ def measure(work: Workload, seconds: float) -> Iterator[Line]:
             timings[name] = _time_stage({**peak, name: stage}, name, seconds)
             yield common_columns | _make_line(name, stage, timings[name])
         yield common_columns | _environment_step(stages, timings)
-        for name, facts in work.facts().items():
-            values = facts._asdict()
+        for name, properties in work.program_properties().items():
+            values = properties._asdict()
             for size in ("state_bytes", "temporary_bytes"):
                 values[size] = round(values[size] / program.placement.learners_per_device)
             yield common_columns | {"stage": f"program {name}", **values}
@@ -341,7 +341,7 @@ def _make_config(env: str, learners: int) -> Config:
         agent=FLAGS.agent,
         trust=FLAGS.trust,
         preset=FLAGS.preset,
-        fixes=["scale,target"] if FLAGS.algo == "mbpo" else [],
+        fixes=["scale,target"] if FLAGS.algo != "model-free" else [],
         seeds=learners,
         settings=common.parse_assignments("--set", FLAGS.set),
     )

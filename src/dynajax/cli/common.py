@@ -153,7 +153,7 @@ def _call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> i
     except KeyboardInterrupt:
         distributed.leave(INTERRUPTED)
     except Exception:
-        if not distributed.joined():
+        if not distributed.is_initialized():
             raise
         traceback.print_exc()
         distributed.leave(1)

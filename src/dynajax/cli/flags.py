@@ -26,9 +26,17 @@ def define_method() -> None:
     """Define --algo, --agent and --trust."""
     # Some commands need neither flag, and should not wait for JAX to be imported.
     from dynajax.agents import AGENTS
+    from dynajax.algorithms import ALGORITHMS
     from dynajax.trust import TRUST
 
-    flags.DEFINE_enum("algo", "mbpo", _choices("algo"), "Train with a dynamics model or without.")
+    flags.DEFINE_enum(
+        "algo",
+        "mbpo",
+        list(ALGORITHMS),
+        "Published algorithm, how synthetic data are made and used: "
+        + ", ".join(f"{name} ({row.paper})" for name, row in ALGORITHMS.items())
+        + ".",
+    )
     flags.DEFINE_string(
         "agent",
         None,
@@ -36,8 +44,9 @@ def define_method() -> None:
     )
     flags.DEFINE_string(
         "trust",
-        "none",
-        f"The trust rule for synthetic data: {', '.join(TRUST)}, or module:NAME.",
+        None,
+        f"The trust rule for synthetic data: {', '.join(TRUST)}, or module:NAME. By default that of "
+        "the algorithm.",
     )
 
 

@@ -99,14 +99,14 @@ def main(arguments: Sequence[str]) -> int:
     if FLAGS.video:
         video.check(config)
     result = train(config, FLAGS.out, command=common.command_line(), wandb=FLAGS.wandb)
-    first = distributed.first()
+    first = distributed.is_main_process()
     if not result.finished:
         if first:
             print(f"interrupted and saved; the same command resumes it: {result.folder}")
         return exit_status.INTERRUPTED
     report = write_report(result.folder) if first else None
     if FLAGS.video:
-        for path in video.record(config, result.folder, result.state, result.rows):
+        for path in video.record(config, result.folder, result.state, result.learner_indices):
             print(f"video: {path}")
     if first:
         print(f"report: {report}")

@@ -11,7 +11,7 @@ import numpy as np
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fit_data, make_model, targets, training
 from dynajax.models.base import DynamicsModel
-from dynajax.replay import pack
+from dynajax.replay import of_transitions
 from dynajax.types import Array, EnvSpec, ModelState, ReplayBuffer, Transition
 from dynajax.xla import backend
 
@@ -82,11 +82,10 @@ def fit(
     """
     variants = [targets.parse_fixes(code) for code in codes]
     dynamics = make_model(config, spec)
-    packed = pack(
+    rows = of_transitions(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *data),
         jnp.ones((len(data), len(data[0].reward)), bool),
     )
-    rows = ReplayBuffer(**vars(packed))
     keys = jax.vmap(lambda s: jax.random.split(jax.random.PRNGKey(s), 3))(
         jnp.arange(seed, seed + len(data))
     )

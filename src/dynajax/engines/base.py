@@ -1,4 +1,4 @@
-"""What an engine is: where the environments of all rows run, and in which steps they go on."""
+"""The interface of an engine: it runs the environments and schedules acting and learning."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -10,38 +10,45 @@ from dynajax.types import Evaluation, Metrics, TrainState
 
 
 class Engine(Protocol):
-    """Environments of a process's rows. All engines do the same things in the same order."""
+    """The environments of this process's learners.
+
+    All engines do the same operations in the same order.
+    """
 
     dropped: np.ndarray  # (S,) transitions of the run that were not finite
 
     def lower(self) -> list[jax.stages.Lowered]:
-        """The large programs, before they are compiled."""
+        """Lower the large programs, without compiling them."""
 
     def start(self) -> None:
-        """Begins episode 0 of every row."""
+        """Begin episode 0 of every learner."""
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
-        """Acts, and learns from what happened before, for one environment step or more.
+        """Act, and learn from the previous transition, for one environment step or more.
 
         Args:
+          state: the training state.
           step: environment steps done so far.
 
         Returns:
-          The state, the figures (S,) of the last step that learned (empty if none did), and the
-          steps done now.
+          The state, the metrics (S,) of the last step that learned (empty if none did), and the
+          number of steps done by this call.
         """
 
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
-        """Episodes with the deterministic policy, and what the critics say of their starts."""
+        """Run episodes with the deterministic policy, and estimate the value of their starts."""
 
     def train_returns(self) -> np.ndarray:
-        """Mean return (S,) of the training episodes that ended since the last call, or NaN."""
+        """Return the mean return (S,) of the training episodes that ended in the interval.
+
+        It is called once in each interval. Entries are NaN where no episode ended.
+        """
 
     def progress(self) -> dict[str, np.ndarray]:
-        """All that it takes to go on from here, beside the `TrainState`."""
+        """Return everything that is needed to resume, besides the `TrainState`."""
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to an earlier `progress`."""
+        """Restore what `progress` returned."""
 
     def close(self) -> None:
-        """Ends what the engine started."""
+        """Release the processes and files that the engine holds."""

@@ -1,9 +1,12 @@
-"""The device engine: environments on the device, in programs of many steps with the learner.
+"""The device engine: simulation and learning in one jitted program per segment of the schedule.
 
-The order is that of the host engine, and a test holds both to the same states. Environments are
-pure functions (`envs.mjx`). No episode's start is computed inside a step: before each interval
-between two evaluations as many initial states are made as its episodes can use, and an episode that
-ends takes the next of them.
+Environments are pure functions (`envs.mjx`), so many environment steps and the learning between
+them run in one program. The order of operations is that of the host engine; `tests/test_device.py`
+checks that both reach the same states.
+
+Initial states are not computed inside a step, because a reset can cost as much as many steps.
+Before each interval between two evaluations a pool of initial states is filled, and an episode that
+ends takes the next state of the pool.
 """
 
 import functools
@@ -33,202 +36,263 @@ from dynajax.types import (
     Transition,
 )
 
-# Steps that an episode of a task that can terminate lasts at least, on average over an interval; if
-# episodes are shorter, initial states are used again.
-_SHORT_EPISODE = 20
-# Initial states to spare, for episodes that end where the physics is not finite.
-_SPARE = 2
+# Expected length of episodes of a task that can terminate. If episodes are shorter on average over
+# an interval, initial states are reused.
+_MIN_EPISODE_LENGTH = 20
+# Extra initial states, for episodes that end because the physics is not finite.
+_SPARE_STATES = 2
 
 
 class EnvRunnerState(NamedTuple):
-    """All of one row's environment that changes."""
+    """Everything that changes in the environment of one learner; P is the size of the pool."""
 
     env: EnvState
-    age: Array  # () int, steps of the running episode
-    score: Array  # () its return so far
-    ready: EnvState  # (P, ...) initial states
-    made: Array  # () int, initial states made so far
-    used: Array  # () int, and used
-    pending: Transition  # the transition that is not learned from yet
-    valid: Array  # () bool, of it
-    ended: Array  # () int, episodes ended since the last evaluation
-    ended_score: Array  # () the sum of their returns
-    dropped: Array  # () int, transitions that were not finite
+    episode_step: Array  # () int, steps of the current episode
+    episode_return: Array  # () return of the current episode so far
+    initial_states: EnvState  # (P, ...) pool; episode e starts from slot e mod P
+    num_created: Array  # () int, initial states computed since the run began
+    num_used: Array  # () int, initial states used since the run began
+    pending: Transition  # the last transition, which the learner has not received yet
+    pending_valid: Array  # () bool, whether it is finite
+    num_episodes: Array  # () int, episodes that ended since the last evaluation
+    return_sum: Array  # () sum of their returns
+    num_dropped: Array  # () int, transitions that were not finite since the run began
 
 
 class TimedState(NamedTuple):
-    """The worlds of all rows, leaves (S, ...), and the environment steps done."""
+    """The environments of all learners, and the number of environment steps done."""
 
     step: Array  # () int
-    worlds: EnvRunnerState
+    runners: EnvRunnerState  # leaves (S, ...)
 
 
-#: How the worlds lie on the devices.
-_CLOCKED = TimedState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
+#: How a `TimedState` is placed on the devices.
+_TIMED = TimedState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
 
 
-def _where(condition: Array, new: Any, old: Any) -> Any:
-    """`new` where the condition (...) holds, else `old`; leaves (..., more)."""
+def _select(condition: Array, new: Any, old: Any) -> Any:
+    """Return `new` where the condition (...) holds, else `old`; leaves (..., more axes)."""
 
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where(
-            condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b
-        )
+    def select(a: Array, b: Array) -> Array:
+        trailing = (1,) * (a.ndim - condition.ndim)
+        return jnp.where(condition.reshape(condition.shape + trailing), a, b)
 
-    return jax.tree.map(choose, new, old)
+    return jax.tree.map(select, new, old)
 
 
-def _finite(obs: Array, reward: Array) -> Array:
+def _is_finite(obs: Array, reward: Array) -> Array:
     return jnp.isfinite(obs).all(-1) & jnp.isfinite(reward)
 
 
-def refill_pool(task: Task, world: EnvRunnerState, seed_key: Array) -> EnvRunnerState:
-    """Makes initial states in place of those used since the last time; for one row."""
-    size = jax.tree.leaves(world.ready)[0].shape[0]
-    key = jax.random.fold_in(seed_key, EPISODES)
-    # Episode e starts from a state that depends on the row's seed and e alone, in slot e mod P.
-    slots = jnp.arange(size)
-    episode = world.made + (slots - world.made) % size
-    fresh = jax.vmap(lambda e: task.reset(jax.random.fold_in(key, e)))(episode)
-    wanted = episode < world.used + size
-    first = world.made == 0
-    ready = _where(wanted, fresh, world.ready)
-    begin = jax.tree.map(lambda x: x[0], ready)
-    return world._replace(
-        ready=ready,
-        made=world.made + wanted.sum(),
-        env=_where(first, begin, world.env),
-        used=jnp.where(first, 1, world.used),
-    )
+def flat_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Map a function over two leading axes, learners and episodes, with a single `vmap`.
 
-
-def advance(task: Task, world: EnvRunnerState, action: Array) -> EnvRunnerState:
-    """One environment step, and the next episode where one ends; for one row.
-
-    A transition that is not finite is held as zeros and not valid, and ends its episode.
+    Under two nested vmaps MJX is transformed twice, which takes seconds at every start, and resets
+    with contacts fail to compile on CUDA.
     """
-    after, reward, terminated = task.step(world.env, action)
-    valid = _finite(after.obs, reward)
-    discount = 1.0 - terminated.astype(jnp.float32)
-    whole = Transition(world.env.obs, action, reward, discount, after.obs)
-    score = world.score + jnp.where(valid, reward, 0.0)
-    age = world.age + 1
-    over = terminated | ~valid | (age >= task.spec.time_limit)
-    size = jax.tree.leaves(world.ready)[0].shape[0]
-    fresh = jax.tree.map(lambda x: x[world.used % size], world.ready)
-    return world._replace(
-        env=_where(over, fresh, after),
-        age=jnp.where(over, 0, age),
-        score=jnp.where(over, 0.0, score),
-        used=world.used + over,
-        pending=jax.tree.map(lambda x: jnp.where(valid, x, jnp.zeros_like(x)), whole),
-        valid=valid,
-        ended=world.ended + over,
-        ended_score=world.ended_score + jnp.where(over, score, 0.0),
-        dropped=world.dropped + ~valid,
-    )
+
+    def mapped(*arguments: Any) -> Any:
+        learners, episodes = jax.tree.leaves(arguments)[0].shape[:2]
+        # Not reshape(-1, ...), which fails for arrays without entries.
+        flat = jax.tree.map(lambda x: x.reshape(learners * episodes, *x.shape[2:]), arguments)
+        results = jax.vmap(function)(*flat)
+        return jax.tree.map(lambda x: x.reshape(learners, episodes, *x.shape[1:]), results)
+
+    return mapped
 
 
-def episodes(
-    task: Task, act: Callable[[Array], Array], discount: Array, starts: EnvState
-) -> Evaluation:
-    """An episode from each of `starts` (S, K).
+def pool_size(runners: EnvRunnerState) -> int:
+    """Return the number of initial states of each learner."""
+    return jax.tree.leaves(runners.initial_states)[0].shape[runners.num_used.ndim]
+
+
+def fill_pools(task: Task, runners: EnvRunnerState, seed_keys: Array) -> EnvRunnerState:
+    """Replace the initial states that were used, and begin episode 0 if none has begun.
 
     Args:
-      act: (S, K, D) -> (S, K, A).
-      discount: (S,).
+      task: the environment.
+      runners: leaves (S, ...).
+      seed_keys: (S, ...), the learners' constant keys.
     """
-    rows, count = starts.obs.shape[:2]
+    size = pool_size(runners)
+    slots = jnp.arange(size)
 
-    # One vmap: under two MJX would be transformed twice, which takes seconds at every start.
-    def by_one(env: EnvState, action: Array) -> tuple[EnvState, Array, Array]:
-        flat = jax.tree.map(lambda x: x.reshape(rows * count, *x.shape[2:]), (env, action))
-        return jax.tree.map(
-            lambda x: x.reshape(rows, count, *x.shape[1:]), jax.vmap(task.step)(*flat)
-        )
+    def slot_episodes(num_created: Array, seed_key: Array) -> tuple[Array, Array]:
+        """Return the next episode that starts from each slot, and the key of its reset."""
+        episode = num_created + (slots - num_created) % size
+        # The state depends on nothing but the learner's seed and the number of the episode.
+        key = jax.random.fold_in(seed_key, EPISODES)
+        return episode, jax.vmap(lambda e: jax.random.fold_in(key, e))(episode)
+
+    episode, keys = jax.vmap(slot_episodes)(runners.num_created, seed_keys)
+    was_used = episode < runners.num_used[:, None] + size
+    initial_states = _select(was_used, flat_vmap(task.reset)(keys), runners.initial_states)
+    first_time = runners.num_created == 0
+    first_state = jax.tree.map(lambda x: x[:, 0], initial_states)
+    return runners._replace(
+        initial_states=initial_states,
+        num_created=runners.num_created + was_used.sum(1),
+        env=_select(first_time, first_state, runners.env),
+        num_used=jnp.where(first_time, 1, runners.num_used),
+    )
+
+
+def step_env(task: Task, runner: EnvRunnerState, action: Array) -> EnvRunnerState:
+    """Do one environment step of one learner, and begin the next episode if one ends.
+
+    A transition that is not finite is replaced by zeros, marked as invalid, and ends its episode.
+    """
+    env, reward, terminated = task.step(runner.env, action)
+    valid = _is_finite(env.obs, reward)
+    discount = 1.0 - terminated.astype(jnp.float32)
+    transition = Transition(runner.env.obs, action, reward, discount, env.obs)
+    episode_return = runner.episode_return + jnp.where(valid, reward, 0.0)
+    episode_step = runner.episode_step + 1
+    done = terminated | ~valid | (episode_step >= task.spec.time_limit)
+    slot = runner.num_used % pool_size(runner)
+    initial_state = jax.tree.map(lambda x: x[slot], runner.initial_states)
+    return runner._replace(
+        env=_select(done, initial_state, env),
+        episode_step=jnp.where(done, 0, episode_step),
+        episode_return=jnp.where(done, 0.0, episode_return),
+        num_used=runner.num_used + done,
+        pending=jax.tree.map(lambda x: jnp.where(valid, x, jnp.zeros_like(x)), transition),
+        pending_valid=valid,
+        num_episodes=runner.num_episodes + done,
+        return_sum=runner.return_sum + jnp.where(done, episode_return, 0.0),
+        num_dropped=runner.num_dropped + ~valid,
+    )
+
+
+def run_episodes(
+    task: Task, policy: Callable[[Array], Array], discount: Array, initial_states: EnvState
+) -> Evaluation:
+    """Run one episode from each of the initial states (S, K).
+
+    Args:
+      task: the environment.
+      policy: (S, K, D) -> (S, K, A).
+      discount: (S,).
+      initial_states: leaves (S, K, ...).
+    """
+    step_all = flat_vmap(task.step)
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         env, active, returns, discounted, lengths = carry
-        after, reward, terminated = by_one(env, act(env.obs))
-        good = active & _finite(after.obs, reward)
-        env = _where(good, after, env)
-        reward = jnp.where(good, reward, 0.0)
+        next_env, reward, terminated = step_all(env, policy(env.obs))
+        valid = active & _is_finite(next_env.obs, reward)
+        env = _select(valid, next_env, env)
+        reward = jnp.where(valid, reward, 0.0)
         discounted = discounted + discount[:, None] ** lengths * reward
-        return (env, good & ~terminated, returns + reward, discounted, lengths + good), None
+        return (env, valid & ~terminated, returns + reward, discounted, lengths + valid), None
 
-    active = jnp.isfinite(starts.obs).all(-1)
+    active = jnp.isfinite(initial_states.obs).all(-1)
     zeros = jnp.zeros(active.shape)
-    carry = (starts, active, zeros, zeros, jnp.zeros(active.shape, jnp.int32))
+    carry = (initial_states, active, zeros, zeros, jnp.zeros(active.shape, jnp.int32))
     carry, _ = jax.lax.scan(step, carry, length=task.spec.time_limit)
     _, _, returns, discounted, lengths = carry
     return Evaluation(returns, lengths, discounted=discounted)
 
 
-def steps(
+def run_segment(
     config: Config,
     task: Task,
     functions: Functions,
     length: int,
     state: TrainState,
-    clocked: TimedState,
+    timed: TimedState,
 ) -> tuple[TrainState, TimedState, Metrics]:
-    """`length` environment steps of all rows of a device; see `Engine.advance`."""
-    step, worlds = clocked
-    first = (worlds.pending, worlds.valid)
-    metrics = jax.tree.map(jnp.zeros_like, jax.eval_shape(functions.learn, state, *first)[1])
+    """Do `length` environment steps of all learners of a device; see `Engine.advance`."""
+    step, runners = timed
+    pending = (runners.pending, runners.pending_valid)
+    metrics = jax.tree.map(jnp.zeros_like, jax.eval_shape(functions.learn, state, *pending)[1])
 
     def one_step(carry: Any, _: None) -> tuple[Any, None]:
-        state, step, worlds, metrics = carry
-        pending, due = (worlds.pending, worlds.valid), schedule.due(config, step)
-        action = functions.act(state, worlds.env.obs, step)
-        state = _once_if(due.insert, lambda state: functions.insert(state, *pending), state)
-        state, metrics = _once_if(
+        state, step, runners, metrics = carry
+        pending, due = (runners.pending, runners.pending_valid), schedule.due(config, step)
+        action = functions.act(state, runners.env.obs, step)
+        state = _apply_if(due.insert, lambda state: functions.insert(state, *pending), state)
+        state, metrics = _apply_if(
             due.learn, lambda carry: functions.learn(carry[0], *pending), (state, metrics)
         )
-        worlds = jax.vmap(functools.partial(advance, task))(worlds, action)
-        return (state, step + 1, worlds, metrics), None
+        runners = jax.vmap(functools.partial(step_env, task))(runners, action)
+        return (state, step + 1, runners, metrics), None
 
-    carry = (state, step, worlds, metrics)
-    (state, step, worlds, metrics), _ = jax.lax.scan(one_step, carry, length=length)
-    return state, TimedState(step, worlds), metrics
+    carry = (state, step, runners, metrics)
+    (state, step, runners, metrics), _ = jax.lax.scan(one_step, carry, length=length)
+    return state, TimedState(step, runners), metrics
 
 
-def _once_if(due: Array, change: Callable[[Any], Any], carry: Any) -> Any:
-    """`change(carry)` if it is `due`, which is the same for all rows.
+def _apply_if(condition: Array, function: Callable[[Any], Any], carry: Any) -> Any:
+    """Return `function(carry)` if the condition, which all learners share, holds, else `carry`.
 
-    A loop that runs once or never, because XLA hands a loop's carry on in place, while it copies
-    what goes through a branch: the replays, at every step.
+    This is a loop of at most one iteration, because XLA updates a loop's carry in place, whereas it
+    copies the operands of a branch: here the replay buffers, at every step.
     """
-    return jax.lax.fori_loop(0, due.astype(jnp.int32), lambda _, c: change(c), carry)
+    return jax.lax.fori_loop(0, condition.astype(jnp.int32), lambda _, c: function(c), carry)
 
 
 def evaluate(
     config: Config, task: Task, functions: Functions, state: TrainState, step: Array
 ) -> Evaluation:
-    """Episodes of all rows of a device; see `Engine.evaluate`."""
+    """Run the evaluation episodes of all learners of a device; see `Engine.evaluate`."""
 
-    def starts(seed_key: Array) -> EnvState:
+    def episode_keys(seed_key: Array) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(seed_key, EVALUATIONS), step)
-        return jax.vmap(task.reset)(jax.random.split(key, config.eval.episodes))
+        return jax.random.split(key, config.eval.episodes)
 
     policy = functools.partial(functions.deterministic_action, state)
-    begin = jax.vmap(starts)(state.learners.seed_key)
-    evaluation = episodes(task, policy, state.learners.config.learn.discount, begin)
-    return evaluation._replace(values=functions.value(state, begin.obs))
+    initial_states = flat_vmap(task.reset)(jax.vmap(episode_keys)(state.learners.seed_key))
+    discount = state.learners.config.learn.discount
+    evaluation = run_episodes(task, policy, discount, initial_states)
+    return evaluation._replace(values=functions.value(state, initial_states.obs))
 
 
-def restock(task: Task, seed_key: Array, clocked: TimedState) -> TimedState:
-    """The worlds of all rows of a device, ready for an interval."""
-    worlds = jax.vmap(functools.partial(refill_pool, task))(clocked.worlds, seed_key)
-    zeros = jax.tree.map(jnp.zeros_like, (worlds.ended, worlds.ended_score))
-    return TimedState(clocked.step, worlds._replace(ended=zeros[0], ended_score=zeros[1]))
+def begin_interval(task: Task, seed_keys: Array, timed: TimedState) -> TimedState:
+    """Fill the pools of all learners of a device, and forget the episodes that have ended."""
+    runners = fill_pools(task, timed.runners, seed_keys)
+    num_episodes, return_sum = jax.tree.map(
+        jnp.zeros_like, (runners.num_episodes, runners.return_sum)
+    )
+    return TimedState(
+        timed.step, runners._replace(num_episodes=num_episodes, return_sum=return_sum)
+    )
+
+
+def _empty_runners(config: Config, spec: EnvSpec, task: Task, num_learners: int) -> TimedState:
+    """Return environments whose first episode has not begun."""
+    length = spec.time_limit if spec.termination is never else _MIN_EPISODE_LENGTH
+    size = -(-config.eval.every // length) + _SPARE_STATES
+    env = jax.eval_shape(task.reset, jax.eval_shape(lambda: jax.random.PRNGKey(0)))
+
+    def zeros(*shape: int) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((num_learners, *shape, *x.shape), x.dtype), env)
+
+    pending, pending_valid = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), transition_shapes(num_learners, spec)
+    )
+    count = jnp.zeros(num_learners, jnp.int32)
+    runners = EnvRunnerState(
+        env=zeros(),
+        episode_step=count,
+        episode_return=jnp.zeros(num_learners),
+        initial_states=zeros(size),
+        num_created=count,
+        num_used=count,
+        pending=pending,
+        pending_valid=pending_valid,
+        num_episodes=count,
+        return_sum=jnp.zeros(num_learners),
+        num_dropped=count,
+    )
+    return TimedState(jnp.zeros((), jnp.int32), runners)
 
 
 class DeviceEngine:
-    """Environments on the device, a segment of the schedule at a time.
+    """Environments on the device, advanced by one segment of the schedule at a time.
 
     Raises:
-      UsageError: the task cannot run there.
+      UsageError: the task cannot run on the device.
     """
 
     def __init__(self, program: Program, clock: Clock, task: Task | None = None) -> None:
@@ -236,44 +300,44 @@ class DeviceEngine:
         task = task or mjx.make(config.env, repeat=config.task.repeat)
         self._config, self._program, self._clock = config, program, clock
         functions = vmap_learners(program.algorithm)
-        # A task's tables and a configuration's numbers are constants of the programs.
+        # The task's tables and the configuration's numbers become constants of the programs.
         self._empty = placement.jit_sharded(
-            functools.partial(_empty, config, spec, task, placement.learners_per_device),
+            functools.partial(_empty_runners, config, spec, task, placement.learners_per_device),
             (),
-            _CLOCKED,
+            _TIMED,
             jax.jit,
         )
-        self._restock = placement.jit_sharded(
-            functools.partial(restock, task), (BY_ROWS, _CLOCKED), _CLOCKED, donate_argnums=1
+        self._begin_interval = placement.jit_sharded(
+            functools.partial(begin_interval, task), (BY_ROWS, _TIMED), _TIMED, donate_argnums=1
         )
-        self._steps = functools.cache(
+        self._segment = functools.cache(
             lambda length: placement.jit_sharded(
-                functools.partial(steps, config, task, functions, length),
-                (STATE, _CLOCKED),
-                (STATE, _CLOCKED, BY_ROWS),
+                functools.partial(run_segment, config, task, functions, length),
+                (STATE, _TIMED),
+                (STATE, _TIMED, BY_ROWS),
                 donate_argnums=(0, 1),
             )
         )
         self._evaluate = placement.jit_sharded(
             functools.partial(evaluate, config, task, functions), (STATE, EVERYWHERE), BY_ROWS
         )
-        self._clocked: TimedState | None = None
-        self._stocked = False
-        self._waiting: Any = None  # the segment before the one that was begun last
+        self._timed: TimedState | None = None
+        self._interval_begun = False
+        self._previous_metrics: Any = None  # of the last segment; ready when the segment is over
         self.dropped = np.zeros(placement.num_learners, np.int64)
 
     @property
-    def _worlds(self) -> EnvRunnerState:
-        assert self._clocked is not None
-        return self._clocked.worlds
+    def _runners(self) -> EnvRunnerState:
+        assert self._timed is not None
+        return self._timed.runners
 
     def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-        """The large programs by name, each with its arguments' shapes."""
+        """Return the large programs by name, each with the shapes of its arguments."""
         program = self._program
         state = program.shapes()
-        clocked = program.placement.shapes(_CLOCKED, jax.eval_shape(self._empty))
+        timed = program.placement.shapes(_TIMED, jax.eval_shape(self._empty))
         programs: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            f"steps of {length}": (self._steps(length), (state, clocked))
+            f"steps of {length}": (self._segment(length), (state, timed))
             for length in schedule.segments(self._config)
         }
         programs["evaluation"] = self._evaluate, (state, np.int32(0))
@@ -282,94 +346,67 @@ class DeviceEngine:
         return programs
 
     def lower(self) -> list[jax.stages.Lowered]:
-        """The large programs, before they are compiled."""
+        """Lower the large programs, without compiling them."""
         return [function.lower(*arguments) for function, arguments in self.programs().values()]
 
     def start(self) -> None:
-        """Begins episode 0 of every row."""
-        self._clocked, self._stocked = self._empty(), False
+        """Begin episode 0 of every learner."""
+        self._timed, self._interval_begun = self._empty(), False
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
-        """A segment; see `Engine`. It returns while the segment runs, and the one before is over,
-        so that an interruption is heard soon.
+        """Run a segment; see `Engine`.
+
+        This returns while the segment runs, as soon as the previous one is over, so that an
+        interruption takes effect after two segments at most.
         """
-        length = schedule.until_due(self._config, step)
+        length = schedule.segment_length(self._config, step)
         with self._clock("update"):
-            if not self._stocked:
-                self._clocked = self._restock(state.learners.seed_key, self._clocked)
-                self._stocked = True
-            state, self._clocked, metrics = self._steps(length)(state, self._clocked)
-            jax.block_until_ready(self._waiting)
-        self._waiting = metrics
+            if not self._interval_begun:
+                self._timed = self._begin_interval(state.learners.seed_key, self._timed)
+                self._interval_begun = True
+            state, self._timed, metrics = self._segment(length)(state, self._timed)
+            jax.block_until_ready(self._previous_metrics)
+        self._previous_metrics = metrics
         learned = schedule.due(self._config, step + length - 1).learn
         return state, metrics if learned else {}, length
 
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
-        """See `Engine`."""
+        """Run evaluation episodes; see `Engine`."""
         evaluation = self._evaluate(state, np.int32(step))
         evaluation = self._program.placement.unpad(jax.device_get(evaluation))
-        self._stocked = False
+        self._interval_begun = False
         self._read_dropped()
         return evaluation._replace(returns=evaluation.returns.astype(np.float64))
 
     def _read_dropped(self) -> None:
-        self.dropped = self._program.placement.unpad(jax.device_get(self._worlds.dropped))
+        self.dropped = self._program.placement.unpad(jax.device_get(self._runners.num_dropped))
 
     def train_returns(self) -> np.ndarray:
-        """See `Engine`; it is asked once an interval."""
-        ended, score = self._program.placement.unpad(
-            jax.device_get((self._worlds.ended, self._worlds.ended_score))
+        """Return the mean training returns of the interval; see `Engine`."""
+        count, total = self._program.placement.unpad(
+            jax.device_get((self._runners.num_episodes, self._runners.return_sum))
         )
-        return np.where(ended > 0, score / np.maximum(ended, 1), np.nan)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     def progress(self) -> dict[str, np.ndarray]:
-        """The worlds' arrays by their place."""
-        assert self._clocked is not None
+        """Return the arrays of the environments by their path in the tree; see `Engine`."""
+        assert self._timed is not None
         self._read_dropped()
-        clocked = self._clocked._replace(worlds=self._program.placement.unpad(self._worlds))
-        leaves = jax.tree_util.tree_leaves_with_path(clocked)
-        # Not every checkpoint format can hold an array without entries.
+        timed = self._timed._replace(runners=self._program.placement.unpad(self._runners))
+        leaves = jax.tree_util.tree_leaves_with_path(timed)
+        # Some checkpoint formats cannot hold an array without entries.
         arrays = {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves if x.size}
-        return {**arrays, "stocked": np.array([self._stocked])}
+        return {**arrays, "interval_begun": np.array([self._interval_begun])}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
-        """Goes back to an earlier `progress`."""
+        """Restore what `progress` returned."""
         empty = self._empty()
         saved = jax.tree_util.tree_map_with_path(
             lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else np.asarray(x), empty
         )
-        self._clocked = put(saved, empty)
-        self._stocked = bool(progress["stocked"][0])
-        self.dropped = saved.worlds.dropped
+        self._timed = put(saved, empty)
+        self._interval_begun = bool(progress["interval_begun"][0])
+        self.dropped = saved.runners.num_dropped
 
     def close(self) -> None:
-        """Nothing is to be ended."""
-
-
-def _empty(config: Config, spec: EnvSpec, task: Task, rows: int) -> TimedState:
-    """Worlds whose first episode has not begun."""
-    format_float = spec.time_limit if spec.termination is never else _SHORT_EPISODE
-    size = -(-config.eval.every // format_float) + _SPARE
-    env = jax.eval_shape(task.reset, jax.eval_shape(lambda: jax.random.PRNGKey(0)))
-
-    def zeros(*shape: int) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros((rows, *shape, *x.shape), x.dtype), env)
-
-    pending, valid = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), transition_shapes(rows, spec)
-    )
-    count = jnp.zeros(rows, jnp.int32)
-    worlds = EnvRunnerState(
-        env=zeros(),
-        age=count,
-        score=jnp.zeros(rows),
-        ready=zeros(size),
-        made=count,
-        used=count,
-        pending=pending,
-        valid=valid,
-        ended=count,
-        ended_score=jnp.zeros(rows),
-        dropped=count,
-    )
-    return TimedState(jnp.zeros((), jnp.int32), worlds)
+        """Do nothing: this engine holds no processes or files."""

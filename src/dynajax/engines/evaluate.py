@@ -12,31 +12,30 @@ from dynajax.types import EnvSpec, Evaluation
 
 
 class Evaluator:
-    """Runs K = config.eval.episodes episodes for each row, all in lockstep.
+    """Run K = `config.eval.episodes` episodes of each learner, all in lockstep.
 
     Args:
-      config: a run's configuration.
-      spec: what `envs.spec` says of its task.
-      row_seeds: S seeds, those of the training environments.
-      discounts: S discounts of the rows; the configuration's if not given.
-      stream: of which stream the episodes are, see `episode_seed`.
+      config: the configuration of the run.
+      spec: the specification of its task, from `envs.spec`.
+      seeds: S seeds of the learners, which are also those of the training environments.
+      discounts: S discounts of the learners; by default that of the configuration.
+      stream: the stream of episode seeds, see `episode_seed`.
     """
 
     def __init__(
         self,
         config: Config,
         spec: EnvSpec,
-        row_seeds: Sequence[int],
+        seeds: Sequence[int],
         discounts: Sequence[float] | None = None,
         stream: Stream = "evaluate",
     ):
         self._stream = stream
-        self._spec = spec
-        self._seeds = [int(s) for s in row_seeds]
+        self._seeds = [int(s) for s in seeds]
         self._episodes = config.eval.episodes
         self._discounts = discounts or [config.learn.discount] * len(self._seeds)
         n = len(self._seeds) * self._episodes
-        self._pool = VectorEnv(
+        self._envs = VectorEnv(
             spec.name,
             n,
             workers=default_workers(config, n),
@@ -44,41 +43,40 @@ class Evaluator:
             seeds=np.repeat(self._seeds, self._episodes).tolist(),
         )
 
-    def __call__(self, act: Callable[[np.ndarray], Any], step: int) -> Evaluation:
-        """Episodes that depend on the policy, the row's seed and `step` alone.
+    def __call__(self, policy: Callable[[np.ndarray], Any], step: int) -> Evaluation:
+        """Run episodes that depend only on the policy, the learner's seed and `step`.
 
         Args:
-          act: (S, K, D) float32 -> (S, K, A), the deterministic policy of every row. An episode
-            that is over keeps its last observation.
+          policy: (S, K, D) float32 -> (S, K, A), the deterministic policies of all learners. An
+            episode that is over keeps its last observation.
           step: environment steps of training so far.
 
         Returns:
-          Returns and lengths; an episode ends at a transition that is not finite, which does not
-          count.
+          Returns and lengths. A transition that is not finite ends its episode and is not counted.
         """
-        rows, k = len(self._seeds), self._episodes
+        shape = num_learners, k = len(self._seeds), self._episodes
+        n = num_learners * k
         seeds = [
             episode_seed(seed, self._stream, step * k + i) for seed in self._seeds for i in range(k)
         ]
-        returns, lengths = np.zeros(rows * k), np.zeros(rows * k, np.int64)
-        discounted, discount = np.zeros(rows * k), np.repeat(self._discounts, k)
-        obs = self._pool.reset(np.arange(rows * k), seeds)
+        returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+        discounted, discount = np.zeros(n), np.repeat(self._discounts, k)
+        obs = self._envs.reset(np.arange(n), seeds)
         starts = obs.copy()
         active = np.flatnonzero(all_finite(obs))
         while active.size:
-            actions = np.asarray(act(obs.reshape(rows, k, -1)), np.float32)
-            actions = actions.reshape(rows * k, -1)[active]
-            next_obs, reward, terminated, truncated = self._pool.step(active, actions)
-            good = all_finite(next_obs, reward)
-            stepped = active[good]
-            # JAX may still read the old array, for it takes numpy arrays without a copy.
+            actions = np.asarray(policy(obs.reshape(num_learners, k, -1)), np.float32)
+            actions = actions.reshape(n, -1)[active]
+            next_obs, reward, terminated, truncated = self._envs.step(active, actions)
+            valid = all_finite(next_obs, reward)
+            stepped = active[valid]
+            # JAX uses numpy arrays without copying them and may still read the old one.
             obs = obs.copy()
-            obs[stepped] = next_obs[good]
-            returns[stepped] += reward[good]
-            discounted[stepped] += discount[stepped] ** lengths[stepped] * reward[good]
+            obs[stepped] = next_obs[valid]
+            returns[stepped] += reward[valid]
+            discounted[stepped] += discount[stepped] ** lengths[stepped] * reward[valid]
             lengths[stepped] += 1
-            active = active[good & ~terminated & ~truncated]
-        shape = rows, k
+            active = active[valid & ~terminated & ~truncated]
         return Evaluation(
             returns.reshape(shape),
             lengths.reshape(shape),
@@ -87,5 +85,5 @@ class Evaluator:
         )
 
     def close(self) -> None:
-        """Ends the environments and their processes."""
-        self._pool.close()
+        """Close the environments and end their processes."""
+        self._envs.close()

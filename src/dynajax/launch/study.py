@@ -6,10 +6,10 @@ anything is started.
 ::
 
     tasks = ["humanoid-stand", "quadruped-walk"]
-    algorithms = ["mbpo", "model-free"]  # with a model, and without one
+    algorithms = ["mbpo", "model-free"]  # as --algo
     agents = ["sac"]                     # as --agent; by default that of the preset
-    trust = ["none"]                     # as --trust, for the mbpo runs
-    fixes = ["none", "scale,target"]     # variants of each mbpo run
+    trust = ["none"]                     # as --trust; by default that of the algorithm
+    fixes = ["none", "scale,target"]     # variants of each run with a model
     seeds = 6                            # of each variant
     preset = "paper"
 
@@ -17,7 +17,7 @@ anything is started.
     model.width = 400
 
     [arms.half-fresh]                    # each arm is a run; it overrides the keys above
-    settings = { rollout.fresh = true, rollout.real_fraction = 0.5 }
+    settings = { rollout.source = "on_the_fly", rollout.real_fraction = 0.5 }
 
     [resources]                          # of each run
     gpus = 1
@@ -89,8 +89,8 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "tasks": (_STRINGS, None),
     "algorithms": (_STRINGS, ["mbpo"]),
     "agents": (_STRINGS, [""]),
-    "trust": (_STRINGS, ["none"]),
-    "fixes": (_STRINGS, ["none"]),
+    "trust": (_STRINGS, [""]),
+    "fixes": (_STRINGS, [""]),
     "seeds": ("a whole number", 1),
     "first_seed": ("a whole number", 0),
     "seeds_per_run": ("a whole number", 0),  # 0: all
@@ -261,9 +261,9 @@ def _runs(values: dict[str, Any]) -> Iterator[StudyRun]:
     seeds, per_run = values["seeds"], values["seeds_per_run"] or max(1, values["seeds"])
     for task, algo, agent in itertools.product(values["tasks"], values["algorithms"], agents):
         # Without a model there is no synthetic data for a trust rule.
-        for trust in values["trust"] if algo == "mbpo" else ["none"]:
-            method = [algo, agent] if algo == "mbpo" else [agent]
-            method += [trust] if trust != "none" else []
+        for trust in values["trust"] if algo != "model-free" else [""]:
+            method = [algo, agent] if algo != "model-free" else [agent]
+            method += [trust] if trust not in ("", "none") else []
             for first in range(0, seeds, per_run) if seeds else (0,):
                 name = re.sub("[:/]", ".", "-".join([task, *method]))
                 if per_run < seeds:
@@ -292,12 +292,12 @@ def _other_fields(agent: str, trust: str, values: dict[str, Any]) -> set[str]:
 
     known: set[str] = set().union(
         *(paths("agent", agent_class(name).Fields) for name in values["agents"]),
-        *(paths("trust", trust_rule_class(name).Fields) for name in values["trust"]),
+        *(paths("trust", trust_rule_class(name or "none").Fields) for name in values["trust"]),
     )
     return (
         known
         - paths("agent", agent_class(agent).Fields)
-        - paths("trust", trust_rule_class(trust).Fields)
+        - paths("trust", trust_rule_class(trust or "none").Fields)
     )
 
 
@@ -320,20 +320,25 @@ def _run(
     """
     with_model = algo != "model-free"
     others = _other_fields(agent, trust, values)
-    sets = {path: _text(value) for path, value in values["settings"].items() if path not in others}
-    # Without a model there is nothing to fix, and no field of the model to vary.
+
+    def applies(path: str) -> bool:
+        """Return whether the run has the field: without a model it has none of the model's."""
+        group = path.split(".")[0]
+        of_model = group in ("model", "rollout", "source", "trust")
+        return path not in others and (with_model or not of_model)
+
+    sets = {path: _text(value) for path, value in values["settings"].items() if applies(path)}
     vary = {
         path: [_text(v) for v in (column if isinstance(column, list) else [column])]
         for path, column in values["vary"].items()
-        if path not in others
-        and (with_model or path.split(".")[0] not in ("model", "rollout", "trust"))
+        if applies(path)
     }
-    fixes = values["fixes"] if with_model else []
+    fixes = [fix for fix in values["fixes"] if fix] if with_model else []
     config = settings.make(
         task,
         algo=algo,
         agent=agent,
-        trust=trust,
+        trust=trust or None,
         preset=values["preset"],
         engine=values["engine"],
         fixes=fixes,
@@ -347,7 +352,7 @@ def _run(
         f"--env={task}",
         f"--algo={algo}",
         f"--agent={agent}",
-        f"--trust={trust}",
+        *([f"--trust={trust}"] if trust else []),
         f"--preset={config.preset}",
         f"--engine={config.engine}",
         *(f"--fix={fix}" for fix in fixes),

@@ -85,9 +85,10 @@ def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
     @backend.jit
     def play(state: Any, keys: jax.Array) -> Evaluation:
         act = functools.partial(policy.agent.deterministic_action, state)
-        starts = jax.tree.map(lambda x: x[None], jax.vmap(task.reset)(keys))
-        evaluation = on_device.episodes(task, act, jnp.full(1, config.learn.discount), starts)
-        return evaluation._replace(starts=starts.obs)
+        begin = jax.vmap(task.reset)(keys)
+        starts = jax.tree.map(lambda x: x[None], begin)
+        played = on_device.run_episodes(task, act, jnp.full(1, config.learn.discount), starts)
+        return played._replace(starts=starts.obs)
 
     # A training run with the same seed splits its keys from PRNGKey(seed), so these differ.
     key = jax.random.fold_in(jax.random.key(seed), _PLAY_STREAM)

@@ -1,1 +1,1 @@
-"""What training costs: operations, and times."""
+"""Cost of training: operations, memory, kernels and times."""

@@ -1,4 +1,4 @@
-"""What `experiments/bench.py` times: the machine's matmuls, and each stage of training alone."""
+"""Benchmark stages: the machine's matmuls, and each stage of training separately."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from dynajax.config import Config, assign
 from dynajax.engines.host import HostEngine
 from dynajax.envs.vector import VectorEnv, default_workers
 from dynajax.models import training
-from dynajax.profiling import compiled, flops
+from dynajax.profiling import flops, hlo
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runtime.member_parallel import MemberParallelFit
 from dynajax.runtime.program import Program, build
@@ -30,62 +30,93 @@ from dynajax.synthetic.buffered import Buffered, horizon
 from dynajax.types import Array, LearnerState, ReplayBuffer, Shared, TrainState, Transition
 from dynajax.xla import backend
 
-#: Side of the square matmuls that a machine's peak is taken from.
+#: Size of the square matmuls from which the peak of a machine is measured.
 SIDE = 256
-#: Stages that together are an environment step: the first whole, the others by `per_step`.
+#: Stages that make up an environment step: the first in full, the others weighted by `per_step`.
 WHOLE_STEP = ("acting and learning", "fit step", "fit, fixed part")
-# Transitions that the replays are filled with, over and over.
-_FILLER = 10_000
-# Gradient steps, environment steps and evaluation steps in one timed run.
+# Number of different transitions with which the replay buffers are filled.
+_NUM_FILLERS = 10_000
+# Number of gradient steps, environment steps and evaluation steps in one timed run.
 _FIT_STEPS, _ENV_STEPS, _EVAL_STEPS = 40, 3, 5
-# More environments than this are not made only to be timed.
-_MOST_ENVS = 64
-# Seconds, at most, for which a run is repeated before it is timed: NumPy's threads look for work for 30 ms
-# after a matmul and take a core away from what comes next; after a pause all is slower by a fifth.
-_LEAD = 0.05
+# Maximum number of environments that are created for timing evaluation.
+_MAX_ENVS = 64
+# Maximum seconds for which a stage is repeated before it is timed. NumPy's threads spin for 30 ms after
+# a matmul and occupy a core of the next stage, and after an idle time everything is a fifth slower.
+_WARM_UP = 0.05
 
 
 class Stage(NamedTuple):
-    """Something to time."""
+    """A stage to time."""
 
-    run: Callable[[], Any]  # returns once all of its work is done
-    calls: int = 1  # of the stage in one `run`
-    flops: int = 0  # of one call, over all rows
-    per_step: float = 0.0  # calls in an environment step; 0 for what another stage contains
+    run: Callable[[], Any]  # blocks until all of its work is done
+    calls: int = 1  # calls of the stage in one `run`
+    flops: int = 0  # of one call, over all learners
+    per_step: float = 0.0  # calls in an environment step; 0 if another stage contains it
+
+
+class ProgramProperties(NamedTuple):
+    """Memory and kernels of a compiled program."""
+
+    state_bytes: int  # of its arguments
+    temporary_bytes: int
+    donated: float  # fraction of the arguments' bytes that the results reuse
+    kernels: int  # each counted once, however often a loop runs it
+    ring_copies: int  # copies of arrays as large as a replay buffer
+
+
+def program_properties(program: jax.stages.Compiled, capacities: set[int]) -> ProgramProperties:
+    """Return the properties of a program whose state holds replay buffers of these capacities."""
+    memory: Any = program.memory_analysis()
+    text = program.as_text() or ""
+    return ProgramProperties(
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        memory.alias_size_in_bytes / memory.argument_size_in_bytes,
+        sum(summary.kernels for summary in hlo.summarize(text).walk()),
+        hlo.replay_copies(text, capacities),
+    )
 
 
 def interleave(
     runs: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5
 ) -> dict[str, np.ndarray]:
-    """Seconds of each run, taken in turn with all the others: (R,), R at least `least`.
+    """Time functions alternately, so that drift of the machine affects all of them.
 
-    What is timed comes after itself, never after another run. The first two rounds compile and
-    warm up, and are not counted.
+    Each function runs untimed just before it is timed, so that it never follows another function.
+    The first two rounds compile and warm up, and are discarded.
+
+    Args:
+      runs: functions by name.
+      seconds: time to spend.
+      least: minimum number of rounds R.
+
+    Returns:
+      Seconds (R,) of each function.
     """
-    lead = min(_LEAD, seconds / 10)
+    warm_up = min(_WARM_UP, seconds / 10)
 
-    def once() -> list[float]:
+    def one_round() -> list[float]:
         times = []
         for run in runs.values():
             begin = time.perf_counter()
             run()
-            while time.perf_counter() < begin + lead:
+            while time.perf_counter() < begin + warm_up:
                 run()
             begin = time.perf_counter()
             run()
             times.append(time.perf_counter() - begin)
         return times
 
-    once()
+    one_round()
     begin = time.perf_counter()
-    once()
+    one_round()
     repeats = int(np.clip(seconds / (time.perf_counter() - begin), least, 100))
-    rounds = np.array([once() for _ in range(repeats)])
+    rounds = np.array([one_round() for _ in range(repeats)])
     return dict(zip(runs, rounds.T, strict=True))
 
 
 def numpy_matmul() -> Stage:
-    """NumPy's 256-cubed float32 matmul, in a loop."""
+    """Return the stage of float32 matmuls of 256 x 256 matrices in NumPy."""
     a = np.random.default_rng(0).standard_normal((SIDE, SIDE)).astype(np.float32)
     out, count = np.empty_like(a), 5
 
@@ -97,14 +128,15 @@ def numpy_matmul() -> Stage:
 
 
 def jax_matmul(copies: int, batch: int, width: int, precision: str | None = None) -> Stage:
-    """(copies, batch, width) times (copies, width, width), each result the next one's input.
+    """Return the stage of dependent matmuls of (copies, batch, width) and (copies, width, width).
 
     Args:
-      precision: "float32", "tensorfloat32" or "bfloat16"; None: the device's default.
+      copies, batch, width: the shapes.
+      precision: "float32", "tensorfloat32" or "bfloat16"; None for the device's default.
     """
     weights = jnp.broadcast_to(jnp.eye(width), (copies, width, width))
     inputs = jnp.ones((copies, batch, width))
-    # On a CPU 20 ms of them, for each other stage is timed beside them; elsewhere they are quicker.
+    # About 20 ms on a CPU, because they are timed along with every stage; accelerators are faster.
     work = 1e9 if backend.target_is_cpu() else 2e10
     count = max(2, min(400, int(work / (copies * batch * width**2))))
 
@@ -119,18 +151,18 @@ def jax_matmul(copies: int, batch: int, width: int, precision: str | None = None
 
 
 def matmuls(program: Program) -> dict[str, Stage]:
-    """The largest matmul of each network, of all rows at once, in every precision worth a try."""
-    config, rows = program.config, program.placement.num_learners
-    units = jax.local_devices()[0].platform != "cpu"
-    precisions = ("float32", "tensorfloat32", "bfloat16") if units else ("float32",)
+    """Return a stage for the largest matmul of each network, with all learners, per precision."""
+    config, num_learners = program.config, program.placement.num_learners
+    has_matrix_units = jax.local_devices()[0].platform != "cpu"
+    precisions = ("float32", "tensorfloat32", "bfloat16") if has_matrix_units else ("float32",)
     stages = {}
-    row = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], program.init().learners))
-    for name, network in program.algorithm.networks(row).items():
+    learner = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], program.init().learners))
+    for name, network in program.algorithm.networks(learner).items():
         kernels = [x.shape for x in jax.tree.leaves(network) if x.ndim > 1]
         if kernels:
             *copies, _, width = max(kernels, key=math.prod)
             batch = config.model.batch if name == "model" else config.learn.batch
-            shape = math.prod(copies) * rows, batch, width
+            shape = math.prod(copies) * num_learners, batch, width
             for precision in precisions:
                 label = f"matmul {name} {'x'.join(map(str, shape))} {precision}"
                 stages[label] = jax_matmul(*shape, precision)
@@ -138,47 +170,48 @@ def matmuls(program: Program) -> dict[str, Stage]:
 
 
 def _filled(state: TrainState, config: Config) -> TrainState:
-    """The state with every slot of its replays taken."""
+    """Return the state with full replay buffers."""
     key = jax.random.PRNGKey(0)
 
-    def fill(ring: Array) -> Array:
-        size = min(_FILLER, ring.shape[1])
-        block = jax.random.uniform(key, (size, *ring.shape[2:]), minval=-1)
-        copies = [-(-ring.shape[1] // size)] + [1] * (ring.ndim - 2)
-        return jnp.broadcast_to(jnp.tile(block, copies)[: ring.shape[1]], ring.shape)
+    def fill_array(array: Array) -> Array:
+        size = min(_NUM_FILLERS, array.shape[1])
+        block = jax.random.uniform(key, (size, *array.shape[2:]), minval=-1)
+        copies = [-(-array.shape[1] // size)] + [1] * (array.ndim - 2)
+        return jnp.broadcast_to(jnp.tile(block, copies)[: array.shape[1]], array.shape)
 
-    def full(ring: ReplayBuffer) -> ReplayBuffer:
-        data = dataclasses.replace(ring, packed=fill(ring.packed)).unpack()
+    def fill(buffer: ReplayBuffer) -> ReplayBuffer:
+        data = dataclasses.replace(buffer, packed=fill_array(buffer.packed)).unpack()
         data = data._replace(discount=jnp.ones_like(data.discount))
-        packed = replay.pack(data, *jax.tree.map(jnp.ones_like, (ring.valid, ring.weight)))
-        return ReplayBuffer(**vars(packed))
+        flags = jax.tree.map(jnp.ones_like, (buffer.valid, buffer.weight))
+        return replay.of_transitions(data, *flags)
 
-    rows: LearnerState = state.learners
+    learners: LearnerState = state.learners
+    synthetic = learners.synthetic
     shared = state.shared._replace(
         step=jnp.asarray(config.replay.real, jnp.int32),
         blocks=jnp.asarray(config.replay.synthetic // config.rollout.batch, jnp.int32),
     )
     return TrainState(
         shared,
-        rows._replace(
-            real_buffer=full(rows.real_buffer),
-            synthetic=full(rows.synthetic) if isinstance(rows.synthetic, ReplayBuffer) else None,
+        learners._replace(
+            real_buffer=fill(learners.real_buffer),
+            synthetic=fill(synthetic) if isinstance(synthetic, ReplayBuffer) else None,
         ),
     )
 
 
 class Workload:
-    """One task at one number of rows: its stages; use it in a `with` statement.
+    """The stages of a run, to be used in a `with` statement.
 
     Args:
-      config: a run's configuration, with `config.rows` rows.
+      config: the configuration of the run.
     """
 
     def __init__(self, config: Config) -> None:
-        episodes = max(1, min(config.eval.episodes, _MOST_ENVS // config.num_learners))
+        episodes = max(1, min(config.eval.episodes, _MAX_ENVS // config.num_learners))
         self.config = assign(config, "eval.episodes", episodes)
         spec = envs.spec(config.env, **config.stepping)
-        # What is timed is one device, or a CPU's cores.
+        # One accelerator is timed, or all cores of a CPU.
         self._devices = jax.local_devices() if backend.target_is_cpu() else jax.local_devices()[:1]
         self.program = build(self.config, spec, self._devices)
         self._stack = contextlib.ExitStack()
@@ -186,7 +219,7 @@ class Workload:
     def __enter__(self) -> "Workload":
         program = self.program
         fill = functools.partial(_filled, config=self.config)
-        self._state: TrainState = self._spread(fill, donate_argnums=0)(program.init())
+        self._state: TrainState = self._jit(fill, donate_argnums=0)(program.init())
         engine = HostEngine(program, Clock())
         self._engine = self._stack.enter_context(contextlib.closing(engine))
         engine.start()
@@ -198,23 +231,23 @@ class Workload:
         self._stack.close()
         del self._state
 
-    def _spread(self, function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
-        """A function of the state, and what it gives: a state too."""
+    def _jit(self, function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
+        """Jit a function from state to state on all devices."""
         return self.program.placement.jit_sharded(function, (STATE,), STATE, **arguments)
 
     def _count(self, function: Callable[..., Any], *arguments: Any) -> int:
-        """Operations for all rows, without those for copies that only fill a device."""
+        """Return the operations of all learners, without those of the padding."""
         placement = self.program.placement
         operations = flops.count(function, *arguments, trips=self._horizon)
         return operations * placement.num_learners // placement.padded_size
 
     @property
     def _horizon(self) -> int:
-        """Steps of a rollout when learning begins."""
+        """Return the rollout length when learning begins."""
         return int(horizon(self.config, jnp.asarray(self.config.random_steps)))
 
     def stages(self) -> dict[str, Stage]:
-        """Every stage by name; one after the other, they go on with one state."""
+        """Return the stages by name; all of them update the same state."""
         config, program, state = self.config, self.program, self._state
         observed = (self._engine.obs, config.replay.real)
         learn = self._count(program.learn, state, *self._transition)
@@ -222,17 +255,17 @@ class Workload:
         stages = {
             "host step": Stage(self._step, per_step=1),
             "act": Stage(self._act, 1, act, 1),
-            "insert": Stage(lambda: self._go_on(program.insert, *self._transition)),
+            "insert": Stage(lambda: self._apply(program.insert, *self._transition)),
         }
         if config.has_model:
-            # Rollouts inside the updates are not timed separately.
+            # Rollouts that are generated on the fly are part of the updates.
             buffered = config.rollout.source == "buffered"
             rollout = {"rollout": self._rollout()} if buffered else {}
             stages |= {**rollout, **self._fit()}
         evaluation = program.spec.time_limit / config.eval.every
         return stages | {
             "agent update": self._update(),
-            "learn": Stage(lambda: self._go_on(program.learn, *self._transition), flops=learn),
+            "learn": Stage(lambda: self._apply(program.learn, *self._transition), flops=learn),
             "acting and learning": Stage(self._environment_steps, _ENV_STEPS, act + learn),
             "evaluation step": Stage(self._evaluation(), _EVAL_STEPS, per_step=evaluation),
             "checkpoint": Stage(self._checkpoint(), per_step=1 / config.eval.every),
@@ -242,10 +275,10 @@ class Workload:
         self._transition: tuple[Transition, np.ndarray] = self._engine.step(self._actions)
 
     def _act(self) -> None:
-        chosen = self.program.act(self._state, self._engine.obs, self.config.replay.real)
-        self._actions = self.program.placement.unpad(np.asarray(chosen))
+        actions = self.program.act(self._state, self._engine.obs, self.config.replay.real)
+        self._actions = self.program.placement.unpad(np.asarray(actions))
 
-    def _go_on(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def _apply(self, function: Callable[..., Any], *arguments: Any) -> None:
         result = function(self._state, *arguments)
         self._state = result if isinstance(result, TrainState) else result[0]
         jax.block_until_ready(self._state)
@@ -259,56 +292,55 @@ class Workload:
     def _update(self) -> Stage:
         algorithm, learn = self.program.algorithm, self.config.learn
 
-        def one(row: LearnerState) -> LearnerState:
-            agent = algorithm.agent(row)
+        def update_learner(learner: LearnerState) -> LearnerState:
+            agent = algorithm.agent(learner)
 
-            def batches(ring: Array) -> Array:
-                return jnp.resize(ring, (learn.utd, learn.batch, *ring.shape[1:]))
+            def batches(array: Array) -> Array:
+                return jnp.resize(array, (learn.utd, learn.batch, *array.shape[1:]))
 
             def update(state: Any, inputs: tuple[Transition, Any]) -> tuple[Any, None]:
                 batch, noise = inputs
                 return agent.update(state, batch, None, None, noise)[0], None
 
-            inputs = (
-                jax.tree.map(batches, row.real_buffer.unpack()),
-                agent.noise(row.key, learn.utd),
-            )
-            return row._replace(agent=jax.lax.scan(update, row.agent, inputs)[0])
+            minibatches = jax.tree.map(batches, learner.real_buffer.unpack())
+            inputs = minibatches, agent.noise(learner.key, learn.utd)
+            return learner._replace(agent=jax.lax.scan(update, learner.agent, inputs)[0])
 
-        return self._of_state(
-            lambda state: state._replace(learners=jax.vmap(one)(state.learners)), learn.utd
-        )
+        def update_all(state: TrainState) -> TrainState:
+            return state._replace(learners=jax.vmap(update_learner)(state.learners))
+
+        return self._state_stage(update_all, learn.utd)
 
     def _rollout(self) -> Stage:
         length, algorithm = self._horizon, self.program.algorithm
         batch = self.program.config.rollout.batch
 
         def roll_out(state: TrainState) -> TrainState:
-            def one(row: LearnerState) -> LearnerState:
-                source, env = algorithm.source(row), algorithm.model_env(row)
+            def one(learner: LearnerState) -> LearnerState:
+                source, env = algorithm.source(learner), algorithm.model_env(learner)
                 assert isinstance(source, Buffered)
-                keys = source.split_keys(row.key, row.key)
+                keys = source.split_keys(learner.key, learner.key)
                 request = replay.Request(keys.starts, (batch,))
                 count = state.shared.step + 1
-                (slots,) = replay.sample_indices(row.real_buffer, count, [request])
-                return source.add_rollouts(row, state.shared, env, slots, length, keys)[0]
+                (slots,) = replay.sample_indices(learner.real_buffer, count, [request])
+                return source.add_rollouts(learner, state.shared, env, slots, length, keys)[0]
 
             return state._replace(learners=jax.vmap(one)(state.learners))
 
-        return self._of_state(roll_out, length)
+        return self._state_stage(roll_out, length)
 
-    def _of_state(self, function: Callable[[TrainState], TrainState], calls: int) -> Stage:
-        """What is called `calls` times in an environment step, and in one run of `function`."""
-        mapped = self._spread(function, donate_argnums=0)
+    def _state_stage(self, function: Callable[[TrainState], TrainState], calls: int) -> Stage:
+        """Return a stage with `calls` calls in an environment step and in one run of `function`."""
+        mapped = self._jit(function, donate_argnums=0)
         operations = self._count(mapped, self._state) // calls
-        return Stage(lambda: self._go_on(mapped), calls, operations, calls)
+        return Stage(lambda: self._apply(mapped), calls, operations, calls)
 
     def _fit(self) -> dict[str, Stage]:
-        """A gradient step of all members, and all of a fit but for its steps."""
+        """Return the stages of a gradient step of all members, and of the rest of a fit."""
         program, model = self.program, self.config.model
-        # Where members lie on devices of their own, they do so in a shorter fit.
-        shared = isinstance(program.fit, MemberParallelFit)
-        devices = self._devices if shared else list(program.placement.mesh.devices)
+        # If the run distributes the members over devices, the shorter fits do so too.
+        distributed = isinstance(program.fit, MemberParallelFit)
+        devices = self._devices if distributed else list(program.placement.mesh.devices)
 
         def of_length(steps: int) -> Program:
             config = assign(self.config, "model.schedule", "fixed")
@@ -321,10 +353,10 @@ class Workload:
             config = assign(config, "model.epochs", epochs)
             return state._replace(learners=state.learners._replace(config=config))
 
-        shortest = of_length(1)
+        one_step = of_length(1)
 
         def begin_and_end() -> None:
-            state, _ = shortest.fit(scheduled(self._state, "fixed", 1, 0.0))
+            state, _ = one_step.fit(scheduled(self._state, "fixed", 1, 0.0))
             state = scheduled(state, model.schedule, model.fit_steps, model.epochs)
             self._state = jax.block_until_ready(state)
 
@@ -336,10 +368,10 @@ class Workload:
         }
 
     def _steps(self, program: Program) -> tuple[Callable[[], Any], int]:
-        """The gradient steps of a program's fit alone, and their operations."""
+        """Return a function that runs only the gradient steps of a fit, and their operations."""
         algorithm, fit = program.algorithm, program.fit
         if isinstance(fit, MemberParallelFit):
-            # Copies, because other stages donate the state's own memory.
+            # Copies, because other stages donate the state.
             inputs = fit.training_arguments(self._state, fit.begin(self._state))
             sent, train = fit.members.send(jax.tree.map(jnp.copy, inputs)), fit.train
             operations = (
@@ -347,43 +379,45 @@ class Workload:
             )
             return lambda: jax.block_until_ready(train(*sent)), operations
 
-        def one(row: LearnerState, shared: Shared, inputs: training.FitInputs) -> Any:
+        def train_learner(learner: LearnerState, shared: Shared, inputs: training.FitInputs) -> Any:
             def train(params: Any, opt_state: Any, key: Array) -> Any:
                 member = training.MemberState(params, opt_state)
-                buffer = row.real_buffer
-                return algorithm.train_member(row.config, shared, inputs, buffer, member, key)
+                config, buffer = learner.config, learner.real_buffer
+                return algorithm.train_member(config, shared, inputs, buffer, member, key)
 
             return training.map_members(train, *inputs.members, inputs.keys)
 
-        spread = self.program.placement.jit_sharded
-        jobs = spread(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)(self._state.learners)
-        every = jax.vmap(one, (0, None, 0))
-        mapped = spread(
-            lambda state, jobs: every(state.learners, state.shared, jobs), (STATE, BY_ROWS), BY_ROWS
-        )
-        operations = self._count(mapped, self._state, jobs)
-        return lambda: jax.block_until_ready(mapped(self._state, jobs)), operations
+        def train_all(state: TrainState, inputs: training.FitInputs) -> Any:
+            return jax.vmap(train_learner, (0, None, 0))(state.learners, state.shared, inputs)
+
+        jit = self.program.placement.jit_sharded
+        begin = jit(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)
+        all_inputs = begin(self._state.learners)
+        mapped = jit(train_all, (STATE, BY_ROWS), BY_ROWS)
+        operations = self._count(mapped, self._state, all_inputs)
+        return lambda: jax.block_until_ready(mapped(self._state, all_inputs)), operations
 
     def _evaluation(self) -> Callable[[], None]:
         config, program = self.config, self.program
-        rows, episodes = config.num_learners, config.eval.episodes
-        n = rows * episodes
-        pool = VectorEnv(
+        num_learners, episodes = config.num_learners, config.eval.episodes
+        n = num_learners * episodes
+        vector_env = VectorEnv(
             config.env,
             n,
             workers=default_workers(config, n),
             **config.stepping,
             seeds=list(range(n)),
         )
-        self._stack.enter_context(contextlib.closing(pool))
-        obs = pool.reset(np.arange(n), list(range(n)))
+        self._stack.enter_context(contextlib.closing(vector_env))
+        obs = vector_env.reset(np.arange(n), list(range(n)))
 
         def run() -> None:
             nonlocal obs
             for _ in range(_EVAL_STEPS):
-                chosen = program.deterministic_action(self._state, obs.reshape(rows, episodes, -1))
-                actions = program.placement.unpad(np.asarray(chosen))
-                obs = pool.step(np.arange(n), actions.reshape(n, -1))[0]
+                policy_obs = obs.reshape(num_learners, episodes, -1)
+                actions = program.deterministic_action(self._state, policy_obs)
+                actions = program.placement.unpad(np.asarray(actions))
+                obs = vector_env.step(np.arange(n), actions.reshape(n, -1))[0]
 
         return run
 
@@ -392,8 +426,10 @@ class Workload:
         checkpoints, steps = Checkpoints(Path(folder)), itertools.count(1)
         return lambda: checkpoints.save(next(steps), self._state, {}, {})
 
-    def facts(self) -> dict[str, compiled.Facts]:
-        """What the compiler says of the large programs."""
-        slots = {self.config.replay.real, self.config.replay.synthetic}
+    def program_properties(self) -> dict[str, ProgramProperties]:
+        """Return the properties of the large compiled programs by name."""
+        capacities = {self.config.replay.real, self.config.replay.synthetic}
         programs = zip(("learn", "fit"), self.program.lower(), strict=False)
-        return {name: compiled.facts(lowered.compile(), slots) for name, lowered in programs}
+        return {
+            name: program_properties(lowered.compile(), capacities) for name, lowered in programs
+        }

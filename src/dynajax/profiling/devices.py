@@ -1,8 +1,8 @@
-"""Accelerators that programs can be compiled for without having one, and their published figures.
+"""Accelerators that programs can be compiled for ahead of time, and their published numbers.
 
-What the compiler must know of a GPU is from XLA's target configurations
-(openxla/xla, xla/backends/gpu/target_config/specs); a GPU that is not among them is not here. Peaks
-are those of matrix units without sparsity, at the precision that float32 products have by default:
+The properties of a GPU that the compiler needs are from XLA's target configurations
+(openxla/xla, xla/backends/gpu/target_config/specs), so only GPUs listed there are supported. Peaks
+are those of the matrix units without sparsity, at the default precision of float32 matmuls:
 TensorFloat-32 on a GPU (NVIDIA's data sheets of H100, H200, A100, RTX A6000), bfloat16 on a TPU
 (cloud.google.com/tpu/docs).
 """
@@ -18,21 +18,33 @@ from jax.experimental import topologies
 from dynajax.types import UsageError
 from dynajax.xla import backend
 
-#: JAX takes this share of a GPU's memory for itself at its start.
+#: JAX allocates this fraction of a GPU's memory at its start.
 _PREALLOCATED = 0.75
 
 
 class Accelerator(NamedTuple):
-    """A kind of device, or several of it beside each other."""
+    """A kind of device, or several connected devices of that kind."""
 
     platform: str  # cuda, tpu or cpu
-    topology: str  # as the plugin wants it
-    arguments: dict[str, Any]  # further ones for the plugin
-    memory: int  # bytes that a program may have on one device
-    peak: float  # floating-point operations a second, of one device
-    bandwidth: float  # bytes a second between a device and its memory
-    cache: int  # bytes nearest to all of its units
-    options: dict[str, str]  # for its compiler
+    topology: str  # in the form that the plugin expects
+    arguments: dict[str, Any]  # more arguments of the plugin
+    memory: int  # bytes of one device that a program may use
+    peak: float  # floating-point operations per second of one device
+    bandwidth: float  # bytes per second between a device and its memory
+    cache: int  # bytes of the largest cache that all units share
+    options: dict[str, str]  # compiler options
+
+
+def _target_config(name: str, properties: dict[str, float], capability: tuple[int, int]) -> str:
+    """Return XLA's description of a GPU, as a text protocol buffer."""
+    lines = "\n".join(f"  {key}: {value}" for key, value in properties.items())
+    major, minor = capability
+    return (
+        f"gpu_device_info {{\n{lines}\n"
+        f"  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
+        'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 10 }\n'
+        f'device_description_str: "{name}"\n'
+    )
 
 
 def _gpu(
@@ -49,16 +61,20 @@ def _gpu(
     shared: int,
     threads: int = 2048,
 ) -> Accelerator:
-    """One GPU.
+    """Return the accelerator that consists of one GPU.
 
     Args:
+      name: the device's description.
+      peak: floating-point operations per second.
+      bandwidth: bytes per second.
+      memory: bytes.
       capability: CUDA's compute capability.
-      cores, units: multiprocessors, and float32 units of one.
+      cores, units: number of multiprocessors, and of float32 units in each.
       clock: GHz.
-      cache, shared: bytes of the second-level cache, and of shared memory of a multiprocessor.
-      threads: that a multiprocessor holds at most.
+      cache, shared: bytes of the second-level cache, and of a multiprocessor's shared memory.
+      threads: maximum number of threads on a multiprocessor.
     """
-    figures = {
+    properties = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,
         "shared_memory_per_block": 48 * 2**10,
@@ -80,23 +96,15 @@ def _gpu(
         "clock_rate_ghz": clock,
         "device_memory_size": memory,
     }
-    lines = "\n".join(f"  {name}: {value}" for name, value in figures.items())
-    major, minor = capability
-    target = (
-        f"gpu_device_info {{\n{lines}\n"
-        f"  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
-        'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 10 }\n'
-        f'device_description_str: "{name}"\n'
-    )
     return Accelerator(
         "cuda",
         "1x1x1",
-        {"target_config": target, "topology": "1x1x1"},
+        {"target_config": _target_config(name, properties, capability), "topology": "1x1x1"},
         int(_PREALLOCATED * memory),
         peak,
         bandwidth,
         cache,
-        # Kernels are tried out on the device only, and there is none.
+        # Autotuning runs kernels on the device, and there is none.
         {"xla_gpu_autotune_level": "0"},
     )
 
@@ -104,7 +112,13 @@ def _gpu(
 def _tpu(
     topology: str, *, peak: float, bandwidth: float, memory: float, cache: int, one: bool = False
 ) -> Accelerator:
-    """TPU chips in a `topology`; figures of each device, of which a v4 chip is one."""
+    """Return the accelerator that consists of the TPU chips of a topology.
+
+    Args:
+      topology: in the form that the plugin expects.
+      peak, bandwidth, memory, cache: of each device.
+      one: whether the topology is a single chip.
+    """
     arguments = {"chips_per_host_bounds": (1, 1, 1)} if one else {}
     return Accelerator("tpu", topology, arguments, int(memory), peak, bandwidth, cache, {})
 
@@ -141,7 +155,7 @@ _V6E: dict[str, Any] = {
     "cache": 128 * 2**20,
 }
 
-#: By the name that `--device` takes; a TPU's number is that of its devices.
+#: Accelerators by the name that `--device` takes; the number after a TPU's name counts devices.
 ACCELERATORS: dict[str, Accelerator] = {
     "h100": _gpu("H100 SXM", bandwidth=3_352_320_000_000, memory=84_942_979_072, **_HOPPER),
     "h200": _gpu("H200", bandwidth=4_800_000_000_000, memory=151_397_597_184, **_HOPPER),
@@ -165,18 +179,18 @@ ACCELERATORS: dict[str, Accelerator] = {
     "v5e-8": _tpu("v5e:2x4", **_V5E),
     "v6e-1": _tpu("v6e:1x1", one=True, **_V6E),
     "v6e-8": _tpu("v6e:2x4", **_V6E),
-    # JAX sees the two cores of a v4 chip as devices of their own here; their chip is shared.
+    # Here JAX counts the two cores of a v4 chip as two devices, each with half of the chip.
     "v4-8": _tpu("v4:2x2x1", peak=137.5e12, bandwidth=614e9, memory=16 * _GIB, cache=16 * 2**20),
-    # The processor that this runs on, without figures.
+    # The processor that this runs on; its peak and bandwidth are unknown.
     "cpu": Accelerator("cpu", "", {}, 0, 0.0, 0.0, 0, {}),
 }
 
 
 def accelerator(name: str) -> Accelerator:
-    """The figures of a device by its name.
+    """Return an accelerator by its name.
 
     Raises:
-      UsageError: it is not known.
+      UsageError: the name is unknown.
     """
     if name not in ACCELERATORS:
         raise UsageError(f"--device={name}: choose one of {', '.join(ACCELERATORS)}")
@@ -184,15 +198,15 @@ def accelerator(name: str) -> Accelerator:
 
 
 def devices(name: str) -> list[jax.Device]:
-    """Devices to compile for, which need not be there.
+    """Return the devices of an accelerator to compile for; they need not be present.
 
     Raises:
-      UsageError: the name is not known, or the extra with its compiler is missing.
+      UsageError: the name is unknown, or the extra with its compiler is not installed.
     """
     wanted = accelerator(name)
     if wanted.platform == "cpu":
         return backend.local_devices()[:1]
-    # Or libtpu asks a server of Google's for what machine this is.
+    # Otherwise libtpu queries Google's metadata server for the type of this machine.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -203,7 +217,7 @@ def devices(name: str) -> list[jax.Device]:
         extra = {"cuda": "cuda", "tpu": "tpu"}[wanted.platform]
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"--device={name}: its compiler is not here ({reason}); install the extra for it, "
+            f"--device={name}: its compiler is not installed ({reason}); install the extra for it, "
             f"pip install 'dynajax[{extra}]'"
         ) from None
     return list(topology.devices)

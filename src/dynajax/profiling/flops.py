@@ -1,8 +1,9 @@
-"""Floating-point operations of any function, counted from the matmuls that it is traced to.
+"""Count the floating-point operations of a function from the matmuls in its jaxpr.
 
-A matmul of (m, k) and (k, n) counts 2 m k n, a convolution as the matmul that it is. All else, such
-as activations, losses and optimisers, is left out: it is a few per cent, as a comparison with XLA's
-own count shows (tests/test_flops.py). XLA counts the body of a loop once, however often it runs.
+A matmul of (m, k) and (k, n) counts 2 m k n; a convolution counts as the equivalent matmul.
+Everything else, such as activations, losses and optimisers, is not counted. It is a few per cent,
+as the comparison with XLA's count in tests/test_flops.py shows. XLA's count is not used because it
+counts the body of a loop once, however often it runs.
 """
 
 import itertools
@@ -15,42 +16,42 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
 def count(function: Callable[..., Any], *arguments: Any, trips: int | None = None) -> int:
-    """Operations of one call, without those whose results nothing reads.
+    """Return the number of operations of one call, without those whose results are unused.
 
-    A loop whose length is known when it is traced counts as often as it runs.
+    The body of a loop of static length counts as often as the loop runs.
 
     Args:
-      function: jitted, or not.
+      function: a function, jitted or not.
       arguments: arrays, or their shapes.
-      trips: how often a loop runs whose length depends on data.
+      trips: assumed trip count of loops whose length depends on data.
 
     Raises:
-      ValueError: there are matmuls in such a loop, and no `trips`.
+      ValueError: such a loop contains matmuls, and `trips` is not given.
     """
-    # One that is jitted with options of the compiler cannot be traced inside another.
+    # A function that is jitted with compiler options cannot be traced inside another.
     jitted = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
     jaxpr = jitted.trace(*arguments).jaxpr.jaxpr
-    return _of_jaxpr(jaxpr, [True] * len(jaxpr.outvars), trips)
+    return _count_jaxpr(jaxpr, [True] * len(jaxpr.outvars), trips)
 
 
-def _of_jaxpr(jaxpr: Jaxpr, read: Sequence[bool], trips: int | None) -> int:
-    """`read`: which of its results are."""
+def _count_jaxpr(jaxpr: Jaxpr, used: Sequence[bool], trips: int | None) -> int:
+    """Count the operations of a jaxpr, where `used` tells which of its results are used."""
     total = 0
-    live = {x for x in itertools.compress(jaxpr.outvars, read) if not isinstance(x, Literal)}
+    live = {x for x in itertools.compress(jaxpr.outvars, used) if not isinstance(x, Literal)}
     for equation in reversed(jaxpr.eqns):
-        read = [variable in live for variable in equation.outvars]
-        if any(read) or equation.effects:
-            total += _of_equation(equation, read, trips)
+        used = [variable in live for variable in equation.outvars]
+        if any(used) or equation.effects:
+            total += _count_equation(equation, used, trips)
             live.update(x for x in equation.invars if not isinstance(x, Literal))
     return total
 
 
-def _of_equation(equation: JaxprEqn, read: Sequence[bool], trips: int | None) -> int:
+def _count_equation(equation: JaxprEqn, used: Sequence[bool], trips: int | None) -> int:
     name, parameters = equation.primitive.name, equation.params
-    # What a loop carries is read by its next round.
-    loops = name in ("scan", "while")
-    parts = [
-        _of_jaxpr(jaxpr, [True] * len(jaxpr.outvars) if loops else read, trips)
+    # The carry of a loop is used by its next iteration.
+    is_loop = name in ("scan", "while")
+    inner = [
+        _count_jaxpr(jaxpr, [True] * len(jaxpr.outvars) if is_loop else used, trips)
         for jaxpr in _jaxprs(parameters.values())
     ]
     size = math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
@@ -64,17 +65,17 @@ def _of_equation(equation: JaxprEqn, read: Sequence[bool], trips: int | None) ->
             outputs = kernel[parameters["dimension_numbers"].rhs_spec[0]]
             return 2 * size * math.prod(kernel) // outputs
         case "scan":
-            return parameters["length"] * sum(parts)
+            return parameters["length"] * sum(inner)
         case "while":
-            if trips is None and any(parts):
-                raise ValueError("the length of a loop depends on data: say `trips`")
-            return (trips or 0) * sum(parts)
+            if trips is None and any(inner):
+                raise ValueError("the length of a loop depends on data: pass `trips`")
+            return (trips or 0) * sum(inner)
         case "cond":
-            return max(parts)
+            return max(inner)
         case "shard_map":
-            # Its shapes are those of one device.
-            return parameters["mesh"].size * sum(parts)
-    return sum(parts)
+            # The shapes inside are those of one device.
+            return parameters["mesh"].size * sum(inner)
+    return sum(inner)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
@@ -82,7 +83,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _jaxprs(values: Any) -> Iterator[Jaxpr]:
-    """Those among an equation's parameters, which may lie in tuples."""
+    """Yield the jaxprs among the parameters of an equation, also those in tuples."""
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr

@@ -67,7 +67,7 @@ class RunWriter:
             "channels": list(spec.obs_names),
         }
         self._policies = Policies(folder / "policies", spec)
-        self._is_first_process = distributed.first()
+        self._is_first_process = distributed.is_main_process()
         self._quiet = quiet or not self._is_first_process
         self._offsets: Mapping[str, int] = {}
         self._num_finite = 0  # finite transitions so far
@@ -76,7 +76,7 @@ class RunWriter:
     def __enter__(self) -> "RunWriter":
         self._stack = contextlib.ExitStack()
         checkpoints = self._folder / "checkpoints"
-        if distributed.several():
+        if distributed.is_multiprocess():
             distributed.check_same(json.dumps(as_dict(self._config)))
             checkpoints = checkpoints / f"process-{jax.process_index()}"
         if self._is_first_process:
@@ -112,7 +112,7 @@ class RunWriter:
         """
         restored = self._checkpoints.restore(shapes)
         while True:
-            steps = distributed.everyones(-1 if restored is None else restored.step)
+            steps = distributed.all_gather_int(-1 if restored is None else restored.step)
             if len(set(steps)) == 1:
                 break
             oldest = min(steps)
@@ -168,7 +168,7 @@ class RunWriter:
         if c.trust_name != "none":
             method += f", trust {c.trust_name}"
         repeat = f" of {c.task.repeat} frames" if c.task.repeat > 1 else ""
-        where = f" in {jax.process_count()} processes" if distributed.several() else ""
+        where = f" in {jax.process_count()} processes" if distributed.is_multiprocess() else ""
         if placement.mesh.size > 1:
             where += (
                 f" on {placement.mesh.size} devices, at most {placement.learners_per_device} each"
@@ -270,6 +270,6 @@ class RunWriter:
         """
         # This is a barrier: no process may delete its oldest checkpoint before every process has
         # saved the previous one. Otherwise there may be no step that all processes have.
-        distributed.everyones(step)
+        distributed.all_gather_int(step)
         meta = {"offsets": self._logs.offsets(), "seconds": dict(seconds)}
         self._checkpoints.save(step, state, {**host, **self._policies.checkpoint_arrays()}, meta)

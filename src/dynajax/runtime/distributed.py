@@ -1,8 +1,8 @@
-"""Several processes of one run: which rows are whose, and what they tell each other.
+"""Runs of several processes: division of the learners, and communication.
 
-Each process trains its share of the rows with a program of its own, on its own devices, beside its
-own environments, and keeps its own checkpoints. They meet where something is logged or saved, and
-the first of them writes what all have in common. With one process nothing of this happens.
+Each process trains its share of the learners with its own program, devices, environments and
+checkpoints. The processes communicate only to write logs and checkpoints, and process 0 writes the
+common files. A run of one process does not communicate.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from dynajax.types import UsageError
 
 
 def connect(flag: str) -> None:
-    """Joins the run's other processes, before JAX is used for anything else.
+    """Join the other processes of the run, before JAX is used for anything else.
+
+    JAX ends this process if the others do not join within five minutes.
 
     Args:
-      flag: "I/N@HOST:PORT", this one being number I of N, from 0, and number 0 listening at that
-        address; or "auto" where SLURM, a TPU pod, Kubernetes or MPI says the same.
-
-    JAX itself ends this process where the others do not come within five minutes.
+      flag: "I/N@HOST:PORT" for process I of N, counted from 0, where process 0 listens at that
+        address; or "auto" to read the same from SLURM, a TPU pod, Kubernetes or MPI.
 
     Raises:
-      UsageError: it says something else, or nothing around says more than "auto".
+      UsageError: the flag has another form, or "auto" finds no such environment.
     """
     arguments: dict[str, Any] = {}
     if flag != "auto":
@@ -42,7 +42,7 @@ def connect(flag: str) -> None:
         if not (number.isdecimal() and count.isdecimal() and host and port.isdecimal()):
             raise UsageError(wrong)
         if not int(number) < int(count):
-            raise UsageError(f"{wrong}; the {count} processes count from 0")
+            raise UsageError(f"{wrong}; the {count} processes are numbered from 0")
         arguments = {
             "coordinator_address": address,
             "num_processes": int(count),
@@ -53,123 +53,129 @@ def connect(flag: str) -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise UsageError(
-            f"--process={flag}: the processes cannot be joined ({reason}); give each of them "
-            "I/N@HOST:PORT"
+            f"--process={flag}: cannot join the other processes ({reason}); pass I/N@HOST:PORT to "
+            "each process"
         ) from None
 
 
-def joined() -> bool:
-    """Whether there may be others, also while none of JAX's devices has been asked for."""
+def is_initialized() -> bool:
+    """Return whether `connect` succeeded, without initializing JAX's devices."""
     return jax.distributed.is_initialized()
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
+    """Return whether the run has more than one process."""
     return jax.process_count() > 1
 
 
-def first() -> bool:
-    """Whether this process writes what all have in common."""
+def is_main_process() -> bool:
+    """Return whether this process writes the files that all processes share."""
     return jax.process_index() == 0
 
 
-def share(rows: int, process: int | None = None, count: int | None = None) -> range:
-    """The rows of a process: equal shares, the first ones with one more.
+def share(num_learners: int, process: int | None = None, count: int | None = None) -> range:
+    """Return the indices of a process's learners.
+
+    Shares are contiguous and equal, except that the first ones may have one learner more.
 
     Args:
+      num_learners: learners of the run.
       process: number of the process, by default this one.
-      count: how many there are, by default those of this run.
+      count: number of processes, by default those of this run.
 
     Raises:
-      UsageError: there are more processes than rows.
+      UsageError: there are more processes than learners.
     """
     count = jax.process_count() if count is None else count
-    if count > rows:
+    if count > num_learners:
         raise UsageError(
-            f"--process: {count} processes for {rows} rows; take at most one for each row"
+            f"--process: {count} processes for {num_learners} learners; use at most one process "
+            "for each learner"
         )
     index = jax.process_index() if process is None else process
-    each, more = divmod(rows, count)
-    begin = index * each + min(index, more)
-    return range(begin, begin + each + (index < more))
+    size, remainder = divmod(num_learners, count)
+    begin = index * size + min(index, remainder)
+    return range(begin, begin + size + (index < remainder))
 
 
-def gather(tree: Any, rows: int) -> Any:
-    """This process's rows of some arrays with those of all others: (R, ...) -> (S, ...) numpy.
+def gather(tree: Any, num_learners: int) -> Any:
+    """Concatenate the learners of all processes: leaves (local, ...) -> (num_learners, ...) numpy.
 
     Raises:
       UsageError: another process has ended.
     """
-    if not several() or not jax.tree.leaves(tree):
+    if not is_multiprocess() or not jax.tree.leaves(tree):
         return tree
-    shares = [share(rows, process) for process in range(jax.process_count())]
+    shares = [share(num_learners, process) for process in range(jax.process_count())]
     leaves, structure = jax.tree.flatten(tree)
     leaves = [np.asarray(leaf) for leaf in leaves]
-    # As bytes, for JAX would round float64; and as many from each process as from the largest.
+    # Leaves are sent as bytes, because JAX would round float64, and padded to the largest share,
+    # because all processes must send equally much.
     parts, shapes = [], []
     for leaf in leaves:
-        full = np.zeros((len(shares[0]), *leaf.shape[1:]), leaf.dtype)
-        full[: len(leaf)] = leaf
-        parts.append(full.reshape(-1).view(np.uint8))
-        shapes.append(full.shape)
-    everyone = _exchange(np.concatenate(parts))
+        padded = np.zeros((len(shares[0]), *leaf.shape[1:]), leaf.dtype)
+        padded[: len(leaf)] = leaf
+        parts.append(padded.reshape(-1).view(np.uint8))
+        shapes.append(padded.shape)
+    received = _exchange(np.concatenate(parts))
     ends = np.cumsum([part.size for part in parts])
-    wholes = []
+    gathered = []
     for leaf, shape, part, end in zip(leaves, shapes, parts, ends, strict=True):
-        whole = np.ascontiguousarray(everyone[:, end - part.size : end]).view(leaf.dtype)
-        whole = whole.reshape(len(shares), *shape)
-        wholes.append(np.concatenate([w[: len(s)] for w, s in zip(whole, shares, strict=True)]))
-    return jax.tree.unflatten(structure, wholes)
+        values = np.ascontiguousarray(received[:, end - part.size : end]).view(leaf.dtype)
+        values = values.reshape(len(shares), *shape)
+        gathered.append(np.concatenate([v[: len(s)] for v, s in zip(values, shares, strict=True)]))
+    return jax.tree.unflatten(structure, gathered)
 
 
-def everyones(number: int) -> list[int]:
-    """The number that each process gives; all wait for all.
+def all_gather_int(number: int) -> list[int]:
+    """Return the integers that all processes pass, after waiting for all of them.
 
     Raises:
       UsageError: another process has ended.
     """
-    if not several():
+    if not is_multiprocess():
         return [number]
     numbers = _exchange(np.array([number], np.int64).view(np.uint8))
     return np.ascontiguousarray(numbers).view(np.int64)[:, 0].tolist()
 
 
 def _exchange(data: np.ndarray) -> np.ndarray:
-    """Bytes (n,) of each of N processes: (N, n)."""
+    """Gather the bytes (n,) of each of N processes: (N, n)."""
     from jax.experimental import multihost_utils
 
     try:
         return np.asarray(multihost_utils.process_allgather(data))
-    except Exception as error:  # each transport has errors of its own
+    except Exception as error:  # each transport raises its own errors
         raise UsageError(
-            "another process of this run has ended, and so does this one; its own output says why. "
-            "Start all of them again to go on from the last checkpoint"
+            "another process of this run has ended, so this one ends too; see the output of the "
+            "other process, and start all of them again to resume from the last checkpoint"
         ) from error
 
 
-def check_same(what: str) -> None:
-    """Compares a text that should be the same in all processes.
+def check_same(text: str) -> None:
+    """Check that all processes pass the same text, such as their configuration.
 
     Raises:
-      UsageError: it is not.
+      UsageError: the texts differ.
     """
-    digest = hashlib.sha256(what.encode()).digest()
-    numbers = everyones(int.from_bytes(digest[:7]))
+    digest = hashlib.sha256(text.encode()).digest()
+    numbers = all_gather_int(int.from_bytes(digest[:7]))
     different = [str(i) for i, other in enumerate(numbers) if other != numbers[0]]
     if different:
         raise UsageError(
             f"--process: process {', '.join(different)} was started with other flags than "
-            "process 0; start all of them with the same"
+            "process 0; start all processes with the same flags"
         )
 
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[Callable[[], bool]]:
-    """Makes Ctrl-C and SIGTERM set a flag; yields the function that reads it.
+    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one was received.
 
-    Several processes of a run set it for each other, see `_agreed`.
+    A run of several processes stops all of them, see `_synchronized_interruptions`.
     """
-    if several():
-        with _agreed() as interrupted:
+    if is_multiprocess():
+        with _synchronized_interruptions() as interrupted:
             yield interrupted
         return
     caught: list[int] = []
@@ -179,7 +185,7 @@ def interruptions() -> Iterator[Callable[[], bool]]:
 
     try:
         old = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread has handlers
+    except ValueError:  # only the main thread can have signal handlers
         old = {}
     try:
         yield lambda: bool(caught)
@@ -189,22 +195,22 @@ def interruptions() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _agreed() -> Iterator[Callable[[], bool]]:
-    """Makes Ctrl-C or SIGTERM in any process stop all of them at the same step.
+def _synchronized_interruptions() -> Iterator[Callable[[], bool]]:
+    """Make Ctrl-C or SIGTERM in any process stop all of them at the same step.
 
-    Yields the function that says so; every process calls it equally often. It is JAX's
-    coordination service that hears of the signal and agrees upon the call.
+    Yields a function that returns whether to stop, and which all processes must call equally often.
+    JAX's coordination service receives the signal and chooses the call at which all stop.
     """
     from jax.experimental import multihost_utils
 
-    calls, over = itertools.count(), False
+    calls, stopped = itertools.count(), False
 
     def interrupted() -> bool:
-        nonlocal over
-        over = over or multihost_utils.reached_preemption_sync_point(next(calls))
-        return over
+        nonlocal stopped
+        stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
+        return stopped
 
-    # The service has the handler of SIGTERM.
+    # The coordination service handles SIGTERM only, so turn Ctrl-C into SIGTERM.
     old = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         yield interrupted
@@ -213,8 +219,8 @@ def _agreed() -> Iterator[Callable[[], bool]]:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process with a fault, without waiting for others, which wait for it."""
-    if not joined():
+    """End this process with an error, without waiting for other processes, which wait for it."""
+    if not is_initialized():
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,9 +1,9 @@
-"""What lives on which device: a process's rows, or the members of a row that is alone.
+"""Placement of learners on devices, or of the ensemble members of a single learner.
 
-Rows never need each other, so a device runs the program of its own rows, its own loops included:
-`shard_map`, and not a partitioner, which would let every row-dependent loop ask all devices whether
-it is over. Where the devices cannot share the rows equally, copies of the last row fill the last
-device. No copy leaves: the logs, checkpoints and results are those of the rows alone.
+Learners do not exchange data, so each device runs the program of its own learners, loops included.
+This uses `shard_map`: a partitioner would add a collective to every loop whose length depends on a
+learner's data. If the learners do not divide evenly among the devices, the last device is padded
+with copies of the last learner. Logs, checkpoints and results never contain the copies.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,27 +18,27 @@ from jax.sharding import PartitionSpec as P
 from dynajax.types import TrainState, UsageError
 from dynajax.xla import backend
 
-_AXIS = "rows"
-#: How arrays lie on the devices: every device has all of it, or its own rows of it.
+_AXIS = "learners"
+#: Arrays that are replicated on all devices, and arrays that are split along the learners.
 EVERYWHERE, BY_ROWS = P(), P(_AXIS)
 #: The same for a whole state.
 STATE = TrainState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
 
 
 class Placement(NamedTuple):
-    """Rows on devices."""
+    """Learners on devices."""
 
-    num_learners: int
+    num_learners: int  # without padding
     mesh: Mesh  # the devices, in one dimension
-    learners_per_device: int  # rows on a device, copies included
+    learners_per_device: int  # padding included
 
     @property
     def padded_size(self) -> int:
-        """Rows with the copies."""
+        """Return the number of learners, padding included."""
         return self.mesh.size * self.learners_per_device
 
     def local_learners(self, tree: Any) -> Any:
-        """A device's rows of leaves (rows, ...); for use inside what `spread` maps."""
+        """Return the device's part of leaves (num_learners, ...), inside a sharded function."""
         if self.mesh.size == 1:
             return tree
         index = jax.lax.axis_index(_AXIS) * self.learners_per_device + jnp.arange(
@@ -46,7 +46,14 @@ class Placement(NamedTuple):
         )
         return jax.tree.map(lambda x: x[jnp.minimum(index, self.num_learners - 1)], tree)
 
+    def unpad(self, tree: Any) -> Any:
+        """Return leaves (padded_size, ...) without the padding, as numpy arrays if there is any."""
+        if self.padded_size == self.num_learners:
+            return tree
+        return jax.tree.map(lambda x: np.asarray(x)[: self.num_learners], tree)
+
     def shardings(self, specs: Any) -> Any:
+        """Return the shardings of a tree of partition specs."""
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     def jit_sharded(
@@ -57,15 +64,16 @@ class Placement(NamedTuple):
         jit: Callable[..., jax.stages.Wrapped] = backend.jit,
         **arguments: Any,
     ) -> jax.stages.Wrapped:
-        """Jits a function of one device's rows, as one program for all devices.
+        """Jit a function of one device's learners as one program for all devices.
 
         Args:
-          inputs, outputs: prefixes of the arguments' and the results' trees, whose leaves say how
-            they lie on the devices.
-          jit: `jax.jit` for what is only asked for its shapes too, where options are refused.
-          arguments: for `jit`.
+          function: takes and returns the learners of one device.
+          inputs, outputs: partition specs, as prefixes of the trees of arguments and results.
+          jit: `jax.jit` for functions that are also passed to `jax.eval_shape`, which refuses
+            compiler options.
+          arguments: passed to `jit`.
         """
-        # What is the same on all devices is so because every device computes the same.
+        # Replicated results are equal on all devices because each device computes them.
         mapped = jax.shard_map(
             function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False
         )
@@ -77,14 +85,14 @@ class Placement(NamedTuple):
         )
 
     def send(self, tree: Any) -> Any:
-        """A copy on every device."""
+        """Copy a tree to every device."""
         return jax.device_put(tree, NamedSharding(self.mesh, EVERYWHERE))
 
     def shapes(self, specs: Any, tree: Any) -> Any:
-        """A tree's shapes, which know where they lie.
+        """Return the shapes of a tree, with shardings.
 
-        A program that is lowered for these is not traced again for arrays that lie there, as it is
-        after shapes that do not know it.
+        A program that was lowered for shapes without shardings is traced again when it is called
+        with sharded arrays.
         """
 
         def with_sharding(spec: P, part: Any) -> Any:
@@ -96,44 +104,39 @@ class Placement(NamedTuple):
         return jax.tree.map(with_sharding, specs, tree)
 
     def check_memory(self, needed: int) -> int:
-        """Bytes that the rows of a device need, if it has them.
+        """Return the number of bytes that are needed on a device, if the device has them.
 
         Raises:
-          UsageError: it has not.
+          UsageError: the device has less memory.
         """
-        if needed > backend.FILLED * (there := backend.available(self.mesh.size)):
+        if needed > backend.FILLED * (available := backend.available(self.mesh.size)):
             raise UsageError(
-                f"--seeds: {self.learners_per_device} rows on a device take {needed / 2**30:.1f} GiB, and it has "
-                f"{there / 2**30:.1f}; take fewer seeds or variants, or lower "
-                "--set replay.real and replay.synthetic"
+                f"--seeds: {self.learners_per_device} learners on one device need "
+                f"{needed / 2**30:.1f} GiB, but it has {available / 2**30:.1f}; use fewer seeds or "
+                "variants, or lower --set replay.real and replay.synthetic"
             )
         return needed
 
-    def unpad(self, tree: Any) -> Any:
-        """Leaves (places, ...) without the copies."""
-        if self.padded_size == self.num_learners:
-            return tree
-        return jax.tree.map(lambda x: np.asarray(x)[: self.num_learners], tree)
-
 
 def put(tree: Any, like: Any) -> Any:
-    """Numpy arrays as JAX's own, which may be donated.
+    """Convert numpy arrays to JAX arrays that may be donated.
 
     Args:
-      like: arrays or shapes: the sharding of each, and how many places its rows fill; those that
-        are missing become copies of the last.
+      tree: numpy arrays.
+      like: arrays or shapes, with the sharding and the padded size of each; missing learners become
+        copies of the last one.
     """
 
-    def one(value: np.ndarray, like: Any) -> Any:
+    def convert(value: np.ndarray, like: Any) -> Any:
         if like.ndim and (missing := like.shape[0] - value.shape[0]):
             value = np.concatenate([value, np.repeat(value[-1:], missing, 0)])
-        # An uncommitted array must stay one, or the first jitted call would compile again.
-        known = like.sharding is not None and getattr(like, "committed", True)
-        return jax.device_put(value, like.sharding) if known else value
+        # An uncommitted array must stay uncommitted, or the first jitted call compiles again.
+        committed = like.sharding is not None and getattr(like, "committed", True)
+        return jax.device_put(value, like.sharding) if committed else value
 
-    # On CPU JAX shares the memory of an aligned numpy array, even with may_alias=False, and such
-    # memory must not be donated. What a program returns is JAX's own.
-    return _copy(jax.tree.map(one, tree, like))
+    # On a CPU JAX shares the memory of an aligned numpy array, even with may_alias=False, and such
+    # memory must not be donated. The results of a jitted program own their memory.
+    return _copy(jax.tree.map(convert, tree, like))
 
 
 @jax.jit
@@ -141,12 +144,12 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def place(rows: int, devices: Sequence[jax.Device]) -> Placement:
-    """Spreads rows evenly over devices.
+def place(num_learners: int, devices: Sequence[jax.Device]) -> Placement:
+    """Distribute learners evenly over devices.
 
-    No more devices are taken than the fullest one leaves work for: six rows on four devices are two
-    on each of three.
+    Devices that would only hold padding are not used: six learners on four devices are placed as
+    two on each of three devices.
     """
-    learners_per_device = -(-rows // len(devices))
-    used = -(-rows // learners_per_device)
-    return Placement(rows, Mesh(np.array(devices[:used]), (_AXIS,)), learners_per_device)
+    learners_per_device = -(-num_learners // len(devices))
+    used = -(-num_learners // learners_per_device)
+    return Placement(num_learners, Mesh(np.array(devices[:used]), (_AXIS,)), learners_per_device)

@@ -1,4 +1,4 @@
-"""Where a run's time goes."""
+"""Wall-clock time of a run by stage."""
 
 import contextlib
 import time
@@ -8,7 +8,7 @@ STAGES = ("compile", "environment", "update", "fit", "evaluate", "checkpoint")
 
 
 class Clock:
-    """Seconds by stage, and in all, since the run began; earlier processes of it are included."""
+    """Seconds by stage and in total since the run began, earlier processes of the run included."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -17,7 +17,7 @@ class Clock:
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Counts what happens inside as time of this stage."""
+        """Add the time spent inside the `with` statement to a stage."""
         begin = time.perf_counter()
         try:
             yield
@@ -25,11 +25,11 @@ class Clock:
             self.seconds[stage] += time.perf_counter() - begin
 
     def stages(self) -> dict[str, float]:
-        """Seconds by stage, what belongs to none as "other"; in all, since the run began."""
+        """Return the seconds by stage, with "other" for the rest; they sum to the run's total."""
         total = self._earlier + time.perf_counter() - self._begin
         return {**self.seconds, "other": total - sum(self.seconds.values())}
 
     def restore(self, stages: Mapping[str, float]) -> None:
-        """Goes on from what an earlier process had counted."""
+        """Continue from the seconds that an earlier process returned from `stages`."""
         self._earlier = sum(stages.values())
         self.seconds.update({name: stages[name] for name in STAGES})
