@@ -308,7 +308,7 @@ def write(lines: Sequence[Line], out: Path) -> None:
         "precision": precision,
         "algo": FLAGS.algo,
         "agent": FLAGS.agent or PRESETS[FLAGS.preset].agent,
-        "trust": FLAGS.trust,
+        "trust": FLAGS.trust or ALGORITHMS[FLAGS.algo].trust,
         "preset": FLAGS.preset,
     }
     for line in lines:
