@@ -58,7 +58,7 @@ class Diagnosed(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        return [row["channel"] for row in self.channels]
+        return [row["dim"] for row in self.channels]
 
     def select_dims(self, name: str) -> np.ndarray:
         """A column of the channels, (D,)."""
@@ -66,7 +66,7 @@ class Diagnosed(NamedTuple):
 
     def of_seeds(self, name: str, code: str) -> np.ndarray:
         """A column of the seeds of a code, (seeds,)."""
-        return np.array([float(row[name]) for row in self.codes if row["code"] == code])
+        return np.array([float(row[name]) for row in self.codes if row["fix"] == code])
 
 
 def targets(task: Diagnosed) -> "Figure":
@@ -94,7 +94,7 @@ def learned(task: Diagnosed) -> "Figure":
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
         for i, code in enumerate(("none", "scale,target", "scale,auto,beta")):
-            skill = np.maximum(task.select_dims(f"skill {code}"), dimensions.FLOOR)
+            skill = np.maximum(task.select_dims(f"r2 {code}"), dimensions.FLOOR)
             axes.scatter(x + 0.2 * (i - 1), skill, 12, color=_CODES[code], label=code)
         axes.axhline(0, color="#8a8a8a", linewidth=1)
         axes.set_ylim(dimensions.FLOOR - 0.05, 1.05)
@@ -107,7 +107,7 @@ def learned(task: Diagnosed) -> "Figure":
 def _finish(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
     place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": 8.5}
     figure.legend(**place)
-    dimensions.by_channel(axes, names)
+    dimensions.label_dims(axes, names)
 
 
 def reward(task: Diagnosed) -> "Figure":
@@ -118,7 +118,7 @@ def reward(task: Diagnosed) -> "Figure":
             point, low, high = map(float, statistics.interval(task.of_seeds("reward_r2", code)))
             axes.barh(place, max(point, -1), 0.66, color=colour, alpha=0.85)
             axes.plot(np.clip([low, high], -1, 1), [place] * 2, color=figures.BLACK, linewidth=1.4)
-            axes.text(1.06, place, statistics.number(point), va="center", fontsize=9)
+            axes.text(1.06, place, statistics.format_number(point), va="center", fontsize=9)
         axes.axvline(0, color=figures.BLACK, linewidth=0.8)
         axes.set_yticks(range(len(_CODES)), list(_CODES))
         axes.set_ylim(len(_CODES) - 0.4, -0.6)
@@ -135,8 +135,8 @@ def main(folders: Sequence[str]) -> None:
         raise UsageError("name one folder that diagnose.py --env has written")
     out = common.folder(_OUT.value)
     folder = common.folder(folders[0])
-    rows = [row for row in _table(folder / "channels.csv") if row["kind"] != "reward"]
-    task = Diagnosed(rows, _table(folder / "codes.csv"))
+    rows = [row for row in _table(folder / "dims.csv") if row["kind"] != "reward"]
+    task = Diagnosed(rows, _table(folder / "fixes.csv"))
     pictures = {"targets": targets(task), "channels": learned(task), "reward": reward(task)}
     try:
         out.mkdir(parents=True, exist_ok=True)

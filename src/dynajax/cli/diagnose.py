@@ -9,7 +9,6 @@ critic and model where they are wrong, and the simulator for the truth.
 """
 
 import contextlib
-import html
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from dynajax import envs, report
 from dynajax.cli import common
 from dynajax.diagnose import data, fits, loaded_run, offline, offline_report, online, online_report
 from dynajax.models import targets
+from dynajax.report import html
 from dynajax.runs.progress import duration
 from dynajax.types import EnvSpec, UsageError
 
@@ -38,7 +38,7 @@ flags.DEFINE_string("out", None, "The page's folder; diagnosis/NAME by default."
 def before(command: str) -> None:
     """The diagnosis before training."""
     begin = time.perf_counter()
-    codes = [",".join(targets.parse_fixes(fix)) or "none" for fix in FLAGS.fix or fits.CODES]
+    codes = [",".join(targets.parse_fixes(fix)) or "none" for fix in FLAGS.fix or fits.FIX_SETS]
     for code in codes:
         if codes.count(code) > 1:
             raise UsageError(f"--fix={code}: it stands there twice")
@@ -133,7 +133,7 @@ def _written(out: Path) -> Iterator[None]:
 
 
 def _print(lines: Sequence[str], begin: float, out: Path) -> None:
-    print("\n".join(html.unescape(re.sub(r"</?b>", "", line)) for line in lines))
+    print("\n".join(html.plain_text(line) for line in lines))
     print(f"{duration(time.perf_counter() - begin)}; page: {out / 'diagnosis.html'}")
 
 
