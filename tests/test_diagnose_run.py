@@ -82,7 +82,7 @@ def agent_with_value(value, log_temperature=-jnp.inf):
     """Return an agent whose critic has the same value everywhere, and its state."""
     spec = EnvSpec("ones", 1, 1, 8, ("x",), None)
     agent = SAC(LearnConfig(discount=GAMMA), SACFields(hidden=(4,)), spec)
-    state = agent.new(jax.random.PRNGKey(0))
+    state = agent.init(jax.random.PRNGKey(0))
     head = state.critic["head"]
     head = {"kernel": jnp.zeros_like(head["kernel"]), "bias": jnp.full_like(head["bias"], value)}
     return agent, state._replace(
@@ -218,7 +218,7 @@ def test_states_that_are_not_reproduced_are_left_out_and_counted(hopper):
 
 
 def test_episode_numbers_after_a_ring_buffer_has_wrapped():
-    """Of five episodes of four steps the last ten transitions are left, one of them invalid."""
+    """The buffer has the last ten transitions of five episodes of four steps, one of them invalid."""
     obs = np.float32([[10 * (t // 4) + t % 4] for t in range(20)])
     new = obs + 1
     valid = np.ones(20, bool)

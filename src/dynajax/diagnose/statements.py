@@ -103,9 +103,9 @@ def _predictions(result: OfflineResult) -> list[str]:
     )
     option = f"--fix={chosen}" if chosen != "none" else "the published targets"
     advice = (
-        f"Among {len(result.fixes)} combinations of fixes, {chosen} ({option}) predicts reward and "
-        "state best in sum. The best of several is overestimated by selection, and only a run "
-        "shows the effect of a fix on the return."
+        f"Among {len(result.fixes)} combinations of fixes, {chosen} ({option}) has the highest "
+        "sum of reward and state R². The best of several is overestimated by selection, and only "
+        "a run shows the effect of a fix on the return."
     )
     return [reward, state, advice]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dynajax.report.figures import Panel, Series
 
-#: A linear axis would flatten all other values beside larger ones than this.
+#: Values above this would flatten all others on a linear axis.
 _HUGE = 1e4
 
 

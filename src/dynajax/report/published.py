@@ -17,7 +17,7 @@ from dynajax.types import UsageError
 
 
 class Method(NamedTuple):
-    """How a method was run, as far as it is known."""
+    """Known settings of a published method."""
 
     name: str
     updates: int | None  # gradient updates per agent step (UTD); None: not known
