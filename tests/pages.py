@@ -1,4 +1,4 @@
-"""What the pages show: their commands, and sizes that keep each one short."""
+"""Commands and code blocks of the documentation, and sizes that keep each run short."""
 
 import re
 from pathlib import Path
@@ -11,25 +11,25 @@ PAGES = (
     "launch/README.md",
     *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))),
 )
-#: The page of what a user writes.
+#: The page about a user's own code.
 OWN = "docs/own.md"
-#: Commands that are not run here, by a part of them, with the reason.
+#: A part of each command that is not run here -> the reason.
 EXCEPTIONS = {
-    "-m venv": "it installs; continuous integration begins with it",
-    "--engine=mjx --seeds=16": "MJX compiles for a minute; test_device.py trains on that engine",
+    "-m venv": "it installs packages; continuous integration begins with it",
+    "--engine=mjx --seeds=16": "MJX compiles for a minute; test_device.py trains with that engine",
     "--on=ray": "it needs a cluster; test_sweep.py starts one on this machine",
-    "--on=slurm": "it needs a cluster; test_sweep.py has submitit's own executor for it",
-    "levers.toml": "a study of hours; test_commands.py reads it",
-    "tiny.toml": "a whole study; test_sweep.py runs one, and --status",
+    "--on=slurm": "it needs a cluster; test_sweep.py uses the local executor of submitit",
+    "levers.toml": "it runs for hours; test_commands.py reads it",
+    "tiny.toml": "it runs a whole study; test_sweep.py runs one, and --status",
     "ray start": "it starts a cluster; test_sweep.py starts one on this machine",
-    "experiments/bench.py": "it measures for minutes; test_bench.py runs it with small sizes",
-    "pip install": "it installs",
+    "experiments/bench.py": "it runs for minutes; test_bench.py runs it with small sizes",
+    "pip install": "it installs packages",
     "tpu-vm.sh": "it needs a TPU",
-    "measure.sh": "it needs half an hour of a GPU",
-    "sphinx-build": "continuous integration makes the site",
-    "taxonomy.py": "it reads seventeen diagnoses, which are not made here",
+    "measure.sh": "it needs a GPU for half an hour",
+    "sphinx-build": "continuous integration builds the site",
+    "taxonomy.py": "it reads seventeen diagnoses, which do not exist here",
 }
-#: Of the agent sac, for another has other networks.
+#: Settings of the agent sac; other agents have other networks.
 OF_SAC = {name: value for name, value in SMALL.items() if name.startswith("agent.")}
 SIZES = SMALL_OF_ANY | {
     "random_steps": 60,
@@ -39,7 +39,7 @@ SIZES = SMALL_OF_ANY | {
     "rollout.batch": 40,
     "replay.synthetic": 400,
 }
-#: Of the agents with residual networks.
+#: Settings of the agents with residual networks.
 WIDE = {"agent.actor_width": 8, "agent.critic_width": 8}
 TASK = """
 import gymnasium, numpy as np
@@ -58,13 +58,13 @@ class MyEnv(gymnasium.Env):
 
 
 def blocks(page, language):
-    """The code blocks of a page in a language."""
+    """Return the code blocks of a page in a language."""
     text = (ROOT / page).read_text()
     return re.findall(rf"(?ms)^```{language}\n(.*?)^```", text)
 
 
 def commands():
-    """(page, command) for every line of a shell block that starts a program."""
+    """Return (page, command) for every command in a shell block."""
     lines = [
         (page, line)
         for page in PAGES
@@ -79,7 +79,7 @@ def commands():
 
 
 def runs():
-    """Every command, once where some differ in how many seeds, or where results go, alone."""
+    """Return all commands to run; those that differ only in --seeds or --out count once."""
     kept: dict = {}
     for _, line in commands():
         if not any(part in line for part in EXCEPTIONS):
@@ -88,6 +88,6 @@ def runs():
 
 
 def write_own_task(folder):
-    """The module that the page of what a user writes is about, with a task in it."""
+    """Write the module of the page about a user's own code, with a task in it."""
     (own,) = [block for block in blocks(OWN, "python") if "# my_module.py" in block]
     (folder / "my_module.py").write_text(TASK + own)

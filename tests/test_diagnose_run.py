@@ -1,4 +1,4 @@
-"""The diagnosis of a run: known values, rebuilt states, and the page."""
+"""Diagnosis of a run: known values, rebuilt states, and the report."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ GAMMA = 0.9
 
 
 class Ones(gymnasium.Env):
-    """A reward of 1 at every step; the episode terminates after `ends` of them."""
+    """Gives a reward of 1 in each step, and terminates after `ends` steps."""
 
     action_space = spaces.Box(-1.0, 1.0, (1,))
     observation_space = spaces.Box(-np.inf, np.inf, (1,))
@@ -53,18 +53,18 @@ class Ones(gymnasium.Env):
         self.time = int(values[0])
 
 
-class Unsettable(Ones):
+class NotRestorable(Ones):
     snapshot = restore = None
 
 
 gymnasium.register("Ones-v0", Ones, max_episode_steps=8)
 gymnasium.register("OnesEnd-v0", Ones, kwargs={"ends": 5}, max_episode_steps=8)
-gymnasium.register("Unsettable-v0", Unsettable, kwargs={"ends": 5}, max_episode_steps=8)
+gymnasium.register("NotRestorable-v0", NotRestorable, kwargs={"ends": 5}, max_episode_steps=8)
 dynajax.register_termination("OnesEnd-v0", lambda obs, action, new: new[0] >= 5)
-dynajax.register_termination("Unsettable-v0", lambda obs, action, new: new[0] >= 5)
+dynajax.register_termination("NotRestorable-v0", lambda obs, action, new: new[0] >= 5)
 
 
-# --- the critic's bias -------------------------------------------------------------------------
+# --- bias of the critic ------------------------------------------------------------------------
 
 
 def test_soft_returns_by_hand():
@@ -74,15 +74,15 @@ def test_soft_returns_by_hand():
     returns = policy_rollouts.soft_returns(
         reward, terminated, log_prob, np.array([10.0, 10.0]), 0.5, 2.0
     )
-    # 1 + 0.5 ((2 + 0.5 (10 - 2 * 3)) - 2 * -1); the other one ends with its first reward.
+    # 1 + 0.5 ((2 + 0.5 (10 - 2 * 3)) - 2 * -1); the second path ends after its first reward.
     np.testing.assert_allclose(returns, [1 + 0.5 * ((2 + 0.5 * 4) + 2), 1.0])
 
 
-def agent_that_says(value, log_temperature=-jnp.inf):
-    """An agent whose critic gives every state and action one value."""
+def agent_with_value(value, log_temperature=-jnp.inf):
+    """Return an agent whose critic has the same value everywhere, and its state."""
     spec = EnvSpec("ones", 1, 1, 8, ("x",), None)
     agent = SAC(LearnConfig(discount=GAMMA), SACFields(hidden=(4,)), spec)
-    state = agent.new(jax.random.PRNGKey(0))
+    state = agent.init(jax.random.PRNGKey(0))
     head = state.critic["head"]
     head = {"kernel": jnp.zeros_like(head["kernel"]), "bias": jnp.full_like(head["bias"], value)}
     return agent, state._replace(
@@ -90,7 +90,7 @@ def agent_that_says(value, log_temperature=-jnp.inf):
     )
 
 
-def paths_of(name, agent, state, steps=30):
+def follow(name, agent, state, steps=30):
     def act(obs, key):
         return agent.act(state, jnp.asarray(obs), key)
 
@@ -101,34 +101,34 @@ def paths_of(name, agent, state, steps=30):
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, 1.3])
-def test_the_bias_of_a_critic_in_an_mdp_of_known_value(share):
-    """A reward of 1 for ever is worth 1 / (1 - gamma), also beyond the time limit of 8 steps."""
+def test_critic_bias_with_known_value(share):
+    """A constant reward of 1 has the value 1 / (1 - gamma), in spite of the time limit of 8."""
     value = 1 / (1 - GAMMA)
-    agent, state = agent_that_says(share * value)
-    followed = paths_of("Ones-v0", agent, state)
+    agent, state = agent_with_value(share * value)
+    followed = follow("Ones-v0", agent, state)
     assert followed.alive.all() and followed.valid.all() and (followed.reward == 1).all()
     bias = online.critic_bias(agent, state, followed)
-    # What is left after 30 steps is the critic's own word.
-    real = value * (1 - GAMMA**30) + GAMMA**30 * share * value
-    assert bias["critic_return"] == pytest.approx(real, rel=1e-5)
-    assert bias["critic_bias"] == pytest.approx(share * value / real - 1, abs=1e-5)
+    # The critic's value replaces the return after 30 steps.
+    expected = value * (1 - GAMMA**30) + GAMMA**30 * share * value
+    assert bias["critic_return"] == pytest.approx(expected, rel=1e-5)
+    assert bias["critic_bias"] == pytest.approx(share * value / expected - 1, abs=1e-5)
     assert bias["critic_bias_error"] == pytest.approx(0, abs=1e-6)
 
 
-def test_an_end_is_worth_nothing_and_randomness_has_its_reward():
-    agent, state = agent_that_says(0.0)
-    followed = paths_of("OnesEnd-v0", agent, state)
+def test_return_ends_with_the_episode_and_has_the_entropy_bonus():
+    agent, state = agent_with_value(0.0)
+    followed = follow("OnesEnd-v0", agent, state)
     assert followed.terminated[4].all() and not followed.alive[5:].any()
     bias = online.critic_bias(agent, state, followed)
     assert bias["critic_return"] == pytest.approx(sum(GAMMA**k for k in range(5)), rel=1e-5)
     assert bias["critic_bias"] == pytest.approx(-1)
-    agent, state = agent_that_says(0.0, jnp.log(2.0))
+    agent, state = agent_with_value(0.0, jnp.log(2.0))
     soft = online.critic_bias(agent, state, followed)["critic_return"]
     bonus = sum(GAMMA**k * -2.0 * followed.log_prob[k].mean() for k in range(1, 5))
     assert soft == pytest.approx(bias["critic_return"] + bonus, rel=1e-5)
 
 
-# --- a run, read back ---------------------------------------------------------------------------
+# --- checkpoints of a run -----------------------------------------------------------------------
 
 SIZES = SMALL | {
     "eval.every": 100,
@@ -159,7 +159,7 @@ def hopper(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("run") / "hopper", "Hopper-v4")
 
 
-def test_a_configuration_comes_back_from_json():
+def test_configuration_survives_json():
     made = settings.make(
         "cheetah-run",
         agent="sac",
@@ -171,54 +171,54 @@ def test_a_configuration_comes_back_from_json():
     assert settings.from_dict(config.as_dict(made)) == made
 
 
-def test_checkpoints_stay_and_each_can_be_read(hopper):
+def test_reader_loads_every_checkpoint(hopper):
     reader = loaded_run.Reader(hopper)
     assert reader.steps == [100, 200, 300]
     loaded = [reader.load(step) for step in reader.steps]
     assert [x.step for x in loaded] == reader.steps
-    # The newest transition waits for the next step.
-    assert [x.stored for x in loaded] == [99, 199, 299]
-    assert loaded[0].row(1).model.fits == 0 and loaded[2].row(1).model.fits == 2
+    # The newest transition is inserted in the next step.
+    assert [x.inserted for x in loaded] == [99, 199, 299]
+    assert loaded[0].learner(1).model.fits == 0 and loaded[2].learner(1).model.fits == 2
 
 
-def test_every_state_of_a_replay_is_rebuilt_and_leads_on(hopper):
+def test_every_state_of_a_replay_buffer_is_rebuilt(hopper):
     reader = loaded_run.Reader(hopper)
     loaded = reader.load(300)
-    for row in range(2):
-        data, valid = loaded_run.in_order(loaded.row(row).real, loaded.stored)
-        parts = loaded_run.episodes(data, valid, reader.spec.time_limit, loaded.host, row)
+    for learner in range(2):
+        data, valid = loaded_run.in_order(loaded.learner(learner).real_buffer, loaded.inserted)
+        parts = loaded_run.episodes(data, valid, reader.spec.time_limit, loaded.host, learner)
         assert parts[0].number == 0 and parts[-1].stop == 299
         assert len(parts) > 5 and [e.number for e in parts] == list(range(len(parts)))
         for episode in parts[:-1]:
             assert data.discount[episode.stop - 1] == 0
-        places = np.arange(299)
-        rebuilt = loaded_run.rebuild(loaded, row, parts, places, data)
-        np.testing.assert_array_equal(rebuilt.places, places)
+        indices = np.arange(299)
+        rebuilt = loaded_run.rebuild(loaded, learner, parts, indices, data)
+        np.testing.assert_array_equal(rebuilt.indices, indices)
         assert rebuilt.differ == 0 and rebuilt.steps == 299
         env = envs.make("Hopper-v4")
         env.reset(seed=0)
-        for place in (290, 3, 150):
-            env.restore(rebuilt.states[place])
-            new, reward, *_ = env.step(data.action[place])
-            assert loaded_run.same_bits(new, data.next_obs[place])
-            assert np.float32(reward) == data.reward[place]
+        for index in (290, 3, 150):
+            env.restore(rebuilt.states[index])
+            next_obs, reward, *_ = env.step(data.action[index])
+            assert loaded_run.same_bits(next_obs, data.next_obs[index])
+            assert np.float32(reward) == data.reward[index]
 
 
-def test_what_does_not_repeat_is_left_out_and_counted(hopper):
+def test_states_that_are_not_reproduced_are_left_out_and_counted(hopper):
     loaded = loaded_run.Reader(hopper).load(300)
-    data, valid = loaded_run.in_order(loaded.row(0).real, loaded.stored)
+    data, valid = loaded_run.in_order(loaded.learner(0).real_buffer, loaded.inserted)
     parts = loaded_run.episodes(data, valid, 1000, loaded.host, 0)
     second = parts[1]
-    spoiled = data._replace(obs=data.obs.copy())
+    changed = data._replace(obs=data.obs.copy())
     at = second.start + 2
-    spoiled.obs[at, 0] = np.nextafter(spoiled.obs[at, 0], np.float32(9))
-    rebuilt = loaded_run.rebuild(loaded, 0, parts, np.arange(len(valid)), spoiled)
-    gone = set(range(len(valid))) - set(rebuilt.places.tolist())
-    assert gone == set(range(at, second.stop)) and rebuilt.differ == len(gone)
+    changed.obs[at, 0] = np.nextafter(changed.obs[at, 0], np.float32(9))
+    rebuilt = loaded_run.rebuild(loaded, 0, parts, np.arange(len(valid)), changed)
+    missing = set(range(len(valid))) - set(rebuilt.indices.tolist())
+    assert missing == set(range(at, second.stop)) and rebuilt.differ == len(missing)
 
 
-def test_a_ring_that_has_turned_keeps_its_numbers():
-    """Five episodes of four steps; the ring holds the last ten transitions, one of them a hole."""
+def test_episode_numbers_after_a_ring_buffer_has_wrapped():
+    """The buffer has the last ten transitions of five episodes of four steps, one of them invalid."""
     obs = np.float32([[10 * (t // 4) + t % 4] for t in range(20)])
     new = obs + 1
     valid = np.ones(20, bool)
@@ -236,22 +236,22 @@ def test_a_ring_that_has_turned_keeps_its_numbers():
     assert parts == [(2, 0, 3), (3, 3, 7), (4, 7, 10)]
 
 
-def test_a_run_is_inspected_and_told(hopper, tmp_path):
+def test_inspect_measures_a_run_and_reports_it(hopper, tmp_path):
     reader = loaded_run.Reader(hopper)
     loaded = reader.load(300)
-    findings = [online.inspect(loaded, row, steps=5, starts=8) for row in range(2)]
+    findings = [online.inspect(loaded, index, steps=5, starts=8) for index in range(2)]
     for f in findings:
-        assert f.numbers["not_repeated"] == 0 and f.numbers["repeated"] > 0
+        assert f.numbers["not_reproduced"] == 0 and f.numbers["resimulated"] > 0
         assert f.numbers["synthetic_checked"] > 30
         for name in (
             "critic_bias",
             "policy_reward_r2",
-            "counterfactual_state_skill",
+            "counterfactual_state_r2",
             "synthetic_reward_r2",
             "replay_reward_bias",
         ):
             assert np.isfinite(f.numbers[name]), name
-        assert f.chain["open_skill"].shape == (5, 11)
+        assert f.open_loop["state_r2"].shape == (5, 11)
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.json", "eval.csv", "metrics.jsonl"):
@@ -259,17 +259,17 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
     assert online_report.add_to_logs(findings, folder)
     bias = report.series(report.read_run(folder), "diagnosis", "critic_bias")
     assert bias["scale,auto,beta"][1][0, 0] == findings[1].numbers["critic_bias"]
-    assert "Is the critic right?" in report.write_report(folder).read_text()
+    assert "Bias of the critic" in report.write_report(folder).read_text()
     with open(folder / "lock") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert not online_report.add_to_logs(findings, folder)
     items = online_report.write(findings, reader.config, reader.spec, tmp_path, "the command")
     assert len(items) == 2
     for item, f in zip(items, findings, strict=True):
-        for name in ("critic_bias", "policy_reward_r2", "synthetic_state_skill"):
-            assert statistics.number(f.numbers[name]) in item, name
+        for name in ("critic_bias", "policy_reward_r2", "synthetic_state_r2"):
+            assert statistics.format_number(f.numbers[name]) in item, name
     html = (tmp_path / "diagnosis.html").read_text()
-    assert "did not repeat bit for bit" in html and "On top the body, with" in html
+    assert "were not reproduced bit for bit" in html and "Top: the body with" in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
     lines = list(csv.DictReader((tmp_path / "run.csv").open()))
     assert [x["variant"] for x in lines] == ["none", "scale,auto,beta"]
@@ -279,23 +279,29 @@ def test_a_run_is_inspected_and_told(hopper, tmp_path):
     )
 
 
-def test_a_run_of_the_device_engine_or_without_a_model_leaves_parts_out(hopper, tmp_path):
+def test_parts_that_are_left_out_on_device_and_without_a_model(hopper, tmp_path):
     reader = loaded_run.Reader(hopper)
     loaded = reader.load(300)
     on_device = dataclasses.replace(reader.config, engine="mjx")
     moved = loaded._replace(config=on_device, host={})
     findings = online.inspect(moved, 0, steps=3, starts=4)
-    assert "repeated" not in findings.numbers and np.isfinite(findings.numbers["policy_reward_r2"])
+    assert "resimulated" not in findings.numbers and np.isfinite(
+        findings.numbers["policy_reward_r2"]
+    )
     online_report.write([findings], on_device, reader.spec, tmp_path, "x")
     assert "were on the device" in (tmp_path / "diagnosis.html").read_text()
-    bare = loaded._replace(learners=loaded.rows._replace(model=None, synthetic=None))
-    findings = online.inspect(bare, 0, steps=3, starts=4)
-    assert np.isfinite(findings.numbers["critic_bias"]) and not findings.channels
-    items = online_report.write([findings], reader.config, reader.spec, tmp_path / "bare", "x")
-    assert len(items) == 1 and not (tmp_path / "bare" / "run-channels.csv").exists()
+    model_free = loaded._replace(
+        learners=loaded.learners._replace(model=None, synthetic_buffer=None)
+    )
+    findings = online.inspect(model_free, 0, steps=3, starts=4)
+    assert np.isfinite(findings.numbers["critic_bias"]) and not findings.dims
+    items = online_report.write(
+        [findings], reader.config, reader.spec, tmp_path / "model_free", "x"
+    )
+    assert len(items) == 1 and not (tmp_path / "model_free" / "run-dims.csv").exists()
 
 
-def test_the_command_refuses_what_is_not_one_thing(tmp_path):
+def test_command_refuses_two_subjects_in_one_line(tmp_path):
     script = Path(__file__).parents[1] / "experiments" / "diagnose.py"
     done = subprocess.run(
         [sys.executable, str(script), "--env=cheetah-run", "--run=x"],
@@ -307,7 +313,7 @@ def test_the_command_refuses_what_is_not_one_thing(tmp_path):
     assert "--env and --run exclude each other" in done.stderr
 
 
-def test_sentences_are_figures_and_say_no_cause():
+def test_sentences_give_numbers_and_no_cause():
     def item(**numbers):
         findings = [
             online.Findings("none", i, 5, {n: v[i] for n, v in numbers.items()}, {}, None, None)
@@ -317,49 +323,52 @@ def test_sentences_are_figures_and_say_no_cause():
 
     critic = {"critic_value": [1.0, 2.0], "critic_return": [3.0, 4.0]}
     low = item(critic_bias=[-0.5, -0.3], **critic)
-    assert f"a difference of {statistics.over_seeds([-0.5, -0.3])} of the mean return" in low
-    assert "1.50 (" in low and "where 3.50 (" in low
+    assert f"a difference of {statistics.format_mean([-0.5, -0.3])} of the mean return" in low
+    assert "value is 1.50 (" in low and "return 3.50 (" in low
     model = {"policy_reward_r2": [0.1, 0.2], "policy_reward_bias": [np.nan, np.nan]}
-    both = item(critic_bias=[np.nan, np.nan], **critic, **model, policy_state_skill=[0.9, 0.9])
-    assert "R² 0.15 (" in both and "not defined standard deviations off" in both
+    both = item(critic_bias=[np.nan, np.nan], **critic, **model, policy_state_r2=[0.9, 0.9])
+    assert "R² 0.15 (" in both and "bias of not defined standard deviations" in both
     for word in ("overestimates", "about right", "is wrong", "fair", "too low"):
         assert word not in low + both
 
 
-def test_the_replay_is_a_recording(hopper):
+def test_replay_buffer_as_a_recording(hopper):
     recording = loaded_run.recording(loaded_run.Reader(hopper).load(300), 0)
     assert len(recording.episode) == 299 and recording.episode[0] == 0
     ends = np.flatnonzero(np.diff(recording.episode))
     np.testing.assert_array_equal(recording.transitions.discount[ends], 0)
 
 
-def test_synthetic_transitions_are_checked_against_what_really_comes(hopper):
-    """Synthetic transitions that are replaced by the truth have no error left."""
+def test_synthetic_transitions_are_compared_with_the_simulator(hopper):
+    """Synthetic transitions that are replaced by real ones have no error."""
     loaded = loaded_run.Reader(hopper).load(300)
-    row = loaded.row(0)
-    data, valid = loaded_run.in_order(row.real_buffer, loaded.stored)
+    learner = loaded.learner(0)
+    data, valid = loaded_run.in_order(learner.real_buffer, loaded.inserted)
     parts = loaded_run.episodes(data, valid, 1000, loaded.host, 0)
     rebuilt = loaded_run.rebuild(loaded, 0, parts, np.arange(299), data)
-    state_of = dict(zip(rebuilt.places.tolist(), rebuilt.states, strict=True))
-    ring = row.synthetic_buffer.data
-    ring = Transition(*(np.array(x) for x in ring))
+    states = dict(zip(rebuilt.indices.tolist(), rebuilt.states, strict=True))
+    changed = Transition(*(np.array(x) for x in learner.synthetic_buffer.data))
     for slot in range(40):
         for name in Transition._fields:
-            getattr(ring, name)[slot] = getattr(data, name)[slot]
-    row = row._replace(synthetic=replay.pack(ring, row.synthetic_buffer.valid))
+            getattr(changed, name)[slot] = getattr(data, name)[slot]
+    learner = learner._replace(
+        synthetic_buffer=replay.pack(changed, learner.synthetic_buffer.valid)
+    )
     chosen = np.arange(40), np.arange(40)
-    numbers = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
+    numbers = online._synthetic(lambda: envs.make("Hopper-v4"), states, learner, chosen)
     assert numbers["synthetic_checked"] == 40
-    assert numbers["synthetic_reward_r2"] == numbers["synthetic_state_skill"] == 1
-    ring.reward[:40] += 0.5
-    row = row._replace(synthetic=replay.pack(ring, row.synthetic_buffer.valid))
-    shifted = online._synthetic(lambda: envs.make("Hopper-v4"), state_of, row, chosen)
+    assert numbers["synthetic_reward_r2"] == numbers["synthetic_state_r2"] == 1
+    changed.reward[:40] += 0.5
+    learner = learner._replace(
+        synthetic_buffer=replay.pack(changed, learner.synthetic_buffer.valid)
+    )
+    shifted = online._synthetic(lambda: envs.make("Hopper-v4"), states, learner, chosen)
     expected = 0.5 / data.reward[:40].std()
     assert shifted["synthetic_reward_bias"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
-    folder = trained(tmp_path / "run", "Unsettable-v0")
+def test_task_without_restore_has_no_counterfactual_measures(tmp_path):
+    folder = trained(tmp_path / "run", "NotRestorable-v0")
     reader = loaded_run.Reader(folder)
     findings = [online.inspect(reader.load(300), 1, steps=3, starts=8)]
     assert "synthetic_reward_r2" not in findings[0].numbers
@@ -367,10 +376,10 @@ def test_a_task_that_cannot_be_set_leaves_that_part_out(tmp_path):
     online_report.write(findings, reader.config, reader.spec, tmp_path, "x")
     assert "cannot be set to a stored state" in (tmp_path / "diagnosis.html").read_text()
     with pytest.raises(UsageError, match="give it methods snapshot"):
-        Oracle(settings.make("Unsettable-v0", oracle="reward"), [0])
+        Oracle(settings.make("NotRestorable-v0", oracle="reward"), [0])
 
 
-def test_folders_that_are_no_runs_are_refused_in_one_line(tmp_path):
+def test_reader_refuses_folders_without_a_valid_configuration(tmp_path):
     with pytest.raises(UsageError, match=r"it has no config\.json"):
         loaded_run.Reader(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"env": "cheetah-run"}}')

@@ -1,4 +1,4 @@
-"""Restored states in the diagnosis of a run: what is drawn of them, and what is refused."""
+"""Restored states in the diagnosis of a run: how they are drawn, and when they are refused."""
 
 import gymnasium
 import numpy as np
@@ -10,29 +10,27 @@ from dynajax.diagnose import loaded_run, online, online_report, rollout_plots, s
 from test_diagnose_run import Ones, trained
 
 
-def test_positions_are_recognised_in_an_observation():
+def test_positions_are_found_in_an_observation():
     env = envs.make("cheetah-run")
     env.reset(seed=0)
     states, obs = [], []
     for _ in range(5):
-        new = env.step(np.full(6, 0.5, np.float32))[0]
+        obs.append(env.step(np.full(6, 0.5, np.float32))[0])
         states.append(env.snapshot())
-        obs.append(new)
     obs = np.array(obs)
     positions = np.array([s[1:10] for s in states])
-    # qpos[0], the place along the ground, is not observed.
-    assert skeleton.shown_by(positions, obs) == {i: i - 1 for i in range(1, 9)}
-    shown = skeleton.sticks(env, np.array(states), obs, obs)
-    np.testing.assert_allclose(shown.imagined, shown.real, atol=1e-6)
+    # qpos[0], the position along the ground, is not observed.
+    assert skeleton.observed_positions(positions, obs) == {i: i - 1 for i in range(1, 9)}
+    shown = skeleton.stick_figures(env, np.array(states), obs, obs)
+    np.testing.assert_allclose(shown.predicted, shown.real, atol=1e-6)
     moved = obs.copy()
     moved[:, 2] += 1.0
-    assert (
-        np.abs(skeleton.sticks(env, np.array(states), obs, moved).imagined - shown.real).max() > 0.1
-    )
+    predicted = skeleton.stick_figures(env, np.array(states), obs, moved).predicted
+    assert np.abs(predicted - shown.real).max() > 0.1
 
 
-def test_bodies_that_only_the_world_holds_are_drawn_as_points():
-    """Where no body has a parent that moves there are points, seen from above if all lie flat."""
+def test_bodies_without_a_movable_parent_are_drawn_as_points():
+    """The points are seen from above if their height does not change."""
     for task, flat in (("point_mass-easy", True), ("ball_in_cup-catch", False)):
         env = envs.make(task)
         obs, _ = env.reset(seed=0)
@@ -42,25 +40,25 @@ def test_bodies_that_only_the_world_holds_are_drawn_as_points():
             observed.append(obs)
             obs = env.step(np.full(2, 0.5, np.float32))[0]
         real = np.array(observed)
-        imagined = real.copy()
-        imagined[:, :2] += 0.1
-        poses = skeleton.sticks(env, np.array(states), real, imagined)
+        predicted = real.copy()
+        predicted[:, :2] += 0.1
+        poses = skeleton.stick_figures(env, np.array(states), real, predicted)
         np.testing.assert_array_equal(poses.real[:, :, 0], poses.real[:, :, 1])
-        assert np.abs(poses.imagined - poses.real).max() == pytest.approx(0.1, abs=1e-6)
+        assert np.abs(poses.predicted - poses.real).max() == pytest.approx(0.1, abs=1e-6)
         assert (np.ptp(poses.real[..., 2], axis=0).max() < 1e-6) == flat
         spec = envs.spec(task)
-        strip = online.Strip(real, imagined, np.array(states))
-        figure = rollout_plots.picture(strip, poses, "none", spec)
+        path = online.PredictedPath(real, predicted, np.array(states))
+        figure = rollout_plots.draw_path(path, poses, "none", spec)
         marks = figure.subfigs[0].axes[0].get_lines()
         heights = [line.get_ydata()[0] for line in marks[: len(poses.real[0])]]
         np.testing.assert_array_equal(heights, poses.real[0, :, 0, 1 if flat else 2])
 
 
-# --- simulators that a restore does not set as a whole -----------------------------------------
+# --- simulators whose state a restore does not set completely ----------------------------------
 
 
 class Goal(Ones):
-    """The reward is a goal that every reset draws, and that no snapshot has."""
+    """Gives a reward that every reset draws and that no snapshot contains."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (1,))
 
@@ -75,7 +73,7 @@ class Goal(Ones):
 
 
 class Stacked(gymnasium.Wrapper):
-    """The last two observations, as wrappers that stack frames give."""
+    """Returns the last two observations, as wrappers that stack frames do."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,))
 
@@ -103,20 +101,20 @@ gymnasium.register("Stacked-v0", lambda: Stacked(Ones()), max_episode_steps=8)
 @pytest.mark.parametrize(
     ("task", "differs"), [("Goal-v0", "reward"), ("Stacked-v0", "observation"), ("Ones-v0", None)]
 )
-def test_restores_that_do_not_repeat_are_left_out_with_the_reason(task, differs, tmp_path):
+def test_restored_states_that_do_not_reproduce_are_refused_with_the_reason(task, differs, tmp_path):
     folder = trained(tmp_path / "run", task)
     reader = loaded_run.Reader(folder)
     findings = [online.inspect(reader.load(300), 0, steps=3, starts=8)]
     numbers = findings[0].numbers
     online_report.write(findings, reader.config, reader.spec, tmp_path, "x")
     html = (tmp_path / "diagnosis.html").read_text()
-    # Taken again from their seeds the transitions are the same: only a restore shows it.
-    assert numbers.get("not_repeated", 0) == 0 and np.isfinite(numbers["critic_return"])
+    # Simulated again from their seeds the transitions are the same; only a restore differs.
+    assert numbers.get("not_reproduced", 0) == 0 and np.isfinite(numbers["critic_return"])
     if differs is None:
-        assert findings[0].refused is None and "synthetic_checked" in numbers
+        assert findings[0].restore_error is None and "synthetic_checked" in numbers
         assert "does not lead to" not in html
         return
-    assert differs in findings[0].refused
+    assert differs in findings[0].restore_error
     assert not [n for n in numbers if n.startswith(("counterfactual", "synthetic"))]
-    assert findings[0].strip.states is None
+    assert findings[0].path.states is None
     assert "lead to the recorded transition" in html and differs in html

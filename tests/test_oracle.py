@@ -64,12 +64,12 @@ def test_an_oracle_replaces_its_half_by_what_really_comes(which, tmp_path):
     assert reader.config.oracle == which
     loaded = reader.load(120)
     for index in range(2):
-        row = loaded.row(index)
-        data, valid = loaded_run.in_order(row.real_buffer, loaded.stored)
+        row = loaded.learner(index)
+        data, valid = loaded_run.in_order(row.real_buffer, loaded.inserted)
         found = loaded_run.episodes(data, valid, reader.spec.time_limit, loaded.host, index)
         rebuilt = loaded_run.rebuild(loaded, index, found, np.arange(len(valid)), data)
         assert rebuilt.differ == 0
-        place_of = {data.obs[p].tobytes(): p for p in rebuilt.places}
+        place_of = {data.obs[p].tobytes(): p for p in rebuilt.indices}
         env = envs.make("Hopper-v4")
         env.reset(seed=0)
         slots = np.flatnonzero(row.synthetic_buffer.valid)

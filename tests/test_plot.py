@@ -1,4 +1,4 @@
-"""Comparing runs: experiments/plot.py."""
+"""Compare runs with experiments/plot.py."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def plot(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """experiments/plot.py in a process of its own."""
+    """Run experiments/plot.py in a separate process."""
     return subprocess.run(
         [sys.executable, str(ROOT / "experiments/plot.py"), *map(str, arguments)],
         capture_output=True,
@@ -26,7 +26,7 @@ def plot(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_plot_compares_runs_with_sac(tmp_path):
+def test_plot_compares_runs_with_the_model_free_agent(tmp_path):
     for env, level in (("cheetah-run", 1.0), ("humanoid-walk", 0.5)):
         fake_run(tmp_path / f"{env}-mbpo", env=env, level=level)
         fake_run(tmp_path / f"{env}-sac", env=env, algo="model-free", level=level, steps=5000)
@@ -35,22 +35,22 @@ def test_plot_compares_runs_with_sac(tmp_path):
     with open(tmp_path / "out/table.csv") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 10
-    row = next(r for r in table if (r["task"], r["variant"]) == ("humanoid-walk", "MBPO scale"))
+    line = next(r for r in table if (r["task"], r["variant"]) == ("humanoid-walk", "MBPO scale"))
     run = report.read_run(tmp_path / "humanoid-walk-mbpo")
     sac = report.read_run(tmp_path / "humanoid-walk-sac").evals["none"][:, 4].mean()
-    wanted = run.evals["scale"][:, 4].mean()  # of three seeds the IQM cuts none
-    assert float(row["final_iqm"]) == pytest.approx(wanted, abs=0.01)
-    assert float(row["model_free_100"]) == pytest.approx(100 * wanted / sac, abs=0.1)
-    assert (row["steps"], row["frames"]) == ("5000", "5000")
-    assert (row["preset"], row["seeds"]) == ("quick", "3")
-    assert float(row["low"]) <= wanted <= float(row["high"])
+    expected = run.evals["scale"][:, 4].mean()  # the IQM of three seeds is their mean
+    assert float(line["final_iqm"]) == pytest.approx(expected, abs=0.01)
+    assert float(line["model_free_100"]) == pytest.approx(100 * expected / sac, abs=0.1)
+    assert (line["steps"], line["frames"]) == ("5000", "5000")
+    assert (line["preset"], line["seeds"]) == ("quick", "3")
+    assert float(line["low"]) <= expected <= float(line["high"])
     assert "compared at 5,000 steps" in done.stdout and "| MBPO scale,target |" in done.stdout
     for name in ("comparison.png", "headline.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert "compared at 5,000 steps" in (tmp_path / "out/table.md").read_text()
 
 
-def test_plot_joins_seeds_tells_settings_apart_and_says_what_is_missing(tmp_path):
+def test_plot_joins_seeds_and_separates_settings(tmp_path):
     fake_run(tmp_path / "a", variants=("scale",), seeds=2)
     fake_run(tmp_path / "b", variants=("scale",), seeds=2, seed=2)
     fake_run(tmp_path / "c", variants=("scale",), settings={"utd": 1})
@@ -64,21 +64,11 @@ def test_plot_joins_seeds_tells_settings_apart_and_says_what_is_missing(tmp_path
         "MBPO scale (learn.utd=1)": "3",
         "MBPO scale (preset=paper)": "3",
     }
-    assert (
-        "presets paper and quick" in done.stdout and "no run of SAC without a model" in done.stdout
-    )
+    assert "presets paper and quick" in done.stdout
+    assert "there is no run of SAC (model-free)" in done.stdout
 
 
-def test_plot_joins_an_old_folder_with_one_of_today(tmp_path):
-    fake_run(tmp_path / "old", algo="model-free", old=True, steps=1000)
-    fake_run(tmp_path / "more", algo="model-free", seed=3)
-    done = plot(tmp_path / "old", tmp_path / "more", f"--out={tmp_path / 'out'}")
-    assert done.returncode == 0, done.stderr
-    [line] = csv.DictReader((tmp_path / "out/table.csv").open())
-    assert (line["variant"], line["seeds"]) == ("SAC", "6")
-
-
-def test_plot_compares_agents_each_with_itself_by_frames(tmp_path):
+def test_plot_compares_each_agent_with_its_model_free_run_by_frames(tmp_path):
     fake_run(tmp_path / "a", algo="model-free", steps=4000)
     fake_run(tmp_path / "b", variants=("scale",), steps=4000)
     fake_run(tmp_path / "c", algo="model-free", agent="simba", repeat=2, level=2.0, steps=3000)
@@ -87,28 +77,37 @@ def test_plot_compares_agents_each_with_itself_by_frames(tmp_path):
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out/table.csv") as file:
         table = {row["variant"]: row for row in csv.DictReader(file)}
-    assert list(table) == ["SAC", "simba", "MBPO scale", "MBPO simba scale"]
+    assert list(table) == [
+        "SAC (model-free)",
+        "SimBa (model-free)",
+        "MBPO scale",
+        "MBPO SimBa scale",
+    ]
     assert {row["frames"] for row in table.values()} == {"4000"}
     assert [row["steps"] for row in table.values()] == ["4000", "2000", "4000", "2000"]
-    for name, base in (("MBPO scale", "SAC"), ("MBPO simba scale", "simba"), ("simba", "simba")):
+    for name, base in (
+        ("MBPO scale", "SAC (model-free)"),
+        ("MBPO SimBa scale", "SimBa (model-free)"),
+        ("SimBa (model-free)", "SimBa (model-free)"),
+    ):
         share = 100 * float(table[name]["final_iqm"]) / float(table[base]["final_iqm"])
         assert float(table[name]["model_free_100"]) == pytest.approx(share, abs=0.1)
     assert "compared at 4,000 frames" in done.stdout and "model-free = 100" in done.stdout
     done = plot(*(tmp_path / name for name in "abd"), f"--out={tmp_path / 'out'}")
-    assert "no run of simba without a model" in done.stdout
+    assert "there is no run of SimBa (model-free)" in done.stdout
 
 
-# Starting Python takes most of the time, so one process tries many command lines.
+# One process tries all command lines, because starting Python takes most of the time.
 _TRY_ALL = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from absl import flags
-import plot
+from dynajax.cli import common, plot
 for arguments in json.loads(sys.argv[2]):
     flags.FLAGS.unparse_flags()
     sys.argv = ["plot.py", *arguments]
     try:
-        status = plot.cli.run(plot.main)
+        status = common.run(plot.main)
     except SystemExit as stop:
         status = stop.code
     print(status, file=sys.stderr)
@@ -141,7 +140,7 @@ def test_plot_refuses_bad_input_with_one_line(tmp_path):
         assert message.startswith("error: ") and text in message and status == "2"
 
 
-def test_plot_of_a_missing_folder_ends_with_status_2(tmp_path):
+def test_plot_of_a_missing_folder_exits_with_status_2(tmp_path):
     done = plot(tmp_path / "missing")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {tmp_path / 'missing'}: there is no such folder\n"

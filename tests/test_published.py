@@ -1,4 +1,4 @@
-"""Published curves, and figures over tasks, beside our own runs."""
+"""Compare runs with published curves, and aggregate over tasks."""
 
 import csv
 
@@ -12,16 +12,18 @@ from fake_runs import fake_run
 
 
 def test_every_published_curve_has_a_source_and_a_method():
-    curves = [c for task in _tasks() for c in published.of(task, published.choose("all"))]
+    curves = [
+        c for task in _tasks() for c in published.curves_on(task, published.parse_methods("all"))
+    ]
     assert {c.key for c in curves} == set(published.METHODS)
     for c in curves:
         assert c.source.count("/") >= 2 and min(c.seeds) > 1 and c.repeat in (1, 2)
         assert (np.diff(c.frames) > 0).all() and np.isfinite(c.mean).all()
-    # Numbers of the results' files, as README and the notes name them.
-    [simba] = published.of("quadruped-walk", ["simba"])
+    # Numbers that README and the notes quote from the files of results.
+    [simba] = published.curves_on("quadruped-walk", ["simba"])
     assert simba.frames[:2].tolist() == [50_000, 100_000] and simba.mean[1] == 665.9
-    [dhmbpo] = published.of("hopper-stand", ["dhmbpo"])
-    assert np.isnan(dhmbpo.std[:2]).all(), "nothing is made up where no deviation was published"
+    [dhmbpo] = published.curves_on("hopper-stand", ["dhmbpo"])
+    assert np.isnan(dhmbpo.std[:2]).all(), "no deviation was published"
 
 
 def _tasks():
@@ -29,56 +31,60 @@ def _tasks():
     return sorted({line["task"] for line in lines})
 
 
-def test_names_of_published_methods():
-    assert published.choose("") == ()
-    assert published.choose("SimBa, bro,bro") == ("simba", "bro")
-    assert published.choose("all") == tuple(published.METHODS)
+def test_parse_methods():
+    assert published.parse_methods("") == ()
+    assert published.parse_methods("SimBa, bro,bro") == ("simba", "bro")
+    assert published.parse_methods("all") == tuple(published.METHODS)
     with pytest.raises(UsageError, match="no curves of simbaa; choose all, or from sac, simba"):
-        published.choose("bro,simbaa")
+        published.parse_methods("bro,simbaa")
 
 
-def test_published_curves_end_where_ours_do_but_have_a_point():
-    assert [c.frames[-1] for c in published.beside("quadruped-walk", ["simba"], 40_000)] == [50_000]
-    both = published.beside("quadruped-walk", ["simba", "sac"], 40_000)
+def test_published_curves_end_with_the_run_but_have_a_point():
+    assert [c.frames[-1] for c in published.curves_until("quadruped-walk", ["simba"], 40_000)] == [
+        50_000
+    ]
+    both = published.curves_until("quadruped-walk", ["simba", "sac"], 40_000)
     assert [c.frames.tolist() for c in both] == [[50_000, 100_000], [100_000]]
-    [long] = published.beside("quadruped-walk", ["simba"], 500_000)
+    [long] = published.curves_until("quadruped-walk", ["simba"], 500_000)
     assert long.frames[-1] == 500_000 and len(long.seeds) == len(long.frames)
-    assert published.beside("no-task", ["simba"], 1) == []
+    assert published.curves_until("no-task", ["simba"], 1) == []
 
 
-def test_labels_name_seeds_updates_and_widths_where_they_are_known():
-    curves = published.of("quadruped-walk", ["bro", "sac"]) + published.of("humanoid-run", ["bro"])
+def test_labels_name_seeds_and_known_updates_and_widths():
+    curves = published.curves_on("quadruped-walk", ["bro", "sac"]) + published.curves_on(
+        "humanoid-run", ["bro"]
+    )
     assert published.labels(curves) == {
         "bro": "BRO (UTD 10, repeat 1, 256/512 wide, 5 to 10 seeds)",
         "sac": "SAC (repeat 2, 3 seeds)",
     }
 
 
-def test_old_runs_count_one_frame_a_step_beside_published_ones(tmp_path):
-    """Runs of two frames a step, and of an older version, which knew of none."""
-    fake_run(tmp_path / "new", env="quadruped-walk", algo="model-free", agent="simba", repeat=2)
-    fake_run(tmp_path / "old", env="quadruped-walk", algo="model-free", old=True)
-    tasks = gather([tmp_path / "new", tmp_path / "old"])
+def test_runs_are_compared_with_published_curves_by_frames(tmp_path):
+    """One run has two frames per step, the other one."""
+    fake_run(tmp_path / "two", env="quadruped-walk", algo="model-free", agent="simba", repeat=2)
+    fake_run(tmp_path / "one", env="quadruped-walk", algo="model-free")
+    tasks = gather([tmp_path / "two", tmp_path / "one"])
     [panel], notes = compare.curve_panels(tasks, ["simba", "bro"])
     assert panel.xlabel == "frames"
     ends = {name: frames[-1] for name, (frames, _) in panel.lines.items()}
-    assert ends == {"simba": 20_000, "SAC": 10_000}
+    assert ends == {"SimBa (model-free)": 20_000, "SAC (model-free)": 10_000}
     assert [c.key for c in panel.published] == ["simba", "bro"]
     assert "SimbaV2 results/baseline/simba_utd2.csv (SimBa)" in notes[-1]
 
 
-def test_a_task_without_published_curves_gives_a_line_and_its_figure(tmp_path):
+def test_task_without_published_curves_has_a_note_and_its_figure(tmp_path):
     fake_run(tmp_path / "run", env="Pendulum-v1", steps=2000)
     table = compare.plot([tmp_path / "run"], tmp_path / "out", "simba,bro")
-    line = "Pendulum-v1: nothing of SimBa and BRO is published here for it."
+    line = "Pendulum-v1: there are no published curves of SimBa or BRO."
     assert table.count(line) == 1
     assert (tmp_path / "out/comparison.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "out/aggregate.png").exists(), "one task"
 
 
-def test_published_curves_are_drawn_behind_ours(tmp_path):
+def test_published_curves_are_drawn_behind_those_of_runs(tmp_path):
     fake_run(tmp_path / "run", env="quadruped-walk", steps=5000)
-    panels, _ = compare.curve_panels(gather([tmp_path / "run"]), published.choose("all"))
+    panels, _ = compare.curve_panels(gather([tmp_path / "run"]), published.parse_methods("all"))
     figure = figures.curves(panels)
     [axes] = figure.axes
     by_label = {line.get_label(): line for line in axes.get_lines()}
@@ -86,62 +92,66 @@ def test_published_curves_are_drawn_behind_ours(tmp_path):
     assert max(line.get_zorder() for line in behind) < by_label["MBPO scale"].get_zorder()
     assert len(behind) == len(panels[0].published) >= 9
     looks = {(line.get_color(), line.get_marker()) for line in behind}
-    assert len(looks) == len(behind), "each can be told apart"
+    assert len(looks) == len(behind), "every curve is distinct"
     [legend] = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[0] == "MBPO" and "MR.Q (UTD 1, repeat 2, 512 wide, 10 seeds)" in texts
 
 
-def test_a_figure_over_tasks(tmp_path):
+def test_aggregate_over_tasks(tmp_path):
     for env, level in (("cheetah-run", 1.0), ("humanoid-walk", 0.5)):
         fake_run(tmp_path / f"{env}-m", env=env, level=level, variants=("none", "scale"))
         fake_run(tmp_path / f"{env}-s", env=env, level=level, algo="model-free")
     folders = sorted(tmp_path.iterdir())
     tasks = gather(folders)
-    together, notes = aggregate.aggregate(tasks)
-    assert not notes and [p.title for p in together.panels] == [
-        "Along training",
-        "At the end",
-        "Better than without a model",
+    over_tasks, notes = aggregate.aggregate(tasks)
+    assert not notes and [p.title for p in over_tasks.panels] == [
+        "Over training",
+        "Final return",
+        "Improvement over model-free",
     ]
     scores = [curves["MBPO scale"].at(10_000) / 1000 for curves in tasks.values()]
-    wanted = statistics.stratified_bootstrap(scores)
-    _, end, better = together.panels
-    assert end.values["MBPO scale"] == wanted
+    expected = statistics.stratified_bootstrap(scores)
+    _, end, better = over_tasks.panels
+    assert end.values["MBPO scale"] == expected
     assert list(better.values) == ["MBPO", "MBPO scale"]
-    pairs = [[curves[n].at(10_000) for curves in tasks.values()] for n in ("MBPO scale", "SAC")]
+    pairs = [
+        [curves[n].at(10_000) for curves in tasks.values()]
+        for n in ("MBPO scale", "SAC (model-free)")
+    ]
     assert better.values["MBPO scale"] == statistics.probability_of_improvement(*pairs)
-    last = [r for r in together.rows if r["variant"] == "MBPO scale"][-1]
-    assert (last["frames"], last["iqm"]) == (10_000, f"{wanted.point:.4f}")
+    last = [r for r in over_tasks.rows if r["variant"] == "MBPO scale"][-1]
+    assert (last["frames"], last["iqm"]) == (10_000, f"{expected.point:.4f}")
     compare.plot(folders, tmp_path / "out")
     assert (tmp_path / "out/aggregate.png").read_bytes().startswith(b"\x89PNG")
     [first, *_] = csv.DictReader((tmp_path / "out/aggregate.csv").open())
     assert set(first) == {"variant", "tasks", "frames", "iqm", "low", "high"}
 
 
-def test_tasks_without_a_common_unit_have_no_figure_together(tmp_path):
+def test_tasks_without_a_common_unit_are_not_aggregated(tmp_path):
     for env in ("cheetah-run", "Hopper-v4"):
         fake_run(tmp_path / env, env=env)
     tasks = gather(sorted(tmp_path.iterdir()))
-    together, [note] = aggregate.aggregate(tasks)
-    assert together is None and "no common unit" in note
+    over_tasks, [note] = aggregate.aggregate(tasks)
+    assert over_tasks is None and "no common unit" in note
     fake_run(tmp_path / "a", env="cheetah-run", algo="model-free")
     fake_run(tmp_path / "b", env="Hopper-v4", algo="model-free", level=4.0)
-    together, notes = aggregate.aggregate(gather(sorted(tmp_path.iterdir())))
-    assert not notes and "without a model = 1" in together.panels[0].ylabel
-    assert together.panels[1].values["SAC"].point == pytest.approx(1.0, abs=0.01)
+    over_tasks, notes = aggregate.aggregate(gather(sorted(tmp_path.iterdir())))
+    assert not notes and "model-free = 1" in over_tasks.panels[0].ylabel
+    assert over_tasks.panels[1].values["SAC (model-free)"].point == pytest.approx(1.0, abs=0.01)
 
 
-def test_the_table_has_improvement_and_sample_efficiency(tmp_path):
+def test_table_has_probability_of_improvement_and_sample_efficiency(tmp_path):
     fake_run(tmp_path / "m", variants=("scale", "target"))
     fake_run(tmp_path / "s", algo="model-free")
     table = compare.plot([tmp_path / "m", tmp_path / "s"], tmp_path / "out")
     rows = {r["variant"]: r for r in csv.DictReader((tmp_path / "out/table.csv").open())}
-    assert rows["SAC"]["improves"] == "" and float(rows["MBPO scale"]["improves"]) == 1.0
-    assert float(rows["MBPO scale"]["efficiency"]) > 1
-    assert rows["MBPO target"]["efficiency"] == "0.00"
+    assert rows["SAC (model-free)"]["probability_of_improvement"] == ""
+    assert float(rows["MBPO scale"]["probability_of_improvement"]) == 1.0
+    assert float(rows["MBPO scale"]["sample_efficiency"]) > 1
+    assert rows["MBPO target"]["sample_efficiency"] == "0.00"
     assert "Sample efficiency: frames" in table
-    # A seed that was not finite once takes no part in the curves of the ratio.
+    # A seed with a return that is not finite is left out of the sample efficiency.
     text = (tmp_path / "m/eval.csv").read_text().splitlines()
     text[1] = ",".join([*text[1].split(",")[:4], "nan", *text[1].split(",")[5:]])
     (tmp_path / "m/eval.csv").write_text("\n".join(text) + "\n")

@@ -1,6 +1,7 @@
-"""Reading a run back, and telling it."""
+"""Read run directories and write reports of them."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -10,43 +11,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynajax import config, report
+from dynajax import report
 from dynajax.report import figures, statistics
-from dynajax.report.run import last_channels
+from dynajax.report.run import last_state_r2
 from dynajax.types import UsageError
 from fake_runs import VARIANTS, fake_run
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_reader_gives_variants_by_seeds_and_steps(tmp_path):
+def test_read_run_returns_evaluations_by_variant_seed_and_step(tmp_path):
     run = report.read_run(fake_run(tmp_path / "run", steps=3000))
     assert list(run.evals) == list(VARIANTS)
     assert run.steps.tolist() == [1000, 2000, 3000] and run.seeds == (0, 1, 2)
     with open(tmp_path / "run/eval.csv") as file:
-        wanted = [
-            float(row["return_mean"])
-            for row in csv.DictReader(file)
-            if row["variant"] == "scale,target" and row["seed"] == "1"
+        expected = [
+            float(line["return_mean"])
+            for line in csv.DictReader(file)
+            if line["variant"] == "scale,target" and line["seed"] == "1"
         ]
-    assert run.evals["scale,target"][1].tolist() == wanted
+    assert run.evals["scale,target"][1].tolist() == expected
     steps, values = report.series(run, "fit", "r2_reward")["none"]
     assert steps.tolist() == [1000, 2000, 3000] and values.shape == (3, 3)
 
 
-def test_a_torn_last_line_is_not_read(tmp_path):
+def test_incomplete_last_line_is_ignored(tmp_path):
     folder = fake_run(tmp_path / "run", steps=3000)
     for name in ("eval.csv", "metrics.jsonl"):
         path = folder / name
         path.write_bytes(path.read_bytes()[:-7])
     run = report.read_run(folder)
-    # The last seed's line is torn, so that evaluation is not whole and does not count.
+    # The line of the last seed is incomplete, so the last evaluation does not count.
     assert run.steps.tolist() == [1000, 2000]
     assert len(run.metrics["time"]) == 2
-    assert "<b>" in report.headline(run)[0]
+    assert "**" in report.headline(run)[0]
 
 
-def test_every_cut_of_the_files_can_be_read(tmp_path):
+def test_read_run_of_files_cut_at_any_byte(tmp_path):
     folder = fake_run(tmp_path / "run", variants=("none", "scale"), steps=2000, seeds=2)
     whole = {name: (folder / name).read_bytes() for name in ("eval.csv", "metrics.jsonl")}
     for share in np.linspace(0, 1, 30):
@@ -55,7 +56,7 @@ def test_every_cut_of_the_files_can_be_read(tmp_path):
         report.headline(report.read_run(folder))
 
 
-def test_a_step_logged_twice_counts_once_and_null_is_nan(tmp_path):
+def test_later_line_of_a_step_counts_and_null_is_nan(tmp_path):
     folder = fake_run(tmp_path / "run", algo="model-free", seeds=1, steps=2000)
     with open(folder / "eval.csv", "a") as file:
         file.write("none,0,2000,2000,77.0,0,0,77,77\n")
@@ -63,11 +64,11 @@ def test_a_step_logged_twice_counts_once_and_null_is_nan(tmp_path):
         file.write('{"kind":"learn","variant":"none","seed":0,"step":3000,"q_mean":null}\n')
     run = report.read_run(folder)
     assert run.evals["none"].shape == (1, 2) and run.evals["none"][0, -1] == 77.0
-    assert report.series(run, "learn", "q_mean")["SAC"][0].tolist() == [1000, 2000]
+    assert report.series(run, "learn", "q_mean")["SAC (model-free)"][0].tolist() == [1000, 2000]
 
 
 @pytest.mark.parametrize("name", ["eval.csv", "metrics.jsonl", "config.json"])
-def test_a_damaged_file_is_named_in_one_line(tmp_path, name):
+def test_error_of_a_damaged_file_names_it_in_one_line(tmp_path, name):
     folder = fake_run(tmp_path / "run", steps=2000)
     lines = (folder / name).read_text().splitlines(keepends=True)
     lines[len(lines) // 2] = "none,zero,{\n"
@@ -77,7 +78,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def test_report_is_whole_and_needs_nothing_else(tmp_path):
+def test_report_is_complete_and_has_no_external_parts(tmp_path):
     variants = (*VARIANTS, "none;model.learning_rate=0.001")
     folder = fake_run(tmp_path / "run", variants=variants)
     page = report.write_report(folder).read_text()
@@ -87,7 +88,7 @@ def test_report_is_whole_and_needs_nothing_else(tmp_path):
         "cheetah-run",
         "10,000 environment steps",
         "3 seeds",
-        "The model's story".replace("'", "&#x27;"),
+        "<h2>Dynamics model</h2>",
         "abc1234",
         "learn.utd",
     ):
@@ -99,14 +100,14 @@ def test_report_is_whole_and_needs_nothing_else(tmp_path):
     assert not list(folder.glob(".*")), "a temporary file was left"
 
 
-def test_sac_report_leaves_the_model_out(tmp_path):
+def test_report_of_a_model_free_run_has_no_model_section(tmp_path):
     page = report.write_report(fake_run(tmp_path / "run", algo="model-free", seeds=1)).read_text()
-    assert "model&#x27;s story" not in page and "critic&#x27;s story" in page
-    assert "One seed has no interval" in page
+    assert "<h2>Dynamics model" not in page and "<h2>Critic" in page
+    assert "A single seed has no interval" in page
 
 
 @pytest.mark.parametrize("keep", ["nothing", "header"])
-def test_a_run_just_begun_has_a_report(tmp_path, keep):
+def test_report_of_a_run_without_evaluations(tmp_path, keep):
     folder = fake_run(tmp_path / "run", steps=2000)
     (folder / "metrics.jsonl").unlink()
     header = (folder / "eval.csv").read_text().splitlines()[0] + "\n"
@@ -114,78 +115,86 @@ def test_a_run_just_begun_has_a_report(tmp_path, keep):
     assert "No evaluation has been written yet" in report.write_report(folder).read_text()
 
 
-def test_headline_says_what_was_measured_and_no_cause(tmp_path):
+def test_headline_gives_differences_and_no_cause(tmp_path):
     run = report.read_run(fake_run(tmp_path / "run"))
     sentences = report.headline(run)
     final = {v: x[:, -1] for v, x in run.evals.items()}
-    assert sentences[0].startswith("<b>scale,target</b> has the highest of 4 mean final returns")
+    assert sentences[0].startswith("**scale,target** has the highest of 4 mean final returns")
     lead = statistics.difference(final["scale"], final["scale,target"])
-    assert f"The difference to scale is {statistics.text(lead)}." in sentences[0]
-    [scale] = [x for x in sentences if x.startswith("<b>scale</b>")]
+    assert f"The difference to scale is {statistics.format_interval(lead)}." in sentences[0]
+    [scale] = [x for x in sentences if x.startswith("**scale**")]
     gap = statistics.difference(final["none"], final["scale"])
-    fits = report.reward_fit(run, "scale"), report.reward_fit(run, "none")
-    assert statistics.text(gap) in scale and "{:.2f} against {:.2f}.".format(*fits) in scale
+    fits = report.late_reward_r2(run, "scale"), report.late_reward_r2(run, "none")
+    assert statistics.format_interval(gap) in scale and "{:.2f} and {:.2f}.".format(*fits) in scale
     for word in ("explanation", "because", "must have", "does not explain", "too small"):
         assert word not in " ".join(sentences)
 
 
-def test_headline_of_a_run_with_values_that_are_not_finite(tmp_path):
+def test_headline_with_returns_that_are_not_finite(tmp_path):
     folder = fake_run(tmp_path / "run", variants=("none", "scale"), steps=1000)
     text = (folder / "eval.csv").read_text()
     (folder / "eval.csv").write_text(
         re.sub(r"^(none,.,1000,1000),[^,]*", r"\1,nan", text, flags=re.M)
     )
     sentences = report.headline(report.read_run(folder))
-    assert sentences[0].startswith("<b>scale</b> has the highest of 2")
+    assert sentences[0].startswith("**scale** has the highest of 2")
     assert "to none is not defined" in sentences[0]
     report.write_report(folder)
 
 
-def test_styles_are_the_same_everywhere_and_differ():
-    names = ["SAC", *VARIANTS, *(f"scale;model.learning_rate={i}" for i in range(9))]
+def test_styles_are_distinct_and_the_same_in_every_figure():
+    names = ["SAC (model-free)", *VARIANTS, *(f"scale;model.learning_rate={i}" for i in range(9))]
     looks = figures.styles(names)
     assert len({tuple(look.values()) for look in looks.values()}) == len(names)
     assert figures.styles(["MBPO scale,target", "MBPO"]) == {
         "MBPO scale,target": looks["scale,target"],
         "MBPO": looks["none"],
     }
-    agent = figures.styles(["simba", "MBPO simba", "MBPO simba scale", "MBPO scale"])
-    assert agent["MBPO simba scale"] == looks["scale"]
+    agent = figures.styles(["SimBa (model-free)", "MBPO SimBa", "MBPO SimBa scale", "MBPO scale"])
+    assert agent["MBPO SimBa scale"] == looks["scale"]
+    assert agent["SimBa (model-free)"] == looks["SAC (model-free)"]
     assert len({tuple(look.values()) for look in agent.values()}) == 4
 
 
-def test_labels_name_the_agent_and_the_rule_of_trust(tmp_path):
+def test_labels_name_the_agent_and_the_trust_rule(tmp_path):
     def labels(name, **arguments):
         run = report.read_run(fake_run(tmp_path / name, steps=1000, seeds=1, **arguments))
         return [report.label(run, v) for v in run.config["variants"]]
 
     variants = ("none", "scale", "none;model.learning_rate=0.001")
-    assert labels("a", algo="model-free") == ["SAC"]
-    assert labels("b", algo="model-free", agent="simba") == ["simba"]
-    assert labels("c", algo="model-free", agent="module:toy", trust="m2ac") == ["module:toy"]
+    assert labels("a", algo="model-free") == ["SAC (model-free)"]
+    assert labels("b", algo="model-free", agent="simba") == ["SimBa (model-free)"]
+    own = labels("c", algo="model-free", agent="module:toy", trust="m2ac")
+    assert own == ["module:toy (model-free)"]
     rate = "model.learning_rate=0.001"
     assert labels("d", variants=variants) == ["MBPO", "MBPO scale", f"MBPO {rate}"]
     assert labels("e", variants=variants, agent="simba", trust="m2ac") == [
-        "MBPO simba trust=m2ac",
-        "MBPO simba scale trust=m2ac",
-        f"MBPO simba {rate} trust=m2ac",
+        "MBPO SimBa trust=m2ac",
+        "MBPO SimBa scale trust=m2ac",
+        f"MBPO SimBa {rate} trust=m2ac",
     ]
     page = report.write_report(tmp_path / "e").read_text()
-    assert "cheetah-run: MBPO simba trust=m2ac, preset quick" in page
-    assert ">simba</span>" in report.write_report(tmp_path / "b").read_text()
+    assert "cheetah-run: MBPO SimBa trust=m2ac, preset quick" in page
+    assert "SimBa (model-free)</span>" in report.write_report(tmp_path / "b").read_text()
 
 
-def test_an_old_folder_is_read_as_one_of_today(tmp_path):
-    old = report.read_run(fake_run(tmp_path / "old", algo="model-free", old=True, steps=1000))
-    new = report.read_run(fake_run(tmp_path / "new", algo="model-free", steps=1000))
-    assert not config.difference(old.config, new.config)
-    assert report.label(old, "none") == "SAC" and old.repeat == 1
-    assert old.frames.tolist() == old.steps.tolist() == [1000]
-    page = report.write_report(old.folder).read_text()
-    assert "sac.utd" in page, "its configuration is shown as it was written"
+def test_run_of_an_older_version_is_refused_in_one_line(tmp_path):
+    folder = fake_run(tmp_path / "run", steps=1000)
+    info = json.loads((folder / "config.json").read_text())
+    del info["config"]["agent_name"]
+    (folder / "config.json").write_text(json.dumps(info))
+    with pytest.raises(UsageError, match=r"config\.json was written by an older version") as caught:
+        report.read_run(folder)
+    assert "\n" not in str(caught.value)
 
 
-def test_frames_are_drawn_where_a_step_has_several(tmp_path, monkeypatch):
+def test_text_of_a_run_is_escaped_in_the_report(tmp_path):
+    folder = fake_run(tmp_path / "run", variants=("none", "<i>&"), steps=1000)
+    page = report.write_report(folder).read_text()
+    assert "<b>&lt;i&gt;&amp;</b>" in page and "<i>" not in page and "**" not in page
+
+
+def test_x_axis_is_frames_if_a_step_has_several(tmp_path, monkeypatch):
     drawn = []
     curves = figures.curves
     monkeypatch.setattr(
@@ -196,19 +205,19 @@ def test_frames_are_drawn_where_a_step_has_several(tmp_path, monkeypatch):
     )
     folder = fake_run(tmp_path / "twice", repeat=2, steps=3000)
     page = report.write_report(folder).read_text()
-    assert "3,000 environment steps (6,000 frames)" in page and "2 frames a step" in page
+    assert "3,000 environment steps (6,000 frames)" in page and "2 frames per step" in page
     assert "5.0 environment steps (10.0 frames) a second" in page
     main = drawn[0]
     assert main.xlabel == "frames" and main.lines["none"][0].tolist() == [2000, 4000, 6000]
-    dotted = figures.Panel({}, "y", dotted=main.lines, mark=500.0).framed(2)
+    dotted = figures.Panel({}, "y", dotted=main.lines, mark=500.0).in_frames(2)
     assert dotted.dotted["none"][0].tolist() == [4000, 8000, 12000] and dotted.mark == 1000
-    assert main.framed(1) is main
+    assert main.in_frames(1) is main
     drawn.clear()
     report.write_report(fake_run(tmp_path / "once", steps=3000))
     assert {panel.xlabel for panel in drawn if not panel.published} == {"environment steps"}
 
 
-# What a shell, a notebook or a cluster may leave in the variable.
+# A shell, a notebook or a cluster may set MPLBACKEND to a backend that is not installed.
 _DRAW = """
 import os, sys
 class Missing:
@@ -223,7 +232,7 @@ print(os.environ["MPLBACKEND"], "matplotlib.pyplot" in sys.modules)
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such one"])
-def test_figures_are_drawn_whatever_backend_is_set(tmp_path, backend):
+def test_figures_do_not_depend_on_mplbackend(tmp_path, backend):
     folder = fake_run(tmp_path / "run", variants=("none",), seeds=1, steps=1000)
     done = subprocess.run(
         [sys.executable, "-c", _DRAW, str(folder)],
@@ -233,20 +242,20 @@ def test_figures_are_drawn_whatever_backend_is_set(tmp_path, backend):
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": backend},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{backend} False\n", "the variable is as it was"
+    assert done.stdout == f"{backend} False\n", "MPLBACKEND is restored"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_shows_channels_what_a_rule_kept_the_critic_and_the_machine(tmp_path):
+def test_report_has_dimensions_trust_rule_start_values_published_curves_and_machine(tmp_path):
     folder = fake_run(tmp_path / "run", env="quadruped-walk", trust="m2ac", repeat=2, steps=2000)
     page = report.write_report(folder).read_text()
     for text in (
-        "How much of each channel",
-        "Rule of trust: <b>m2ac</b>",
-        "How far are rollouts trusted?",
+        "change of each state dimension",
+        "Trust rule: <b>m2ac</b>",
+        "Accepted share by rollout step",
         "Penalty",
-        "the critic expects",
-        "Beside published results",
+        "critic&#39;s value</th>",
+        "Published results on the same task",
         "SimbaV2 results/baseline/simba_utd2.csv (SimBa)",
         "A processor, 2 cores; Linux",
         "0.10.2",
@@ -254,18 +263,15 @@ def test_the_page_shows_channels_what_a_rule_kept_the_critic_and_the_machine(tmp
     ):
         assert text in page, text
     run = report.read_run(folder)
-    skills = last_channels(run)
-    assert skills["none"].shape == (3, 17) and np.isnan(skills["none"][:, 0]).all()
-    # At the last step a share of all is learned.
-    np.testing.assert_allclose(skills["scale"][:, 16], 0.8 * 16 / 17)
-    old = report.write_report(fake_run(tmp_path / "old", env="Pendulum-v1", old=True))
-    assert "How much of each channel" not in old.read_text(), "the channels' names are not known"
+    r2 = last_state_r2(run)
+    assert r2["none"].shape == (3, 17) and np.isnan(r2["none"][:, 0]).all()
+    np.testing.assert_allclose(r2["scale"][:, 16], 0.8 * 16 / 17)
 
 
-def test_a_page_without_channels_a_rule_or_published_curves(tmp_path):
+def test_report_without_dimensions_trust_rule_or_published_curves(tmp_path):
     folder = fake_run(tmp_path / "run", env="Pendulum-v1", steps=2000)
     lines = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(re.sub(r', "r2_state_dims": \[[^]]*\]', "", lines))
     page = report.write_report(folder).read_text()
-    assert "No rule of trust" in page and "How far are rollouts trusted?" not in page
-    assert "Beside published" not in page and "How much of each channel" not in page
+    assert "No trust rule" in page and "Accepted share by rollout step" not in page
+    assert "Published results" not in page and "change of each state dimension" not in page

@@ -1,4 +1,4 @@
-"""IQM, bootstrap and t intervals against values worked out another way."""
+"""Compare IQM, bootstrap and t intervals with values computed in other ways."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from dynajax.report import statistics
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ([5.0], 5.0),
         ([1, 2, 9], 4.0),  # floor(3 / 4) = 0 are cut
@@ -19,8 +19,8 @@ from dynajax.report import statistics
         ([[1, 2, 3], [4, 5, 600]], 3.5),  # over tasks and seeds at once
     ],
 )
-def test_iqm_by_hand(values, wanted):
-    assert statistics.iqm(np.array(values, float)) == pytest.approx(wanted)
+def test_iqm_by_hand(values, expected):
+    assert statistics.iqm(np.array(values, float)) == pytest.approx(expected)
 
 
 def test_iqm_of_an_axis_and_of_nothing():
@@ -43,13 +43,13 @@ def test_bootstrap_against_loops():
     assert result.high == pytest.approx(high, abs=0.06)
 
 
-def test_bootstrap_draws_within_tasks_only():
-    # Each task is constant, so only a draw across tasks could give a width.
+def test_bootstrap_resamples_within_tasks_only():
+    # Each task is constant, so only resampling across tasks could give a width.
     result = statistics.stratified_bootstrap([[1.0] * 4, [50.0] * 3], np.mean)
     assert result.low == result.point == result.high == pytest.approx((4 * 1 + 3 * 50) / 7)
 
 
-def test_bootstrap_repeats_with_its_seed():
+def test_bootstrap_is_deterministic():
     scores = np.random.default_rng(0).normal(size=(2, 8))
     assert statistics.stratified_bootstrap(scores) == statistics.stratified_bootstrap(scores)
     again = statistics.stratified_bootstrap(scores, seed=1)
@@ -78,8 +78,8 @@ def test_bootstrap_covers_the_truth():
 def test_t_interval_against_scipy_and_its_coverage():
     data = np.random.default_rng(2).normal(1.0, 3.0, (5, 1000))
     mean, low, high = statistics.interval(data)
-    wanted = stats.t.interval(0.95, 4, data[:, 0].mean(), stats.sem(data[:, 0]))
-    assert (low[0], high[0]) == pytest.approx(wanted)
+    expected = stats.t.interval(0.95, 4, data[:, 0].mean(), stats.sem(data[:, 0]))
+    assert (low[0], high[0]) == pytest.approx(expected)
     assert mean == pytest.approx(data.mean(0))
     assert np.mean((low <= 1.0) & (high >= 1.0)) == pytest.approx(0.95, abs=0.02)
 
@@ -105,7 +105,7 @@ def test_difference_against_welch_by_hand():
 
 
 def test_probability_of_improvement_by_hand():
-    # Of six pairs four are won and one is equal; on the second task none of one is.
+    # Four of six pairs are won and one is equal; on the second task the only pair is lost.
     result = statistics.probability_of_improvement([[3.0, 5.0], [0.0]], [[1.0, 3.0, 4.0], [2.0]])
     assert result.point == pytest.approx(((4 + 0.5) / 6 + 0) / 2)
     assert np.isnan(result.low) and np.isnan(result.high), "one seed has no interval"
@@ -127,7 +127,7 @@ def test_probability_of_improvement_against_loops():
         draws.append(sum(tasks) / len(tasks))
     assert result.low == pytest.approx(np.quantile(draws, 0.025), abs=0.03)
     assert result.high == pytest.approx(np.quantile(draws, 0.975), abs=0.03)
-    # Whoever is compared with the other, the two add up to 1.
+    # The probabilities of both directions add up to 1.
     back = statistics.probability_of_improvement(ys, xs)
     assert result.point + back.point == pytest.approx(1.0)
     even = statistics.probability_of_improvement([[1.0, 2.0]], [[1.0, 2.0]])
@@ -138,7 +138,7 @@ def test_frames_to_reach_by_hand():
     frames = np.array([10, 20, 40])
     means = np.array([[0.0, 5.0, 9.0], [6.0, 1.0, 9.0], [0.0, 1.0, 2.0], [0.0, 7.0, 1.0]])
     reached = statistics.frames_to_reach(frames, means, np.array([7.0, 5.0, 3.0, 7.0]))
-    # Half way from 20 to 40; the first evaluation; never; exactly at one.
+    # Half way from 20 to 40; at the first evaluation; never; exactly at an evaluation.
     assert reached.tolist() == [30.0, 10.0, np.inf, 20.0]
 
 
@@ -153,6 +153,6 @@ def test_sample_efficiency_by_hand():
     assert statistics.sample_efficiency(frames, 0 * fast, base_frames, base) == (0.0, 0.0, 0.0)
     itself = statistics.sample_efficiency(base_frames, base[:1], base_frames, base[:1])
     assert itself.point == 1.0 and np.isnan(itself.low)
-    # A base whose mean was higher before comes to its last value on the way up.
+    # A baseline whose mean was higher before reaches its last value on the way up.
     early = np.array([[0.0, 8.0, 4.0]])
     assert statistics.sample_efficiency(base_frames, early, base_frames, early).point == 1.0

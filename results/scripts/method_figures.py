@@ -57,7 +57,7 @@ class Diagnosed(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        return [line["channel"] for line in self.dims]
+        return [line["dim"] for line in self.dims]
 
     def by_dim(self, name: str) -> np.ndarray:
         """Return a column of the dimensions, (D,)."""
@@ -65,7 +65,7 @@ class Diagnosed(NamedTuple):
 
     def by_seed(self, name: str, fixes: str) -> np.ndarray:
         """Return a column of the seeds of a combination of fixes, (seeds,)."""
-        return np.array([float(line[name]) for line in self.fits if line["code"] == fixes])
+        return np.array([float(line[name]) for line in self.fits if line["fix"] == fixes])
 
 
 def targets(task: Diagnosed) -> "Figure":
@@ -93,7 +93,7 @@ def learned(task: Diagnosed) -> "Figure":
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
         for i, fixes in enumerate(("none", "scale,target", "scale,auto,beta")):
-            r2 = np.maximum(task.by_dim(f"skill {fixes}"), dimensions.FLOOR)
+            r2 = np.maximum(task.by_dim(f"r2 {fixes}"), dimensions.FLOOR)
             axes.scatter(x + 0.2 * (i - 1), r2, 12, color=_COLOURS[fixes], label=fixes)
         axes.axhline(0, color="#8a8a8a", linewidth=1)
         axes.set_ylim(dimensions.FLOOR - 0.05, 1.05)
@@ -106,7 +106,7 @@ def learned(task: Diagnosed) -> "Figure":
 def _finish(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
     place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": 8.5}
     figure.legend(**place)
-    dimensions.by_channel(axes, names)
+    dimensions.label_dims(axes, names)
 
 
 def reward(task: Diagnosed) -> "Figure":
@@ -117,7 +117,7 @@ def reward(task: Diagnosed) -> "Figure":
             point, low, high = map(float, statistics.interval(task.by_seed("reward_r2", fixes)))
             axes.barh(place, max(point, -1), 0.66, color=colour, alpha=0.85)
             axes.plot(np.clip([low, high], -1, 1), [place] * 2, color=figures.BLACK, linewidth=1.4)
-            axes.text(1.06, place, statistics.number(point), va="center", fontsize=9)
+            axes.text(1.06, place, statistics.format_number(point), va="center", fontsize=9)
         axes.axvline(0, color=figures.BLACK, linewidth=0.8)
         axes.set_yticks(range(len(_COLOURS)), list(_COLOURS))
         axes.set_ylim(len(_COLOURS) - 0.4, -0.6)
@@ -135,8 +135,8 @@ def main(folders: Sequence[str]) -> None:
         raise UsageError("name one folder that diagnose.py --env has written")
     out = common.expand_path(_OUT.value)
     folder = common.expand_path(folders[0])
-    dims = [line for line in _table(folder / "channels.csv") if line["kind"] != "reward"]
-    task = Diagnosed(dims, _table(folder / "codes.csv"))
+    dims = [line for line in _table(folder / "dims.csv") if line["kind"] != "reward"]
+    task = Diagnosed(dims, _table(folder / "fixes.csv"))
     drawn = {"targets": targets(task), "channels": learned(task), "reward": reward(task)}
     try:
         out.mkdir(parents=True, exist_ok=True)

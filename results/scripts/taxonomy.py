@@ -18,7 +18,7 @@ import scipy
 
 from dynajax.cli import common
 from dynajax.report import figures
-from dynajax.report.statistics import over_seeds
+from dynajax.report.statistics import format_mean
 from dynajax.runs.directory import write_atomically, write_csv
 from dynajax.types import UsageError
 
@@ -26,40 +26,40 @@ Lines = Sequence[dict[str, str]]
 
 
 def _of(code: str, name: str) -> Callable[[Lines], np.ndarray]:
-    return lambda lines: np.array([float(x[name]) for x in lines if x["code"] == code])
+    return lambda lines: np.array([float(x[name]) for x in lines if x["fix"] == code])
 
 
 def _best(name: str) -> Callable[[Lines], np.ndarray]:
     def best(lines: Lines) -> np.ndarray:
-        codes = list(dict.fromkeys(x["code"] for x in lines))
+        codes = list(dict.fromkeys(x["fix"] for x in lines))
         return np.max([_of(code, name)(lines) for code in codes], axis=0)
 
     return best
 
 
 def _direct(folder: Path) -> float:
-    with open(folder / "channels.csv") as file:
+    with open(folder / "dims.csv") as file:
         kinds = [line["kind"] for line in csv.DictReader(file)]
     return sum(kind.startswith("direct") for kind in kinds) / len(kinds)
 
 
-#: By name: the function that reads the property of every seed from codes.csv, and whether lower or
+#: By name: the function that reads the property of every seed from fixes.csv, and whether lower or
 #: higher values should go with failure.
 PROPERTIES: dict[str, tuple[Callable[[Lines], np.ndarray], str]] = {
-    "state skill, published targets": (_of("none", "state_skill"), "lower"),
-    "state skill, best code": (_best("state_skill"), "lower"),
+    "state skill, published targets": (_of("none", "state_r2"), "lower"),
+    "state skill, best code": (_best("state_r2"), "lower"),
     "reward R², published targets": (_of("none", "reward_r2"), "lower"),
     "reward R², scale": (_of("scale", "reward_r2"), "lower"),
     "reward R², best code": (_best("reward_r2"), "lower"),
     "Σ Var(s' - s) / Var(r)": (_of("none", "ratio_delta"), "higher"),
     "Σ Var(s') / Var(r)": (_of("none", "ratio_next"), "higher"),
-    "reward noise, published targets": (_of("none", "reward_noise"), "higher"),
+    "reward noise, published targets": (_of("none", "reward_aleatoric_std"), "higher"),
     "|reward bias|, published targets": (
         lambda lines: np.abs(_of("none", "reward_bias")(lines)),
         "higher",
     ),
-    "skill after 20 steps, published targets": (_of("none", "open_skill_20"), "lower"),
-    "inside 80 %, new episodes, published": (_of("none", "new_inside_80"), "lower"),
+    "skill after 20 steps, published targets": (_of("none", "open_loop_state_r2_20"), "lower"),
+    "inside 80 %, new episodes, published": (_of("none", "new_coverage_80"), "lower"),
     "reward's share in 1 % of the steps": (_of("none", "reward_top_share"), "higher"),
 }
 
@@ -75,7 +75,7 @@ def separation(failing: np.ndarray, working: np.ndarray, direction: str) -> floa
 
 
 def read(path: Path) -> tuple[list[dict[str, str]], dict[str, Lines]]:
-    """Return the outcomes, and the lines of every task's codes.csv.
+    """Return the outcomes, and the lines of every task's fixes.csv.
 
     Raises:
       UsageError: a file is missing.
@@ -83,7 +83,7 @@ def read(path: Path) -> tuple[list[dict[str, str]], dict[str, Lines]]:
     try:
         outcomes: list[dict[str, str]] = list(csv.DictReader(path.open()))
         lines: dict[str, Lines] = {
-            x["task"]: list(csv.DictReader((path.parent / x["task"] / "codes.csv").open()))
+            x["task"]: list(csv.DictReader((path.parent / x["task"] / "fixes.csv").open()))
             for x in outcomes
         }
     except OSError as error:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
         table.append(line)
         short = list(PROPERTIES)[:7]
         text.append(
-            [x["task"], x["outcome"], x["mbpo"] or "-", *(over_seeds(measured[n]) for n in short)]
+            [x["task"], x["outcome"], x["mbpo"] or "-", *(format_mean(measured[n]) for n in short)]
         )
     write_csv(path.parent / "table.csv", table)
     header = ["task", "published MBPO", "SAC = 100", *list(PROPERTIES)[:7]]

@@ -9,7 +9,6 @@ parts of the task they learn. --data=FOLDER does the same with the replay buffer
 """
 
 import contextlib
-import html
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from dynajax.cli import common
 from dynajax.cli import flags as shared
 from dynajax.diagnose import data, fits, loaded_run, offline, offline_report, online, online_report
 from dynajax.models import targets
+from dynajax.report import html
 from dynajax.runs.progress import duration
 from dynajax.types import EnvSpec, UsageError
 
@@ -44,7 +44,7 @@ _MIN_TRANSITIONS = 600
 def diagnose_task(command: str) -> None:
     """Diagnose a task before training, from random transitions or from a run's replay buffer."""
     begin = time.perf_counter()
-    fixes = [",".join(targets.parse_fixes(fix)) or "none" for fix in FLAGS.fix or fits.CODES]
+    fixes = [",".join(targets.parse_fixes(fix)) or "none" for fix in FLAGS.fix or fits.FIX_SETS]
     for fix in fixes:
         if fixes.count(fix) > 1:
             raise UsageError(f"--fix={fix}: it is given twice")
@@ -145,7 +145,7 @@ def _checked_out(out: Path) -> Iterator[None]:
 
 
 def _print(lines: Sequence[str], begin: float, out: Path) -> None:
-    print("\n".join(html.unescape(re.sub(r"</?b>", "", line)) for line in lines))
+    print("\n".join(html.plain_text(line) for line in lines))
     print(f"{duration(time.perf_counter() - begin)}; report: {out / 'diagnosis.html'}")
 
 

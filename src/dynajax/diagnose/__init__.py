@@ -1,1 +1,1 @@
-"""Why synthetic data fails on a task: before training (`offline`), and of a run."""
+"""Diagnose synthetic data: of a task before training (`offline`), and of a run (`online`)."""

@@ -1,4 +1,4 @@
-"""Small ensembles under every code of the targets, fitted beside each other to the same data."""
+"""Fit small ensembles under every combination of fixes to the same data, in one program."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from dynajax.replay import of_transitions
 from dynajax.types import Array, EnvSpec, ModelState, ReplayBuffer, Transition
 from dynajax.xla import backend
 
-#: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest that orders the codes as
-#: larger ensembles do.
+#: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest ensemble that ranks the fixes
+#: as larger ensembles do.
 MODEL = ModelConfig(
     members=3,
     elites=3,
@@ -27,10 +27,10 @@ MODEL = ModelConfig(
     fit_steps=150,
     max_holdout=1,
 )
-#: Warm-started fits of `fit_steps` each, in all 1,500 gradient steps.
+#: Number of warm-started fits of `fit_steps` each: 1,500 gradient steps in total.
 ROUNDS = 10
-#: Every fix alone, and the combinations in which none stands in another's way.
-CODES = (
+#: Every single fix, and the combinations whose fixes do not contradict each other.
+FIX_SETS = (
     "none",
     "scale",
     "target",
@@ -45,44 +45,44 @@ CODES = (
 
 
 class Fitted(NamedTuple):
-    """Ensembles of C codes and R seeds."""
+    """Ensembles of F combinations of fixes and R seeds."""
 
     dynamics: DynamicsModel
-    codes: tuple[str, ...]
-    models: ModelState  # leaves (R, C, ...)
-    held_out: np.ndarray  # (R, N) bool: the transitions that no fit was shown
+    fixes: tuple[str, ...]
+    models: ModelState  # leaves (R, F, ...)
+    held_out: np.ndarray  # (R, N) bool: the transitions that no fit used
 
 
 class Prediction(NamedTuple):
-    """What members say of transitions, in the task's own units: next state, then reward."""
+    """Predictions of E members in the units of the task: next state, then reward."""
 
     mean: np.ndarray  # (E, B, D+1)
-    variance: np.ndarray  # (E, B, D+1), of the noise that each member sees
+    variance: np.ndarray  # (E, B, D+1), aleatoric
 
 
 def fit(
     spec: EnvSpec,
-    codes: Sequence[str],
+    fixes: Sequence[str],
     data: Sequence[Transition],
     seed: int,
     config: ModelConfig = MODEL,
     rounds: int = ROUNDS,
     progress: Callable[[int], None] = lambda rounds: None,
 ) -> Fitted:
-    """Fits an ensemble for every code and seed; all are rows of one program.
+    """Fit an ensemble for every combination of fixes and every seed, in one jitted program.
 
-    Codes of one seed see the same data, minibatches and initial weights. No elites are chosen and
-    no fit is stopped early, so what is held out takes part in nothing.
+    The ensembles of one seed have the same data, minibatches and initial weights. No elites are
+    selected and no fit is stopped early, so the held-out transitions influence nothing.
 
     Args:
-      codes: comma lists of `FIXES`.
-      data: R times leaves (N, ...), one for each seed.
+      fixes: comma lists of `FIXES`.
+      data: leaves (N, ...) for each of the R seeds.
       seed: of the first seed's split, weights and minibatches.
-      progress: is called with the rounds done so far.
+      progress: is called with the number of rounds done so far.
     """
-    variants = [targets.parse_fixes(code) for code in codes]
+    variants = [targets.parse_fixes(names) for names in fixes]
     dynamics = make_model(config, spec)
-    rows = of_transitions(
+    buffers = of_transitions(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *data),
         jnp.ones((len(data), len(data[0].reward)), bool),
     )
@@ -96,18 +96,18 @@ def fit(
         steps = config.fit_steps
         return training.fit(dynamics, variants, variant, model, real, keys[1], key, steps)[0]
 
-    over_codes = jax.vmap(one, in_axes=(0, 0, None, None, None))
-    over_seeds = jax.vmap(over_codes, in_axes=(0, None, 0, 0, 0))
+    over_fixes = jax.vmap(one, in_axes=(0, 0, None, None, None))
+    over_seeds = jax.vmap(over_fixes, in_axes=(0, None, 0, 0, 0))
 
     @functools.partial(backend.jit, donate_argnums=0)
     def one_round(models: ModelState, real: ReplayBuffer, keys: Array, index: Array) -> ModelState:
-        fresh = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
-        return over_seeds(models, jnp.arange(len(codes)), real, keys, fresh)
+        round_keys = jax.vmap(lambda k: jax.random.fold_in(k[2], index))(keys)
+        return over_seeds(models, jnp.arange(len(fixes)), real, keys, round_keys)
 
     @jax.jit
     def init(keys: Array) -> ModelState:
         models = jax.lax.map(lambda k: ensemble.init(dynamics, k[0]), keys)
-        return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(codes), 1), models)
+        return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(fixes), 1), models)
 
     @jax.jit
     def held_out(real: ReplayBuffer, keys: Array) -> Array:
@@ -115,13 +115,13 @@ def fit(
 
     models = init(keys)
     for index in range(rounds):
-        models = jax.block_until_ready(one_round(models, rows, keys, jnp.asarray(index)))
+        models = jax.block_until_ready(one_round(models, buffers, keys, jnp.asarray(index)))
         progress(index + 1)
-    return Fitted(dynamics, tuple(codes), models, np.asarray(held_out(rows, keys)))
+    return Fitted(dynamics, tuple(fixes), models, np.asarray(held_out(buffers, keys)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decoded(
+def _predict_raw(
     dynamics: DynamicsModel, model: ModelState, obs: Array, action: Array
 ) -> tuple[Array, Array]:
     mean, log_variance = ensemble.predict_all(dynamics, model, obs, action)
@@ -136,8 +136,8 @@ def _decoded(
 def predict(
     dynamics: DynamicsModel, model: ModelState, obs: np.ndarray, action: np.ndarray
 ) -> Prediction:
-    """Predict one step ahead with every member: obs (B, D), action (B, A)."""
-    return Prediction(*map(np.asarray, _decoded(dynamics, model, obs, action)))
+    """Predict one step with every member: obs (B, D), action (B, A)."""
+    return Prediction(*map(np.asarray, _predict_raw(dynamics, model, obs, action)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -156,11 +156,18 @@ def _open_loop(dynamics: DynamicsModel, model: ModelState, obs: Array, actions: 
 def open_loop(
     dynamics: DynamicsModel, model: ModelState, obs: np.ndarray, actions: np.ndarray
 ) -> np.ndarray:
-    """Predict means over H steps, each member following its own: obs (B, D), actions (B, H, A) ->
-    (H, E, B, Z)."""
+    """Predict H steps, where each member continues from its own mean prediction.
+
+    Args:
+      obs: (B, D).
+      actions: (B, H, A).
+
+    Returns:
+      Means (H, E, B, D+1): next state, then reward.
+    """
     return np.asarray(_open_loop(dynamics, model, obs, actions))
 
 
-def row(models: ModelState, *index: int) -> ModelState:
-    """Return one of several models."""
+def select_model(models: ModelState, *index: int) -> ModelState:
+    """Return one of several models by its index along the leading axes."""
     return jax.tree.map(lambda x: x[index], models)

@@ -1,4 +1,4 @@
-"""A run read back from its checkpoints, and the physics states that its replay has passed."""
+"""Read the checkpoints of a run, and rebuild the physics states of its replay buffer."""
 
 import json
 from collections.abc import Mapping
@@ -26,62 +26,63 @@ class Loaded(NamedTuple):
     config: Config
     spec: EnvSpec
     step: int
-    stored: int  # real transitions stored so far, those that the ring has forgotten included
-    rows: LearnerState  # leaves (S, ...), numpy
-    host: dict[str, np.ndarray]  # the environments' progress, see `HostEnvs.progress`
+    inserted: int  # real transitions inserted so far, including overwritten ones
+    learners: LearnerState  # leaves (S, ...), numpy
+    host: dict[str, np.ndarray]  # the progress of the environments, see `HostEnvs.progress`
 
-    def row(self, index: int) -> LearnerState:
-        """One row of it."""
-        return jax.tree.map(lambda x: x[index], self.rows)
+    def learner(self, index: int) -> LearnerState:
+        """Return the state of one learner."""
+        state: LearnerState = jax.tree.map(lambda x: x[index], self.learners)
+        return state
 
 
 class Reader:
-    """The checkpoints of a run's folder.
+    """Reads the checkpoints in a run directory.
 
     Raises:
-      UsageError: not a run's folder, or one without a checkpoint.
+      UsageError: the folder is not a run directory, or has no checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
         with reading_config(folder):
             plain = json.loads((folder / "config.json").read_text())["config"]
-            # A user's module may register fixes, so it is imported before they are read.
+            # The user's module may register fixes, so it is imported before the fixes are parsed.
             registry.import_module("--env", plain["env"])
             self.config = from_dict(plain)
             self.spec = envs.spec(self.config.env, **self.config.stepping)
         self._checkpoints = Checkpoints(folder / "checkpoints")
-        alone = build(self.config, self.spec, jax.local_devices()[:1])
-        self._template = jax.eval_shape(alone.init)
+        program = build(self.config, self.spec, jax.local_devices()[:1])
+        self._template = jax.eval_shape(program.init)
         self.steps = self._checkpoints.steps()
         if not self.steps:
             raise UsageError(f"{folder}: the run has no checkpoint yet")
 
     def load(self, step: int) -> Loaded:
-        """The checkpoint of one of `steps`."""
+        """Load the checkpoint of one of `steps`."""
         restored = self._checkpoints.restore(self._template, at_most=step)
         assert restored is not None
-        stored = int(restored.state.shared.step)
-        rows = jax.tree.map(np.asarray, restored.state.learners)
-        return Loaded(self.config, self.spec, restored.step, stored, rows, restored.host)
+        inserted = int(restored.state.shared.step)
+        learners = jax.tree.map(np.asarray, restored.state.learners)
+        return Loaded(self.config, self.spec, restored.step, inserted, learners, restored.host)
 
 
 class Episode(NamedTuple):
-    """Where one episode's transitions are in the order of the replay."""
+    """The transitions of one episode, by their index in the order of insertion."""
 
-    number: int  # its seed is `episode_seed(row seed, "train", number)`
+    number: int  # its seed is `episode_seed(seed of the learner, "train", number)`
     start: int
     stop: int
 
 
-def in_order(real: ReplayBuffer, count: int) -> tuple[Transition, np.ndarray]:
-    """A ring's transitions, oldest first, leaves (N, ...), and valid (N,)."""
+def in_order(real: ReplayBuffer, inserted: int) -> tuple[Transition, np.ndarray]:
+    """Return the transitions of a ring buffer, oldest first: leaves (N, ...), and valid (N,)."""
     capacity = len(real.valid)
-    slots = np.arange(max(0, count - capacity), count) % capacity
+    slots = np.arange(max(0, inserted - capacity), inserted) % capacity
     return Transition(*(np.asarray(x)[slots] for x in real.unpack())), np.asarray(real.valid)[slots]
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Whether rows (..., D) of float32 are equal bit for bit: (...)."""
+    """Return whether vectors (..., D) of float32 are equal bit for bit: (...)."""
     a, b = (np.ascontiguousarray(x, np.float32).view(np.uint32) for x in (a, b))
     return (a == b).all(-1)
 
@@ -91,22 +92,25 @@ def episodes(
     valid: np.ndarray,
     time_limit: int,
     host: Mapping[str, Any] | None = None,
-    row: int = 0,
+    learner: int = 0,
 ) -> list[Episode]:
-    """The episodes of a row's transitions in order, numbered back from the running one.
+    """Find the episodes in a learner's transitions, which are in order.
+
+    Episodes are numbered backwards from the running one.
 
     Args:
-      host: the environments' progress at the same time, with the transition that is not stored
-        yet ("pending.obs", ...); without it episodes are numbered from 0.
+      host: the progress of the environments at the same time, including the transition that is not
+        inserted yet ("pending.obs", ...); without it episodes are numbered from 0.
+      learner: its index in `host`.
     """
     if not len(valid):
         return []
-    # A hole is the last step of the episode that it is in: nothing can be seen to follow it.
+    # An invalid transition ends its episode, because its successor cannot be recognised.
     follows = np.append(
         same_bits(data.next_obs[:-1], data.obs[1:]) | ~valid[1:],
         host is None
-        or not host["pending.valid"][row]
-        or bool(same_bits(data.next_obs[-1], host["pending.obs"][row])),
+        or not host["pending.valid"][learner]
+        or bool(same_bits(data.next_obs[-1], host["pending.obs"][learner])),
     )
     ends = ~valid | (data.discount == 0) | ~follows
     starts = [0]
@@ -119,85 +123,91 @@ def episodes(
     stops = [*starts[1:], len(valid)]
     first = 0
     if host is not None:
-        # The transition that waits belongs to the running episode, unless it ended one.
-        waiting = int(host["episode"][row]) - (1 if int(host["length"][row]) == 0 else 0)
-        first = waiting - (1 if ended else 0) - len(starts) + 1
+        # The pending transition belongs to the running episode, unless it ended one.
+        pending = int(host["episode"][learner]) - (1 if int(host["length"][learner]) == 0 else 0)
+        first = pending - (1 if ended else 0) - len(starts) + 1
     return [Episode(first + i, *ends) for i, ends in enumerate(zip(starts, stops, strict=True))]
 
 
-def recording(loaded: Loaded, row: int) -> Recording:
-    """A row's replay as a recording, without what was dropped."""
-    data, valid = in_order(loaded.row(row).real_buffer, loaded.stored)
+def recording(loaded: Loaded, index: int) -> Recording:
+    """Return a learner's replay buffer as a recording, without invalid transitions."""
+    data, valid = in_order(loaded.learner(index).real_buffer, loaded.inserted)
     parts = episodes(data, valid, loaded.spec.time_limit)
     number = np.repeat(np.arange(len(parts)), [e.stop - e.start for e in parts])
     return Recording(Transition(*(x[valid] for x in data)), number[valid])
 
 
 class Rebuilt(NamedTuple):
-    """Physics states at some places of a replay."""
+    """Physics states at some indices of a replay buffer."""
 
-    places: np.ndarray  # (M,) rising
+    indices: np.ndarray  # (M,) rising
     states: np.ndarray  # (M, L), see `envs.states`
-    steps: int  # transitions that were taken again
-    differ: int  # of these, those from where on an episode did not repeat
+    steps: int  # transitions that were simulated again
+    differ: int  # transitions that were wanted but not reproduced
 
 
 def rebuild(
-    loaded: Loaded, row: int, chosen: list[Episode], places: np.ndarray, data: Transition
+    loaded: Loaded, learner: int, chosen: list[Episode], indices: np.ndarray, data: Transition
 ) -> Rebuilt:
-    """Takes a row's actions again from the seeds of its episodes, and keeps the states on the way.
+    """Simulate a learner's episodes again from their seeds and actions, to get physics states.
 
-    What does not repeat the stored observations and rewards bit for bit is left out and counted.
+    States after a difference to the recorded observations or rewards, bit for bit, are left out
+    and counted.
 
     Args:
-      chosen: episodes that hold all `places`; one that the ring has cut is left out.
-      places: where in the replay's order a state is wanted.
-      data: the replay in order.
+      chosen: episodes that contain all `indices`, from their first step.
+      indices: where states are wanted, in the order of insertion.
+      data: the replay buffer in order.
     """
     config = loaded.config
-    _, seed = config.variant_seed_pairs[row]
+    _, seed = config.variant_seed_pairs[learner]
     env: Any = envs.make(config.env, **config.stepping, seed=seed)
-    wanted = set(places.tolist())
-    kept: list[tuple[int, np.ndarray]] = []
+    wanted = set(indices.tolist())
+    kept: dict[int, np.ndarray] = {}
     steps = differ = 0
     for episode in chosen:
-        inside = [p for p in range(episode.start, episode.stop) if p in wanted]
+        inside = [i for i in range(episode.start, episode.stop) if i in wanted]
         obs, _ = env.reset(seed=episode_seed(seed, "train", episode.number))
-        for place in range(episode.start, inside[-1] + 1 if inside else episode.start):
-            if not same_bits(obs, data.obs[place]):
-                differ += inside[-1] + 1 - place
+        for index in range(episode.start, inside[-1] + 1 if inside else episode.start):
+            if not same_bits(obs, data.obs[index]):
+                differ += inside[-1] + 1 - index
                 break
-            if place in wanted:
-                kept.append((place, env.snapshot()))
-            obs, reward, *_ = env.step(data.action[place])
+            if index in wanted:
+                kept[index] = env.snapshot()
+            obs, reward, *_ = env.step(data.action[index])
             steps += 1
-            if np.float32(reward) != data.reward[place] or not same_bits(obs, data.next_obs[place]):
-                # The state before was right, but what it leads to is not what was stored.
-                kept = [k for k in kept if k[0] != place]
-                differ += inside[-1] + 1 - place
+            same = np.float32(reward) == data.reward[index]
+            if not same or not same_bits(obs, data.next_obs[index]):
+                # The state is right, but its successor is not the recorded one.
+                kept.pop(index, None)
+                differ += inside[-1] + 1 - index
                 break
     env.close()
-    states = np.array([s for _, s in kept]) if kept else np.zeros((0, 1))
-    return Rebuilt(np.array([p for p, _ in kept], int), states, steps, differ)
+    states = np.array(list(kept.values())) if kept else np.zeros((0, 1))
+    return Rebuilt(np.array(list(kept), int), states, steps, differ)
 
 
 def restore_differs(
-    env: Any, places: np.ndarray, states: Mapping[int, np.ndarray], data: Transition
+    env: Any, indices: np.ndarray, states: Mapping[int, np.ndarray], data: Transition
 ) -> str | None:
-    """Why states of a replay are not to be used: what the simulator does after one of them is
-    restored is not the recorded transition, bit for bit. None where all are.
+    """Check that restored states lead to the recorded transitions, bit for bit.
 
-    MuJoCo's state need not be all: a task may draw a goal at a reset, a wrapper may stack frames.
+    MuJoCo's state need not be complete: a task may draw a goal at each reset, and a wrapper may
+    stack frames.
 
     Args:
-      env: the task; it is reset, to another episode than any of the replay.
-      places: (M,) in the replay's order; states: place -> what `rebuild` kept.
-      data: the replay in order.
+      env: the task; it is reset to an episode that is not in the replay buffer.
+      indices: (M,) in the order of insertion.
+      states: index -> state, see `rebuild`.
+      data: the replay buffer in order.
+
+    Returns:
+      Why the states must not be used, or None.
     """
     env.reset(seed=0)
-    for place in places.tolist():
-        transition = Transition(*(x[place] for x in data))
-        reason = simulator_states.verify(env, states[place], transition.action, transition, steps=0)
+    for index in indices.tolist():
+        transition = Transition(*(x[index] for x in data))
+        reason = simulator_states.verify(env, states[index], transition.action, transition, steps=0)
         if reason is not None:
             return reason
     return None

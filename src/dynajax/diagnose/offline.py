@@ -1,4 +1,4 @@
-"""The diagnosis before training: real transitions, small ensembles under every code, measures."""
+"""Diagnose a task before training: fit small ensembles under every fix, and measure them."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,33 +8,33 @@ import numpy as np
 
 from dynajax.config import ModelConfig
 from dynajax.diagnose import fits, measures
-from dynajax.diagnose.data import Recording, parts
+from dynajax.diagnose.data import Recording, split
+from dynajax.diagnose.measures import Measures
 from dynajax.models.base import DynamicsModel
-from dynajax.types import EnvSpec, Transition
+from dynajax.types import EnvSpec, ModelState, Transition
 
-#: Steps that a chain of predictions is followed for.
+#: Length of multi-step predictions.
 STEPS = 20
 
 
-class Offline(NamedTuple):
-    """What was measured; R seeds, C codes, D channels, H steps. `scores` is of transitions that no
-    fit was shown, drawn at random; `new` of whole episodes that no fit was shown."""
+class OfflineResult(NamedTuple):
+    """Measures of R seeds, F combinations of fixes, D dimensions, H steps."""
 
     env: str
     source: str  # where the transitions come from, in words
-    channels: tuple[str, ...]
-    codes: tuple[str, ...]
+    dims: tuple[str, ...]
+    fixes: tuple[str, ...]
     transitions: int  # of each seed
-    scales: measures.Named  # (R, ...), see `measures.scales`
-    scores: measures.Named  # (R, C, ...), see `measures.scores`
-    new: measures.Named  # (R, C, ...), likewise
-    chains: measures.Named  # (R, C, ...), see `measures.open_loop`
+    targets: Measures  # (R, ...), see `measures.target_statistics`
+    held_out: Measures  # (R, F, ...), `measures.one_step` on random transitions that no fit used
+    new_episodes: Measures  # (R, F, ...), the same on whole episodes that no fit used
+    open_loop: Measures  # (R, F, ...), see `measures.open_loop`
 
 
 def measure(
     spec: EnvSpec,
     recordings: Sequence[Recording],
-    codes: Sequence[str] = fits.CODES,
+    fixes: Sequence[str] = fits.FIX_SETS,
     *,
     source: str,
     seed: int = 0,
@@ -42,71 +42,77 @@ def measure(
     rounds: int = fits.ROUNDS,
     steps: int = STEPS,
     progress: Callable[[int], None] = lambda rounds: None,
-) -> Offline:
-    """Fits every code to every recording, and measures each.
+) -> OfflineResult:
+    """Fit an ensemble under every combination of fixes to every recording, and measure each.
 
     Args:
       recordings: one for each seed, of about the same length.
-      source: see `Offline`.
+      fixes: comma lists of `FIXES`.
+      source: see `OfflineResult`.
       seed: of the first split, weights and minibatches.
-      progress: is called with the rounds of fitting that are done.
+      steps: see `STEPS`.
+      progress: is called with the number of rounds of fitting that are done.
     """
-    divided = [parts(recording) for recording in recordings]
+    divided = [split(recording) for recording in recordings]
     size = min(len(known.episode) for known, _ in divided)
-    known = [k.part(slice(size)) for k, _ in divided]
+    known = [k.select(slice(size)) for k, _ in divided]
     new = [n for _, n in divided]
-    fitted = fits.fit(spec, codes, [k.transitions for k in known], seed, config, rounds, progress)
+    fitted = fits.fit(spec, fixes, [k.transitions for k in known], seed, config, rounds, progress)
     dynamics = fitted.dynamics
+    held_out = [
+        k.select(chosen).transitions for k, chosen in zip(known, fitted.held_out, strict=True)
+    ]
 
-    def both(recording: Recording, model: fits.ModelState) -> tuple[measures.Named, measures.Named]:
-        return (
-            step_ahead(dynamics, model, recording.transitions),
-            chain(dynamics, model, recording, steps),
+    models = [
+        [fits.select_model(fitted.models, r, f) for f in range(len(fixes))]
+        for r in range(len(recordings))
+    ]
+
+    def over_models(measure_one: Callable[[ModelState, int], Measures]) -> Measures:
+        """Stack the measures of all models: leaves (R, F, ...)."""
+        return _stack(
+            [_stack([measure_one(m, r) for m in of_seed]) for r, of_seed in enumerate(models)]
         )
 
-    held = [k.part(chosen).transitions for k, chosen in zip(known, fitted.held_out, strict=True)]
-    cells = []
-    for r, (some, fresh) in enumerate(zip(held, new, strict=True)):
-        models = [fits.row(fitted.models, r, c) for c in range(len(codes))]
-        cells.append([(step_ahead(dynamics, m, some), *both(fresh, m)) for m in models])
-    return Offline(
+    return OfflineResult(
         env=spec.name,
         source=source,
-        channels=spec.obs_names,
-        codes=tuple(codes),
+        dims=spec.obs_names,
+        fixes=tuple(fixes),
         transitions=size + len(new[0].episode),
-        scales=_stack([measures.scales(*_ends(x.transitions)) for x in recordings]),
-        scores=_stack([_stack([cell[0] for cell in row]) for row in cells]),
-        new=_stack([_stack([cell[1] for cell in row]) for row in cells]),
-        chains=_stack([_stack([cell[2] for cell in row]) for row in cells]),
+        targets=_stack([_target_statistics(x.transitions) for x in recordings]),
+        held_out=over_models(lambda m, r: one_step(dynamics, m, held_out[r])),
+        new_episodes=over_models(lambda m, r: one_step(dynamics, m, new[r].transitions)),
+        open_loop=over_models(lambda m, r: open_loop(dynamics, m, new[r], steps)),
     )
 
 
-def _ends(transitions: Transition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return transitions.obs, transitions.next_obs, transitions.reward
+def _target_statistics(data: Transition) -> Measures:
+    return measures.target_statistics(data.obs, data.next_obs, data.reward)
 
 
-def _stack(parts: Sequence[measures.Named]) -> measures.Named:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+def _stack(parts: Sequence[Measures]) -> Measures:
+    stacked: Measures = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    return stacked
 
 
 def _truth(transitions: Transition) -> np.ndarray:
     return np.concatenate([transitions.next_obs, transitions.reward[..., None]], -1)
 
 
-def step_ahead(dynamics: DynamicsModel, model: fits.ModelState, data: Transition) -> measures.Named:
-    """`measures.scores` of one model on transitions (B, ...)."""
+def one_step(dynamics: DynamicsModel, model: ModelState, data: Transition) -> Measures:
+    """Return `measures.one_step` of one model on transitions (B, ...)."""
     predicted = fits.predict(dynamics, model, data.obs, data.action)
-    return measures.scores(predicted.mean, predicted.variance, data.obs, _truth(data))
+    return measures.one_step(predicted.mean, predicted.variance, data.obs, _truth(data))
 
 
-def chain(
-    dynamics: DynamicsModel, model: fits.ModelState, recording: Recording, steps: int
-) -> measures.Named:
-    """`measures.open_loop` of one model along a recording's actions."""
+def open_loop(
+    dynamics: DynamicsModel, model: ModelState, recording: Recording, steps: int
+) -> Measures:
+    """Return `measures.open_loop` of one model along the actions of a recording."""
     data = recording.transitions
-    starts, there = measures.windows(recording.episode, steps)
+    starts, valid = measures.windows(recording.episode, steps)
     index = np.minimum(np.arange(steps)[:, None] + starts, len(recording.episode) - 1)
     actions = np.swapaxes(data.action[index], 0, 1)
     predicted = fits.open_loop(dynamics, model, data.obs[starts], actions)
-    return measures.open_loop(predicted, data.obs[starts], _truth(data)[index], there)
+    return measures.open_loop(predicted, data.obs[starts], _truth(data)[index], valid)

@@ -1,29 +1,28 @@
-"""The diagnosis of a run as a page, and its numbers as CSV.
+"""Write the diagnosis of a run as a report, and its numbers as CSV.
 
-Every number is of one row at one checkpoint; the page shows what was measured beside what it means
-in general, and says no cause.
+Each number is of one learner at one checkpoint. The report shows measured values and explains how
+to read them; it does not name causes.
 """
 
 import fcntl
 import json
 from collections.abc import Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynajax.config import Config, as_dict
+from dynajax.config import Config
 from dynajax.diagnose import measures
 from dynajax.diagnose.online import Findings
-from dynajax.diagnose.rollout_plots import strips
+from dynajax.diagnose.rollout_plots import path_images
 from dynajax.report import charts, figures, html
 from dynajax.report.charts import Chart
-from dynajax.report.dimensions import by_channel
+from dynajax.report.dimensions import label_dims
 from dynajax.report.figures import Panel, Series
-from dynajax.report.run import current
-from dynajax.report.statistics import over_seeds
+from dynajax.report.html import Table
+from dynajax.report.statistics import format_mean
 from dynajax.runs.directory import write_atomically, write_csv
 from dynajax.types import EnvSpec
 
@@ -33,171 +32,179 @@ if TYPE_CHECKING:
 CRITIC = (
     Chart(
         "critic_bias",
-        "Is the critic right?",
+        "Bias of the critic",
         "share of the mean return",
-        "What the critic expects less what comes, over the mean return, from states of the replay: "
-        "below 0 it underestimates. What comes is the discounted return of the current policy in "
-        "the real simulator, with SAC's reward for randomness.",
+        "The critic's value minus the return, relative to the mean return, from states of the "
+        "replay buffer: below 0 it underestimates. The return is the discounted return of the "
+        "current policy in the simulator, with the entropy bonus of SAC.",
         include=0.0,
     ),
     Chart(
         "critic_value",
-        "Expected, and real",
+        "Values and returns",
         "value",
-        "Solid: the critic's value, mean over states. Dotted: what came.",
+        "Solid: the critic's value, mean over states. Dotted: the return.",
         dotted="critic_return",
     ),
 )
 MODEL = (
     Chart(
         "policy_reward_bias",
-        "Is its reward biased?",
+        "Bias of the predicted reward",
         "standard deviations",
-        "Mean reward by the model less the real one, in standard deviations of the real: solid in "
-        "states that the current policy visits, dotted on the replay.",
+        "Mean reward of the model minus the real one, in standard deviations of the real one. "
+        "Solid: in states that the current policy visits. Dotted: on the replay buffer.",
         dotted="replay_reward_bias",
         include=0.0,
     ),
     Chart(
         "policy_reward_r2",
-        "Is the reward predicted?",
-        "share predicted",
-        "R² of the reward (below -1 is cut off): solid where the policy goes, dotted on the replay, "
-        "which includes what the model was trained on.",
+        "R² of the reward",
+        "R²",
+        "R² of the reward (values below -1 are clipped). Solid: in states that the policy visits. "
+        "Dotted: on the replay buffer, which contains the model's training data.",
         dotted="replay_reward_r2",
-        share=True,
+        r2=True,
     ),
     Chart(
-        "policy_state_skill",
-        "Is the state's change predicted?",
-        "share predicted",
-        "The same for the change of the state, in the median channel.",
-        dotted="replay_state_skill",
-        share=True,
+        "policy_state_r2",
+        "R² of the state's change",
+        "R²",
+        "The same for the change of the state, median dimension.",
+        dotted="replay_state_r2",
+        r2=True,
     ),
     Chart(
         "counterfactual_reward_r2",
-        "Other actions in the same states: reward",
-        "share predicted",
-        "The simulator is set to states of the replay and takes the current policy's action. "
-        "Solid: R² of the model's mean. Dotted: of the synthetic transitions that the critic "
-        "trains on, which are sampled and may be of older models.",
+        "New actions in known states: reward",
+        "R²",
+        "The simulator is set to states of the replay buffer and takes the current policy's "
+        "action. Solid: R² of the model's mean. Dotted: R² of the synthetic transitions that the "
+        "critic trains on, which are sampled, some of them from older models.",
         dotted="synthetic_reward_r2",
-        share=True,
+        r2=True,
     ),
     Chart(
-        "counterfactual_state_skill",
-        "Other actions in the same states: state",
-        "share predicted",
-        "The same for the change of the state, in the median channel.",
-        dotted="synthetic_state_skill",
-        share=True,
+        "counterfactual_state_r2",
+        "New actions in known states: state",
+        "R²",
+        "The same for the change of the state, median dimension.",
+        dotted="synthetic_state_r2",
+        r2=True,
     ),
 )
-_NOISE = """What the model says that it cannot know, by channel of the observation and in the
-channel's change: noise it sees in the world (circles), and how far its members disagree (crosses). In
-states that the policy visits, at the last checkpoint, mean over seeds."""
-#: Of a chain of predictions -> title and caption.
-_CHAINS = {
-    "open_skill": (
-        "The state",
-        "The model fed with its own predictions and the policy's real actions, against the "
-        "simulator: how much of the state's change since the start it predicts (median channel). "
-        "Below 0 a rollout of that length says less than the mean change.",
+_STD_CAPTION = """Predicted standard deviations by dimension of the observation, in the units of the
+dimension: aleatoric (circles, the noise that the members predict) and epistemic (crosses, between the
+means of the members). In states that the policy visits, at the last checkpoint, mean over seeds."""
+#: Measure of multi-step predictions -> title and caption.
+_OPEN_LOOP = {
+    "state_r2": (
+        "State",
+        "The model continues from its own predictions with the policy's actions, compared with "
+        "the simulator: R² of the state's change since the start (median dimension). Below 0 a "
+        "rollout of that length is worse than the mean change.",
     ),
-    "open_reward_r2": ("The reward", "The same for the sum of the rewards up to there."),
+    "reward_r2": ("Reward", "The same for the sum of the rewards so far."),
 }
 
 
 def series(findings: Sequence[Findings], name: str) -> Series:
-    """One number of every variant along training: steps (T,), values (seeds, T); variants without
-    one are left out."""
+    """Return a number over training: steps (T,) and values (seeds, T) by variant.
+
+    A variant without values is left out.
+    """
     curves = {}
-    for variant in dict.fromkeys(f.variant for f in findings):
-        rows = [f for f in findings if f.variant == variant]
-        steps, seeds = (sorted({getattr(f, axis) for f in rows}) for axis in ("step", "seed"))
-        at = {(f.seed, f.step): f.numbers.get(name, np.nan) for f in rows}
+    for variant in _variants(findings):
+        found = [f for f in findings if f.variant == variant]
+        steps, seeds = (sorted({getattr(f, axis) for f in found}) for axis in ("step", "seed"))
+        at = {(f.seed, f.step): f.numbers.get(name, np.nan) for f in found}
         values = np.array([[at.get((s, t), np.nan) for t in steps] for s in seeds])
         if np.isfinite(values).any():
             curves[variant] = np.array(steps), values
     return curves
 
 
+def _variants(findings: Sequence[Findings]) -> list[str]:
+    return list(dict.fromkeys(f.variant for f in findings))
+
+
 def _last(findings: Sequence[Findings]) -> list[Findings]:
-    """Those of the newest checkpoint."""
+    """Return the findings at the newest checkpoint."""
     newest = max(f.step for f in findings)
     return [f for f in findings if f.step == newest]
 
 
 def sentences(findings: Sequence[Findings]) -> list[str]:
-    """What was measured at the last checkpoint, an item of HTML for each variant."""
+    """Describe the last checkpoint of each variant.
+
+    The sentences are plain text in which ** marks emphasis.
+    """
     items = []
-    for variant in dict.fromkeys(f.variant for f in findings):
-        rows = [f.numbers for f in _last([f for f in findings if f.variant == variant])]
-        names = dict.fromkeys(n for numbers in rows for n in numbers)
-        text = {n: over_seeds([numbers.get(n, np.nan) for numbers in rows]) for n in names}
+    for variant in _variants(findings):
+        numbers = [f.numbers for f in _last([f for f in findings if f.variant == variant])]
+        names = dict.fromkeys(n for of_seed in numbers for n in of_seed)
+        text = {n: format_mean([of_seed.get(n, np.nan) for of_seed in numbers]) for n in names}
         parts = []
         if "critic_bias" in text:
             parts.append(
-                "the critic expects {critic_value} where {critic_return} comes, a difference of "
-                "{critic_bias} of the mean return (below 0 is underestimation)"
+                "the critic's value is {critic_value} and the return {critic_return}, a difference "
+                "of {critic_bias} of the mean return (below 0 is underestimation)"
             )
         if "policy_reward_r2" in text:
             parts.append(
-                "in states that the policy visits the model predicts the reward with R² "
-                "{policy_reward_r2}, {policy_reward_bias} standard deviations off on average, and "
-                "the state's change with skill {policy_state_skill}"
+                "in states that the policy visits the model has R² {policy_reward_r2} of the "
+                "reward, with a bias of {policy_reward_bias} standard deviations, and R² "
+                "{policy_state_r2} of the state's change"
             )
         if "synthetic_reward_r2" in text:
             parts.append(
-                "synthetic transitions that the critic trains on, against the simulator from the "
-                "same states and actions: reward R² {synthetic_reward_r2}, "
-                "{synthetic_reward_bias} standard deviations off on average, state skill "
-                "{synthetic_state_skill} (1 is all of the variation, 0 none)"
+                "the synthetic transitions that the critic trains on, compared with the simulator "
+                "from the same states and actions, have R² {synthetic_reward_r2} of the reward, "
+                "with a bias of {synthetic_reward_bias} standard deviations, and R² "
+                "{synthetic_state_r2} of the state's change"
             )
         body = "; ".join(parts).format_map(text) if parts else "no path could be followed"
-        items.append(f"<b>{escape(variant)}</b>: {body}.")
+        items.append(f"**{variant}**: {body}.")
     return items
-
-
-def repeat(config: Config) -> int:
-    """Frames of an environment step."""
-    return int(current(as_dict(config))["task"]["repeat"])
 
 
 def write(
     findings: Sequence[Findings], config: Config, spec: EnvSpec, folder: Path, command: str
 ) -> list[str]:
-    """Writes diagnosis.html, run.csv and run-channels.csv; gives back the sentences."""
-    items = sentences(findings)
+    """Write diagnosis.html, run.csv and run-dims.csv.
+
+    Returns:
+      The sentences of the report, see `sentences`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(n for f in findings for n in f.numbers))
-    whose = [
-        {"variant": f.variant, "seed": f.seed, "step": f.step, "frames": repeat(config) * f.step}
+    repeat = config.task.repeat
+    learners = [
+        {"variant": f.variant, "seed": f.seed, "step": f.step, "frames": repeat * f.step}
         for f in findings
     ]
     numbers = [{n: f.numbers.get(n, float("nan")) for n in names} for f in findings]
-    write_csv(folder / "run.csv", [w | n for w, n in zip(whose, numbers, strict=True)])
-    channels = [
-        w | {"channel": channel} | {n: float(v[d]) for n, v in f.channels.items()}
-        for w, f in zip(whose, findings, strict=True)
-        if f.channels
-        for d, channel in enumerate(spec.obs_names)
+    write_csv(folder / "run.csv", [w | n for w, n in zip(learners, numbers, strict=True)])
+    dims = [
+        w | {"dim": dim} | {n: float(v[d]) for n, v in f.dims.items()}
+        for w, f in zip(learners, findings, strict=True)
+        if f.dims
+        for d, dim in enumerate(spec.obs_names)
     ]
-    if channels:
-        write_csv(folder / "run-channels.csv", channels)
-    html = _html(findings, items, config, spec, command)
-    write_atomically(folder / "diagnosis.html", html.encode())
-    return items
+    if dims:
+        write_csv(folder / "run-dims.csv", dims)
+    lines = sentences(findings)
+    write_atomically(folder / "diagnosis.html", _html(findings, lines, config, spec, command))
+    return lines
 
 
 def add_to_logs(findings: Sequence[Findings], folder: Path) -> bool:
-    """Writes the numbers into the run's metrics.jsonl too, as lines of the kind "diagnosis".
+    """Append the numbers to the run's metrics.jsonl, as lines of kind "diagnosis".
 
-    A run that goes on later cuts its logs back to its last checkpoint; run.csv stays.
+    A run that is resumed later cuts its logs back to its last checkpoint; run.csv stays.
 
     Returns:
-      Whether it was done: a run that is under way is left alone.
+      False if the run is still in progress, whose logs are left alone.
     """
     with open(folder / "lock", "a") as lock:
         try:
@@ -213,108 +220,109 @@ def add_to_logs(findings: Sequence[Findings], folder: Path) -> bool:
 
 
 def _html(
-    findings: Sequence[Findings], items: Sequence[str], config: Config, spec: EnvSpec, command: str
-) -> str:
-    style = figures.styles(list(dict.fromkeys(f.variant for f in findings)))
-    last = _last(findings)
-    frames = repeat(config)
+    findings: Sequence[Findings], lines: Sequence[str], config: Config, spec: EnvSpec, command: str
+) -> bytes:
+    style = figures.styles(_variants(findings))
+    last, repeat = _last(findings), config.task.repeat
     get = partial(series, findings)
-    parts = [
-        f'<p class="lead">{items[0]}</p>',
-        html.bullets([*items[1:], escape(_states(findings, config))]),
-        "<h2>The critic</h2>",
-        html.story(charts.panels(CRITIC, get, frames), style),
-    ]
-    if any(f.channels for f in findings):
-        parts += [
-            "<h2>The model</h2>",
-            html.story(charts.panels(MODEL, get, frames), style),
-            html.picture("", figures.png(_noise_picture(last, spec)), _NOISE),
-            "<h2>Many steps ahead</h2>",
-            html.story(_chain_panels(last), style),
-            *strips(last, config, spec),
-        ]
-    step = last[0].step
-    parts += [
-        f"<h2>Numbers</h2><p>At the last checkpoint ({step:,} environment steps, "
-        f"{frames * step:,} frames), means over seeds; run.csv has all.</p>",
-        html.html_table(*_numbers(last)),
-        f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
-    ]
-    title = f"{config.env}: this run's critic and model beside the simulator"
-    return html.document(title, "".join(parts))
+    context: dict[str, Any] = {}
+    if any(f.dims for f in findings):
+        predicted_std = html.image("", figures.png(_draw_std(last, spec)), _STD_CAPTION)
+        context = {
+            "model": html.figure_grid(charts.panels(MODEL, get, repeat), style),
+            "predicted_std": predicted_std,
+            "open_loop": html.figure_grid(_open_loop_panels(last), style),
+            "paths": path_images(last, config, spec),
+        }
+    return html.render(
+        "online_diagnosis",
+        title=f"{config.env}: critic and model of a run compared with the simulator",
+        sentences=[*lines, _states(findings, config)],
+        critic=html.figure_grid(charts.panels(CRITIC, get, repeat), style),
+        step=last[0].step,
+        frames=repeat * last[0].step,
+        numbers=_numbers(last),
+        command=command,
+        **context,
+    )
 
 
 def _states(findings: Sequence[Findings], config: Config) -> str:
-    """Where the physics states come from, or why there are none and what is left out."""
+    """Explain where the physics states come from, or why there are none and what is left out."""
     without = (
-        "so what needs that is left out: the critic is judged from first states, and there is no "
+        "so some measures are left out: the critic is measured from first states, and there is no "
         "counterfactual error and no check of the synthetic buffer."
     )
     if config.engine != "host":
         return (
             "The run's physics were on the device, so its states cannot be rebuilt on the host: the "
-            "critic is judged from first states, in C MuJoCo."
+            "critic is measured from first states, in C MuJoCo."
         )
-    refused = next((f.refused for f in findings if f.refused is not None), None)
-    if refused is not None:
+    error = next((f.restore_error for f in findings if f.restore_error is not None), None)
+    if error is not None:
         return (
-            "This task's simulator cannot be set to a stored state: set to one, it does not lead to "
-            f"the recorded transition, bit for bit ({refused}), {without}"
+            "This task's simulator cannot be set to a stored state: from there it does not lead to "
+            f"the recorded transition, bit for bit ({error}), {without}"
         )
-    repeated = sum(f.numbers.get("repeated", 0) for f in findings)
-    differ = sum(f.numbers.get("not_repeated", 0) for f in findings)
-    if repeated:
+    resimulated = sum(f.numbers.get("resimulated", 0) for f in findings)
+    differ = sum(f.numbers.get("not_reproduced", 0) for f in findings)
+    if resimulated:
         return (
-            f"{repeated:,.0f} transitions were taken again from their episodes' seeds to come to "
-            f"physics states; {differ:,.0f} did not repeat bit for bit and are left out."
+            f"{resimulated:,.0f} transitions were simulated again from the seeds of their episodes "
+            f"to get physics states; {differ:,.0f} were not reproduced bit for bit and are left out."
         )
     return f"This task's simulator cannot be set to a stored state, {without}"
 
 
-def _chain_panels(last: Sequence[Findings]) -> list[tuple[Panel, str]]:
+def _open_loop_panels(last: Sequence[Findings]) -> list[tuple[Panel, str]]:
     panels = []
-    for name, (title, caption) in _CHAINS.items():
+    for name, (title, caption) in _OPEN_LOOP.items():
         lines = {}
-        for variant in dict.fromkeys(f.variant for f in last):
-            chains = [f.chain[name] for f in last if f.variant == variant and f.chain is not None]
-            if chains:
-                values = np.stack([measures.median(c) if c.ndim > 1 else c for c in chains])
+        for variant in _variants(last):
+            measured = [
+                f.open_loop[name] for f in last if f.variant == variant and f.open_loop is not None
+            ]
+            if measured:
+                values = np.stack([measures.median(m) if m.ndim > 1 else m for m in measured])
                 lines[variant] = np.arange(1, values.shape[1] + 1), np.clip(values, -1, 1)
-        panels.append((Panel(lines, "share predicted", title, xlabel="steps ahead"), caption))
+        panels.append((Panel(lines, "R²", title, xlabel="steps"), caption))
     return panels
 
 
-def _noise_picture(last: Sequence[Findings], spec: EnvSpec) -> "Figure":
-    variants = list(dict.fromkeys(f.variant for f in last))
+def _draw_std(last: Sequence[Findings], spec: EnvSpec) -> "Figure":
+    """Draw the predicted standard deviations by dimension."""
+    variants = _variants(last)
     style = figures.styles(variants)
     x = np.arange(spec.obs_dim)
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, (9.6, 3.2), (9.6, 3.2))
         for i, variant in enumerate(variants):
-            rows = [f.channels for f in last if f.variant == variant and f.channels]
-            if not rows:
+            dims = [f.dims for f in last if f.variant == variant and f.dims]
+            if not dims:
                 continue
-            shift = (i - (len(variants) - 1) / 2) * 0.15
-            noise, spread = (np.mean([r[n] for r in rows], 0) for n in ("noise", "spread"))
+            offset = (i - (len(variants) - 1) / 2) * 0.15
+            aleatoric, epistemic = (
+                np.maximum(np.mean([of_seed[n] for of_seed in dims], 0), 1e-9)
+                for n in ("aleatoric_std", "epistemic_std")
+            )
             colour = style[variant]["color"]
-            axes.scatter(x + shift, np.maximum(noise, 1e-9), 12, color=colour, label=variant)
-            axes.scatter(x + shift, np.maximum(spread, 1e-9), 16, color=colour, marker="x")
+            axes.scatter(x + offset, aleatoric, 12, color=colour, label=variant)
+            axes.scatter(x + offset, epistemic, 16, color=colour, marker="x")
         axes.set_yscale("log")
         axes.set_ylabel("standard deviation")
-        axes.set_title("Noise (circles) and disagreement (crosses)")
+        axes.set_title("Aleatoric (circles) and epistemic (crosses) standard deviation")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        by_channel(axes, spec.obs_names)
+        label_dims(axes, spec.obs_names)
     return figure
 
 
-def _numbers(last: Sequence[Findings]) -> tuple[list[str], list[list[str]]]:
-    variants = list(dict.fromkeys(f.variant for f in last))
+def _numbers(last: Sequence[Findings]) -> Table:
+    variants = _variants(last)
     rows = []
     for name in dict.fromkeys(n for f in last for n in f.numbers):
         cells = [
-            over_seeds([f.numbers.get(name, np.nan) for f in last if f.variant == variant])
+            format_mean([f.numbers.get(name, np.nan) for f in last if f.variant == variant])
             for variant in variants
         ]
-        rows.append([escape(name.replace("_", " ")), *map(escape, cells)])
-    return ["", *variants], rows
+        rows.append([name.replace("_", " "), *cells])
+    return Table(["", *variants], rows)

@@ -1,4 +1,4 @@
-"""Imagined paths beside real ones: channels along the steps, and poses where there is a body."""
+"""Draw predicted paths over real ones: dimensions over steps, and poses of a MuJoCo body."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,55 +8,57 @@ import numpy as np
 from dynajax import envs
 from dynajax.config import Config
 from dynajax.diagnose import skeleton
-from dynajax.diagnose.online import Findings, Strip
+from dynajax.diagnose.online import Findings, PredictedPath
 from dynajax.report import figures, html
 from dynajax.types import EnvSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Poses in a strip, and channels below them.
-_POSES, _CHANNELS = 6, 6
+#: Poses in a figure, and dimensions below them.
+_POSES, _DIMS = 6, 6
 
-_PATHS = """From one state of the replay, with the policy's actions: grey what the simulator does,
-coloured what the model imagines when it is fed with its own predictions."""
-_BODY = """On top the body, with the imagined joints (what is not observed, such as the place on the
-ground, is the real one in both), from the side, or from above where all of it stays at one height."""
-_WORST = "Below the channels that go wrong most."
+_PATHS = """From one state of the replay buffer, with the actions of the policy: grey the simulator,
+coloured the model, which continues from its own predictions."""
+_BODY = """Top: the body with the predicted joints (positions that are not observed, such as the place
+on the ground, are the real ones in both), from the side, or from above if its height does not
+change."""
+_WORST = "Bottom: the dimensions with the largest errors."
 
 
-def strips(last: Sequence[Findings], config: Config, spec: EnvSpec) -> list[str]:
-    """HTML with a strip for every variant's first seed; empty if no path was imagined."""
-    parts = []
-    for variant in dict.fromkeys(f.variant for f in last):
-        of_variant = (f for f in last if f.variant == variant and f.strip is not None)
-        findings = next(of_variant, None)
-        if findings is None or findings.strip is None:
+def path_images(findings: Sequence[Findings], config: Config, spec: EnvSpec) -> list[html.Image]:
+    """Draw the path of the first seed of each variant that has one."""
+    images = []
+    for variant in dict.fromkeys(f.variant for f in findings):
+        found = next((f for f in findings if f.variant == variant and f.path is not None), None)
+        if found is None or found.path is None:
             continue
-        poses = _poses(findings.strip, config, findings.seed)
-        image = figures.png(picture(findings.strip, poses, variant, spec))
+        poses = _poses(found.path, config, found.seed)
+        data = figures.png(draw_path(found.path, poses, variant, spec))
         caption = " ".join([_PATHS, *([_BODY] if poses else []), _WORST])
-        parts.append(html.picture(f"{variant}, seed {findings.seed}", image, caption))
-    return ["<h2>Imagined against real</h2>", *parts] if parts else []
+        images.append(html.image(f"{variant}, seed {found.seed}", data, caption))
+    return images
 
 
-def _poses(strip: Strip, config: Config, seed: int) -> skeleton.Sticks | None:
-    if strip.states is None:
+def _poses(path: PredictedPath, config: Config, seed: int) -> skeleton.Sticks | None:
+    if path.states is None:
         return None
     env: Any = envs.make(config.env, **config.stepping, seed=seed)
-    poses = skeleton.sticks(env, strip.states, strip.real, strip.imagined)
+    poses = skeleton.stick_figures(env, path.states, path.real, path.predicted)
     env.close()
     return poses
 
 
-def picture(strip: Strip, poses: skeleton.Sticks | None, variant: str, spec: EnvSpec) -> "Figure":
-    """One strip: the poses, if there are any, over the channels of the largest error."""
+def draw_path(
+    path: PredictedPath, poses: skeleton.Sticks | None, variant: str, spec: EnvSpec
+) -> "Figure":
+    """Draw the poses of a path, if there are any, above the dimensions with the largest errors."""
     colour = figures.styles([variant])[variant]["color"]
-    length = len(strip.real)
+    length = len(path.real)
     times = np.unique(np.linspace(0, length - 1, _POSES).astype(int)).tolist()
-    scale = np.maximum(strip.real.std(0), 1e-6)
-    error = np.nan_to_num(np.abs(strip.imagined - strip.real)).mean(0) / scale
-    worst = np.argsort(-np.where(strip.real.std(0) > 1e-6, error, -1))[:_CHANNELS]
+    scale = np.maximum(path.real.std(0), 1e-6)
+    error = np.nan_to_num(np.abs(path.predicted - path.real)).mean(0) / scale
+    worst = np.argsort(-np.where(path.real.std(0) > 1e-6, error, -1))[:_DIMS]
     with figures.house_style():
         figure = figures.blank(9.6, 3.4 + (1.8 if poses else 0))
         parts: Any = figure.subfigures(
@@ -68,13 +70,13 @@ def picture(strip: Strip, poses: skeleton.Sticks | None, variant: str, spec: Env
             skeleton.draw(list(np.ravel(axes)), poses, times, ("#bbbbbb", colour))
         grid = np.ravel(lower.subplots(2, -(-len(worst) // 2), squeeze=False))
         for axes, d in zip(grid, worst, strict=False):
-            axes.plot(strip.real[:, d], color="#999999", linewidth=2.4)
-            axes.plot(strip.imagined[:, d], color=colour)
-            low, high = strip.real[:, d].min(), strip.real[:, d].max()
+            axes.plot(path.real[:, d], color="#999999", linewidth=2.4)
+            axes.plot(path.predicted[:, d], color=colour)
+            low, high = path.real[:, d].min(), path.real[:, d].max()
             room = max(high - low, 1e-6)
             axes.set_ylim(low - room, high + room)
             axes.set_title(spec.obs_names[d], fontsize=9)
-            axes.set_xlabel("steps ahead", fontsize=8)
+            axes.set_xlabel("steps", fontsize=8)
         for axes in grid[len(worst) :]:
             axes.remove()
     return figure

@@ -1,4 +1,4 @@
-"""Stick figures of real and imagined states, without a renderer."""
+"""Draw stick figures of real and predicted states without a renderer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,42 +9,45 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Heights that differ by less, in metres, are the same.
+#: Smaller differences in height, in metres, count as none.
 _FLAT = 1e-6
 
 
 class Sticks(NamedTuple):
-    """T poses of the bodies of a MuJoCo model, as line segments from a body to its parent.
+    """T poses of the bodies of a MuJoCo model, as line segments from each body to its parent.
 
-    A body without a parent that can move has a segment of no length, which is drawn as a point.
+    A body without a movable parent has a segment of length zero, which is drawn as a point.
     """
 
     real: np.ndarray  # (T, bones, 2, 3) metres
-    imagined: np.ndarray  # (T, bones, 2, 3)
+    predicted: np.ndarray  # (T, bones, 2, 3)
 
 
-def shown_by(positions: np.ndarray, obs: np.ndarray) -> dict[int, int]:
-    """Which generalised position is which channel of the observation, bit for bit.
+def observed_positions(positions: np.ndarray, obs: np.ndarray) -> dict[int, int]:
+    """Return which generalised position equals which dimension of the observation, bit for bit.
 
     Args:
-      positions: (T, Q) of the physics; obs: (T, D) of the same states.
+      positions: (T, Q) of the physics.
+      obs: (T, D) of the same states.
     """
-    channel = {}
+    dims = {}
     for j, values in enumerate(positions.astype(np.float32).T):
         same = np.flatnonzero((obs == values[:, None]).all(0))
         if same.size and np.ptp(values) > 0:
-            channel[j] = int(same[0])
-    return channel
+            dims[j] = int(same[0])
+    return dims
 
 
-def sticks(env: Any, states: np.ndarray, real: np.ndarray, imagined: np.ndarray) -> Sticks | None:
-    """Poses along a path, or None where less than half of the positions are observed.
+def stick_figures(
+    env: Any, states: np.ndarray, real: np.ndarray, predicted: np.ndarray
+) -> Sticks | None:
+    """Return poses along a path, or None if less than half of the positions are observed.
 
-    What is not observed, such as the place on the ground, is the real one in both.
+    Positions that are not observed, such as the place on the ground, are the real ones in both.
 
     Args:
       env: a simulator that can be set to the states (T, L).
-      real, imagined: observations (T, D).
+      real, predicted: observations (T, D).
     """
     pair = getattr(env, "mujoco", None)
     if pair is None:
@@ -55,9 +58,9 @@ def sticks(env: Any, states: np.ndarray, real: np.ndarray, imagined: np.ndarray)
     for state in states:
         env.restore(state)
         positions.append(np.array(data.qpos))
-    place = np.array(positions)
-    known = shown_by(place, real)
-    if not known or 2 * len(known) < model.nq:
+    real_positions = np.array(positions)
+    observed = observed_positions(real_positions, real)
+    if not observed or 2 * len(observed) < model.nq:
         return None
     # Bodies that are welded to the world never move.
     bones = [
@@ -72,28 +75,30 @@ def sticks(env: Any, states: np.ndarray, real: np.ndarray, imagined: np.ndarray)
         return data.xpos[bones]
 
     poses = []
-    for t, qpos in enumerate(place):
+    for t, qpos in enumerate(real_positions):
         other = qpos.copy()
-        for j, d in known.items():
-            other[j] = imagined[t, d]
+        for j, d in observed.items():
+            other[j] = predicted[t, d]
         poses.append((pose(qpos), pose(np.where(np.isfinite(other), other, qpos))))
     return Sticks(*(np.array(x) for x in zip(*poses, strict=True)))
 
 
 def draw(
-    axes: Sequence["Axes"], figure: Sticks, times: Sequence[int], colours: tuple[str, str]
+    axes: Sequence["Axes"], sticks: Sticks, times: Sequence[int], colours: tuple[str, str]
 ) -> None:
-    """Draws poses, one in each of the axes: real, imagined on top. They are seen from the side, or
-    from above where nothing moves up or down."""
-    sideways = np.ptp(figure.real[..., 2], axis=0).max() > _FLAT
+    """Draw one pose in each of the axes: the real one, and the predicted one on top.
+
+    The view is from the side, or from above if nothing moves up or down.
+    """
+    sideways = np.ptp(sticks.real[..., 2], axis=0).max() > _FLAT
     across, up = 0, 2 if sideways else 1
-    every = np.concatenate([poses[list(times)] for poses in figure])[..., [across, up]]
-    low, high = every.min((0, 1, 2)) - 0.1, every.max((0, 1, 2)) + 0.1
-    # All pictures have one scale. A body that leaves its place is followed along the ground.
-    half = max(np.ptp(figure.real[t][..., across]) for t in times) / 2 + 0.2
+    shown = np.concatenate([poses[list(times)] for poses in sticks])[..., [across, up]]
+    low, high = shown.min((0, 1, 2)) - 0.1, shown.max((0, 1, 2)) + 0.1
+    # All axes have the same scale, and follow a body that moves far along the ground.
+    half = max(np.ptp(sticks.real[t][..., across]) for t in times) / 2 + 0.2
     follow = high[0] - low[0] > 4 * half
     for ax, t in zip(axes, times, strict=True):
-        for poses, colour, width in zip(figure, colours, (3.0, 1.6), strict=True):
+        for poses, colour, width in zip(sticks, colours, (3.0, 1.6), strict=True):
             look: dict[str, Any] = {
                 "color": colour,
                 "linewidth": width,
@@ -103,7 +108,7 @@ def draw(
             for bone in poses[t]:
                 ax.plot(bone[:, across], bone[:, up], alpha=0.85, **look)
         if follow:
-            place = figure.real[t][..., across]
+            place = sticks.real[t][..., across]
             middle = (place.min() + place.max()) / 2
             ax.set_xlim(middle - half, middle + half)
         else:
@@ -111,4 +116,4 @@ def draw(
         ax.set_ylim(low[1], high[1])
         ax.set_aspect("equal")
         ax.axis("off")
-        ax.set_title(f"{t} steps ahead" if t else "start", fontsize=9, fontweight="normal")
+        ax.set_title(f"step {t}" if t else "start", fontsize=9, fontweight="normal")

@@ -1,43 +1,42 @@
-"""What a diagnosis before training has measured, in sentences beside what it means in general.
+"""Describe the result of a diagnosis before training in sentences.
 
-No sentence says why a task fails: figures stand with their intervals, and the code of the targets
-that is named at last is the one with the best figures among those that were tried.
+The sentences are plain text in which ** marks emphasis. They give measured values with intervals
+and no cause of failure; the recommended fix is the one with the highest R² among those tried.
 """
 
 import re
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
 from dynajax.diagnose import measures
-from dynajax.diagnose.offline import Offline
-from dynajax.report.statistics import number, over_seeds
+from dynajax.diagnose.offline import OfflineResult
+from dynajax.report.statistics import format_mean, format_number
 
-#: The log-variance that a target may have is bounded at 0.5 (published MBPO): a raw target whose
-#: variance is larger than this cannot be given its noise.
-BOUND = float(np.exp(0.5))
+#: Published MBPO bounds the log-variance by 0.5: it cannot predict the noise of a raw target whose
+#: variance is larger than this.
+MAX_VARIANCE = float(np.exp(0.5))
 
 
-class Channels(NamedTuple):
-    """Which channels are of a kind, (D,) bool each, as most seeds have it."""
+class DimKinds(NamedTuple):
+    """Which dimensions are of a kind in most seeds, (D,) bool each."""
 
     constant: np.ndarray
     direct: np.ndarray  # Var(s' - s) > Var(s')
 
 
-def kinds(offline: Offline) -> Channels:
-    """What kind each channel is."""
-    delta, there = offline.scales["var_delta"], offline.scales["var_next"]
-    constant = (there <= measures.CONSTANT**2).mean(0) > 0.5
-    return Channels(constant, ~constant & ((delta > there).mean(0) > 0.5))
+def dim_kinds(result: OfflineResult) -> DimKinds:
+    """Return the kind of each dimension."""
+    var_delta, var_next = result.targets["var_delta"], result.targets["var_next"]
+    constant = (var_next <= measures.CONSTANT**2).mean(0) > 0.5
+    return DimKinds(constant, ~constant & ((var_delta > var_next).mean(0) > 0.5))
 
 
-def names(channels: Sequence[str], chosen: np.ndarray, most: int = 4) -> str:
-    """Chosen channels in few words: "velocity[3-5,8], touch[1]"."""
+def list_dims(dims: Sequence[str], chosen: np.ndarray, most: int = 4) -> str:
+    """Return the names of chosen dimensions in short: "velocity[3-5,8], touch[1]"."""
     groups: dict[str, list[int]] = {}
-    for name in (c for c, yes in zip(channels, chosen, strict=True) if yes):
+    for name in (d for d, yes in zip(dims, chosen, strict=True) if yes):
         match = re.fullmatch(r"(.*)\[(\d+)\]", name)
         groups.setdefault(match[1] if match else name, []).extend([int(match[2])] if match else [])
     parts = []
@@ -55,124 +54,124 @@ def names(channels: Sequence[str], chosen: np.ndarray, most: int = 4) -> str:
     return ", ".join(parts[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def best(offline: Offline) -> str:
-    """The code with the highest sum of reward R² and median state skill, each no lower than -1."""
-    reward, state = offline.scores["reward_r2"], measures.median(offline.scores["skill"])
+def best(result: OfflineResult) -> str:
+    """Return the fixes with the highest sum of reward R² and median state R², each at least -1."""
+    reward = result.held_out["reward_r2"]
+    state = measures.median(result.held_out["state_r2"])
     total = sum(np.clip(np.nan_to_num(x), -1, 1).mean(0) for x in (reward, state))
-    return offline.codes[int(np.argmax(total))]
+    return result.fixes[int(np.argmax(total))]
 
 
-def compared(offline: Offline) -> list[str]:
-    """At most four codes for sentences and curves: the published one, the paper's, the best."""
-    wanted = dict.fromkeys(["none", "scale", "scale,target", best(offline)])
-    return [code for code in wanted if code in offline.codes]
+def compared(result: OfflineResult) -> list[str]:
+    """Return at most four fixes for sentences and curves: none, those of the paper, the best."""
+    wanted = dict.fromkeys(["none", "scale", "scale,target", best(result)])
+    return [fix for fix in wanted if fix in result.fixes]
 
 
-def sentences(offline: Offline) -> list[str]:
-    """What was measured (HTML), the most important first."""
-    return [*_predicted(offline), _scales(offline), *_channels(offline), *_trust(offline)]
+def sentences(result: OfflineResult) -> list[str]:
+    """Return what was measured, the most important first."""
+    return [*_predictions(result), _variances(result), *_dims(result), *_reliability(result)]
 
 
-def by_code(offline: Offline, values: np.ndarray) -> str:
-    """(R, C) numbers of the compared codes: "none gives 0.21 (0.11 to 0.31), scale 0.72 (...)"."""
-    first, *others = (
-        (escape(code), over_seeds(values[:, offline.codes.index(code)]))
-        for code in compared(offline)
+def by_fix(result: OfflineResult, values: np.ndarray) -> str:
+    """Return values (R, F) of the compared fixes: "0.21 (0.11 to 0.31) with none, 0.72 (...) ..."."""
+    return ", ".join(
+        f"{format_mean(values[:, result.fixes.index(fix)])} with {fix}" for fix in compared(result)
     )
-    return ", ".join([f"{first[0]} gives {first[1]}", *map(" ".join, others)])
 
 
-def _predicted(offline: Offline) -> list[str]:
-    scales, chosen = offline.scales, best(offline)
-    constant = int((scales["var_reward"] <= measures.CONSTANT**2).sum())
+def _predictions(result: OfflineResult) -> list[str]:
+    targets, chosen = result.targets, best(result)
+    constant = int((targets["var_reward"] <= measures.CONSTANT**2).sum())
     if constant:
         reward = (
-            f"<b>Reward</b>: it never changes in {constant} of {len(scales['var_reward'])} sets of "
-            f"data (mean {number(float(scales['mean_reward'].mean()))}), so there is no R² of it "
-            "there. The replay of a run, where it may change, can be diagnosed with --data=FOLDER."
+            f"**Reward**: it is constant in {constant} of {len(targets['var_reward'])} data sets "
+            f"(mean {format_number(float(targets['mean_reward'].mean()))}), so its R² is not "
+            "defined there. The replay buffer of a run, where it may change, can be diagnosed with "
+            "--data=FOLDER."
         )
     else:
         reward = (
-            "<b>Reward</b>, share of its variation that is predicted (R²): "
-            f"{by_code(offline, offline.scores['reward_r2'])}. 1 is all of it, 0 no more than its "
-            "mean; an agent sees no more of a synthetic reward than the model predicts."
+            "**Reward**, R² (share of its variance that is predicted): "
+            f"{by_fix(result, result.held_out['reward_r2'])}. 1 is perfect, 0 is no better than "
+            "predicting the mean; the agent can learn only from the predicted part of a synthetic "
+            "reward."
         )
     state = (
-        "<b>State</b>, share of its change in a step that is predicted (median channel): "
-        f"{by_code(offline, measures.median(offline.scores['skill']))}."
+        "**State**, R² of its change in one step (median dimension): "
+        f"{by_fix(result, measures.median(result.held_out['state_r2']))}."
     )
+    option = f"--fix={chosen}" if chosen != "none" else "the published targets"
     advice = (
-        f"Reward and state together are predicted best by {chosen} among the "
-        f"{len(offline.codes)} codes"
-        + (f" (--fix={chosen})" if chosen != "none" else ", the published targets")
-        + ". The best of several is flattered by chance; only a run tells what a code does to "
-        "the return."
+        f"Among {len(result.fixes)} combinations of fixes, {chosen} ({option}) has the highest "
+        "sum of reward and state R². The best of several is overestimated by selection, and only "
+        "a run shows the effect of a fix on the return."
     )
     return [reward, state, advice]
 
 
-def _scales(offline: Offline) -> str:
-    scales = offline.scales
-    above = ((scales[name] > BOUND).sum(1).mean() for name in ("var_delta", "var_next"))
-    ratios = (float(np.median(scales[name])) for name in ("ratio_delta", "ratio_next"))
+def _variances(result: OfflineResult) -> str:
+    targets = result.targets
+    above = [(targets[n] > MAX_VARIANCE).sum(1).mean() for n in ("var_delta", "var_next")]
+    ratios = [format_number(float(np.median(targets[n]))) for n in ("ratio_delta", "ratio_next")]
     return (
-        "Raw targets: the variances of s' - s sum to {} times the reward's, those of s' to {} "
-        "times; what is small beside the rest weighs little in an unscaled loss. {:.0f} channels "
-        "of s' - s and {:.0f} of s' vary more than the noise that published MBPO can predict "
-        "(e^0.5)."
-    ).format(*map(number, ratios), *above)
+        f"Raw targets: the variances of s' - s sum to {ratios[0]} times that of the reward, those "
+        f"of s' to {ratios[1]} times; targets of small variance contribute little to an unscaled "
+        f"loss. {above[0]:.0f} dimensions of s' - s and {above[1]:.0f} of s' vary more than the "
+        "largest noise that published MBPO can predict (variance e^0.5)."
+    )
 
 
-def _channels(offline: Offline) -> list[str]:
-    kind, count, skill = kinds(offline), len(offline.channels), offline.scores["skill"]
+def _dims(result: OfflineResult) -> list[str]:
+    kinds, count, r2 = dim_kinds(result), len(result.dims), result.held_out["state_r2"]
     lines = []
-    if kind.direct.any():
+    if kinds.direct.any():
         line = (
-            f"{int(kind.direct.sum())} of {count} channels vary less than they change in a step, so "
-            f"s' is the smaller target there: {escape(names(offline.channels, kind.direct))}."
+            f"{int(kinds.direct.sum())} of {count} dimensions change more in a step than they vary, "
+            f"so s' is the smaller target there: {list_dims(result.dims, kinds.direct)}."
         )
-        pair = [c for c in ("scale", "scale,auto") if c in offline.codes]
-        figures = [
-            f"{over_seeds(np.nanmean(skill[:, offline.codes.index(c)][:, kind.direct], 1))} with {c}"
-            for c in pair
+        values = [
+            f"{format_mean(np.nanmean(r2[:, result.fixes.index(fix)][:, kinds.direct], 1))} with {fix}"
+            for fix in ("scale", "scale,auto")
+            if fix in result.fixes
         ]
-        lines.append(line + (f" Skill in them: {', '.join(figures)}." if figures else ""))
-    if not kind.constant.all():
-        lines.append(_jumps(offline, kind))
-    if kind.constant.any():
+        lines.append(line + (f" Their R²: {', '.join(values)}." if values else ""))
+    if not kinds.constant.all():
+        lines.append(_jumps(result, kinds))
+    if kinds.constant.any():
         lines.append(
-            f"{int(kind.constant.sum())} of {count} channels never change in these data: "
-            f"{escape(names(offline.channels, kind.constant))}."
+            f"{int(kinds.constant.sum())} of {count} dimensions are constant in these data: "
+            f"{list_dims(result.dims, kinds.constant)}."
         )
     return lines
 
 
-def _jumps(offline: Offline, kind: Channels) -> str:
-    share = np.where(kind.constant, -1.0, np.nan_to_num(offline.scales["top_share"].mean(0)))
+def _jumps(result: OfflineResult, kinds: DimKinds) -> str:
+    share = np.where(kinds.constant, -1.0, np.nan_to_num(result.targets["top_share"].mean(0)))
     highest = int(share.argmax())
-    reward = offline.scales["reward_top_share"].mean()
+    reward = result.targets["reward_top_share"].mean()
     return (
-        "The largest hundredth of the steps makes "
-        f"{100 * np.median(share[~kind.constant]):.0f} % of a channel's squared change (median), "
-        f"{100 * share[highest]:.0f} % in {escape(offline.channels[highest])}"
-        + (f", {100 * reward:.0f} % of the reward's" if np.isfinite(reward) else "")
-        + ". Gaussian noise has 8 %. A jump now and then comes near 100 %, and a model sees few "
-        "of them."
+        "The 1 % of steps with the largest changes contribute "
+        f"{100 * np.median(share[~kinds.constant]):.0f} % of the squared change of a dimension "
+        f"(median), {100 * share[highest]:.0f} % in {result.dims[highest]}"
+        + (f", {100 * reward:.0f} % of that of the reward" if np.isfinite(reward) else "")
+        + ". It is 8 % for Gaussian noise, and nearly 100 % for rare jumps, of which a model has "
+        "few examples."
     )
 
 
-def _trust(offline: Offline) -> list[str]:
-    inside = offline.new["inside"][..., 1]
-    skill = measures.median(offline.chains["open_skill"])  # (R, C, H)
-    ahead = dict.fromkeys([1, skill.shape[2]])
-    chain = ". ".join(
-        f"After {steps} step{'s' if steps > 1 else ''} {by_code(offline, skill[:, :, steps - 1])}"
-        for steps in ahead
+def _reliability(result: OfflineResult) -> list[str]:
+    coverage = result.new_episodes["coverage"][..., 1]
+    r2 = measures.median(result.open_loop["state_r2"])  # (R, F, H)
+    open_loop = "; ".join(
+        f"after {steps} step{'s' if steps > 1 else ''} {by_fix(result, r2[:, :, steps - 1])}"
+        for steps in dict.fromkeys([1, r2.shape[2]])
     )
     return [
-        "In new episodes the models' 80 % intervals hold this share of the truths: "
-        f"{by_code(offline, inside)}. Less than 0.8 is overconfidence, more is needless noise.",
-        "Fed with its own predictions in new episodes, a model predicts this share of the state's "
-        f"change since the start (median channel). {chain}. At 0 a rollout of that length says no "
-        "more than the mean change.",
+        "Share of the true next states in new episodes inside the predicted 80 % intervals: "
+        f"{by_fix(result, coverage)}. Less than 0.8 means overconfidence, more means too much "
+        "noise.",
+        "R² of the state's change since the start in new episodes, for predictions that continue "
+        f"from themselves (median dimension): {open_loop}. At 0 a rollout of that length is no "
+        "better than the mean change.",
     ]

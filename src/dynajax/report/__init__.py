@@ -1,15 +1,15 @@
-"""A run's folder, read back and shown."""
+"""Read run directories and write reports, figures and comparisons of them."""
 
-from dynajax.report.run import Run, label, model_free, read_run, series
-from dynajax.report.run_report import headline, reward_fit, write_report
+from dynajax.report.run import Run, label, model_free_label, read_run, series
+from dynajax.report.run_report import headline, late_reward_r2, write_report
 
 __all__ = [
     "Run",
     "headline",
     "label",
-    "model_free",
+    "late_reward_r2",
+    "model_free_label",
     "read_run",
-    "reward_fit",
     "series",
     "write_report",
 ]

@@ -1,6 +1,6 @@
-"""Which metrics the report draws, and what each of them means in general.
+"""Describe the charts of the reports: which metric each draws, and how to read it.
 
-A chart is data: page.py draws every one that a run has values of.
+A report draws every chart for whose metric the run has values.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,37 +10,37 @@ import numpy as np
 
 from dynajax.report.figures import Panel, Series
 
-#: Values that a linear axis would flatten all others with.
+#: Values above this would flatten all others on a linear axis.
 _HUGE = 1e4
 
 
 class Chart(NamedTuple):
-    """A metric drawn along training, for every variant."""
+    """A metric over training, for every variant."""
 
     metric: str
     title: str
     ylabel: str
-    meaning: str  # the caption: what is drawn, and what high or low values go with
+    meaning: str  # the caption: what is drawn, and how to read high or low values
     dotted: str | None = None  # another metric, drawn dotted
-    scale: str = "linear"  # see `Panel`; "wide": linear, or "symlog" where values are huge
+    scale: str = "linear"  # see `Panel`; "wide": "symlog" if values are huge, else "linear"
     floor: float | None = None
     include: float | None = None
-    share: bool = False  # R² and the like: what lies below -1 is drawn at -1
+    r2: bool = False  # values of R², clipped to at least -1
 
 
 def panels(
     charts: Sequence[Chart], series: Callable[[str], Series], repeat: int
 ) -> list[tuple[Panel, str]]:
-    """The charts' panels with their captions; those without values are left out.
+    """Return the panels of charts with their captions, without charts that have no values.
 
     Args:
-      series: metric -> its values.
-      repeat: frames of an environment step.
+      series: returns the values of a metric.
+      repeat: frames per environment step.
     """
     drawn = []
     for chart in charts:
         lines, dotted = (series(m) if m else {} for m in (chart.metric, chart.dotted))
-        if chart.share:
+        if chart.r2:
             lines, dotted = (
                 {n: (t, np.clip(v, -1, 1)) for n, (t, v) in x.items()} for x in (lines, dotted)
             )
@@ -58,188 +58,193 @@ def panels(
                 floor=chart.floor,
                 include=chart.include,
             )
-            drawn.append((panel.framed(repeat), chart.meaning))
+            drawn.append((panel.in_frames(repeat), chart.meaning))
     return drawn
 
 
-#: Of kind "fit".
+#: Metrics of kind "fit".
 MODEL = (
     Chart(
         "r2_reward",
-        "Reward learned?",
         "R² of the reward",
-        "Share of the reward's variation that the model predicts on transitions it was not trained "
-        "on: 1 is perfect, 0 no better than always saying the average (below -1 is cut off). The "
-        "agent cannot climb a reward that its model does not see.",
+        "R² of the reward",
+        "Share of the variance of the reward that the model explains on held-out transitions: 1 is "
+        "perfect, 0 is no better than predicting the mean (values below -1 are clipped). The agent "
+        "cannot improve a reward that its model does not predict.",
         floor=-1.0,
     ),
     Chart(
         "r2_state",
-        "State learned?",
         "R² of the state's change",
-        "The same for how the state changes in a step, the median over the state's channels.",
+        "R² of the state's change",
+        "The same for the change of the state in one step; median over the state dimensions.",
         floor=-1.0,
     ),
     Chart(
         "target_variance_ratio",
-        "How large beside the reward?",
-        "state over reward variance",
-        "Variance of all state targets over that of the reward target, as the network sees them. "
-        "The larger, the less of the loss is about the reward.",
+        "Variance of the targets",
+        "state variance / reward variance",
+        "Sum of the variances of all state targets over the variance of the reward target, in the "
+        "units of the network. The larger it is, the less the reward contributes to the loss.",
         scale="log",
     ),
     Chart(
         "real_reward_mean",
-        "Reward biased?",
-        "mean reward of a step",
-        "Mean reward on held-out transitions: solid what the environment gave, dotted what the "
-        "model says. The gap is a bias that the agent learns from.",
+        "Bias of the reward",
+        "mean reward per step",
+        "Mean reward on held-out transitions. Solid: real. Dotted: predicted by the model. The "
+        "agent learns from rewards with this bias.",
         dotted="model_reward_mean",
     ),
     Chart(
         "holdout_mse",
-        "Held-out error",
+        "Holdout error",
         "mean squared error",
-        "Error on held-out transitions in the network's own units. These differ between variants: "
-        "compare shapes, not heights. A rise goes with overfitting, or with new ground.",
+        "Error on held-out transitions in the units of the network. These differ between variants, "
+        "so compare shapes, not heights. It rises with overfitting, or when the agent visits new "
+        "states.",
         scale="log",
     ),
     Chart(
         "nll",
         "Training loss",
         "negative log-likelihood",
-        "The loss that the fits minimise, on held-out transitions, in the network's own units: "
+        "The loss that the fits minimise, on held-out transitions, in the units of the network: "
         "again compare shapes.",
     ),
     Chart(
         "epistemic_std",
-        "Do the members agree?",
+        "Disagreement of the ensemble",
         "standard deviation of means",
-        "How far the ensemble's members are apart, in the network's own units. It falls as data "
-        "pin the dynamics down, and rises where the agent explores.",
+        "Standard deviation between the means of the ensemble members (epistemic), in the units of "
+        "the network. It falls with more data, and rises where the agent explores.",
         scale="log",
     ),
     Chart(
         "aleatoric_std",
-        "How noisy does the world look?",
+        "Predicted noise",
         "standard deviation",
-        "The noise that the members see in the world, in the network's own units. Rollouts add it "
-        "to every step; above the error, it is more than the data show.",
+        "Standard deviation that the members predict (aleatoric), in the units of the network. "
+        "Rollouts add this noise to every step. Above the holdout error it is larger than the data "
+        "justify.",
         scale="log",
     ),
     Chart(
         "coverage_80",
-        "Does it know its errors?",
+        "Calibration",
         "share of held-out transitions",
-        "Share of the true values inside the intervals that should hold 80 % of them. Less is "
-        "overconfidence, more is needless noise.",
+        "Share of the true values inside the predicted 80 % intervals. Lower values mean "
+        "overconfidence, higher values mean too much noise.",
         include=0.8,
     ),
     Chart(
         "fit_steps",
-        "Work of each fit",
-        "gradient steps of a fit",
-        "How long each refit trained. With early stopping a short fit had nothing left to gain.",
+        "Length of the fits",
+        "gradient steps per fit",
+        "Gradient steps of each refit. With early stopping a fit ends when its holdout error no "
+        "longer improves.",
     ),
 )
 
-#: Of kind "learn", of what the model has made.
+#: Metrics of kind "learn" about synthetic data.
 SYNTHETIC = (
     Chart(
         "valid_fraction",
-        "How much was kept?",
+        "Used synthetic transitions",
         "share of synthetic transitions",
-        "Share of the imagined transitions that were learned from: finite, of a rollout that goes on, "
-        "and trusted by the rule, where there is one.",
+        "Share of the synthetic transitions that the agent learns from: those that are finite, "
+        "whose rollout has not ended, and that the trust rule accepts, if there is one.",
         include=1.0,
     ),
     Chart(
         "penalty",
         "Penalty",
         "reward",
-        "What the rule takes off the reward, on average over what is kept; below 0 it is a bonus.",
+        "Penalty that the trust rule subtracts from the reward, mean over the accepted "
+        "transitions; below 0 it is a bonus.",
         include=0.0,
     ),
     Chart(
         "weight",
         "Weight",
-        "weight in the critic's loss",
-        "What a synthetic transition counts beside a real one, which counts 1, on average.",
+        "weight in the critic loss",
+        "Mean weight of a synthetic transition; a real transition has weight 1.",
         include=1.0,
     ),
     Chart(
         "synthetic_reward_mean",
-        "Imagined reward",
-        "mean reward of a step",
-        "Mean reward in the agent's minibatches: solid the model's, dotted the real ones'. If they "
-        "part, the agent is learning in a world that is not the one it is tested in.",
+        "Synthetic reward",
+        "mean reward per step",
+        "Mean reward in the agent's minibatches. Solid: synthetic. Dotted: real. If they differ, "
+        "the synthetic data do not represent the task.",
         dotted="real_reward_mean",
     ),
 )
 
-#: Of kind "diagnosis", by experiments/diagnose.py.
+#: Metrics of kind "diagnosis", logged by experiments/diagnose.py.
 DIAGNOSED = (
     Chart(
         "critic_bias",
-        "Is the critic right?",
+        "Bias of the critic",
         "share of the mean return",
-        "By experiments/diagnose.py: the critic's value less the entropy-corrected return that the "
-        "current policy really gets, over its mean. Below 0 it underestimates.",
+        "From experiments/diagnose.py: the critic's value minus the entropy-corrected return of "
+        "the current policy in the simulator, relative to the mean return. Negative values are "
+        "underestimation.",
         include=0.0,
     ),
     Chart(
         "policy_reward_bias",
-        "Is its reward biased?",
+        "Bias of the predicted reward",
         "standard deviations",
-        "By experiments/diagnose.py: mean reward by the model less the real one, solid where the "
-        "policy goes, dotted in the synthetic transitions.",
+        "From experiments/diagnose.py: mean reward of the model minus the real one. Solid: in "
+        "states that the policy visits. Dotted: in the synthetic transitions.",
         dotted="synthetic_reward_bias",
         include=0.0,
     ),
 )
 
-#: Of kind "learn".
+#: Metrics of kind "learn" about the agent.
 CRITIC = (
     Chart(
         "q_mean",
         "Value estimates",
         "value",
-        "Solid: what the critic expects of the states it trains on (discounted return). Dotted: "
-        "the target it is pulled towards. Both should grow with the return, and stay together; "
-        "growth without bound is divergence.",
+        "Solid: the critic's value (expected discounted return) in the minibatches. Dotted: its "
+        "target. Both should grow with the return and stay close together; growth without bound "
+        "is divergence.",
         dotted="target_mean",
         scale="wide",
     ),
     Chart(
         "start_value",
-        "Expected, and real",
+        "Values of start states",
         "value",
-        "Solid: what the critic expects in the first states of the evaluation's episodes. Dotted: "
-        "the discounted return that the deterministic policy had there, without SAC's reward for "
-        "randomness. Solid far below dotted is underestimation; experiments/diagnose.py --run "
-        "measures it exactly.",
+        "Solid: the critic's value of the first states of the evaluation episodes. Dotted: the "
+        "discounted return of the deterministic policy from there, without the entropy bonus of "
+        "SAC. Solid far below dotted is underestimation; experiments/diagnose.py --run measures "
+        "it exactly.",
         dotted="start_return",
     ),
     Chart(
         "critic_loss",
         "Critic loss",
         "squared error",
-        "How far the critic is from its targets. It grows with the values.",
+        "Squared error between the critic and its targets. It grows with the values.",
         scale="log",
     ),
     Chart(
         "temperature",
         "Temperature",
         "temperature (alpha)",
-        "The price of randomness, tuned so that the entropy meets its target: it rises while the "
-        "entropy is below the target, and falls above.",
+        "Coefficient of the entropy bonus. It is tuned towards the target entropy: it rises while "
+        "the entropy is below the target, and falls while it is above.",
         scale="log",
     ),
     Chart(
         "entropy",
         "Entropy",
         "entropy (nats)",
-        "How random the policy's actions are. It should settle at the target, minus half the "
-        "number of action dimensions unless it was set otherwise.",
+        "Entropy of the policy. It should settle at the target entropy, which is minus half the "
+        "number of action dimensions by default.",
     ),
 )

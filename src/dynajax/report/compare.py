@@ -1,4 +1,4 @@
-"""Runs beside each other, and beside published ones: the folder that experiments/plot.py writes."""
+"""Compare runs with each other and with published results: what `dynajax plot` writes."""
 
 import csv
 import io
@@ -14,24 +14,24 @@ from dynajax.types import UsageError
 
 
 def plot(folders: Sequence[Path], out: Path, methods: str = "") -> str:
-    """Writes the comparison of some runs into a folder; gives back the table.
+    """Write the comparison of some runs into a folder and return its table as Markdown.
 
     Args:
-      folders: the runs'.
-      out: where comparison.png, headline.png, table.csv, table.md and, of several tasks,
+      folders: run directories.
+      out: where comparison.png, headline.png, table.csv, table.md and, for several tasks,
         aggregate.png and aggregate.csv go.
-      methods: whose published curves are drawn behind, see `published.choose`.
+      methods: whose published curves are drawn too, see `published.parse_methods`.
 
     Raises:
-      UsageError: a folder that is no run's, runs that cannot be compared, an unknown method, or an
-        `out` that cannot be written.
+      UsageError: a folder is not a run directory, the runs cannot be compared, a method is
+        unknown, or `out` cannot be written.
     """
-    keys = published.choose(methods)
+    keys = published.parse_methods(methods)
     tasks = gather(folders)
     rows, bars, notes = method_table.compare(tasks)
-    panels, remarks = curve_panels(tasks, keys)
-    together, why = aggregate.aggregate(tasks)
-    table = method_table.markdown(rows, [*notes, *remarks, *why])
+    panels, curve_notes = curve_panels(tasks, keys)
+    over_tasks, aggregate_notes = aggregate.aggregate(tasks)
+    table = method_table.markdown(rows, [*notes, *curve_notes, *aggregate_notes])
     title = "Evaluation return: mean over seeds and 95 % t interval"
     title += "; published: mean and standard deviation" if any(p.published for p in panels) else ""
     files = {
@@ -46,14 +46,14 @@ def plot(folders: Sequence[Path], out: Path, methods: str = "") -> str:
             )
         ),
     }
-    if together is not None:
-        picture = figures.mixed(
-            together.panels,
-            title=f"{together.title}: IQM over tasks and seeds, 95 % stratified bootstrap interval",
+    if over_tasks is not None:
+        figure = figures.mixed(
+            over_tasks.panels,
+            title=f"{over_tasks.title}: IQM over tasks and seeds, 95 % stratified bootstrap interval",
         )
-        files["aggregate.png"] = figures.png(picture)
-        if together.rows:
-            files["aggregate.csv"] = _csv(together.rows)
+        files["aggregate.png"] = figures.png(figure)
+        if over_tasks.rows:
+            files["aggregate.csv"] = _csv(over_tasks.rows)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
@@ -64,16 +64,15 @@ def plot(folders: Sequence[Path], out: Path, methods: str = "") -> str:
 
 
 def curve_panels(tasks: Tasks, keys: Sequence[str]) -> tuple[list[Panel], list[str]]:
-    """A panel of curves for each task, and what the reader has to know of the published ones."""
-    panels, notes, behind = [], [], []
+    """Return a panel of learning curves for each task, and notes on the published curves."""
+    panels, notes, all_published = [], [], []
     for task, curves in tasks.items():
-        frames, _ = method_table.compare_at(task, curves)
-        every = list(curves.values())
-        ends = {int(c.frames[-1]) for c in every}
-        shown = published.beside(task, keys, max(ends))
+        frames, _ = method_table.common_frames(task, curves)
+        ends = {int(c.frames[-1]) for c in curves.values()}
+        shown = published.curves_until(task, keys, max(ends))
         if keys and not shown:
-            notes.append(f"{task}: nothing of {_names(keys)} is published here for it.")
-        behind += shown
+            notes.append(f"{task}: there are no published curves of {_names(keys)}.")
+        all_published += shown
         panels.append(
             Panel(
                 {name: (c.frames, c.returns) for name, c in curves.items()},
@@ -81,18 +80,18 @@ def curve_panels(tasks: Tasks, keys: Sequence[str]) -> tuple[list[Panel], list[s
                 f"{task}, {method_table.protocol(curves, max(ends))}",
                 mark=frames if ends != {frames} else None,
                 include=0.0,
-                xlabel=figures.FRAMES if shown else method_table.unit(every),
+                xlabel=figures.FRAMES if shown else method_table.x_label(list(curves.values())),
                 published=shown,
             )
         )
-    if behind:
-        notes.append(f"Published curves from {'; '.join(published.sources(behind))}.")
+    if all_published:
+        notes.append(f"Published curves from {'; '.join(published.sources(all_published))}.")
     return panels, notes
 
 
 def _names(keys: Sequence[str]) -> str:
     names = list(dict.fromkeys(published.METHODS[key].name for key in keys))
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

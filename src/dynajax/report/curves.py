@@ -1,4 +1,4 @@
-"""Learning curves of many runs, by task: those that differ in their seeds only are joined."""
+"""Collect learning curves from run directories by task; join runs that differ only in seeds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynajax import config
-from dynajax.report.run import Run, label, model_free, read_run
+from dynajax.report.run import Run, label, model_free_label, read_run
 from dynajax.types import UsageError
 
-#: Differences between runs that do not make them different methods.
-_SEEDS = ("seed", "seeds", "variants", "steps", "env", "host")
+#: Settings in which runs of one method may differ.
+_IGNORED = ("seed", "seeds", "variants", "steps", "env", "host")
 
 
 class Curve(NamedTuple):
@@ -30,18 +30,20 @@ class Curve(NamedTuple):
         return self.steps * self.run.repeat
 
     @property
-    def base(self) -> str:
-        """The label of the curve that this one is measured by."""
-        return model_free(self.run)
+    def baseline(self) -> str:
+        """The label of the curve that this one is compared with: the same agent, model-free."""
+        return model_free_label(self.run)
 
     def at(self, frames: int) -> np.ndarray:
-        """Finite returns (seeds,) of the evaluation at `frames`."""
+        """Return the finite returns (seeds,) of the evaluation at `frames`."""
         values = self.returns[:, self.frames.tolist().index(frames)]
         return values[np.isfinite(values)]
 
     def until(self, frames: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames (T,) of the evaluations up to `frames`, and returns (seeds, T) of the seeds that
-        are finite in all of them."""
+        """Return the evaluations up to `frames`: their frames (T,) and returns (seeds, T).
+
+        Seeds with a return that is not finite in one of them are left out.
+        """
         kept = self.frames <= frames
         values = self.returns[:, kept]
         return self.frames[kept], values[np.isfinite(values).all(1)]
@@ -52,10 +54,10 @@ Tasks = dict[str, dict[str, Curve]]
 
 
 def gather(folders: Sequence[Path]) -> Tasks:
-    """The curves of some runs' folders.
+    """Read the curves of run directories.
 
     Raises:
-      UsageError: a folder that is no run's, or that has no evaluation yet.
+      UsageError: a folder is not a run directory, or its run has no evaluation yet.
     """
     tasks: Tasks = {}
     for folder in dict.fromkeys(f.resolve() for f in folders):
@@ -65,8 +67,8 @@ def gather(folders: Sequence[Path]) -> Tasks:
         curves = tasks.setdefault(run.config["env"], {})
         for variant, returns in run.evals.items():
             new = Curve(run.config["env"], label(run, variant), run, run.steps, returns, run.seeds)
-            _place(curves, new)
-    # Agents without a model, the measure, come first; the others stay in the order of the folders.
+            _add(curves, new)
+    # Model-free runs, the baselines, come first; the others keep the order of the folders.
     return {
         task: dict(sorted(tasks[task].items(), key=lambda item: _has_model(item[1])))
         for task in sorted(tasks)
@@ -77,8 +79,8 @@ def _has_model(curve: Curve) -> bool:
     return bool(curve.run.config["algo"] != "model-free")
 
 
-def _place(curves: dict[str, Curve], new: Curve) -> None:
-    """Adds a curve: joined with one of the same method, else under a name that tells it apart."""
+def _add(curves: dict[str, Curve], new: Curve) -> None:
+    """Join a curve with one of the same method, or add it under a distinct label."""
     old = curves.get(new.label)
     if old is None:
         curves[new.label] = new
@@ -93,16 +95,24 @@ def _place(curves: dict[str, Curve], new: Curve) -> None:
         curves[new.label] = joined
         return
     suffix = ", ".join(changed)
-    if not changed or len(changed) > 2 or new.label.endswith(")"):
+    has_suffix = new.label.endswith(")") and not new.label.endswith("(model-free)")
+    if not changed or len(changed) > 2 or has_suffix:
         suffix = new.run.folder.name
-    _place(curves, new._replace(label=f"{new.label} ({suffix})"))
+    _add(curves, new._replace(label=_with_suffix(new.label, suffix)))
+
+
+def _with_suffix(label: str, suffix: str) -> str:
+    """Return "MBPO scale (SUFFIX)" or "SAC (model-free, SUFFIX)"."""
+    if label.endswith(" (model-free)"):
+        return f"{label.removesuffix(')')}, {suffix})"
+    return f"{label} ({suffix})"
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings of `new` that differ from `old`'s, as "learn.utd=1"."""
+    """Return the settings of `new` that differ from those of `old`, as "learn.utd=1"."""
     parts = (line.split(": ", 1) for line in config.difference(old, new))
     return [
         f"{path}={change.rsplit(' -> ', 1)[1]}"
         for path, change in parts
-        if path.split(".")[0] not in _SEEDS
+        if path.split(".")[0] not in _IGNORED
     ]

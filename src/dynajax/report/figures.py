@@ -1,7 +1,7 @@
-"""How figures look: one style, and one colour for each variant.
+"""Draw figures in one style, with one colour for each variant.
 
-Colours are Okabe and Ito's (2008), which people with any colour vision can tell apart. Only
-matplotlib's object interface is used, so nothing here needs a display or touches global state.
+The colours are those of Okabe and Ito (2008), which people with any colour vision can distinguish.
+Only matplotlib's object interface is used, so nothing here needs a display or changes global state.
 """
 
 import contextlib
@@ -25,11 +25,18 @@ if TYPE_CHECKING:
 
 BLACK, BLUE, SKY, GREEN = "#333333", "#0072B2", "#56B4E9", "#009E73"
 VERMILLION, PURPLE, ORANGE = "#D55E00", "#CC79A7", "#E69F00"
-_HOME = {"SAC": BLACK, "none": VERMILLION, "scale,target": BLUE, "scale": SKY, "target": PURPLE}
-_GUESTS = (GREEN, ORANGE)
+_COLOURS = {
+    "model-free": BLACK,
+    "none": VERMILLION,
+    "scale,target": BLUE,
+    "scale": SKY,
+    "target": PURPLE,
+}
+#: Of variants that are not in `_COLOURS`.
+_OTHER_COLOURS = (GREEN, ORANGE)
 _DASHES = ("-", "--", "-.")
-#: Of published curves, muted and each with a mark of its own; one for each of `published.METHODS`.
-_BEHIND = ("#8c8c8c", "#c2a15e", "#7d9fc4", "#b58bb9", "#86b08c", "#cd8d8d")
+#: Muted colours of published curves; each method of `published.METHODS` has a different mark.
+_PUBLISHED_COLOURS = ("#8c8c8c", "#c2a15e", "#7d9fc4", "#b58bb9", "#86b08c", "#cd8d8d")
 _MARKS = "os^DvPX<>*hp"
 _INK, _FAINT = "#333333", "#8a8a8a"
 STEPS, FRAMES = "environment steps", "frames"
@@ -72,15 +79,15 @@ class Panel(NamedTuple):
     title: str = ""
     dotted: Series | None = None  # drawn dotted, in the colour of the same name
     scale: str = "linear"  # or "log", "symlog"
-    floor: float | None = None  # what lies lower is cut off
-    include: float | None = None  # a value that the axis must reach
+    floor: float | None = None  # the axis begins here or higher
+    include: float | None = None  # a value that the axis must contain
     mark: float | None = None  # an x to mark with a vertical line
     xlabel: str = STEPS
-    bands: Mapping[str, statistics.ConfidenceInterval] | None = None  # (T,) in place of t intervals
-    published: Sequence[Published] = ()  # drawn behind, along frames
+    bands: Mapping[str, statistics.ConfidenceInterval] | None = None  # (T,) instead of t intervals
+    published: Sequence[Published] = ()  # drawn behind the lines, by frames
 
-    def framed(self, repeat: int) -> "Panel":
-        """The same along frames, the simulator's steps, where a decision lasts several."""
+    def in_frames(self, repeat: int) -> "Panel":
+        """Return the panel by frames (simulator steps), if an agent step has several."""
         if repeat == 1:
             return self
 
@@ -102,33 +109,37 @@ class Bars(NamedTuple):
     xlabel: str
     values: Mapping[str, statistics.ConfidenceInterval]
     reference: float | None = None  # a value to mark with a vertical line
-    most: float | None = None  # the largest value that there can be
+    most: float | None = None  # the largest possible value
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A colour and a dash for each name, the same in every figure that shows it.
+    """Return a colour and a dash for each name, the same in every figure that shows it.
 
-    The paper's variants have colours of their own; others take what is left, then dashes. A name
-    may carry its algorithm and its agent ("MBPO scale" and "MBPO simba scale" are "scale"), as
-    labels of comparisons do; the first of several has the colour.
+    The variants of the paper have fixed colours; others take the remaining colours, then dashes. A
+    label of a comparison has the colour of its variant ("MBPO scale" and "MBPO SimBa scale" that
+    of "scale", "SimBa (model-free)" that of "model-free"); if several have the same variant, the
+    first has the colour.
     """
     looks: dict[str, Style] = {}
     free = [
         {"color": colour, "linestyle": dash}
         for dash in _DASHES
-        for colour in (_GUESTS if dash == "-" else (*_HOME.values(), *_GUESTS))
+        for colour in (_OTHER_COLOURS if dash == "-" else (*_COLOURS.values(), *_OTHER_COLOURS))
     ]
-    guests = 0
+    used = 0
     for name in dict.fromkeys(names):
-        look = {"color": _HOME.get(_variant(name), ""), "linestyle": "-"}
+        look = {"color": _COLOURS.get(_variant(name), ""), "linestyle": "-"}
         if not look["color"] or look in looks.values():
-            look = free[guests % len(free)]
-            guests += 1
+            look = free[used % len(free)]
+            used += 1
         looks[name] = look
     return looks
 
 
 def _variant(name: str) -> str:
+    """Return the variant that a label names."""
+    if name.endswith(" (model-free)"):
+        return "model-free"
     algorithm, *rest = name.split(" ")
     if algorithm != "MBPO":
         return name
@@ -138,24 +149,25 @@ def _variant(name: str) -> str:
 def curves(
     panels: Sequence[Panel], *, title: str = "", alone: tuple[float, float] = (7.2, 4.3)
 ) -> "Figure":
-    """Panels of curves in at most three columns: mean over seeds, 95 % t interval shaded.
+    """Draw panels of curves in at most three columns: mean over seeds, 95 % t interval shaded.
 
-    `alone` is the size in inches where there is one panel.
+    Args:
+      alone: size in inches if there is only one panel.
     """
     names = dict.fromkeys(name for panel in panels for name in panel.lines)
     style = styles(list(names))
-    behind = published.labels([c for panel in panels for c in panel.published])
+    published_labels = published.labels([c for panel in panels for c in panel.published])
     with house_style():
         figure, grid = canvas(len(panels), alone, (4.6, 3.4))
         for axes, panel in zip(grid, panels, strict=True):
-            _draw_published(axes, panel.published, behind)
+            _draw_published(axes, panel.published, published_labels)
             _draw(axes, panel, style)
         handles = {str(h.get_label()): h for axes in grid for h in axes.get_lines()}
-        # Our own first.
-        order = [*names, *behind.values()]
+        # The runs come before the published curves.
+        order = [*names, *published_labels.values()]
         handles = {n: handles[n] for n in order if n in handles}
         if handles:
-            # About twelve characters fit on an inch; rows are filled evenly.
+            # About twelve characters fit on an inch. The rows are filled evenly.
             fit = max(1, int(12 * figure.get_figwidth() / (max(map(len, handles)) + 8)))
             rows = -(-len(handles) // fit)
             columns = -(-len(handles) // rows)
@@ -174,7 +186,7 @@ def _title(figure: "Figure", title: str) -> None:
 
 
 def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
-    """One panel at half a page's width, without a legend: the page has one for all."""
+    """Draw one panel at half the width of a report, which has one legend for all of them."""
     with house_style():
         figure, (axes,) = canvas(1, (4.8, 2.9), (4.8, 2.9))
         _draw(axes, panel, style)
@@ -182,7 +194,7 @@ def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
 
 
 def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
-    """Horizontal bars with intervals; panels with the same names share their labels."""
+    """Draw horizontal bars with intervals; panels with the same names share their labels."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.values))
     style = styles(names)
     shared = all(len(panel.values) == len(names) for panel in panels)
@@ -205,7 +217,7 @@ def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
 
 
 def mixed(panels: Sequence[Panel | Bars], *, title: str) -> "Figure":
-    """Curves and bars of the same names beside each other."""
+    """Draw panels of curves and of bars with the same names next to each other."""
     names = dict.fromkeys(
         n for p in panels for n in (p.lines if isinstance(p, Panel) else p.values)
     )
@@ -224,7 +236,7 @@ def mixed(panels: Sequence[Panel | Bars], *, title: str) -> "Figure":
 
 
 def png(figure: "Figure", dpi: int = 160) -> bytes:
-    """The figure as a PNG file's bytes; the same figure always gives the same bytes."""
+    """Return a figure as a PNG file; the same figure always gives the same bytes."""
     matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -235,10 +247,10 @@ def png(figure: "Figure", dpi: int = 160) -> bytes:
 
 
 def matplotlib() -> ModuleType:
-    """matplotlib, by an import that MPLBACKEND has no part in.
+    """Import matplotlib without the backend that MPLBACKEND names.
 
-    Files need no interactive backend, and one that is not installed would end the import. A name
-    that matplotlib knows stays what pyplot will use, if a notebook draws with it later.
+    Writing files needs no interactive backend, and the import fails if that backend is not
+    installed. If matplotlib knows the name, pyplot still uses that backend later.
     """
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]
@@ -255,7 +267,7 @@ def matplotlib() -> ModuleType:
 
 
 def house_style() -> contextlib.AbstractContextManager[None]:
-    """Inside it, whatever matplotlib draws looks like the other figures."""
+    """Return a context in which matplotlib draws in the style of all figures."""
     return matplotlib().rc_context(_STYLE)
 
 
@@ -264,7 +276,7 @@ def _columns(count: int) -> int:
 
 
 def blank(width: float, height: float) -> "Figure":
-    """An empty figure of a size in inches, made inside `house_style`."""
+    """Return an empty figure with a size in inches; call it inside `house_style`."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -274,9 +286,11 @@ def blank(width: float, height: float) -> "Figure":
 def canvas(
     count: int, alone: tuple[float, float], each: tuple[float, float]
 ) -> tuple["Figure", list["Axes"]]:
-    """A figure with `count` axes, made inside `house_style`.
+    """Return a figure with `count` axes; call it inside `house_style`.
 
-    Sizes in inches, for one that stands alone and for each of several.
+    Args:
+      alone: size in inches if `count` is 1.
+      each: size in inches of each of several axes.
     """
     columns = _columns(count)
     rows = -(-count // columns)
@@ -288,24 +302,10 @@ def canvas(
 
 
 def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
-    shown, bands = [np.empty(0)], [np.empty(0)]
-    shade = 0.15 if len(panel.lines) < 6 else 0.07
-    for series, dotted in ((panel.lines, False), (panel.dotted or {}, True)):
-        for name, (steps, values) in series.items():
-            look: dict[str, Any] = {**style[name], "label": "_" if dotted else name}
-            if dotted:
-                look |= {"linestyle": ":", "linewidth": 1.5}
-            elif len(steps) < 4:
-                look |= {"marker": "o", "markersize": 4}
-            mean, low, high = (panel.bands or {}).get(name) or statistics.interval(values)
-            axes.plot(steps, mean, **look)
-            if not dotted:
-                axes.fill_between(steps, low, high, color=look["color"], alpha=shade, linewidth=0)
-            shown.append(values[np.isfinite(values)])
-            bands += [low[np.isfinite(low)], high[np.isfinite(high)]]
-    shown += [c.mean for c in panel.published]
+    values, bands = _draw_lines(axes, panel, style)
+    values += [c.mean for c in panel.published]
     bands += [c.mean + side * np.nan_to_num(c.std) for c in panel.published for side in (-1, 1)]
-    data = np.concatenate(shown)
+    data = np.concatenate(values)
     data = data[data > 0] if panel.scale == "log" else data
     if data.size:
         axes.set_yscale(panel.scale)
@@ -321,12 +321,34 @@ def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
     axes.xaxis.set_major_formatter(_thousands)
 
 
+def _draw_lines(
+    axes: "Axes", panel: Panel, style: Mapping[str, Style]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Draw the lines of a panel; return their finite values, and the finite bounds of intervals."""
+    drawn, bounds = [np.empty(0)], [np.empty(0)]
+    shade = 0.15 if len(panel.lines) < 6 else 0.07
+    for series, dotted in ((panel.lines, False), (panel.dotted or {}, True)):
+        for name, (steps, values) in series.items():
+            look: dict[str, Any] = {**style[name], "label": "_" if dotted else name}
+            if dotted:
+                look |= {"linestyle": ":", "linewidth": 1.5}
+            elif len(steps) < 4:
+                look |= {"marker": "o", "markersize": 4}
+            mean, low, high = (panel.bands or {}).get(name) or statistics.interval(values)
+            axes.plot(steps, mean, **look)
+            if not dotted:
+                axes.fill_between(steps, low, high, color=look["color"], alpha=shade, linewidth=0)
+            drawn.append(values[np.isfinite(values)])
+            bounds += [low[np.isfinite(low)], high[np.isfinite(high)]]
+    return drawn, bounds
+
+
 def _draw_published(axes: "Axes", curves: Sequence[Published], labels: Mapping[str, str]) -> None:
-    """Means over seeds, with a standard deviation to either side."""
+    """Draw means over seeds, with the standard deviation shaded."""
     order = list(published.METHODS)
     for c in curves:
         i = order.index(c.key)
-        colour = _BEHIND[i % len(_BEHIND)]
+        colour = _PUBLISHED_COLOURS[i % len(_PUBLISHED_COLOURS)]
         look: dict[str, Any] = {"color": colour, "marker": _MARKS[i], "markersize": 4, "zorder": 1}
         axes.plot(c.frames, c.mean, linewidth=1.2, linestyle=":", label=labels[c.key], **look)
         if len(c.frames) > 1:
@@ -339,7 +361,7 @@ def _draw_published(axes: "Axes", curves: Sequence[Published], labels: Mapping[s
 def _limit(axes: "Axes", panel: Panel, data: np.ndarray, bands: np.ndarray) -> None:
     low, high = float(data.min()), float(data.max())
     if panel.scale == "linear" and bands.size:
-        # The t interval of two seeds is huge: show intervals, but not at the curves' expense.
+        # The t interval of two seeds is huge, and must not flatten the curves.
         room = 0.3 * (high - low)
         low = max(min(low, float(bands.min())), low - room)
         high = min(max(high, float(bands.max())), high + room)

@@ -1,4 +1,4 @@
-"""Methods side by side: what each came to, beside the same agent without a model.
+"""Tabulate the final return of each method, relative to the same agent without a model.
 
 Agarwal et al. (2021) for the interquartile mean, its interval, and the probability of improvement.
 """
@@ -14,32 +14,37 @@ from dynajax.report.figures import Bars
 from dynajax.report.statistics import ConfidenceInterval
 from dynajax.types import UsageError
 
-#: What a curve's base is, in words.
-BASE = "same agent without a model = 100"
-#: What the table's last columns are.
+#: The unit of returns relative to the baseline.
+BASELINE_UNIT = "same agent, model-free = 100"
+#: Explanation of the last columns of the table.
 _COLUMNS = (
-    '"It" is the same agent without a model. P: probability that a seed has the higher final return. '
-    "Sample efficiency: frames in which it first comes to its last mean return, over those in which "
-    "this method does; 0 where this one does not."
+    "The baseline of a method is the same agent, model-free. P(improvement): probability that a "
+    "seed of the method has a higher final return than a seed of the baseline. Sample efficiency: "
+    "frames in which the baseline first reaches its last mean return, divided by the frames in "
+    "which the method reaches it; 0 if it never does."
 )
-#: Columns of an estimate.
+#: Suffixes of the columns of an estimate.
 _PARTS = ("", "_low", "_high")
-_NOTHING = ConfidenceInterval(np.nan, np.nan, np.nan)
+_UNKNOWN = ConfidenceInterval(np.nan, np.nan, np.nan)
 
 
-def unit(curves: Sequence[Curve]) -> str:
-    """What the x axis of some curves counts."""
+def x_label(curves: Sequence[Curve]) -> str:
+    """Return what the x axis of some curves counts."""
     return figures.FRAMES if any(c.run.repeat > 1 for c in curves) else figures.STEPS
 
 
-def compare_at(task: str, curves: dict[str, Curve]) -> tuple[int, list[str]]:
-    """The most frames at which all curves of a task have an evaluation, and what the reader has to
-    know of the comparison.
+def _count_name(curves: dict[str, Curve]) -> str:
+    """Return "steps" or "frames", see `x_label`."""
+    return x_label(list(curves.values())).removeprefix("environment ")
+
+
+def common_frames(task: str, curves: dict[str, Curve]) -> tuple[int, list[str]]:
+    """Return the last frames at which all curves of a task have an evaluation, and notes on them.
 
     Raises:
       UsageError: there is no such evaluation.
     """
-    count = unit(list(curves.values())).removeprefix("environment ")
+    count = _count_name(curves)
     common = set.intersection(*(set(c.frames.tolist()) for c in curves.values()))
     if not common:
         raise UsageError(f"{task}: its runs have no evaluation step in common")
@@ -49,36 +54,38 @@ def compare_at(task: str, curves: dict[str, Curve]) -> tuple[int, list[str]]:
     presets = sorted({c.run.config["preset"] for c in curves.values()})
     if len(ends) > 1:
         notes.append(
-            f"{task}: compared at {frames:,} {count}, the largest that all runs have "
+            f"{task}: compared at {frames:,} {count}, the largest number that all runs have "
             f"(they end at {' and '.join(f'{e:,}' for e in ends)})."
         )
     if len(presets) > 1:
         notes.append(
-            f"{task}: presets {' and '.join(presets)} are mixed, compared at {frames:,} {count}."
+            f"{task}: runs of presets {' and '.join(presets)}, compared at {frames:,} {count}."
         )
     for name, curve in curves.items():
         lost = len(curve.returns) - len(curve.at(frames))
         if lost == len(curve.returns):
             raise UsageError(f"{task}: {name} has no finite return at {frames:,} {count}")
         if lost:
-            notes.append(f"{task}: {name} has {lost} seeds without a finite return, left out.")
+            notes.append(f"{task}: {lost} seeds of {name} have no finite return and are left out.")
     return frames, notes
 
 
-def bases(task: str, curves: dict[str, Curve], frames: int) -> tuple[dict[str, float], list[str]]:
-    """The IQM of every curve's base, by the curve's label, where there is a positive one; and what
-    the reader has to know of those that are missing."""
+def baseline_iqms(
+    task: str, curves: dict[str, Curve], frames: int
+) -> tuple[dict[str, float], list[str]]:
+    """Return the IQM of each curve's baseline, by the label of the curve, and notes.
+
+    Curves without a baseline, or whose baseline has no positive IQM, are left out and noted.
+    """
     values, notes = {}, []
     for name, curve in curves.items():
-        base = curves.get(curve.base)
-        iqm = float(statistics.iqm(base.at(frames))) if base is not None else 0.0
-        if base is None:
-            notes.append(
-                f"{task}: no run of {curve.base} without a model, so raw returns are shown."
-            )
+        baseline = curves.get(curve.baseline)
+        iqm = float(statistics.iqm(baseline.at(frames))) if baseline is not None else 0.0
+        if baseline is None:
+            notes.append(f"{task}: there is no run of {curve.baseline}, so raw returns are shown.")
         elif iqm <= 0:
             notes.append(
-                f"{task}: {curve.base}'s return is not positive, so raw returns are shown."
+                f"{task}: the return of {curve.baseline} is not positive, so raw returns are shown."
             )
         else:
             values[name] = iqm
@@ -86,40 +93,44 @@ def bases(task: str, curves: dict[str, Curve], frames: int) -> tuple[dict[str, f
 
 
 def compare(tasks: Tasks) -> tuple[list[dict[str, Any]], list[Bars], list[str]]:
-    """The table's lines, the headline figure's panels, and what the reader has to know of both."""
+    """Return the rows of the table, the panels of the headline figure, and notes on both."""
     rows: list[dict[str, Any]] = []
     panels, notes = [], []
     for task, curves in tasks.items():
-        frames, remarks = compare_at(task, curves)
-        base, missing = bases(task, curves, frames)
-        notes += [*remarks, *missing]
+        frames, frame_notes = common_frames(task, curves)
+        iqms, baseline_notes = baseline_iqms(task, curves, frames)
+        notes += [*frame_notes, *baseline_notes]
         final = {name: curve.at(frames) for name, curve in curves.items()}
-        # Bars of one panel have one unit.
-        whole = len(base) == len(curves)
-        shown = {n: 100 * final[n] / base[n] for n in base} if whole else final
+        # All bars of a panel have the same unit.
+        relative = len(iqms) == len(curves)
+        shown = {n: 100 * final[n] / iqms[n] for n in iqms} if relative else final
         panels.append(
             Bars(
                 f"{task}\n{protocol(curves, frames)}",
-                f"final return, {BASE}" if whole else "final return",
+                f"final return, {BASELINE_UNIT}" if relative else "final return",
                 {n: statistics.stratified_bootstrap([v]) for n, v in shown.items()},
-                100.0 if whole else None,
+                100.0 if relative else None,
             )
         )
         rows += [
-            _row(curves[name], values, frames, base.get(name), curves.get(curves[name].base))
+            _row(curves[name], values, frames, iqms.get(name), curves.get(curves[name].baseline))
             for name, values in final.items()
         ]
     if any(row["seeds"] == 1 for row in rows):
-        notes.append("One seed has no interval.")
+        notes.append("A single seed has no interval.")
     if any(1 < row["seeds"] < 5 for row in rows):
-        notes.append("With fewer than 5 seeds bootstrap intervals come out too narrow.")
+        notes.append("With fewer than 5 seeds, bootstrap intervals are too narrow.")
     return rows, panels, notes
 
 
 def _row(
-    curve: Curve, values: np.ndarray, frames: int, base_iqm: float | None, base: Curve | None
+    curve: Curve,
+    values: np.ndarray,
+    frames: int,
+    baseline_iqm: float | None,
+    baseline: Curve | None,
 ) -> dict[str, Any]:
-    """A line of the table."""
+    """Return a row of table.csv."""
     raw, run = statistics.stratified_bootstrap([values]), curve.run
     row = {
         "task": curve.task,
@@ -131,37 +142,40 @@ def _row(
         "final_iqm": f"{raw.point:.2f}",
         "low": _number(raw.low),
         "high": _number(raw.high),
-        "model_free_100": "" if base_iqm is None else f"{100 * raw.point / base_iqm:.1f}",
+        "model_free_100": "" if baseline_iqm is None else f"{100 * raw.point / baseline_iqm:.1f}",
     }
-    improves = fewer = _NOTHING
-    if base is not None and base is not curve:
-        improves = statistics.probability_of_improvement([values], [base.at(frames)])
-        whole, base_whole = curve.until(frames), base.until(frames)
-        if len(whole[1]) and len(base_whole[1]):
-            fewer = statistics.sample_efficiency(*whole, *base_whole)
-    for name, estimate in (("improves", improves), ("efficiency", fewer)):
+    improvement = efficiency = _UNKNOWN
+    if baseline is not None and baseline is not curve:
+        improvement = statistics.probability_of_improvement([values], [baseline.at(frames)])
+        own, base = curve.until(frames), baseline.until(frames)
+        if len(own[1]) and len(base[1]):
+            efficiency = statistics.sample_efficiency(*own, *base)
+    for name, estimate in (
+        ("probability_of_improvement", improvement),
+        ("sample_efficiency", efficiency),
+    ):
         row |= {f"{name}{part}": _number(v) for part, v in zip(_PARTS, estimate, strict=True)}
     return row
 
 
 def protocol(curves: dict[str, Curve], frames: int) -> str:
-    """What a title has to say beside the task: "preset quick, 10k steps"."""
+    """Return preset and length of runs for a title: "preset quick, 10k steps"."""
     presets = "+".join(sorted({c.run.config["preset"] for c in curves.values()}))
-    count = unit(list(curves.values())).removeprefix("environment ")
-    return f"preset {presets}, {f'{frames / 1000:g}k' if frames >= 1000 else frames} {count}"
+    length = f"{frames / 1000:g}k" if frames >= 1000 else frames
+    return f"preset {presets}, {length} {_count_name(curves)}"
 
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if np.isfinite(value) else ""
 
 
-def _range(row: dict[str, Any], name: str) -> str:
+def _estimate(row: dict[str, Any], name: str) -> str:
     point, low, high = (row[name + part] for part in _PARTS)
     return (f"{point} ({low} to {high})" if low else point) or "-"
 
 
 def markdown(rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
-    """The table as people read it, in columns that line up in a terminal too."""
+    """Return the table as Markdown whose columns line up in a terminal, followed by notes."""
     header = [
         "task",
         "variant",
@@ -172,7 +186,7 @@ def markdown(rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
         "final IQM",
         "95 % interval",
         "model-free = 100",
-        "beats it with P",
+        "P(improvement)",
         "sample efficiency",
     ]
     cells = [
@@ -186,8 +200,8 @@ def markdown(rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
             f"{float(r['final_iqm']):,.1f}",
             f"{float(r['low']):,.1f} to {float(r['high']):,.1f}" if r["low"] else "-",
             r["model_free_100"] or "-",
-            _range(r, "improves"),
-            _range(r, "efficiency"),
+            _estimate(r, "probability_of_improvement"),
+            _estimate(r, "sample_efficiency"),
         ]
         for r in rows
     ]
@@ -202,11 +216,8 @@ def markdown(rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
         + " |"
         for row in [header, *cells]
     ]
-    rule = (
-        "|"
-        + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
-        + "|"
-    )
-    table = "\n".join([lines[0], rule, *lines[1:]])
-    notes = [*([_COLUMNS] if any(row["improves"] for row in rows) else []), *notes]
+    rule = "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
+    table = "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+    explained = any(row["probability_of_improvement"] for row in rows)
+    notes = [*([_COLUMNS] if explained else []), *notes]
     return table + "\n" + "".join(f"\n{note}\n" for note in notes)

@@ -1,8 +1,8 @@
-"""Published learning curves of other methods, to be drawn behind our own.
+"""Published learning curves of other methods, to compare runs with.
 
-`published.csv` has them by frames, the simulator's steps, each line with its source: a file of
-results in its authors', or in another method's authors', repository. Means and standard deviations
-over seeds are theirs; curves of single seeds are not at hand, so nothing is computed from these.
+Each line of `published.csv` names its source: a file of results in the repository of the method's
+authors, or of the authors of another method. Curves are given by frames (simulator steps). Only
+means and standard deviations over seeds are available, so no interval is computed from them.
 """
 
 import csv
@@ -17,14 +17,14 @@ from dynajax.types import UsageError
 
 
 class Method(NamedTuple):
-    """What is known of how a method was run."""
+    """Known settings of a published method."""
 
     name: str
-    updates: int | None  # gradient updates a decision; None: not known
+    updates: int | None  # gradient updates per agent step (UTD); None: not known
     widths: str | None  # of its networks, actor/critic where they differ; None: not known
 
 
-#: By the name that `--published` takes; numbers from the methods' papers and configurations.
+#: By the name that `--published` takes; numbers from the papers and configurations of the methods.
 METHODS = {
     "sac": Method("SAC", None, None),
     "simba": Method("SimBa", 2, "128/512 wide"),
@@ -42,19 +42,19 @@ METHODS = {
 
 
 class Published(NamedTuple):
-    """A method's curve on one task."""
+    """The curve of a method on one task."""
 
     key: str
     task: str
     frames: np.ndarray  # (T,)
     mean: np.ndarray  # (T,) over seeds
     std: np.ndarray  # (T,) over seeds, NaN where it was not published
-    seeds: tuple[int, ...]  # (T,) of each evaluation
-    repeat: int  # frames of a decision
+    seeds: tuple[int, ...]  # (T,) number of seeds of each evaluation
+    repeat: int  # frames per agent step
     source: str
 
     def until(self, frames: int) -> "Published":
-        """The part up to so many frames."""
+        """Return the part up to `frames`."""
         kept = self.frames <= frames
         seeds = tuple(n for n, k in zip(self.seeds, kept, strict=True) if k)
         return self._replace(
@@ -62,8 +62,8 @@ class Published(NamedTuple):
         )
 
 
-def choose(text: str) -> tuple[str, ...]:
-    """The keys of a comma list, or of "all" or "".
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Return the keys of `METHODS` in a comma list; "all" gives all of them, "" none.
 
     Raises:
       UsageError: an unknown name.
@@ -81,51 +81,53 @@ def choose(text: str) -> tuple[str, ...]:
 
 @functools.cache
 def _curves() -> dict[tuple[str, str], Published]:
-    """Every curve by method and task."""
+    """Read all curves, by method and task."""
     lines: dict[tuple[str, str], list[dict[str, str]]] = {}
     with resources.files(__package__).joinpath("published.csv").open() as file:
         for line in csv.DictReader(file):
             lines.setdefault((line["method"], line["task"]), []).append(line)
     curves = {}
-    for (key, task), rows in lines.items():
-        rows.sort(key=lambda row: int(row["frames"]))
+    for (key, task), evaluations in lines.items():
+        evaluations.sort(key=lambda line: int(line["frames"]))
         mean, std = (
-            np.array([float(row[name] or "nan") for row in rows])
+            np.array([float(line[name] or "nan") for line in evaluations])
             for name in ("return_mean", "return_std")
         )
         curves[key, task] = Published(
             key,
             task,
-            np.array([int(row["frames"]) for row in rows]),
+            np.array([int(line["frames"]) for line in evaluations]),
             mean,
             std,
-            tuple(int(row["seeds"]) for row in rows),
-            int(rows[0]["action_repeat"]),
-            rows[0]["source"],
+            tuple(int(line["seeds"]) for line in evaluations),
+            int(evaluations[0]["action_repeat"]),
+            evaluations[0]["source"],
         )
     return curves
 
 
-def of(task: str, keys: Sequence[str]) -> list[Published]:
-    """The whole curves of a task, by the methods' keys; what is not published is left out."""
+def curves_on(task: str, keys: Sequence[str]) -> list[Published]:
+    """Return the curves of some methods on a task; methods that did not publish one are left out."""
     return [_curves()[key, task] for key in keys if (key, task) in _curves()]
 
 
-def beside(task: str, keys: Sequence[str], frames: int) -> list[Published]:
-    """The part of a task's curves that goes beside one of our own of so many frames.
+def curves_until(task: str, keys: Sequence[str], frames: int) -> list[Published]:
+    """Return the curves of some methods on a task, cut to compare them with a run of `frames`.
 
-    They are cut at its end, or where that is before the first evaluation of one of them, at the
-    last of these first ones: so each has a point.
+    They are cut at `frames`, or later if one of them has its first evaluation later, so that each
+    curve has at least one point.
     """
-    curves = of(task, keys)
+    curves = curves_on(task, keys)
     end = max((int(c.frames[0]) for c in curves), default=0)
     return [c.until(max(frames, end)) for c in curves]
 
 
 def labels(curves: Sequence[Published]) -> dict[str, str]:
-    """What each method's curves are called in a figure that shows some of its tasks, by key:
-    "BRO (UTD 10, repeat 1, 256/512 wide, 5 to 10 seeds)"; UTD, updates a decision, and widths
-    where they are known."""
+    """Return a label for each method among some curves, by its key.
+
+    A label names updates per agent step (UTD), frames per agent step (repeat), network widths and
+    seeds, as far as they are known: "BRO (UTD 10, repeat 1, 256/512 wide, 5 to 10 seeds)".
+    """
     texts = {}
     for key in dict.fromkeys(c.key for c in curves):
         method = METHODS[key]
@@ -133,21 +135,21 @@ def labels(curves: Sequence[Published]) -> dict[str, str]:
         repeats = sorted({c.repeat for c in curves if c.key == key})
         parts = [
             "" if method.updates is None else f"UTD {method.updates}",
-            f"repeat {_to(repeats)}",
+            f"repeat {_range(repeats)}",
             method.widths or "",
-            f"{_to(seeds)} seeds",
+            f"{_range(seeds)} seeds",
         ]
         texts[key] = f"{method.name} ({', '.join(filter(None, parts))})"
     return texts
 
 
-def _to(numbers: Sequence[int]) -> str:
+def _range(numbers: Sequence[int]) -> str:
     first, last = numbers[0], numbers[-1]
     return f"{first}" if first == last else f"{first} to {last}"
 
 
 def sources(curves: Sequence[Published]) -> list[str]:
-    """Where the curves are from, one text for each file of results."""
+    """Return the source of the curves, one text for each file of results."""
     names: dict[str, list[str]] = {}
     for c in curves:
         names.setdefault(c.source, []).append(METHODS[c.key].name)

@@ -1,8 +1,8 @@
-"""A run's folder, read back: what it was told to do, and what it has written so far."""
+"""Read a run directory: the configuration, and what the run has logged so far."""
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,104 +11,115 @@ import numpy as np
 from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
 
-#: Fields of a model that older folders do not have, as their runs were.
-_MODEL = {"reward_from": "inputs", "epochs": 0.0}
-#: What the group `sac` of older folders held that is now any agent's, with later fields' defaults.
-_LEARN = {"utd": 20, "batch": 256, "discount": 0.99, "reset_every": 0, "reset_at": []}
+#: Display names of the agents of this package; another agent keeps its registered name.
+_AGENT_NAMES = {"sac": "SAC", "simba": "SimBa", "bro": "BRO"}
+#: What reports need of a configuration.
+_NEEDED = ("agent_name", "algo", "env", "preset", "steps", "task", "trust_name", "variants")
 
 
 class Run(NamedTuple):
-    """What a run has written so far."""
+    """The contents of a run directory."""
 
     folder: Path
     info: dict[str, Any]  # config.json
     steps: np.ndarray  # (T,) environment steps of the evaluations
     evals: dict[str, np.ndarray]  # variant -> return_mean (seeds, T), in the config's order
     seeds: tuple[int, ...]
-    metrics: dict[str, list[dict[str, Any]]]  # "learn", "fit", "time" -> lines
+    metrics: dict[str, list[dict[str, Any]]]  # "learn", "fit", "time", "diagnosis" -> lines
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration; one of an older folder as it would be written today."""
-        return current(self.info["config"])
+        """The configuration, as in config.json."""
+        config: dict[str, Any] = self.info["config"]
+        return config
 
     @property
     def repeat(self) -> int:
-        """Frames of an environment step."""
+        """Frames per environment step."""
         return int(self.config["task"]["repeat"])
 
     @property
     def frames(self) -> np.ndarray:
-        """(T,) frames, the simulator's steps, of the evaluations."""
+        """(T,) frames (simulator steps) of the evaluations."""
         return self.steps * self.repeat
 
 
-def current(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration out of any version's config.json, with the names and groups of today."""
-    new = dict(config)
-    if "sac" in new:
-        fields = dict(new.pop("sac"))
-        new["learn"] = {name: fields.pop(name, default) for name, default in _LEARN.items()}
-        new["agent"] = fields
-    if new.get("model"):
-        new["model"] = _MODEL | new["model"]
-    return {"agent_name": "sac", "trust_name": "none", "trust": None, "task": {"repeat": 1}} | new
-
-
 def read_run(folder: str | Path) -> Run:
-    """Reads a run that is finished, under way, or was killed in the middle of a line.
+    """Read a run that is finished, still running, or was killed while it wrote a line.
 
     A line counts once its newline is written, and an evaluation once every seed of every variant
-    has it; of a step logged twice the later one counts.
+    has it. If a step was logged twice, the later line counts.
 
     Raises:
-      UsageError: no such folder, not a run's folder, or a damaged file.
+      UsageError: the folder does not exist or is not a run directory, or a file is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
     with reading_config(folder):
         info = json.loads((folder / "config.json").read_text())
-        variants = list(current(info["config"])["variants"])
+        config = info["config"]
+        if not all(name in config for name in _NEEDED):
+            raise UsageError(
+                f"{folder}: config.json was written by an older version of dynajax; "
+                "read the run with that version"
+            )
+    steps, evals, seeds = _read_evaluations(folder / "eval.csv", list(config["variants"]))
+    return Run(folder, info, steps, evals, seeds, _read_metrics(folder / "metrics.jsonl"))
 
+
+def _read_evaluations(
+    path: Path, variants: list[str]
+) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[int, ...]]:
+    """Return the fields `steps`, `evals` and `seeds` of `Run`."""
     returns: dict[tuple[str, int], dict[int, float]] = {}
-    for line in csv.DictReader(text for _, text in _lines(folder / "eval.csv")):
+    for line in csv.DictReader(text for _, text in _lines(path)):
         try:
-            row = returns.setdefault((line["variant"], int(line["seed"])), {})
-            row[int(line["step"])] = float(line["return_mean"] or "nan")
+            by_step = returns.setdefault((line["variant"], int(line["seed"])), {})
+            by_step[int(line["step"])] = float(line["return_mean"] or "nan")
         except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{folder / 'eval.csv'}: a line is damaged: {line}") from None
-    steps = sorted(set.intersection(*(set(row) for row in returns.values())) if returns else ())
+            raise UsageError(f"{path}: a line is damaged: {line}") from None
+    steps = sorted(set.intersection(*map(set, returns.values())) if returns else ())
     seeds = sorted({seed for _, seed in returns})
-    seen = {variant for variant, _ in returns}
+    logged = {variant for variant, _ in returns}
     evals = {
         v: np.array([[returns[v, s][t] for t in steps] for s in seeds if (v, s) in returns])
-        for v in [*(v for v in variants if v in seen), *sorted(seen - set(variants))]
+        for v in [*(v for v in variants if v in logged), *sorted(logged - set(variants))]
     }
+    return np.array(steps, int), evals, tuple(seeds)
 
+
+def _read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
     metrics: dict[str, list[dict[str, Any]]] = {"learn": [], "fit": [], "time": []}
-    for number, text in _lines(folder / "metrics.jsonl"):
+    for number, text in _lines(path):
         try:
             entry = json.loads(text)
             metrics.setdefault(entry["kind"], []).append(entry)
         except (ValueError, KeyError, TypeError):
-            place = f"{folder / 'metrics.jsonl'}, line {number}"
-            raise UsageError(f"{place}: damaged, it is not one JSON object with a kind") from None
-    return Run(folder, info, np.array(steps, int), evals, tuple(seeds), metrics)
+            raise UsageError(
+                f"{path}, line {number}: damaged, it is not one JSON object with a kind"
+            ) from None
+    return metrics
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a file that may be missing, without a torn last one."""
+    """Yield numbered lines of a file that may be missing, without an incomplete last line."""
     if not path.exists():
         return
-    whole = path.read_text(errors="replace").rpartition("\n")[0]
-    yield from ((n, text) for n, text in enumerate(whole.split("\n"), 1) if text)
+    complete = path.read_text(errors="replace").rpartition("\n")[0]
+    yield from ((n, text) for n, text in enumerate(complete.split("\n"), 1) if text)
 
 
 def series(run: Run, kind: str, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A metric of kind "learn", "fit" or "diagnosis": variant -> (steps (T,), values (seeds, T)).
+    """Return a metric over training, by the label of the variant's curve.
 
-    Null or missing values are NaN; a variant without any is left out. Names are those of `curve`.
+    Args:
+      kind: of the lines, "learn", "fit" or "diagnosis".
+      name: of the metric.
+
+    Returns:
+      (steps (T,), values (seeds, T)) by `curve_label`. Values that are null or missing are NaN,
+      and a variant without any value is left out.
     """
     points: dict[str, dict[tuple[int, int], float]] = {}
     for line in run.metrics.get(kind, []):
@@ -120,35 +131,38 @@ def series(run: Run, kind: str, name: str) -> dict[str, tuple[np.ndarray, np.nda
         at = points[variant]
         seeds, steps = (sorted(set(axis)) for axis in zip(*at, strict=True))
         values = np.array([[at.get((s, t), np.nan) for t in steps] for s in seeds])
-        curves[curve(run, variant)] = (np.array(steps), values)
+        curves[curve_label(run, variant)] = (np.array(steps), values)
     return curves
 
 
-def last_channels(run: Run) -> dict[str, np.ndarray]:
-    """Skill of the state's channels on the holdout of the last fit: curve -> (seeds, D).
+def last_state_r2(run: Run) -> dict[str, np.ndarray]:
+    """Return R² (seeds, D) of each state dimension on the holdout of the last fit.
 
-    Channels that did not vary are NaN; a variant without any, as of older folders, is left out.
+    The keys are those of `series`. A dimension that did not vary is NaN, and a variant without
+    the metric is left out.
     """
     newest: dict[str, dict[int, list[float | None]]] = {}
-    for line in run.metrics.get("fit", []):
+    for line in run.metrics["fit"]:
         if line.get("r2_state_dims"):
             newest.setdefault(line["variant"], {})[line["seed"]] = line["r2_state_dims"]
     return {
-        curve(run, v): np.array([newest[v][s] for s in sorted(newest[v])], float)
+        curve_label(run, v): np.array([newest[v][s] for s in sorted(newest[v])], float)
         for v in run.config["variants"]
         if v in newest
     }
 
 
 def label(run: Run, variant: str) -> str:
-    """What a curve is called where methods stand side by side: "SAC", "simba", "MBPO", "MBPO
-    scale,target", "MBPO simba scale trust=m2ac"."""
+    """Return the name of a variant in comparisons of runs.
+
+    Examples: "SAC (model-free)", "MBPO", "MBPO scale,target", "MBPO SimBa scale trust=m2ac".
+    """
     config = run.config
     if config["algo"] == "model-free":
-        words, trust = [model_free(run)], "none"
+        words, trust = [model_free_label(run)], "none"
     else:
         agent, trust = config["agent_name"], config["trust_name"]
-        words = ["MBPO", *([agent] if agent != "sac" else [])]
+        words = ["MBPO", *([_AGENT_NAMES.get(agent, agent)] if agent != "sac" else [])]
     if variant != "none":
         words.append(variant.removeprefix("none;"))
     if trust != "none":
@@ -156,14 +170,13 @@ def label(run: Run, variant: str) -> str:
     return " ".join(words)
 
 
-def model_free(run: Run) -> str:
-    """The label of the run's agent without a model: what its curves are measured by."""
+def model_free_label(run: Run) -> str:
+    """Return the label of a model-free run of the same agent: the baseline in comparisons."""
     agent: str = run.config["agent_name"]
-    return agent.upper() if agent == "sac" else agent
+    return f"{_AGENT_NAMES.get(agent, agent)} (model-free)"
 
 
-def curve(run: Run, variant: str) -> str:
-    """What a curve is called beside others of its run: the variant, or without a model the
-    agent."""
-    without_model = run.config["algo"] == "model-free" and variant == "none"
-    return model_free(run) if without_model else variant
+def curve_label(run: Run, variant: str) -> str:
+    """Return the name of a variant among those of its run; a model-free run has its agent's."""
+    model_free = run.config["algo"] == "model-free" and variant == "none"
+    return model_free_label(run) if model_free else variant

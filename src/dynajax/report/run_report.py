@@ -1,13 +1,12 @@
-"""A run's folder told as a story: `curves.png` and `report.html`.
+"""Write the report of a run: `curves.png` and `report.html` in the run directory.
 
-The page says first what came out, then shows the model's measures, the critic's, the clock's. It is
-one file that needs nothing else, so it can be mailed or opened years later.
+The report shows the result first, then metrics of the dynamics model, of the synthetic data, of the
+critic, and the run time. It is one file without external parts, so it can be mailed or archived.
 """
 
 import json
 from collections.abc import Mapping
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,32 @@ import numpy as np
 
 from dynajax.report import charts, dimensions, figures, html, published, statistics
 from dynajax.report.figures import Panel, Series
-from dynajax.report.run import Run, curve, label, last_channels, read_run, series
+from dynajax.report.html import Image, Table
+from dynajax.report.run import Run, curve_label, label, last_state_r2, read_run, series
 from dynajax.runs.directory import write_atomically
 
-#: Inches of a picture that has a page's width: its text can be read on a phone.
-_ON_PAGE = (5.6, 3.7)
-_CAPTION = """Evaluation with the deterministic policy: mean over seeds, with the 95 % t interval over
-seeds shaded. Higher is better."""
-_PUBLISHED = """The same curves, by frames (the simulator's steps), before published ones of the same
-task: mean over seeds, a standard deviation to either side where one was published. They end where
-this run does, or where each has its first evaluation. UTD is gradient updates a decision, repeat the
-frames of a decision; widths are of the networks (actor/critic)."""
-_CHANNELS = """How much of each channel's change in a step the last fit predicts on transitions that it
-was not trained on: 1 is all, 0 no more than the mean (below -1 is cut off); mean over seeds. Channels
-that did not vary have no mark."""
-_EXPECTED = """Of the first states of the last evaluation's episodes, discounted, mean over seeds. What
-the critic expects counts SAC's reward for randomness, what came does not."""
-_KEPT = (
-    """Share of the rollouts whose step of this number was learned from, at the last evaluation."""
-)
+#: Inches of a figure as wide as the report, so that its text is readable on a phone.
+_WIDE = (5.6, 3.7)
+_CURVES_CAPTION = """Evaluation with the deterministic policy: mean over seeds, with the 95 % t interval
+over seeds shaded. Higher is better."""
+_PUBLISHED_CAPTION = """The same curves by frames (simulator steps), with published curves of the same
+task: mean over seeds, with the standard deviation shaded where one was published. Published curves end
+where this run does, or at their first evaluation if that is later. UTD is gradient updates per agent
+step, repeat is frames per agent step; widths are those of the networks (actor/critic)."""
+_DIMS_CAPTION = """R² of the change of each state dimension in one step, for the last fit on held-out
+transitions: 1 is perfect, 0 is no better than predicting the mean (values below -1 are clipped); mean
+over seeds. Dimensions that did not vary have no mark."""
+_START_CAPTION = """Discounted values of the first states of the episodes of the last evaluation, mean over
+seeds. The critic's value includes the entropy bonus of SAC, the return does not."""
+_ACCEPTED_CAPTION = """Share of the rollouts whose step of this number the agent learned from, at the last
+evaluation."""
 
 
 def write_report(folder: str | Path) -> Path:
-    """Writes `curves.png` and `report.html` into a run's folder, each whole or not at all.
+    """Write `curves.png` and `report.html` into a run directory, each completely or not at all.
 
     Returns:
-      The page's path.
+      The path of the report.
 
     Raises:
       UsageError: see `read_run`.
@@ -50,125 +49,113 @@ def write_report(folder: str | Path) -> Path:
     if run.config.get("oracle", "none") != "none":
         title += f", oracle {run.config['oracle']}"
     if run.repeat > 1:
-        title += f", {run.repeat} frames a step"
-    evals: Series = {curve(run, v): (run.steps, values) for v, values in run.evals.items()}
-    panel = Panel(evals, figures.RETURN, include=0.0).framed(run.repeat)
+        title += f", {run.repeat} frames per step"
+    evals: Series = {curve_label(run, v): (run.steps, values) for v, values in run.evals.items()}
+    panel = Panel(evals, figures.RETURN, include=0.0).in_frames(run.repeat)
     write_atomically(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
     path = run.folder / "report.html"
-    write_atomically(path, _html(run, title, panel).encode())
+    write_atomically(path, _html(run, title, panel))
     return path
 
 
-def _html(run: Run, title: str, panel: Panel) -> str:
-    style = figures.styles([curve(run, v) for v in run.config["variants"]])
-    lead, *sentences = headline(run)
-    picture = figures.png(figures.curves([panel], alone=_ON_PAGE))
-    parts = [
-        f'<p class="lead">{lead}</p>',
-        html.bullets(sentences),
-        html.picture("", picture, _CAPTION, wide=True),
-    ]
-    table = _final_table(run)
-    if table:
-        cells = [list(map(escape, row.values())) for row in table]
-        for cell, row in zip(cells, table, strict=True):
-            cell[0] = html.swatch(style.get(row["variant"])) + cell[0]
-        parts.append(html.html_table(list(table[0]), cells))
-    parts.append(_published(run, panel))
-    learn = partial(series, run, "learn")
-    stories: dict[str, str] = {}
-    if run.config["algo"] == "mbpo":
-        model = charts.panels(charts.MODEL, partial(series, run, "fit"), run.repeat)
-        stories["The model's story"] = html.story(model, style) + _channels(run)
-        kept = [*charts.panels(charts.SYNTHETIC, learn, run.repeat), *_kept_by_step(run)]
-        stories["What was kept of the synthetic data"] = _rule(run) + html.story(kept, style)
+def _html(run: Run, title: str, panel: Panel) -> bytes:
+    curves = figures.png(figures.curves([panel], alone=_WIDE))
+    style = figures.styles([curve_label(run, v) for v in run.config["variants"]])
     critic = [
         *charts.panels(charts.DIAGNOSED, partial(series, run, "diagnosis"), run.repeat),
-        *charts.panels(charts.CRITIC, learn, run.repeat),
+        *charts.panels(charts.CRITIC, partial(series, run, "learn"), run.repeat),
     ]
-    stories["The critic's story"] = _expected(run) + html.story(critic, style)
-    for heading, body in stories.items():
-        body = body or "<p>Nothing has been logged yet.</p>"
-        parts.append(f"<h2>{escape(heading)}</h2>{body}")
-    return html.document(title, "".join(parts) + _time(run) + _provenance(run.info))
+    sources, published_curves = _published(run, panel)
+    context = {
+        "sentences": headline(run),
+        "curves": html.image("", curves, _CURVES_CAPTION, wide=True),
+        "final_returns": _final_returns(run),
+        "styles": style,
+        "published": published_curves,
+        "published_sources": sources,
+        "critic": html.figure_grid(critic, style),
+        "start_values": _start_values(run),
+        "start_values_caption": _START_CAPTION,
+        "clock": _clock(run),
+    }
+    if run.config["algo"] == "mbpo":
+        context |= _model(run, style)
+    return html.render("run_report", title=title, **context, **_provenance(run.info))
 
 
-def _published(run: Run, panel: Panel) -> str:
-    """The run beside the published curves of its task, "" where there are none."""
-    task = run.config["env"]
+def _model(run: Run, style: Mapping[str, figures.Style]) -> dict[str, Any]:
+    """Return what the sections about the model and the synthetic data show."""
+    model = charts.panels(charts.MODEL, partial(series, run, "fit"), run.repeat)
+    synthetic = charts.panels(charts.SYNTHETIC, partial(series, run, "learn"), run.repeat)
+    fields = ", ".join(f"{k} {v}" for k, v in (run.config["trust"] or {}).items())
+    return {
+        "model": html.figure_grid(model, style),
+        "dims": _dims(run),
+        "synthetic": html.figure_grid([*synthetic, *_accepted_by_step(run)], style),
+        "trust_name": run.config["trust_name"],
+        "trust_settings": f" ({fields})" if fields else "",
+    }
+
+
+def _published(run: Run, panel: Panel) -> tuple[list[str], Image | None]:
+    """Return published curves of the run's task, drawn with the run's, and their sources."""
     if not run.steps.size:
-        return ""
-    shown = published.beside(task, published.choose("all"), int(run.frames[-1]))
+        return [], None
+    methods = published.parse_methods("all")
+    shown = published.curves_until(run.config["env"], methods, int(run.frames[-1]))
     if not shown:
-        return ""
+        return [], None
     lines = {name: (run.frames, values) for name, (_, values) in panel.lines.items()}
     both = panel._replace(lines=lines, xlabel=figures.FRAMES, published=shown)
-    size = (_ON_PAGE[0], _ON_PAGE[1] + 0.9)
+    size = (_WIDE[0], _WIDE[1] + 0.9)
     data = figures.png(figures.curves([both], alone=size))
-    origin = "".join(f"<li>{escape(text)}</li>" for text in published.sources(shown))
-    return (
-        f"<h2>Beside published results</h2>{html.picture('', data, _PUBLISHED, wide=True)}"
-        f"<details><summary>Where they are from</summary><ul>{origin}</ul></details>"
-    )
+    return published.sources(shown), html.image("", data, _PUBLISHED_CAPTION, wide=True)
 
 
-def _channels(run: Run) -> str:
-    """What the last fit predicts of every channel, "" where it was not logged."""
-    skills = last_channels(run)
+def _dims(run: Run) -> Image | None:
+    """Draw R² of each state dimension at the last fit, if it was logged."""
+    r2 = last_state_r2(run)
     names = run.info.get("channels") or []
-    if not skills or not names:
-        return ""
-    with np.errstate(all="ignore"):
-        means = {name: _mean(values) for name, values in skills.items()}
-    figure = dimensions.skills(names, means, _ON_PAGE)
-    return html.picture("", figures.png(figure), _CHANNELS, wide=True)
+    if not r2 or not names:
+        return None
+    means = {name: np.asarray(statistics.interval(v).point) for name, v in r2.items()}
+    figure = dimensions.draw_r2(names, means, _WIDE)
+    return html.image("", figures.png(figure), _DIMS_CAPTION, wide=True)
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over seeds (seeds, D) -> (D,), of those that have a value."""
-    return np.asarray(statistics.interval(values).point)
-
-
-def _rule(run: Run) -> str:
-    """Which rule of trust there was, in words (HTML)."""
-    name = run.config["trust_name"]
-    fields = ", ".join(f"{k} {v}" for k, v in (run.config["trust"] or {}).items())
-    if name == "none":
-        return "<p>No rule of trust: all that is finite and goes on is learned from.</p>"
-    return f"<p>Rule of trust: <b>{escape(name)}</b>{escape(f' ({fields})' if fields else '')}.</p>"
-
-
-def _kept_by_step(run: Run) -> list[tuple[Panel, str]]:
-    """What was kept at each step of the rollouts, at the last evaluation."""
+def _accepted_by_step(run: Run) -> list[tuple[Panel, str]]:
+    """Return the share of accepted transitions by rollout step, at the last evaluation."""
     names = {k for line in run.metrics["learn"] for k in line if k.startswith("accepted_fraction_")}
     longest = len(names)
     if longest < 2:
         return []
-    kept = [series(run, "learn", f"accepted_fraction_{h + 1}") for h in range(longest)]
+    accepted = [series(run, "learn", f"accepted_fraction_{h + 1}") for h in range(longest)]
     lines = {
-        name: (
-            np.arange(1, longest + 1),
-            np.stack([k[name][1][:, -1] for k in kept], 1),
-        )
-        for name in kept[0]
-        if all(name in k for k in kept)
+        name: (np.arange(1, longest + 1), np.stack([a[name][1][:, -1] for a in accepted], 1))
+        for name in accepted[0]
+        if all(name in a for a in accepted)
     }
-    panel = Panel(lines, "share kept", "How far are rollouts trusted?", xlabel="step of a rollout")
-    return [(panel._replace(include=0.0), _KEPT)]
+    title = "Accepted share by rollout step"
+    panel = Panel(lines, "share accepted", title, include=0.0, xlabel="step of the rollout")
+    return [(panel, _ACCEPTED_CAPTION)]
 
 
 def headline(run: Run) -> list[str]:
-    """What came out, in plain sentences (HTML), the most important first."""
+    """Return the result in sentences, the most important first.
+
+    They are plain text in which ** marks emphasis.
+    """
     if not run.evals or not run.steps.size:
-        return ["<b>No evaluation has been written yet</b>, so there is nothing to say."]
+        return ["**No evaluation has been written yet.**"]
     final = {v: values[:, -1] for v, values in run.evals.items()}
     sentences = [_result(run, final), _extent(run, final)]
     if "none" in final:
-        sentences += [_beside_none(run, v, final) for v in final if v != "none"]
+        sentences += [_difference_to_none(run, v, final) for v in final if v != "none"]
     dropped = max((line.get("dropped") or 0 for line in run.metrics["time"]), default=0)
     if dropped:
         sentences.append(
-            f"{dropped:,} transitions were dropped because the physics gave no number."
+            f"{dropped:,} transitions were dropped because the simulator returned values that are "
+            "not finite."
         )
     return sentences
 
@@ -176,113 +163,111 @@ def headline(run: Run) -> list[str]:
 def _result(run: Run, final: Mapping[str, np.ndarray]) -> str:
     means = {v: float(statistics.interval(x).point) for v, x in final.items()}
     first, *others = sorted(means, key=lambda v: -np.nan_to_num(means[v], nan=-np.inf))
-    result = f"<b>{statistics.over_seeds(final[first])}</b>"
+    result = f"**{statistics.format_mean(final[first])}**"
     if not others:
         return f"Final return {result}."
     lead = statistics.difference(final[others[0]], final[first])
     return (
-        f"<b>{escape(curve(run, first))}</b> has the highest of {len(final)} mean final returns: "
-        f"{result}. The difference to {escape(curve(run, others[0]))} is {statistics.text(lead)}."
+        f"**{curve_label(run, first)}** has the highest of {len(final)} mean final returns: "
+        f"{result}. The difference to {curve_label(run, others[0])} is "
+        f"{statistics.format_interval(lead)}."
     )
 
 
 def _extent(run: Run, final: Mapping[str, np.ndarray]) -> str:
     config, end = run.config, int(run.steps[-1])
     seeds = max(len(x) for x in final.values())
-    begin = f"Not finished: {end:,} of {config['steps']:,}" if end < config["steps"] else f"{end:,}"
+    done = f"Not finished: {end:,} of {config['steps']:,}" if end < config["steps"] else f"{end:,}"
     return (
-        f"{begin} environment steps ({run.frames[-1]:,} frames) on {escape(config['env'])}, preset "
+        f"{done} environment steps ({run.frames[-1]:,} frames) on {config['env']}, preset "
         f"{config['preset']}, {seeds} seed{'s' if seeds > 1 else ''}"
-        f"{' a variant' if len(final) > 1 else ''}. "
+        f"{' per variant' if len(final) > 1 else ''}. "
         + (
-            "Ranges are 95 % t intervals over seeds; one of a difference that holds 0 leaves open "
-            "which is the larger."
+            "Ranges are 95 % t intervals over seeds; if the interval of a difference contains 0, "
+            "the data do not show which value is larger."
             if seeds > 1
-            else "<b>One seed has no interval</b>: only large differences mean anything."
+            else "**A single seed has no interval**, so small differences mean nothing."
         )
     )
 
 
-def _beside_none(run: Run, variant: str, final: Mapping[str, np.ndarray]) -> str:
-    """What was measured of a variant and of the published targets."""
+def _difference_to_none(run: Run, variant: str, final: Mapping[str, np.ndarray]) -> str:
+    """Compare a variant with the published targets."""
     gap = statistics.difference(final["none"], final[variant])
-    sentence = f"<b>{escape(variant)}</b> less none: final return {statistics.text(gap)}"
-    fits = [reward_fit(run, v) for v in (variant, "none")]
+    sentence = f"**{variant}** minus none: final return {statistics.format_interval(gap)}"
+    fits = [late_reward_r2(run, v) for v in (variant, "none")]
     if np.isfinite(fits).all():
-        here, there = (f"{r2:.2f}" for r2 in fits)
-        sentence += f"; reward R² in the later half of the fits {here} against {there}"
+        ours, none = (f"{r2:.2f}" for r2 in fits)
+        sentence += f"; reward R² in the second half of the fits {ours} and {none}"
     return sentence + "."
 
 
-def _expected(run: Run) -> str:
-    """What the critic expects of first states, and what came of them, at the last evaluation."""
-    value, real = (series(run, "learn", name) for name in ("start_value", "start_return"))
+def _start_values(run: Run) -> Table:
+    """Return the critic's values of first states and the returns from there, if both are logged."""
+    values, returns = (series(run, "learn", name) for name in ("start_value", "start_return"))
     rows = []
-    for name in (n for n in value if n in real):
-        expected, came = (lines[name][1][:, -1] for lines in (value, real))
-        texts = [statistics.over_seeds(x) for x in (expected, came, expected - came)]
-        rows.append([escape(name), *map(escape, texts)])
-    if not rows:
-        return ""
-    header = ["", "the critic expects", "came", "difference"]
-    return f"<p>{_EXPECTED}</p>{html.html_table(header, rows)}"
+    for name in (n for n in values if n in returns):
+        value, came = (lines[name][1][:, -1] for lines in (values, returns))
+        rows.append([name, *(statistics.format_mean(x) for x in (value, came, value - came))])
+    return Table(["", "critic's value", "discounted return", "difference"], rows)
 
 
-def reward_fit(run: Run, variant: str) -> float:
-    """R² of the reward on the holdout: median over seeds and the later half of the fits."""
+def late_reward_r2(run: Run, variant: str) -> float:
+    """Return R² of the reward on the holdout: median over seeds and the second half of the fits."""
     _, values = series(run, "fit", "r2_reward").get(variant, (None, np.empty((0, 0))))
     late = values[:, values.shape[1] // 2 :]
     return float(np.median(late[np.isfinite(late)])) if np.isfinite(late).any() else np.nan
 
 
-def _final_table(run: Run) -> list[dict[str, str]]:
-    """A line for each variant: what the page's first table shows."""
+def _final_returns(run: Run) -> Table:
+    """Return the first table of the report, with a row for each variant."""
+    has_model = run.config["algo"] == "mbpo"
+    header = [
+        "variant",
+        "final return (95 % interval)",
+        "best evaluation",
+        *(["reward R²"] if has_model else []),
+        "seeds",
+        "environment steps",
+        "frames",
+    ]
     rows = []
-    modelled = run.config["algo"] == "mbpo"
-    for variant, values in run.evals.items():
-        if not run.steps.size:
-            continue
-        r2 = reward_fit(run, variant)
+    for variant, values in run.evals.items() if run.steps.size else ():
+        r2 = late_reward_r2(run, variant)
         peak = np.nanmax(statistics.interval(values).point, initial=-np.inf)
         rows.append(
-            {
-                "variant": curve(run, variant),
-                "final return (95 % interval)": statistics.over_seeds(values[:, -1]),
-                "best evaluation": f"{peak:,.0f}" if np.isfinite(peak) else "-",
-                **({"reward R²": f"{r2:.2f}" if np.isfinite(r2) else "-"} if modelled else {}),
-                "seeds": str(len(values)),
-                "environment steps": f"{run.steps[-1]:,}",
-                "frames": f"{run.frames[-1]:,}",
-            }
+            [
+                curve_label(run, variant),
+                statistics.format_mean(values[:, -1]),
+                f"{peak:,.0f}" if np.isfinite(peak) else "-",
+                *([f"{r2:.2f}" if np.isfinite(r2) else "-"] if has_model else []),
+                str(len(values)),
+                f"{run.steps[-1]:,}",
+                f"{run.frames[-1]:,}",
+            ]
         )
-    return rows
+    return Table(header, rows)
 
 
-def _time(run: Run) -> str:
+def _clock(run: Run) -> dict[str, Any] | None:
+    """Return the run time by stage, if it was logged."""
     if not run.metrics["time"]:
-        return ""
+        return None
     clock = run.metrics["time"][-1]
     seconds = {stage: float(s or 0) for stage, s in (clock.get("seconds") or {}).items()}
     total = sum(seconds.values()) or 1.0
-    rows = [
-        [
-            escape(stage),
-            f"{s:,.1f} s",
-            f"{s / total:.0%}",
-            f'<div class="bar" style="width:{240 * s / total:.0f}px"></div>',
-        ]
-        for stage, s in seconds.items()
-    ]
     wall, rate = (float(clock.get(k) or 0) for k in ("wall_seconds", "steps_per_second"))
-    spent = f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes"
-    return (
-        f"<h2>Where the time went</h2><p>{spent} in all, {rate:,.1f} environment steps "
-        f"({rate * run.repeat:,.1f} frames) a second (of every seed and variant at once).</p>"
-        f"{html.html_table(['stage', 'time', 'share', ''], rows)}"
-    )
+    return {
+        "total": f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes",
+        "rate": f"{rate:,.1f} environment steps ({rate * run.repeat:,.1f} frames)",
+        "stages": [
+            {"name": stage, "seconds": s, "share": s / total} for stage, s in seconds.items()
+        ],
+    }
 
 
-def _provenance(info: Mapping[str, Any]) -> str:
+def _provenance(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the command, the machine and versions, and the configuration of a run."""
     flat: dict[str, Any] = {}
     for name, value in info["config"].items():
         flat |= (
@@ -290,12 +275,11 @@ def _provenance(info: Mapping[str, Any]) -> str:
             if isinstance(value, dict)
             else {name: value}
         )
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flat.items()}
     origin = {k: info[k] for k in ("device", "machine", "git_commit") if info.get(k)}
-    counts = {f"{name} parameters": f"{n:,}" for name, n in (info.get("parameters") or {}).items()}
     versions = {k: v for k, v in (info.get("versions") or {}).items() if v}
-    command = f"<pre>{escape(info['command'])}</pre>" if info.get("command") else ""
-    return (
-        f"<h2>How to repeat it</h2>{command}{html.facts({**origin, **versions, **counts})}"
-        f"<details><summary>Configuration</summary>{html.facts(texts)}</details>"
-    )
+    counts = {f"{name} parameters": f"{n:,}" for name, n in (info.get("parameters") or {}).items()}
+    return {
+        "command": info.get("command"),
+        "origin": origin | versions | counts,
+        "settings": {k: v if isinstance(v, str) else json.dumps(v) for k, v in flat.items()},
+    }

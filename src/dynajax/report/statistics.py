@@ -1,4 +1,4 @@
-"""Aggregates over seeds and tasks, with intervals that say how far to trust them.
+"""Aggregate over seeds and tasks, with confidence intervals.
 
 Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 """
@@ -17,23 +17,23 @@ Statistic = Callable[..., Any]
 class ConfidenceInterval(NamedTuple):
     """An estimate and its 95 % interval, in the units of the values; NaN where there is none."""
 
-    point: Any
+    point: Any  # a scalar or an array, and so are the bounds
     low: Any
     high: Any
 
 
 def iqm(values: Values, axis: int | None = None) -> Any:
-    """Interquartile mean: the mean of what is left when a quarter is cut off at either end.
+    """Return the interquartile mean: the mean without the lowest and the highest quarter.
 
     Of n values, floor(n / 4) are cut at each end (Agarwal et al., 2021, section 4.2), so three or
-    fewer are averaged as they are.
+    fewer are all averaged.
 
     Args:
       values: any shape; with `axis` None all of them count, as the paper does for (tasks, seeds).
       axis: the axis to reduce.
 
     Returns:
-      A scalar, or `values` less the axis.
+      A scalar, or the shape of `values` without the axis.
 
     Raises:
       ValueError: there are no values.
@@ -51,55 +51,75 @@ def stratified_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """A statistic over tasks and seeds with its percentile bootstrap interval.
+    """Return a statistic over tasks and seeds with its percentile bootstrap interval.
 
-    Seeds are drawn with replacement within each task, never across tasks, and the statistic is
-    taken over all that was drawn (Agarwal et al., 2021, section 4.1).
+    Seeds are resampled within each task, never across tasks, and the statistic is taken over the
+    resampled scores of all tasks (Agarwal et al., 2021, section 4.1).
 
     Args:
       scores: (tasks, seeds), or one array (seeds,) for each task; scores of different tasks must
-        be in the same unit, for example normalised.
-      statistic: reduces the axis that it is given.
-      resamples: how many bootstrap draws; confidence: the interval's share of them.
-      seed: of the draws, so that the same scores always give the same interval.
+        have the same unit, for example be normalised.
+      statistic: takes values and an axis to reduce.
+      resamples: number of bootstrap resamples.
+      confidence: level of the interval.
+      seed: of the resamples, so that the same scores always give the same interval.
 
     Returns:
-      Scalars. No interval (NaN) if a task has one seed only: it would look more certain than it is.
+      Scalars. The bounds are NaN if a task has only one seed, whose spread is unknown.
 
     Raises:
-      ValueError: no task, or a task without a score.
+      ValueError: there is no task, or a task has no score.
     """
     tasks = [np.asarray(task, float).ravel() for task in scores]
     if not tasks or not all(task.size for task in tasks):
         raise ValueError("every task needs at least one score")
-    point = float(statistic(np.concatenate(tasks), axis=-1))
-    if min(task.size for task in tasks) == 1:
+
+    def over_tasks(*samples: np.ndarray, axis: int = -1) -> Any:
+        return statistic(np.concatenate(samples, axis), axis=axis)
+
+    return _bootstrap(tasks, over_tasks, resamples, confidence, seed)
+
+
+def _bootstrap(
+    samples: Sequence[np.ndarray],
+    statistic: Statistic,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> ConfidenceInterval:
+    """Return a statistic of independent samples (n_i,) with its percentile bootstrap interval.
+
+    Each sample is resampled separately, which makes the bootstrap a stratified one if the samples
+    are tasks. The bounds are NaN if a sample has only one value.
+    """
+    point = float(statistic(*samples))
+    if min(len(sample) for sample in samples) == 1:
         return ConfidenceInterval(point, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    draws = [task[rng.integers(task.size, size=(resamples, task.size))] for task in tasks]
-    estimates = statistic(np.concatenate(draws, axis=-1), axis=-1)
-    return _percentiles(point, estimates, confidence)
-
-
-def _percentiles(point: float, draws: np.ndarray, confidence: float) -> ConfidenceInterval:
-    """A point with the percentile bootstrap's interval from draws (R,)."""
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return ConfidenceInterval(point, float(low), float(high))
+    # Not BCa, scipy's default: Agarwal et al. use percentiles, which also exist if all resamples
+    # give the same value.
+    bounds = scipy.stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=resamples,
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return ConfidenceInterval(point, float(bounds.low), float(bounds.high))
 
 
 def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> ConfidenceInterval:
-    """Mean over seeds with Student's t interval, for learning curves and tables.
+    """Return the mean over seeds with Student's t interval, for learning curves and tables.
 
-    The t interval is used and not the bootstrap, which is far too narrow for a handful of seeds.
-    Values that are not finite are left out. One value has a mean but no interval (NaN); none has
-    neither.
+    The bootstrap would give far too narrow an interval for a handful of seeds. Values that are not
+    finite are left out. A single value has a mean but no interval (NaN).
 
     Args:
       values: any shape, with the seeds on `axis`.
 
     Returns:
-      Arrays of the shape of `values` less the axis.
+      Arrays of the shape of `values` without the axis; NaN where no value is finite.
     """
     data = np.asarray(values, float)
     finite = np.isfinite(data)
@@ -121,40 +141,37 @@ def probability_of_improvement(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """How probable it is that a seed of one method beats a seed of another, on a task at random.
+    """Return the probability that a seed of one method beats a seed of another on a random task.
 
-    On task m, with N scores x and K scores y, P = sum_ij S(x_i, y_j) / (N K), S being 1 where
-    x > y, 1/2 where they are equal, else 0; the estimate is the mean of P over the tasks (Agarwal
-    et al., 2021, section 4.3). The percentile bootstrap draws seeds of both within each task.
+    On task m, with N scores x and K scores y, P = sum_ij S(x_i, y_j) / (N K), where S is 1 if
+    x > y, 1/2 if they are equal, else 0; the estimate is the mean of P over the tasks (Agarwal
+    et al., 2021, section 4.3). The bootstrap resamples seeds of both methods within each task.
 
     Args:
-      better, than: one array (seeds,) for each task, tasks in the same order; any numbers of seeds.
+      better, than: one array (seeds,) for each task, tasks in the same order; the numbers of seeds
+        may differ.
       resamples, confidence, seed: see `stratified_bootstrap`.
 
     Returns:
-      Scalars. No interval (NaN) if either has one seed only on a task.
+      Scalars. The bounds are NaN if a method has only one seed on a task.
 
     Raises:
-      ValueError: no task, different tasks, or a task without a score.
+      ValueError: there is no task, the tasks differ, or a task has no score.
     """
     xs, ys = ([np.asarray(v, float).ravel() for v in scores] for scores in (better, than))
     if not xs or len(xs) != len(ys) or not all(v.size for v in (*xs, *ys)):
         raise ValueError("both need at least one score on each of the same tasks")
-    rng = np.random.default_rng(seed)
-    points, draws = [], []
-    for x, y in zip(xs, ys, strict=True):
-        beats = np.heaviside(x[:, None] - y, 0.5)  # (N, K)
-        points.append(beats.mean())
-        i, j = (rng.integers(v.size, size=(resamples, v.size)) for v in (x, y))
-        draws.append(beats[i[:, :, None], j[:, None, :]].mean((1, 2)))
-    point = float(np.mean(points))
-    if min(v.size for v in (*xs, *ys)) == 1:
-        return ConfidenceInterval(point, np.nan, np.nan)
-    return _percentiles(point, np.mean(draws, 0), confidence)
+
+    def probability(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        pairs = zip(samples[: len(xs)], samples[len(xs) :], strict=True)
+        wins = [np.heaviside(x[..., :, None] - y[..., None, :], 0.5) for x, y in pairs]
+        return np.mean([w.mean((-2, -1)) for w in wins], axis=0)
+
+    return _bootstrap([*xs, *ys], probability, resamples, confidence, seed)
 
 
 def frames_to_reach(frames: np.ndarray, means: np.ndarray, level: Values) -> np.ndarray:
-    """When learning curves first come to a level, by straight lines between their evaluations.
+    """Return when learning curves first reach a level, interpolated between evaluations.
 
     Args:
       frames: (T,) of the evaluations, rising.
@@ -162,7 +179,8 @@ def frames_to_reach(frames: np.ndarray, means: np.ndarray, level: Values) -> np.
       level: (...) of each curve.
 
     Returns:
-      (...) frames; the first evaluation's where that is as high already, infinite where none is.
+      (...) frames: those of the first evaluation if it reaches the level already, infinite if no
+      evaluation does.
     """
     level = np.asarray(level, float)[..., None]
     reached = means >= level
@@ -171,8 +189,8 @@ def frames_to_reach(frames: np.ndarray, means: np.ndarray, level: Values) -> np.
     low, high = (np.take_along_axis(means, i, -1) for i in (before, at))
     share = np.where(high > low, (level - low) / np.where(high > low, high - low, 1.0), 1.0)
     share = np.where(at == 0, 1.0, share)
-    there = frames[before] + share * (frames[at] - frames[before])
-    return np.where(reached.any(-1), there[..., 0], np.inf)
+    crossing = frames[before] + share * (frames[at] - frames[before])
+    return np.where(reached.any(-1), crossing[..., 0], np.inf)
 
 
 def sample_efficiency(
@@ -185,11 +203,11 @@ def sample_efficiency(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """How many times fewer frames a method needs for what its base has learned in the end.
+    """Return how many times fewer frames a method needs to reach the final return of its baseline.
 
-    The frames in which the base's mean over seeds first comes to its last value, over those in
-    which the method's mean comes to the same: 2 is half the frames, 0 that it never does. Both
-    curves should end at the same number of frames. The percentile bootstrap draws seeds of both.
+    The ratio of the frames in which the baseline's mean over seeds first reaches its last value to
+    those in which the method's mean reaches the same value: 2 is half the frames, 0 is never. Both
+    curves should end at the same number of frames. The bootstrap resamples seeds of both.
 
     Args:
       frames, base_frames: (T,), (P,) of the evaluations.
@@ -197,32 +215,31 @@ def sample_efficiency(
       resamples, confidence, seed: see `stratified_bootstrap`.
 
     Returns:
-      Scalars. No interval (NaN) if either has one seed only.
+      Scalars. The bounds are NaN if either has only one seed.
     """
 
-    def ratio(means: np.ndarray, base_means: np.ndarray) -> np.ndarray:
+    # Seeds are resampled by index, because scipy wants samples whose other axes agree.
+    def ratio(seeds: np.ndarray, base_seeds: np.ndarray, axis: int = -1) -> np.ndarray:
+        means, base_means = (
+            curves[index.astype(int)].mean(-2)
+            for curves, index in ((returns, seeds), (base_returns, base_seeds))
+        )
         level = base_means[..., -1]
         base = frames_to_reach(base_frames, base_means, level)
         return base / frames_to_reach(frames, means, level)
 
-    point = float(ratio(returns.mean(0), base_returns.mean(0)))
-    if min(len(returns), len(base_returns)) == 1:
-        return ConfidenceInterval(point, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    draws = [
-        x[rng.integers(len(x), size=(resamples, len(x)))].mean(1) for x in (returns, base_returns)
-    ]
-    return _percentiles(point, ratio(*draws), confidence)
+    samples = [np.arange(len(curves)) for curves in (returns, base_returns)]
+    return _bootstrap(samples, ratio, resamples, confidence, seed)
 
 
 def difference(a: Values, b: Values, confidence: float = 0.95) -> ConfidenceInterval:
-    """Mean of `b` less mean of `a`, with Welch's interval for unequal variances.
+    """Return the mean of `b` minus the mean of `a`, with Welch's interval for unequal variances.
 
     Args:
       a, b: (seeds,) each; values that are not finite are left out.
 
     Returns:
-      Scalars. No interval (NaN) if either has fewer than two values.
+      Scalars. The bounds are NaN if either has fewer than two values.
     """
     a, b = (np.asarray(v, float)[np.isfinite(v)] for v in (a, b))
     if not a.size or not b.size:
@@ -236,8 +253,8 @@ def difference(a: Values, b: Values, confidence: float = 0.95) -> ConfidenceInte
     return ConfidenceInterval(point, float(bounds.low), float(bounds.high))
 
 
-def number(value: float) -> str:
-    """Two digits after the point, or three in all, or a power of ten."""
+def format_number(value: float) -> str:
+    """Return a number with two decimals, as an integer from 10 on, or as a power of ten."""
     if not np.isfinite(value):
         return "not defined"
     size = abs(value)
@@ -247,12 +264,13 @@ def number(value: float) -> str:
     return text.replace("-0.00", "0.00")
 
 
-def text(estimate: ConfidenceInterval) -> str:
-    """A scalar with its interval, as pages have it: "0.24 (0.10 to 0.38)"."""
+def format_interval(estimate: ConfidenceInterval) -> str:
+    """Return a scalar with its interval, as "0.24 (0.10 to 0.38)"."""
     point, low, high = map(float, estimate)
-    return number(point) + (f" ({number(low)} to {number(high)})" if np.isfinite(low) else "")
+    bounds = f" ({format_number(low)} to {format_number(high)})" if np.isfinite(low) else ""
+    return format_number(point) + bounds
 
 
-def over_seeds(values: Values) -> str:
-    """The mean of (seeds,) values with its t interval, as `text`."""
-    return text(interval(values))
+def format_mean(values: Values) -> str:
+    """Return the mean of (seeds,) values with its t interval, see `format_interval`."""
+    return format_interval(interval(values))
