@@ -118,8 +118,9 @@ class Fit(Protocol):
 class Jitted:
     """The table's functions by name, jitted; those that return a state take theirs as a donation."""
 
-    def __init__(self, algorithm: MBPO, placement: Placement):
-        self._algorithm, self._placement = algorithm, placement
+    def __init__(self, algorithm: MBPO, learners: int, devices: Sequence[jax.Device]):
+        self._algorithm, self._devices = algorithm, devices
+        self._placement = place(learners, devices)
         self.init = self._jit_init()
         self.fit = self._jit_fit()
         self.memory: int | None = None  # bytes on each device, once it is known
@@ -149,7 +150,7 @@ class Jitted:
         algorithm, placement = self._algorithm, self._placement
         config = algorithm.config
         if placement.num_learners == 1 and config.has_model and config.model.schedule == "fixed":
-            members = place(config.model.members, _devices(placement))
+            members = place(config.model.members, self._devices)
             if backend.lowering().spread_members and members.mesh.size > 1:
                 return MemberParallelFit.build(algorithm, placement, members)
         fit: Fit = FUNCTIONS["fit"].jit(algorithm, placement)
@@ -279,8 +280,4 @@ def _jitted(
     platform: backend.Lowering,
 ) -> Jitted:
     """Return the jitted functions of a configuration, the same ones for the same arguments."""
-    return Jitted(MBPO(config, spec), place(learners, devices))
-
-
-def _devices(placement: Placement) -> list[jax.Device]:
-    return list(placement.mesh.devices.flat)
+    return Jitted(MBPO(config, spec), learners, devices)
