@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-import jax
 import numpy as np
 
 from dynajax.types import Evaluation, Metrics, TrainState
@@ -17,8 +16,11 @@ class Engine(Protocol):
 
     dropped: np.ndarray  # (S,) transitions of the run that were not finite
 
-    def lower(self) -> list[jax.stages.Lowered]:
-        """Lower the large programs, without compiling them."""
+    def memory(self) -> int:
+        """Compile the large programs, and return the bytes that the largest needs on each device.
+
+        It is remembered with the programs: a second run of the same configuration compiles nothing.
+        """
 
     def start(self) -> None:
         """Begin episode 0 of every learner."""

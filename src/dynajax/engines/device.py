@@ -9,6 +9,7 @@ Before each interval between two evaluations a pool of initial states is filled,
 ends takes the next state of the pool.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -22,7 +23,7 @@ from dynajax.config import Config
 from dynajax.envs import mjx
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.terminations import never
-from dynajax.runtime.program import Functions, Program, transition_shapes, vmap_learners
+from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes, vmap_learners
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put
 from dynajax.runtime.timers import Clock
 from dynajax.types import (
@@ -35,6 +36,7 @@ from dynajax.types import (
     TrainState,
     Transition,
 )
+from dynajax.xla import backend
 
 # Expected length of episodes of a task that can terminate. If episodes are shorter on average over
 # an interval, initial states are reused.
@@ -288,6 +290,42 @@ def _empty_runners(config: Config, spec: EnvSpec, task: Task, num_learners: int)
     return TimedState(jnp.zeros((), jnp.int32), runners)
 
 
+class DevicePrograms:
+    """The jitted programs of the device engine."""
+
+    def __init__(self, jitted: Jitted, config: Config, task: Task) -> None:
+        placement, spec = jitted.placement, jitted.algorithm.spec
+        self.memory: int | None = None  # of the largest program, once it is known
+        functions = vmap_learners(jitted.algorithm)
+        # The task's tables and the configuration's numbers become constants of the programs.
+        self.empty = placement.jit_sharded(
+            functools.partial(_empty_runners, config, spec, task, placement.learners_per_device),
+            (),
+            _TIMED,
+            jax.jit,
+        )
+        self.begin_interval = placement.jit_sharded(
+            functools.partial(begin_interval, task), (BY_ROWS, _TIMED), _TIMED, donate_argnums=1
+        )
+        self.segment = functools.cache(
+            lambda length: placement.jit_sharded(
+                functools.partial(run_segment, config, task, functions, length),
+                (STATE, _TIMED),
+                (STATE, _TIMED, BY_ROWS),
+                donate_argnums=(0, 1),
+            )
+        )
+        self.evaluate = placement.jit_sharded(
+            functools.partial(evaluate, config, task, functions), (STATE, EVERYWHERE), BY_ROWS
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _device_programs(jitted: Jitted, config: Config) -> DevicePrograms:
+    """Return the programs of a configuration, the same ones for the same arguments."""
+    return DevicePrograms(jitted, config, mjx.make(config.env, repeat=config.task.repeat))
+
+
 class DeviceEngine:
     """Environments on the device, advanced by one segment of the schedule at a time.
 
@@ -296,35 +334,16 @@ class DeviceEngine:
     """
 
     def __init__(self, program: Program, clock: Clock, task: Task | None = None) -> None:
-        config, spec, placement = program.config, program.spec, program.placement
-        task = task or mjx.make(config.env, repeat=config.task.repeat)
+        config, jitted = program.config, program.jitted
         self._config, self._program, self._clock = config, program, clock
-        functions = vmap_learners(program.algorithm)
-        # The task's tables and the configuration's numbers become constants of the programs.
-        self._empty = placement.jit_sharded(
-            functools.partial(_empty_runners, config, spec, task, placement.learners_per_device),
-            (),
-            _TIMED,
-            jax.jit,
-        )
-        self._begin_interval = placement.jit_sharded(
-            functools.partial(begin_interval, task), (BY_ROWS, _TIMED), _TIMED, donate_argnums=1
-        )
-        self._segment = functools.cache(
-            lambda length: placement.jit_sharded(
-                functools.partial(run_segment, config, task, functions, length),
-                (STATE, _TIMED),
-                (STATE, _TIMED, BY_ROWS),
-                donate_argnums=(0, 1),
-            )
-        )
-        self._evaluate = placement.jit_sharded(
-            functools.partial(evaluate, config, task, functions), (STATE, EVERYWHERE), BY_ROWS
-        )
+        if task is None:
+            self._programs = _device_programs(jitted, dataclasses.replace(config, seed=0))
+        else:
+            self._programs = DevicePrograms(jitted, config, task)
         self._timed: TimedState | None = None
         self._interval_begun = False
         self._previous_metrics: Any = None  # of the last segment; ready when the segment is over
-        self.dropped = np.zeros(placement.num_learners, np.int64)
+        self.dropped = np.zeros(program.placement.num_learners, np.int64)
 
     @property
     def _runners(self) -> EnvRunnerState:
@@ -335,23 +354,26 @@ class DeviceEngine:
         """Return the large programs by name, each with the shapes of its arguments."""
         program = self._program
         state = program.shapes()
-        timed = program.placement.shapes(_TIMED, jax.eval_shape(self._empty))
+        timed = program.placement.shapes(_TIMED, jax.eval_shape(self._programs.empty))
         programs: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            f"steps of {length}": (self._segment(length), (state, timed))
+            f"steps of {length}": (self._programs.segment(length), (state, timed))
             for length in schedule.segments(self._config)
         }
-        programs["evaluation"] = self._evaluate, (state, np.int32(0))
+        programs["evaluation"] = self._programs.evaluate, (state, np.int32(0))
         if self._config.has_model:
             programs["fit"] = program.fit, (state,)
         return programs
 
-    def lower(self) -> list[jax.stages.Lowered]:
-        """Lower the large programs, without compiling them."""
-        return [function.lower(*arguments) for function, arguments in self.programs().values()]
+    def memory(self) -> int:
+        """Return the bytes that the largest program needs on each device; see `Engine`."""
+        if self._programs.memory is None:
+            programs = [f.lower(*arguments) for f, arguments in self.programs().values()]
+            self._programs.memory = backend.memory(programs)
+        return self._programs.memory
 
     def start(self) -> None:
         """Begin episode 0 of every learner."""
-        self._timed, self._interval_begun = self._empty(), False
+        self._timed, self._interval_begun = self._programs.empty(), False
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
         """Run a segment; see `Engine`.
@@ -362,9 +384,9 @@ class DeviceEngine:
         length = schedule.segment_length(self._config, step)
         with self._clock("update"):
             if not self._interval_begun:
-                self._timed = self._begin_interval(state.learners.seed_key, self._timed)
+                self._timed = self._programs.begin_interval(state.learners.seed_key, self._timed)
                 self._interval_begun = True
-            state, self._timed, metrics = self._segment(length)(state, self._timed)
+            state, self._timed, metrics = self._programs.segment(length)(state, self._timed)
             jax.block_until_ready(self._previous_metrics)
         self._previous_metrics = metrics
         learned = schedule.due(self._config, step + length - 1).learn
@@ -372,7 +394,7 @@ class DeviceEngine:
 
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
         """Run evaluation episodes; see `Engine`."""
-        evaluation = self._evaluate(state, np.int32(step))
+        evaluation = self._programs.evaluate(state, np.int32(step))
         evaluation = self._program.placement.unpad(jax.device_get(evaluation))
         self._interval_begun = False
         self._read_dropped()
@@ -400,7 +422,7 @@ class DeviceEngine:
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Restore what `progress` returned."""
-        empty = self._empty()
+        empty = self._programs.empty()
         saved = jax.tree_util.tree_map_with_path(
             lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else np.asarray(x), empty
         )

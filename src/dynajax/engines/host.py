@@ -13,6 +13,7 @@ from dynajax.envs.training_envs import TrainingEnvs
 from dynajax.runtime.program import Program
 from dynajax.runtime.timers import Clock
 from dynajax.types import Evaluation, Metrics, TrainState, Transition
+from dynajax.xla import backend
 
 
 class HostEngine(TrainingEnvs):
@@ -37,9 +38,14 @@ class HostEngine(TrainingEnvs):
         if config.oracle != "none":
             self._oracle = Oracle(config, seeds), OracleProgram(program)
 
-    def lower(self) -> list[jax.stages.Lowered]:
-        """Return the large programs before they are compiled."""
-        return self._program.lower() if self._oracle is None else self._oracle[1].lower()
+    def memory(self) -> int:
+        """Return the bytes that the largest program needs on each device; see `Engine`."""
+        if self._oracle is not None:
+            return backend.memory(self._oracle[1].lower())
+        jitted = self._program.jitted
+        if jitted.memory is None:
+            jitted.memory = backend.memory(self._program.lower())
+        return jitted.memory
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
         """Take one agent step; see `Engine`."""

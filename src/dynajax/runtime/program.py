@@ -119,21 +119,21 @@ class Jitted:
     """The table's functions by name, jitted; those that return a state take theirs as a donation."""
 
     def __init__(self, algorithm: MBPO, learners: int, devices: Sequence[jax.Device]):
-        self._algorithm, self._devices = algorithm, devices
-        self._placement = place(learners, devices)
+        self.algorithm, self._devices = algorithm, devices
+        self.placement = place(learners, devices)
         self.init = self._jit_init()
         self.fit = self._jit_fit()
-        self.memory: int | None = None  # bytes on each device, once it is known
+        self.memory: int | None = None  # of the largest program, once it is known
 
     def __getattr__(self, name: str) -> jax.stages.Wrapped:
         if name not in FUNCTIONS:
             raise AttributeError(name)
-        function = FUNCTIONS[name].jit(self._algorithm, self._placement)
+        function = FUNCTIONS[name].jit(self.algorithm, self.placement)
         setattr(self, name, function)
         return function
 
     def _jit_init(self) -> jax.stages.Wrapped:
-        algorithm, local = self._algorithm, self._placement.local_learners
+        algorithm, local = self.algorithm, self.placement.local_learners
 
         # One learner after the other, for the reason of `networks.params.init_stacked`.
         def init(*arguments: Any) -> TrainState:
@@ -143,11 +143,11 @@ class Jitted:
             learners = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), learners)
             return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), learners)
 
-        return self._placement.jit_sharded(init, (EVERYWHERE,) * 3, STATE, jax.jit)
+        return self.placement.jit_sharded(init, (EVERYWHERE,) * 3, STATE, jax.jit)
 
     def _jit_fit(self) -> Fit:
         """Jit the fit; a single learner's members are spread over a CPU's cores."""
-        algorithm, placement = self._algorithm, self._placement
+        algorithm, placement = self.algorithm, self.placement
         config = algorithm.config
         if placement.num_learners == 1 and config.has_model and config.model.schedule == "fixed":
             members = place(config.model.members, self._devices)
