@@ -4,8 +4,11 @@ A row sets how synthetic data are made and used, never sizes (`--preset`) nor th
 `--fix`, `--trust` and `--set` override it. docs/algorithms.md compares each row with its paper.
 """
 
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from dynajax.config import Config
 
 
 class Algorithm(NamedTuple):
@@ -93,3 +96,35 @@ ALGORITHMS: dict[str, Algorithm] = {
         fix="scale,auto,beta",
     ),
 }
+
+
+def describe(config: Config) -> str:
+    """Return one line that says which algorithm a run is, and how far it is from the published one.
+
+    For example "MBPO (Janner et al., 2019) with scale,target; agent simba, preset quick: not the
+    paper's agent or sizes".
+    """
+    row = ALGORITHMS[config.algo]
+    if not config.has_model:
+        return f"model-free; agent {config.agent_name}, preset {config.preset}"
+    text = f"{row.title} ({row.paper}) with {' | '.join(v.name for v in config.variants)}"
+    if config.trust_name != row.trust:
+        text += f", trust rule {config.trust_name}"
+    changed = [path for path, value in row.settings.items() if _get(config, path, value) != value]
+    if changed:
+        text += f", changed: {', '.join(changed)}"
+    text += f"; agent {config.agent_name}, preset {config.preset}"
+    if config.algo == "dynajax":
+        return text
+    same_agent = config.agent_name == "sac"
+    if same_agent and config.preset == "paper":
+        return text
+    return text + ": not the paper's " + ("sizes" if same_agent else "agent or sizes")
+
+
+def _get(config: Config, path: str, missing: Any) -> Any:
+    """Return a field by path; a source without the field is named by rollout.source already."""
+    try:
+        return operator.attrgetter(path)(config)
+    except AttributeError:
+        return missing

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from dynajax import schedule
+from dynajax.algorithms import describe
 from dynajax.config import Config, as_dict
 from dynajax.runs.checkpoint import Checkpoints, Restored
 from dynajax.runs.directory import RunDirectory, count_evaluations, device_name
@@ -164,22 +165,21 @@ class RunWriter:
     def _describe_run(self, step: int, device_bytes: int) -> list[str]:
         """Return the lines that are printed when a run starts or resumes."""
         c, placement = self._config, self._placement
-        method = f"mbpo with {c.agent_name}" if c.has_model else c.agent_name
-        if c.trust_name != "none":
-            method += f", trust {c.trust_name}"
         repeat = f" of {c.task.repeat} frames" if c.task.repeat > 1 else ""
         where = f" in {jax.process_count()} processes" if distributed.is_multiprocess() else ""
         if placement.mesh.size > 1:
             where += (
                 f" on {placement.mesh.size} devices, at most {placement.learners_per_device} each"
             )
-        fixes = f"fixes {' | '.join(v.name for v in c.variants)}; " if c.has_model else ""
+        learners = "learner" if c.num_learners == 1 else "learners"
+        last = c.seed + c.seeds - 1
+        seeds = f"seed {c.seed}" if c.seeds == 1 else f"seeds {c.seed} to {last} of each variant"
         sizes = ", ".join(f"{name} {size:,}" for name, size in self._parameters.items())
         mebibytes = device_bytes / placement.learners_per_device / 2**20
         lines = [
-            f"{method} on {c.env}, preset {c.preset}, {c.steps} steps{repeat}, "
-            f"{c.random_steps} with random actions",
-            f"{c.num_learners} learners{where}: {fixes}seeds {c.seed} to {c.seed + c.seeds - 1}",
+            describe(c),
+            f"{c.env}: {c.steps:,} agent steps{repeat}, {c.random_steps:,} with random actions",
+            f"{c.num_learners} {learners}{where}, {seeds}",
             f"{device_name()}; parameters per learner: {sizes}; {mebibytes:.0f} MiB of device "
             "memory per learner",
             f"run directory {self._folder}",
