@@ -97,7 +97,7 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
         "versions": {"jax": "0.10.2", "numpy": "2.4.6"},
         "device": "cpu: x1",
         "machine": "A processor, 2 cores; Linux",
-        "channels": DIMS,
+        "dims": DIMS,
         "git_commit": "abc1234",
         "command": f"python experiments/run.py --env={config['env']}",
         "parameters": {"actor": 12_345, "critic": 23_456, "model": 345_678},

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dynajax import report, settings
+
 ROOT = Path(__file__).resolve().parents[1]
 _SPEC = importlib.util.spec_from_file_location("convert", ROOT / "results/scripts/convert.py")
 convert = importlib.util.module_from_spec(_SPEC)
@@ -84,14 +86,36 @@ PAGE_NOW = """Set `rollout.mixing=separate`, or `rollout.value_expansion_steps`.
 METRICS = """{"kind": "fit", "variant": "none", "score": 1e-05, "spread": 2.0, "r2_channels": [1.0]}
 {"kind":"learn","variant":"none;sac.polyak=0.1","kept_12":0.5,"synthetic_valid":1.0,"score":3}
 {"kind": "diagnosis", "replay_state_skill": 0.1, "policy_inside_80": 0.2, "policy_reward_noise": 1}
+{"kind": "diagnosis", "repeated": 2, "not_repeated": 0, "synthetic_state_skill": 0.5, "critic_bias": 1}
 {"kind": "time", "spread": 1}
 {"kind": "fit", "sco"""
 METRICS_NOW = """\
 {"kind": "fit", "variant": "none", "holdout_mse": 1e-05, "epistemic_std": 2.0, "r2_state_dims": [1.0]}
 {"kind":"learn","variant":"none;agent.polyak=0.1","accepted_fraction_12":0.5,"valid_fraction":1.0,"score":3}
 {"kind": "diagnosis", "replay_state_r2": 0.1, "policy_coverage_80": 0.2, "policy_reward_aleatoric_std": 1}
+{"kind": "diagnosis", "resimulated": 2, "not_reproduced": 0, "synthetic_state_r2": 0.5, "critic_bias": 1}
 {"kind": "time", "spread": 1}
 {"kind": "fit", "sco"""
+
+
+COMPARISON = """\
+| task | variant                   | preset | SAC = 100 | beats it with P |
+|------|---------------------------|--------|----------:|----------------:|
+| a    | SAC                       | quick  |     100.0 |               - |
+| a    | simba (learn.utd=2)       | quick  |     101.0 |               - |
+| b    | MBPO bro scale,auto       | quick  |      90.5 |            0.60 |
+
+One seed has no interval.
+"""
+COMPARISON_NOW = """\
+| task | variant                         | preset | model-free = 100 | P(improvement) |
+|------|---------------------------------|--------|-----------------:|---------------:|
+| a    | SAC (model-free)                | quick  |            100.0 |              - |
+| a    | SimBa (model-free, learn.utd=2) | quick  |            101.0 |              - |
+| b    | MBPO BRO scale,auto             | quick  |             90.5 |           0.60 |
+
+A single seed has no interval.
+"""
 
 
 def first_version():
@@ -109,6 +133,7 @@ def first_version():
         },
         "command": "python experiments/run.py --set sac.utd=10",
         "machine": "é",
+        "channels": ["position[0]"],
     }
 
 
@@ -156,6 +181,8 @@ def test_config_of_first_version():
     }
     assert config["rollout"]["source"] == "buffered" and config["rollout"]["mixing"] == "mixed"
     assert "sac" not in config and config["mine"] == {"x": True} and new["machine"] == "é"
+    assert config["source"] == {"regenerate_every": 0}
+    assert new["dims"] == ["position[0]"] and "channels" not in new
     # The preset of that time set the published method, so the command needs no more settings.
     assert new["command"] == "python experiments/run.py --set learn.utd=10"
 
@@ -170,7 +197,7 @@ def test_config_of_later_version():
         ("value_expansion_steps", 1),
         ("random_action_fraction", 0.0),
     ]
-    assert config["rollout"]["start_window"] == config["rollout"]["regenerate_every"] == 0
+    assert config["rollout"]["start_window"] == 0 and config["source"] == {}
     assert config["model"]["weight_averaging_steps"] == 9
     assert config["trust_name"] == "uncertainty_weight" and config["trust"]["kind"] == "aleatoric"
     assert new["command"] == (
@@ -183,12 +210,26 @@ def test_config_of_later_version():
 def test_config_without_model_has_no_source():
     config = converted_config(later_version(algo="sac"))["config"]
     assert config["algo"] == "model-free" and config["agent_name"] == "sac"
-    assert config["rollout"]["source"] == "none"
+    assert config["rollout"]["source"] == "none" and config["source"] == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "fields"), [("buffered", {"regenerate_every": 0}), ("on_the_fly", {}), ("none", {})]
+)
+def test_config_that_an_earlier_script_converted(source, fields):
+    new = converted_config(later_version(algo="model-free" if source == "none" else "mbpo"))
+    earlier = json.loads(json.dumps(new))
+    del earlier["config"]["source"]
+    earlier["config"]["rollout"] |= {"source": source, "regenerate_every": 0}
+    converted = converted_config(earlier)
+    assert converted["config"]["source"] == fields
+    assert converted["config"]["rollout"] == new["config"]["rollout"] | {"source": source}
+    assert converted["command"] == new["command"]
 
 
 def test_current_config_gets_no_fields():
     """A later version may have other fields than this script knows."""
-    text = json.dumps({"config": {"algo": "mbpo", "rollout": {"source": "buffered"}}})
+    text = json.dumps({"config": {"algo": "mbpo", "rollout": {}, "source": {}}, "dims": []})
     assert convert.convert_config(text) == text
 
 
@@ -208,14 +249,16 @@ def test_metrics():
     [
         ("variant,seed\nnone;sac.polyak=0.1,0\n", "variant,seed\nnone;agent.polyak=0.1,0\n"),
         ("env,fit,score,mine\r\na,1,2,3\r\n", "env,fit,holdout_mse,mine\r\na,1,2,3\r\n"),
+        ("variant,repeated\nnone,1\n", "variant,resimulated\nnone,1\n"),
         (
-            'channel,skill none,"noise scale,target",rmse none\n',
-            'dimension,r2 none,"aleatoric_std scale,target",rmse none\n',
+            "task,variant,final_iqm,improves,efficiency_low\na,SAC,1,,\n"
+            'a,"MBPO simba scale,auto trust=weight",2,1,2\n',
+            "task,variant,final_iqm,probability_of_improvement,sample_efficiency_low\n"
+            "a,SAC (model-free),1,,\n"
+            'a,"MBPO SimBa scale,auto trust=uncertainty_weight",2,1,2\n',
         ),
-        (
-            "code,state_skill_worst5,open_skill_20,open_spread,new_inside_95,reward_noise\n",
-            "fix,state_r2_worst5,open_r2_20,open_epistemic_std,new_coverage_95,reward_aleatoric_std\n",
-        ),
+        ("variant,iqm\r\nbro,1\r\nMBPO,2", "variant,iqm\r\nBRO (model-free),1\r\nMBPO,2"),
+        ("variant,return_mean\nsimba,1\n", "variant,return_mean\nsimba,1\n"),
         ("device,rows,kernels\n", "device,learners,kernels\n"),
         (
             'property,tasks\n"state skill, best code",3\n',
@@ -225,7 +268,87 @@ def test_metrics():
     ],
 )
 def test_csv(old, new):
-    assert convert.convert_csv(old) == new
+    assert convert.convert_csv(old) == convert.convert_csv(new) == new
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "earlier", "new"),
+    [
+        (
+            "codes.csv",
+            "code,state_skill_worst5,open_skill_20,open_reward_r2_5,open_spread,new_inside_95\n",
+            "fix,state_r2_worst5,open_r2_20,open_reward_r2_5,open_epistemic_std,new_coverage_95\n",
+            "fix,state_r2_worst5,open_loop_state_r2_20,open_loop_reward_r2_5,"
+            "open_loop_epistemic_std,new_coverage_95\n",
+        ),
+        (
+            "codes.csv",
+            "code,state_skill,reward_noise,new_state_skill,reward_inside_50,inside_80\n",
+            "fix,state_r2,reward_aleatoric_std,new_state_r2,reward_coverage_50,coverage_80\n",
+            "fix,state_r2,reward_aleatoric_std,new_state_r2,reward_coverage_50,coverage_80\n",
+        ),
+        (
+            "channels.csv",
+            'channel,skill none,"noise scale,target",spread auto,rmse none\n',
+            'dimension,r2 none,"aleatoric_std scale,target",epistemic_std auto,rmse none\n',
+            'dim,r2 none,"aleatoric_std scale,target",epistemic_std auto,rmse none\n',
+        ),
+        (
+            "chains.csv",
+            "code,steps,skill,reward_r2,spread\n",
+            "fix,steps,r2,reward_r2,epistemic_std\n",
+            "fix,steps,state_r2,reward_r2,epistemic_std\n",
+        ),
+        (
+            "run-channels.csv",
+            "variant,channel,skill,rmse,noise,spread\n",
+            "variant,dimension,r2,rmse,aleatoric_std,epistemic_std\n",
+            "variant,dim,r2,rmse,aleatoric_std,epistemic_std\n",
+        ),
+    ],
+)
+def test_tables_of_a_diagnosis(tmp_path, name, old, earlier, new):
+    new_name, _ = convert.TABLES[name]
+    # After an interruption a converted table may still have its old name.
+    for text in (old, earlier, new):
+        (tmp_path / name).write_text(text)
+        assert convert.main([str(tmp_path)]) == 0
+        assert [path.name for path in tmp_path.iterdir()] == [new_name]
+        assert (tmp_path / new_name).read_text() == new
+        assert convert.main([str(tmp_path)]) == 0
+        assert (tmp_path / new_name).read_text() == new
+        (tmp_path / new_name).unlink()
+
+
+def test_other_table_keeps_its_name(tmp_path):
+    (tmp_path / "channels.csv").write_text("station,frequency\na,1\n")
+    assert convert.main([str(tmp_path)]) == 0
+    assert (tmp_path / "channels.csv").read_text() == "station,frequency\na,1\n"
+
+
+def test_new_name_that_is_taken(folder, capsys):
+    (folder / "run/fixes.csv").write_text("fix,steps\n")
+    old = contents(folder)
+    assert convert.main([str(folder)]) == 2
+    assert capsys.readouterr().err.startswith(f"{folder / 'run/codes.csv'}: its new name fixes.csv")
+    assert contents(folder) == old
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SAC", "SAC (model-free)"),
+        ("SAC (learn.utd=1)", "SAC (model-free, learn.utd=1)"),
+        ("simba agent.polyak=0.1", "SimBa (model-free) agent.polyak=0.1"),
+        ("module:Agent", "module:Agent (model-free)"),
+        ("MBPO", "MBPO"),
+        ("MBPO bro", "MBPO BRO"),
+        ("MBPO scale (oracle=both)", "MBPO scale (oracle=both)"),
+        ("MBPO simba scale trust=weight", "MBPO SimBa scale trust=uncertainty_weight"),
+    ],
+)
+def test_labels(old, new):
+    assert convert.new_label(old) == convert.new_label(new) == new
 
 
 def test_study():
@@ -270,6 +393,11 @@ def test_page():
     assert convert.convert_page(PAGE) == PAGE_NOW
 
 
+def test_markdown_table_of_a_comparison():
+    assert convert.convert_page(COMPARISON) == COMPARISON_NOW
+    assert convert.convert_page(COMPARISON_NOW) == COMPARISON_NOW
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Return a folder with a file of each kind, and files that are not converted."""
@@ -297,11 +425,11 @@ def test_second_conversion_changes_nothing(folder, capsys):
     old = contents(folder)
     assert convert.main([str(folder)]) == 0
     new = contents(folder)
-    changed = {path.name for path in old if new[path] != old[path]}
+    changed = {path.name for path, data in new.items() if data != old.get(path)}
     assert changed == {
-        *("config.json", "metrics.jsonl", "codes.csv", "study.toml", "book.ipynb", "README.md")
+        *("config.json", "metrics.jsonl", "fixes.csv", "study.toml", "book.ipynb", "README.md")
     }
-    assert old.keys() == new.keys()
+    assert new.keys() ^ old.keys() == {folder / "run/codes.csv", folder / "run/fixes.csv"}
     assert convert.main([str(folder)]) == 0
     assert contents(folder) == new
     assert capsys.readouterr().out == "6 of 6 files converted\n0 of 6 files converted\n"
@@ -338,5 +466,20 @@ def test_path_that_cannot_be_converted(folder, capsys, name):
 
 def test_committed_files_have_current_names():
     paths = [ROOT / name for name in ("results", "launch/studies", "experiments/notebooks")]
-    old = [path for path in convert.files(paths) if len(set(convert.convert(path))) == 2]
-    assert old == []
+    for path in convert.files(paths):
+        old, new = convert.convert(path)
+        assert old == new, path
+        assert convert.new_path(path, new) == path
+
+
+def test_committed_runs_are_read():
+    """Runs of every algorithm, agent, trust rule and source have the current configuration."""
+    methods = {}
+    for path in (ROOT / "results").rglob("config.json"):
+        config = json.loads(path.read_text())["config"]
+        names = config["algo"], config["agent_name"], config["trust_name"]
+        methods[*names, config["rollout"]["source"], config["oracle"]] = path.parent, config
+    assert len(methods) > 10
+    for folder, config in methods.values():
+        assert settings.from_dict(config).steps == config["steps"]
+        assert report.read_run(folder).steps.size

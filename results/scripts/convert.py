@@ -9,8 +9,9 @@ script once. It converts the files that it is given and those in the folders tha
     *.toml                               studies (other TOML files stay as they are)
     *.ipynb, *.md                        the sources of cells; commands and settings in the text
 
-A second run changes nothing. Formatting, the order of keys, unknown keys and numbers stay as they
-are. Nothing is written if one of the files is damaged.
+The tables of a diagnosis get current file names too. A second run changes nothing. Formatting, the
+order of keys, unknown keys and numbers stay as they are. Nothing is written if one of the files is
+damaged.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,6 @@ MISSING: dict[str, dict[str, Any]] = {
         "state_noise": 1.0,
         "reward_noise": 1.0,
         "start_window": 0,
-        "regenerate_every": 0,
     },
     "task": {"repeat": 1},
 }
@@ -97,6 +98,8 @@ PUBLISHED = {
     "rollout.real_fraction": 0.05,
     "model.reward_from": "inputs",
 }
+#: The transitions that a diagnosis of a run measures the model on.
+_MEASURED = "(replay|policy|counterfactual)"
 #: Metrics by the kind of their line in metrics.jsonl: old name -> new name.
 METRICS = {
     "learn": {r"kept_(\d+)": r"accepted_fraction_\1", "synthetic_valid": "valid_fraction"},
@@ -108,12 +111,13 @@ METRICS = {
         "r2_channels": "r2_state_dims",
         "scale_ratio": "target_variance_ratio",
     },
-    # The names of a diagnosis are made of words, as `replay_state_skill`.
     "diagnosis": {
-        r"(.*_)?skill(_.*)?": r"\1r2\2",
-        r"(.*reward_)?noise": r"\1aleatoric_std",
-        r"(open_)?spread": r"\1epistemic_std",
-        r"(.*_)?inside_(\d+)": r"\1coverage_\2",
+        "repeated": "resimulated",
+        "not_repeated": "not_reproduced",
+        rf"{_MEASURED}_reward_noise": r"\1_reward_aleatoric_std",
+        rf"{_MEASURED}_state_skill": r"\1_state_r2",
+        rf"{_MEASURED}_inside_80": r"\1_coverage_80",
+        "synthetic_state_skill": "synthetic_state_r2",
     },
 }
 #: Columns of CSV files: old name -> new name; those of a metric have the metric's name too.
@@ -121,14 +125,69 @@ COLUMNS = {
     **METRICS["learn"],
     **METRICS["fit"],
     **METRICS["diagnosis"],
-    "code": "fix",
-    "channel": "dimension",
-    r"skill (\S+)": r"r2 \1",  # of a fix, as "skill scale,target"
-    r"noise (\S+)": r"aleatoric_std \1",
-    r"spread (\S+)": r"epistemic_std \1",
     "rows": "learners",
     "sac_100": "model_free_100",
+    r"improves(_low|_high)?": r"probability_of_improvement\1",
+    r"efficiency(_low|_high)?": r"sample_efficiency\1",
 }
+#: The tables of a diagnosis: old file name -> new file name, columns. Some columns have two old
+#: names, because an earlier version of this script renamed them otherwise.
+TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    "codes.csv": (
+        "fixes.csv",
+        {
+            "code": "fix",
+            r"(new_)?state_skill(_worst5)?": r"\1state_r2\2",
+            "reward_noise": "reward_aleatoric_std",
+            r"(reward_|new_)?inside_(50|80|95)": r"\1coverage_\2",
+            r"open_(?:skill|r2)_(\d+)": r"open_loop_state_r2_\1",
+            r"open_reward_r2_(\d+)": r"open_loop_reward_r2_\1",
+            "open_(?:spread|epistemic_std)": "open_loop_epistemic_std",
+        },
+    ),
+    "channels.csv": (
+        "dims.csv",
+        {
+            "channel|dimension": "dim",
+            r"skill (\S+)": r"r2 \1",  # of a set of fixes, as "skill scale,target"
+            r"noise (\S+)": r"aleatoric_std \1",
+            r"spread (\S+)": r"epistemic_std \1",
+        },
+    ),
+    "chains.csv": (
+        "open_loop.csv",
+        {"code": "fix", "skill|r2": "state_r2", "spread": "epistemic_std"},
+    ),
+    "run-channels.csv": (
+        "run-dims.csv",
+        {
+            "channel|dimension": "dim",
+            "skill": "r2",
+            "noise": "aleatoric_std",
+            "spread": "epistemic_std",
+        },
+    ),
+}
+#: Text of the Markdown table of a comparison: old -> new.
+COMPARISON = {
+    "SAC = 100": "model-free = 100",
+    "beats it with P": "P(improvement)",
+    "no SAC run, so raw": "there is no run of SAC (model-free), so raw",
+    "SAC's return is not positive": "the return of SAC (model-free) is not positive",
+    "the largest that all runs have": "the largest number that all runs have",
+    "One seed has no interval.": "A single seed has no interval.",
+    "With fewer than 5 seeds bootstrap intervals come out too narrow.": "With fewer than 5 seeds, "
+    "bootstrap intervals are too narrow.",
+    '"It" is the same agent without a model. P: probability that a seed has the higher final '
+    "return. Sample efficiency: frames in which it first comes to its last mean return, over those "
+    "in which this method does; 0 where this one does not.": "The baseline of a method is the same "
+    "agent, model-free. P(improvement): probability that a seed of the method has a higher final "
+    "return than a seed of the baseline. Sample efficiency: frames in which the baseline first "
+    "reaches its last mean return, divided by the frames in which the method reaches it; 0 if it "
+    "never does.",
+}
+#: Display names of agents in the labels of comparisons.
+AGENTS = {"sac": "SAC", "simba": "SimBa", "bro": "BRO"}
 #: Names in the tables over many diagnoses, in their headers and in their first column.
 PROPERTIES = {
     "state skill, published targets": "state R², published targets",
@@ -214,13 +273,14 @@ def convert_config(text: str) -> str:
     old = info["config"]
     config = _renamed_config(old)
     explicit: dict[str, Any] = {}
-    if "source" not in (old.get("rollout") or {}):
+    if "source" not in old:
         _add_missing(config)
-        if config.get("algo") == "mbpo":
-            # The commands relied on the preset; the configuration has the values of that time.
-            values = {path: _get(config, path) for path in METHOD}
-            explicit = {path: v for path, v in values.items() if v != PUBLISHED[path]}
-    new = {**info, "config": config}
+    if "source" not in {*old, *(old.get("rollout") or {})} and config.get("algo") == "mbpo":
+        # The commands relied on the preset; the configuration has the values of that time.
+        values = {path: _get(config, path) for path in METHOD}
+        explicit = {path: v for path, v in values.items() if v != PUBLISHED[path]}
+    new = {"dims" if name == "channels" else name: value for name, value in info.items()}
+    new["config"] = config
     if "command" in new:
         new["command"] = with_settings(convert_text(new["command"]), explicit)
     if "commands" in new:
@@ -253,8 +313,14 @@ def _add_missing(config: dict[str, Any]) -> None:
         there = config.setdefault(group, {}) if group else config
         for name, value in fields.items() if there is not None else ():
             there.setdefault(name, value)
-    if config.get("algo") == "model-free" and config["rollout"] is not None:
-        config["rollout"]["source"] = "none"
+    rollout = config["rollout"]
+    if rollout is not None:
+        if config.get("algo") == "model-free":
+            rollout["source"] = "none"
+        # An earlier version of this script wrote it into the wrong group.
+        rollout.pop("regenerate_every", None)
+    buffered = rollout is not None and rollout["source"] == "buffered"
+    config["source"] = {"regenerate_every": 0} if buffered else {}
 
 
 def _get(config: Mapping[str, Any], path: str) -> Any:
@@ -294,19 +360,53 @@ def _metric_names(line: str, table: Mapping[str, str]) -> str:
     return re.sub(r'("variant"\s*:\s*)("[^"]*")', lambda m: m[1] + convert_text(m[2]), line)
 
 
-def convert_csv(text: str) -> str:
-    """Return the text of a CSV file with current names of columns and variants."""
+def convert_csv(text: str, columns: Mapping[str, str] = COLUMNS) -> str:
+    """Return the text of a CSV file with current names of columns, variants and methods."""
     header, end, body = text.partition("\n")
     returned = header.endswith("\r")
     names = next(csv.reader([header.rstrip("\r")], strict=True), [])
-    new = [renamed(PROPERTIES.get(name, name), COLUMNS) for name in names]
+    new = [renamed(PROPERTIES.get(name, name), columns) for name in names]
     if "property" in names:
         body = _properties(body)
+    if "variant" in names:
+        body = convert_text(body)
+        if {"final_iqm", "iqm"} & set(names):  # a comparison, whose variants are labels
+            body = _label_cells(body, names.index("variant"))
     if new != names:
-        out = io.StringIO()
-        csv.writer(out, lineterminator="").writerow(new)
-        header = out.getvalue() + "\r" * returned
-    return header + end + (convert_text(body) if "variant" in names else body)
+        header = _csv_line(new, "\r" * returned)
+    return header + end + body
+
+
+def _csv_line(cells: Sequence[str], end: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator=end).writerow(cells)
+    return out.getvalue()
+
+
+def _label_cells(text: str, column: int) -> str:
+    """Return lines of a CSV file with current labels in a column."""
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        cells = next(csv.reader([line.rstrip("\r\n")], strict=True), [])
+        if cells and (label := new_label(cells[column])) != cells[column]:
+            cells[column] = label
+            lines[number] = _csv_line(cells, line[len(line.rstrip("\r\n")) :])
+    return "".join(lines)
+
+
+def new_label(label: str) -> str:
+    """Return the current name of a method in comparisons, as "SAC (model-free)"."""
+    label = re.sub(r"\btrust=weight\b", "trust=uncertainty_weight", label)
+    agent, _, rest = label.partition(" ")
+    if agent == "MBPO":
+        agent, space, rest = rest.partition(" ")
+        return f"MBPO {AGENTS.get(agent, agent)}{space}{rest}".rstrip()
+    if rest.startswith("(model-free"):
+        return label
+    agent = AGENTS.get(agent, agent)
+    if rest.startswith("("):  # what distinguishes two curves of a method
+        return f"{agent} (model-free, {rest[1:]}"
+    return f"{agent} (model-free) {rest}".rstrip()
 
 
 def _properties(text: str) -> str:
@@ -379,7 +479,7 @@ def _add_settings(text: str, arm: str, settings: Mapping[str, Any]) -> str:
         return "\n".join(lines)
     place = _header(lines, f"arms.{arm}") if arm else -1
     if place is None:
-        raise ValueError(f"the arm {arm} has no line [arms.{arm}] of its own")
+        raise ValueError(f"the arm {arm} has no separate line [arms.{arm}]")
     end = place + 1
     while end < len(lines) and not lines[end].lstrip().startswith("["):
         if re.match(r"\s*settings\s*=\s*\{", lines[end]):
@@ -423,10 +523,40 @@ _COMMAND = re.compile(
 )
 
 
+_COMPARISON = re.compile(r"^\| task +\| variant +\|.*\n\|[-:|]+\|\n(?:\|.*\n)+", re.MULTILINE)
+
+
 def convert_page(text: str) -> str:
     """Return the text of a Markdown page with current names in its commands and tables."""
     new = convert_text(_properties(text))
+    if _COMPARISON.search(new):
+        for old, now in COMPARISON.items():
+            new = new.replace(old, now)
+        new = _COMPARISON.sub(lambda match: _aligned(match[0]), new)
     return _COMMAND.sub(_explicit, new) if new != text else text
+
+
+def _aligned(table: str) -> str:
+    """Return the table of a comparison with current labels and aligned columns."""
+    header, rule, *lines = [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()
+    ]
+    rows = [header, *([task, new_label(label), *cells] for task, label, *cells in lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [cell.endswith(":") for cell in rule]
+    text = [
+        " | ".join(
+            cell.rjust(width) if at_right else cell.ljust(width)
+            for cell, width, at_right in zip(row, widths, right, strict=True)
+        )
+        for row in rows
+    ]
+    dashes = [
+        "-" * (width + 1) + (":" if at_right else "-")
+        for width, at_right in zip(widths, right, strict=True)
+    ]
+    first, *others = (f"| {line} |\n" for line in text)
+    return "".join([first, f"|{'|'.join(dashes)}|\n", *others])
 
 
 def _explicit(match: re.Match[str]) -> str:
@@ -449,6 +579,7 @@ def _explicit(match: re.Match[str]) -> str:
 KINDS: dict[str, Callable[[str], str]] = {
     "config.json": convert_config,
     "metrics.jsonl": convert_metrics,
+    **{name: partial(convert_csv, columns=columns) for name, (_, columns) in TABLES.items()},
     "*.csv": convert_csv,
     "*.toml": convert_study,
     "*.ipynb": convert_notebook,
@@ -497,6 +628,23 @@ def convert(path: Path) -> tuple[str, str]:
         raise ConversionError(f"{path}: it cannot be converted ({reason})") from None
 
 
+def new_path(path: Path, text: str) -> Path:
+    """Return the path of a file whose converted text is given.
+
+    Raises:
+      ConversionError: there is another file of that name.
+    """
+    if path.name not in TABLES:
+        return path
+    names = next(csv.reader(text.splitlines()[:1]), [])
+    if not {"fix", "dim"} & set(names):
+        return path  # not the table of a diagnosis
+    new = path.with_name(TABLES[path.name][0])
+    if new.exists():
+        raise ConversionError(f"{path}: its new name {new.name} is taken; remove one of the files")
+    return new
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert the files named on the command line and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -506,15 +654,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         texts = {path: convert(path) for path in files(arguments.paths)}
+        paths = {path: new_path(path, new) for path, (_, new) in texts.items()}
     except ConversionError as error:
         print(error, file=sys.stderr)
         return 2
-    changed = {path: new for path, (old, new) in texts.items() if new != old}
+    changed = {p: new for p, (old, new) in texts.items() if new != old or paths[p] != p}
     for path, new in changed.items():
-        # A rename is atomic: after an interruption every file is either old or converted.
+        # A rename is atomic: after an interruption every file is either old or converted, and a
+        # converted one that still has its old name gets its new name from the next run.
         other = path.with_name(f".{path.name}.new")
         other.write_bytes(new.encode())
         os.replace(other, path)
+        if paths[path] != path:
+            os.rename(path, paths[path])
     print(f"{len(changed)} of {len(texts)} files converted")
     return 0
 

@@ -25,14 +25,14 @@ from dynajax.types import UsageError
 Lines = Sequence[dict[str, str]]
 
 
-def _of(code: str, name: str) -> Callable[[Lines], np.ndarray]:
-    return lambda lines: np.array([float(x[name]) for x in lines if x["fix"] == code])
+def _of(fixes: str, name: str) -> Callable[[Lines], np.ndarray]:
+    return lambda lines: np.array([float(x[name]) for x in lines if x["fix"] == fixes])
 
 
 def _best(name: str) -> Callable[[Lines], np.ndarray]:
     def best(lines: Lines) -> np.ndarray:
-        codes = list(dict.fromkeys(x["fix"] for x in lines))
-        return np.max([_of(code, name)(lines) for code in codes], axis=0)
+        sets = list(dict.fromkeys(x["fix"] for x in lines))
+        return np.max([_of(fixes, name)(lines) for fixes in sets], axis=0)
 
     return best
 
@@ -46,20 +46,20 @@ def _direct(folder: Path) -> float:
 #: By name: the function that reads the property of every seed from fixes.csv, and whether lower or
 #: higher values should go with failure.
 PROPERTIES: dict[str, tuple[Callable[[Lines], np.ndarray], str]] = {
-    "state skill, published targets": (_of("none", "state_r2"), "lower"),
-    "state skill, best code": (_best("state_r2"), "lower"),
+    "state R², published targets": (_of("none", "state_r2"), "lower"),
+    "state R², best fix": (_best("state_r2"), "lower"),
     "reward R², published targets": (_of("none", "reward_r2"), "lower"),
     "reward R², scale": (_of("scale", "reward_r2"), "lower"),
-    "reward R², best code": (_best("reward_r2"), "lower"),
+    "reward R², best fix": (_best("reward_r2"), "lower"),
     "Σ Var(s' - s) / Var(r)": (_of("none", "ratio_delta"), "higher"),
     "Σ Var(s') / Var(r)": (_of("none", "ratio_next"), "higher"),
-    "reward noise, published targets": (_of("none", "reward_aleatoric_std"), "higher"),
+    "reward aleatoric std, published targets": (_of("none", "reward_aleatoric_std"), "higher"),
     "|reward bias|, published targets": (
         lambda lines: np.abs(_of("none", "reward_bias")(lines)),
         "higher",
     ),
-    "skill after 20 steps, published targets": (_of("none", "open_loop_state_r2_20"), "lower"),
-    "inside 80 %, new episodes, published": (_of("none", "new_coverage_80"), "lower"),
+    "state R² after 20 steps, published targets": (_of("none", "open_loop_state_r2_20"), "lower"),
+    "coverage at 80 %, new episodes, published": (_of("none", "new_coverage_80"), "lower"),
     "reward's share in 1 % of the steps": (_of("none", "reward_top_share"), "higher"),
 }
 
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
         line: dict[str, Any] = dict(x)
         for name, seeds in measured.items():
             line[name] = float(np.mean(seeds))
-        line["share of direct channels"] = _direct(path.parent / x["task"])
+        line["share of direct dimensions"] = _direct(path.parent / x["task"])
         table.append(line)
         short = list(PROPERTIES)[:7]
         text.append(
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     write_atomically(path.parent / "table.md", _markdown([header, *text]).encode())
 
     judged: list[dict[str, Any]] = []
-    names = [*PROPERTIES, "share of direct channels"]
+    names = [*PROPERTIES, "share of direct dimensions"]
     for name in names:
         values = np.array([line[name] for line in table])
         direction = PROPERTIES[name][1] if name in PROPERTIES else "higher"

@@ -115,7 +115,7 @@ def _published(run: Run, panel: Panel) -> tuple[list[str], Image | None]:
 def _dims(run: Run) -> Image | None:
     """Draw R² of each state dimension at the last fit, if it was logged."""
     r2 = last_state_r2(run)
-    names = run.info.get("channels") or []
+    names = run.info.get("dims") or []
     if not r2 or not names:
         return None
     means = {name: np.asarray(statistics.interval(v).point) for name, v in r2.items()}

@@ -65,7 +65,7 @@ class RunWriter:
         self._info = {
             "command": command,
             "parameters": dict(parameters),
-            "channels": list(spec.obs_names),
+            "dims": list(spec.obs_names),
         }
         self._policies = Policies(folder / "policies", spec)
         self._is_first_process = distributed.is_main_process()
