@@ -118,7 +118,7 @@ class MBPO:
     def init(self, config: Config, variant: Int[Array, ""], seed: Int[Array, ""]) -> LearnerState:
         """Return a new learner.
 
-        Its keys come from its seed alone, so a learner does not depend on those beside it.
+        Its keys come from its seed alone, so a learner does not depend on the others of the run.
 
         Args:
           config: the learner's own.
@@ -237,7 +237,7 @@ class MBPO:
         return learner, {**losses, **metrics}
 
     def fit(self, learner: LearnerState, shared: Shared) -> tuple[LearnerState, Metrics]:
-        """Fit the ensemble to D_env (Algorithm 2, line 4), and calibrate the trust rule."""
+        """Fit the ensemble to D_env (Algorithm 2, line 3), and calibrate the trust rule."""
         key, fit_key = jax.random.split(learner.key)
         state, metrics, data = training.fit(
             self.dynamics(learner),

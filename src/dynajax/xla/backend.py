@@ -11,8 +11,8 @@ import jax
 
 from dynajax.types import UsageError, reason
 
-# By measurement (BUILD_NOTES.md, "Speed"): on a CPU XLA hands batched matmuls to YNNPACK, which
-# runs most of them on one thread; its own matmuls use all of them.
+# By measurement: on a CPU XLA hands batched matmuls to YNNPACK, which runs most of them on one
+# thread; its own matmuls use all of them.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 #: The share of a device's memory that programs may fill.
@@ -33,25 +33,51 @@ def compiling_for(platform: str) -> Iterator[None]:
         _absent = before
 
 
-def local_devices() -> list[jax.Device]:
-    """JAX's local devices, in numbers that everything here is written for.
+#: Settings of JAX that would change the numbers or stop the programs: name, the value that is needed,
+#: and the reason.
+_REQUIRED_SETTINGS: tuple[tuple[str, Any, str], ...] = (
+    ("jax_enable_x64", False, "dynajax trains in float32"),
+    ("jax_default_prng_impl", "threefry2x32", "seeds stand for its random numbers"),
+    ("jax_numpy_rank_promotion", "allow", "dynajax broadcasts arrays of different ranks"),
+    ("jax_numpy_dtype_promotion", "standard", "dynajax relies on it"),
+    ("jax_transfer_guard", None, "environments on the host exchange arrays with the device"),
+    ("jax_disable_jit", False, "without compiled programs training does not end"),
+)
+#: Values that mean the same as the needed one.
+_EQUIVALENT = {"jax_transfer_guard": ("allow", "log")}
+
+
+def check_settings() -> None:
+    """Refuse settings of JAX that dynajax cannot work with.
 
     Raises:
-      UsageError: the environment asks JAX for what it has not, or for float64.
+      UsageError: one of them is set; the line names the variable and the remedy.
     """
-    settings: Any = jax.config
-    if settings.jax_enable_x64:
-        raise UsageError(
-            "JAX_ENABLE_X64=1: dynajax trains in float32; unset it, or call "
-            'jax.config.update("jax_enable_x64", False) first'
-        )
+    for name, needed, why in _REQUIRED_SETTINGS:
+        value = getattr(jax.config, name)
+        if value == needed or value in _EQUIVALENT.get(name, ()):
+            continue
+        shown = int(value) if isinstance(value, bool) else value
+        remedy = "unset it"
+        if needed is not None:
+            remedy += f', or call jax.config.update("{name}", {needed!r}) first'
+        raise UsageError(f"{name.upper()}={shown}: {why}; {remedy}")
+
+
+def local_devices() -> list[jax.Device]:
+    """Return JAX's local devices.
+
+    Raises:
+      UsageError: JAX finds no such devices, or has settings that dynajax cannot work with.
+    """
+    check_settings()
     try:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:
-        wanted = settings.jax_platforms
+        wanted = jax.config.jax_platforms
         raise UsageError(
-            f"JAX_PLATFORMS={wanted}: JAX finds no such device ({reason(error)}); install the extra for "
-            "it, pip install 'dynajax[cuda]' or 'dynajax[tpu]', or unset JAX_PLATFORMS"
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device ({reason(error)}); install the extra "
+            "for it, pip install -e '.[cuda]' or '.[tpu]', or unset JAX_PLATFORMS"
         ) from None
 
 

@@ -1,0 +1,46 @@
+"""Settings of JAX, and the choices for a platform."""
+
+import jax
+import pytest
+
+from dynajax.types import UsageError
+from dynajax.xla import backend
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_numpy_dtype_promotion", "strict"),
+        ("jax_transfer_guard", "disallow"),
+        ("jax_disable_jit", True),
+    ],
+)
+def test_settings_that_change_numbers_are_refused(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        with pytest.raises(UsageError, match=f"^{name.upper()}=.*unset it"):
+            backend.local_devices()
+    finally:
+        jax.config.update(name, before)
+    assert backend.local_devices()
+
+
+@pytest.mark.parametrize("value", ["allow", "log"])
+def test_transfer_guards_that_refuse_nothing_are_accepted(value):
+    before = jax.config.jax_transfer_guard
+    jax.config.update("jax_transfer_guard", value)
+    try:
+        assert backend.local_devices()
+    finally:
+        jax.config.update("jax_transfer_guard", before)
+
+
+def test_lowering_follows_the_target_platform():
+    assert backend.lowering() is backend.CPU
+    with backend.compiling_for("cuda"):
+        assert backend.lowering() is backend.ACCELERATOR
+    assert backend.lowering() is backend.CPU
