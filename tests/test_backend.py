@@ -44,3 +44,13 @@ def test_lowering_follows_the_target_platform():
     with backend.compiling_for("cuda"):
         assert backend.lowering() is backend.ACCELERATOR
     assert backend.lowering() is backend.CPU
+
+
+@pytest.mark.parametrize(("text", "limited"), [("1258291200\n", True), ("max\n", False)])
+def test_memory_limit_of_a_container_is_respected(monkeypatch, tmp_path, text, limited):
+    unlimited = backend.host_memory()
+    path = tmp_path / "memory.max"
+    path.write_text(text)
+    monkeypatch.setattr(backend, "_MEMORY_LIMITS", (tmp_path / "missing", path))
+    assert backend.host_memory() == 1_258_291_200 if limited else unlimited
+    assert backend.available(2) == backend.host_memory() // 2

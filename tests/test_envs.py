@@ -287,9 +287,9 @@ def test_episode_seeds_differ_by_seed_stream_and_episode():
 def test_default_workers(monkeypatch):
     assert default_workers(run_config("Line-v0", workers=3), 1) == 3
     config = run_config("Line-v0", workers=-1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(2)))
     assert default_workers(config, 64) == 0
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
     assert [default_workers(config, n) for n in (1, 4, 8, 16, 64)] == [0, 0, 2, 4, 8]
     assert default_workers(config) == 0
 

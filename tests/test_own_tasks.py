@@ -367,7 +367,7 @@ def test_workers_do_not_run_the_main_script(tmp_path):
 def test_task_of_main_script_is_stepped_in_one_process(task, monkeypatch):
     entry = type("Own", (Scripted,), {"__module__": "__main__"})
     config = make(task(entry), algo="model-free")
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
     with pytest.warns(UserWarning, match="a separate module"):
         assert default_workers(config, 64) == 0
     assert default_workers(make(task(), algo="model-free"), 64) == 8

@@ -1,4 +1,4 @@
-"""Where environments run: beside the device, or on it. `ENGINES` is the one place that lists them."""
+"""Where environments run: on the host, or on the device. `ENGINES` lists the engines."""
 
 from collections.abc import Callable
 

@@ -49,7 +49,7 @@ def default_workers(config: Config, n: int | None = None) -> int:
     if config.host.workers >= 0:
         return config.host.workers
     environments = config.num_learners if n is None else n
-    workers = min((os.cpu_count() or 1) // 2, environments // 4)
+    workers = min(len(os.sched_getaffinity(0)) // 2, environments // 4)
     if workers < 2:
         return 0
     if _defining_module(config.env) == "__main__":

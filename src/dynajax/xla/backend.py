@@ -1,10 +1,11 @@
-"""How XLA is asked to compile the training programs, and the memory that they take."""
+"""The platform that programs are compiled for: settings of JAX and XLA, and memory."""
 
 import contextlib
 import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +16,16 @@ from dynajax.types import UsageError, reason
 # thread; its own matmuls use all of them.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-#: The share of a device's memory that programs may fill.
+#: Share of a device's memory that programs may fill.
 FILLED = 0.9
 
-# The kind of device that programs are made for where it is not the local one.
+# The platform that programs are compiled for, if it is not the local one.
 _absent: str | None = None
 
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Within it programs are made for devices of a platform that need not be here."""
+    """Compile programs for another platform than the local one within this context."""
     global _absent
     before, _absent = _absent, platform
     try:
@@ -140,10 +141,10 @@ def lowering() -> Lowering:
 
 
 def use_cores() -> None:
-    """Lets a CPU be as many devices as it has cores; where JAX is in use already, nothing changes.
+    """Make a CPU as many devices as it has cores, unless JAX is in use already.
 
-    A row, or a member, on a core of its own waits for no other core, and its data stay in that
-    core's cache. Where there is another kind of device this changes nothing.
+    A learner, or a member, on its own core waits for no other core, and its data stay in that core's
+    cache. Other kinds of devices are not affected.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
@@ -151,7 +152,7 @@ def use_cores() -> None:
 
 
 def options() -> dict[str, str]:
-    """Compiler options for the devices; none where this XLA does not know them."""
+    """Return compiler options for the platform; none if this XLA does not know them."""
     return _on_cpu() if target_is_cpu() else {}
 
 
@@ -165,37 +166,52 @@ def _on_cpu() -> dict[str, str]:
 
 
 def jit(function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
-    """`jax.jit` with these options."""
+    """Return `jax.jit` of a function with the platform's compiler options."""
     return jax.jit(function, compiler_options=options(), **arguments)
 
 
 def memory(programs: Sequence[jax.stages.Lowered]) -> int:
-    """Bytes that the largest of these needs on each device: what it reads, writes and works in.
+    """Compile programs, and return the bytes that the largest needs on each device.
 
-    It compiles them; a later call with arguments of the same shapes finds them compiled.
+    A later call with arguments of the same shapes does not compile again.
     """
     return max(needed(program.compile()) for program in programs)
 
 
 def needed(program: jax.stages.Compiled) -> int:
-    """Bytes that a program needs on each device: what it reads, writes and works in."""
+    """Return the bytes of a program's arguments, results and temporaries on each device."""
     size: Any = program.memory_analysis()
     results = size.output_size_in_bytes - size.alias_size_in_bytes
     return int(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
 
 
 def count(tree: Any) -> int:
-    """Numbers in a tree's arrays, or shapes."""
+    """Return how many numbers the arrays, or shapes, of a tree have."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def size(tree: Any) -> int:
-    """Bytes of a tree's arrays."""
+    """Return the bytes of a tree's arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def available(devices: int) -> int:
-    """Bytes of a local device's memory, where `devices` are in use; a CPU's share the host's."""
+    """Return the bytes of a local device's memory when `devices` are in use; CPUs share the host's."""
     stats = local_devices()[0].memory_stats() or {}
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return stats.get("bytes_limit") or host // devices
+    return stats.get("bytes_limit") or host_memory() // devices
+
+
+#: Files with the memory limit of a container, of control groups version 2 and 1.
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def host_memory() -> int:
+    """Return the bytes of memory that this process may use: the host's, or its container's limit."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            total = min(total, int(path.read_text()))
+    return total
