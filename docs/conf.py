@@ -1,6 +1,7 @@
-"""Sphinx: `sphinx-build -W docs build/docs` makes the site, from these pages and the docstrings."""
+"""Configuration of Sphinx: `sphinx-build -W docs build/docs` builds the site."""
 
 import importlib.metadata
+import operator
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from dynajax import settings
+from dynajax.agents import AGENTS
+from dynajax.synthetic import SOURCES
+from dynajax.trust import TRUST
 
 project = "dynajax"
 author = "The dynajax authors"
@@ -29,7 +35,7 @@ highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-# What the docstrings say of a tuple's fields stands beside the fields in the source.
+# Fields of a tuple are documented by comments in the source.
 napoleon_use_ivar = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -42,7 +48,52 @@ html_show_sourcelink = False
 html_math_renderer = "mathml"
 
 
+#: Groups of settings that do not depend on the agent, trust rule or source.
+SETTING_GROUPS = {
+    "": "The run",
+    "learn": "All agents",
+    "model": "The model",
+    "rollout": "Synthetic data",
+    "replay": "Replay buffers",
+    "eval": "Evaluation",
+    "host": "The host engine",
+    "task": "The task",
+}
+
+
+def _table(title: str, group: str, config: Any) -> list[str]:
+    """Return a section with the settings of one group as a Markdown table, or nothing."""
+    rows = []
+    for path, setting in settings.all_settings(config).items():
+        if path.rpartition(".")[0] == group:
+            value = operator.attrgetter(path)(config)
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            shown = shown.lower() if isinstance(value, bool) else shown or "none"
+            vary = "yes" if setting.traced else ""
+            rows.append(f"| `{path}` | {shown} | {setting.about} | {setting.values} | {vary} |")
+    head = ["| field | default | meaning | values | vary |", "|---|---|---|---|---|"]
+    return ["", f"## {title}", "", *head, *rows] if rows else []
+
+
+def _add_settings(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Append the tables of all settings to the page `settings`."""
+    if docname != "settings":
+        return
+    lines = []
+    for group, title in SETTING_GROUPS.items():
+        lines += _table(title, group, settings.base())
+    for name in AGENTS:
+        lines += _table(f"The agent `{name}`", "agent", settings.base(agent=name))
+    for name in TRUST:
+        lines += _table(f"The trust rule `{name}`", "trust", settings.base(trust=name))
+    for name in SOURCES:
+        lines += _table(f"The source `{name}`", "source", settings.base(source=name))
+    source[0] += "\n".join(lines) + "\n"
+
+
 def _formula(display: bool) -> Any:
+    """Return the visitor that writes a formula as MathML."""
+
     def visit(translator: Any, node: nodes.Element) -> None:
         formula = convert(node.astext(), display="block" if display else "inline")
         translator.body.append(f"<div>{formula}</div>" if display else formula)
@@ -51,13 +102,16 @@ def _formula(display: bool) -> Any:
     return visit, None
 
 
-def _tidied(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Bars in a docstring's formulas are no references, and a tuple's field says nothing itself."""
+def _clean_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Escape bars, which are no references in formulas, and drop the aliases of tuple fields."""
     alias = lines[:1] and lines[0].startswith("Alias for field number")
     lines[:] = [] if alias else [line.replace("|", r"\|") for line in lines]
 
 
 def setup(app: Sphinx) -> None:
-    """Formulas become MathML, which browsers draw themselves: a page needs no network."""
-    app.connect("autodoc-process-docstring", _tidied)
+    """Connect the hooks; formulas become MathML, which browsers draw without a network."""
+    app.connect("source-read", _add_settings)
+    app.connect("autodoc-process-docstring", _clean_docstring)
     app.add_html_math_renderer("mathml", _formula(False), _formula(True))

@@ -9,9 +9,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
     "launch/README.md",
-    *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))),
+    *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md"))),
 )
-#: The page about a user's own code.
+#: The script that is the same as a command of `dynajax`.
+SCRIPTS = {
+    "train": "experiments/run.py",
+    "sweep": "launch/sweep.py",
+    **{name: f"experiments/{name}.py" for name in ("plot", "diagnose", "play", "bench", "ahead")},
+}
+#: The page of what a user writes.
 OWN = "docs/own.md"
 #: A part of each command that is not run here -> the reason.
 EXCEPTIONS = {
@@ -64,18 +70,19 @@ def blocks(page, language):
 
 
 def commands():
-    """Return (page, command) for every command in a shell block."""
+    """Return (page, command) for every command in a shell block, as a call of its script."""
+
+    def call(line):
+        line = line.split("  #")[0].strip()
+        return re.sub(r"^dynajax (\w+)", lambda match: f"python {SCRIPTS[match[1]]}", line)
+
     lines = [
         (page, line)
         for page in PAGES
         for block in blocks(page, "sh")
         for line in block.replace("\\\n", " ").splitlines()
     ]
-    return [
-        (page, line.split("  #")[0].strip())
-        for page, line in lines
-        if line.strip() and not line.startswith("#")
-    ]
+    return [(page, call(line)) for page, line in lines if line.strip() and not line.startswith("#")]
 
 
 def runs():

@@ -1,35 +1,39 @@
-"""The pages: what they must explain, and that what they name is there."""
+"""Documentation: what it must explain, and whether what it names exists."""
 
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import dynajax
 from conftest import SMALL
+from dynajax.algorithms import ALGORITHMS
 from dynajax.config import GROUPS
 from dynajax.config.presets import PRESETS
 from dynajax.diagnose import online_report
 from dynajax.models.targets import FIXES
 from dynajax.report import charts, published
 from dynajax.settings import all_settings, base
+from dynajax.synthetic import SOURCES
 from dynajax.trust import TRUST
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "launch/README.md", *DOCS]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "BUILD_NOTES.md", ROOT / "launch/README.md", *DOCS]
+OTHER_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "results/README.md"]
 
 
-def named(page: str) -> set[str]:
-    """The names that a page has in code."""
+def code_spans(page: str) -> set[str]:
+    """Return the text of all code spans of a page."""
     return set(re.findall(r"`([^`\n]+)`", (ROOT / "docs" / page).read_text()))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A run with everything in it that a run logs."""
+def run_directory(tmp_path_factory):
+    """Return the directory of a run that logs every kind of metric."""
     settings = SMALL | {"rollout.horizon": 2, "replay.synthetic": 64, "eval.episodes": 2}
     config = dynajax.make_config(
         "Pendulum-v1", preset="paper", trust="m2ac", settings=settings, steps=70
@@ -37,9 +41,9 @@ def folder(tmp_path_factory):
     return dynajax.train(config, tmp_path_factory.mktemp("run"), quiet=True).folder
 
 
-def test_every_column_of_the_journal_is_explained(folder):
-    explained = named("reading-a-run.md")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+def test_every_metric_and_file_of_a_run_is_explained(run_directory):
+    explained = code_spans("reading-a-run.md")
+    lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").open()]
     kinds = {line["kind"]: set(line) for line in lines}
     assert set(kinds) == {"fit", "learn", "time"}
     names = set.union(*kinds.values())
@@ -47,16 +51,15 @@ def test_every_column_of_the_journal_is_explained(folder):
     assert names | {"weight"} <= explained, sorted(names - explained)
     [time] = [line for line in lines if line["kind"] == "time" and line["step"] == 70]
     assert set(time["seconds"]) <= explained
-    header = next(csv.reader((folder / "eval.csv").open()))
+    header = next(csv.reader((run_directory / "eval.csv").open()))
     assert set(header) <= explained, set(header) - explained
-    figures = {name for rule in TRUST.values() for name in rule.figures}
-    assert figures <= explained
-    files = {path.name for path in folder.iterdir()} - {"lock"}
+    assert {name for rule in TRUST.values() for name in rule.metrics} <= explained
+    files = {path.name for path in run_directory.iterdir()} - {"lock"}
     assert files <= {name.rstrip("/") for name in explained}, files - explained
 
 
-def test_every_metric_that_a_page_draws_is_explained():
-    explained = named("reading-a-run.md")
+def test_every_metric_in_a_report_is_explained():
+    explained = code_spans("reading-a-run.md")
     drawn = [*charts.MODEL, *charts.SYNTHETIC, *charts.CRITIC]
     diagnosed = [*charts.DIAGNOSED, *online_report.CRITIC, *online_report.MODEL]
     for chart in drawn:
@@ -66,45 +69,111 @@ def test_every_metric_that_a_page_draws_is_explained():
         assert name in explained or {f"{place}_…", rest} <= explained, name
 
 
-def test_every_choice_is_on_its_page():
-    assert set(FIXES) <= named("method.md")
+def test_every_registered_name_is_on_its_page():
+    assert set(FIXES) <= code_spans("method.md")
     for registry, page in ((TRUST, "trust.md"), (dynajax.AGENTS, "agents.md")):
-        # Other tests register their own.
+        # Other tests register names of their own.
         shipped = {n for n, cls in registry.items() if cls.__module__.startswith("dynajax.")}
-        assert shipped <= named(page)
-    assert set(PRESETS) | set(published.METHODS) <= named("commands.md")
-    groups = {name.partition(".")[0] for name in named("commands.md") if ".…" in name}
+        assert shipped <= code_spans(page)
+    assert set(PRESETS) | set(published.METHODS) <= code_spans("commands.md")
+    shipped = {n for n, cls in SOURCES.items() if cls.__module__.startswith("dynajax.")}
+    assert shipped <= code_spans("method.md")
+    groups = {name.partition(".")[0] for name in code_spans("commands.md") if ".…" in name}
     assert groups == set(GROUPS)
 
 
-def test_fields_that_the_pages_name_are_fields():
+def test_settings_that_the_pages_name_exist():
     known = {
         path
         for agent in dynajax.AGENTS
         for trust in TRUST
         for path in all_settings(base(agent, trust))
     }
-    # In a class of a reader's own.
-    known |= {"agent.FIELD", "trust.FIELD"}
+    # Settings of a reader's own class.
+    known |= {"agent.FIELD", "trust.FIELD", "source.FIELD"}
     for page in PAGES:
         for name in re.findall(rf"`((?:{'|'.join(GROUPS)})\.\w+)", page.read_text()):
             assert name in known or name.endswith((".py", ".csv")), f"{page.name}: {name}"
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks of code."""
+    """Return a page without its code blocks."""
     return re.sub(r"(?ms)^```.*?^```", "", page.read_text())
 
 
-def test_what_the_pages_link_to_is_there():
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "results/README.md"]:
+def test_link_targets_exist():
+    for page in [*PAGES, *OTHER_PAGES]:
         for target in re.findall(r"\]\(([^)#\s]+)", prose(page)):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_scripts_and_files_that_the_pages_name_are_there():
+def test_files_that_the_pages_name_exist():
     for page in PAGES:
         for name in re.findall(
             r"`((?:experiments|launch|results|src|tests)/[\w./-]+)`", page.read_text()
         ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def training_commands() -> list[str]:
+    """Return every documented command that trains, except with a module of the reader's own."""
+    blocks = [b for page in PAGES for b in re.findall(r"(?ms)^ *```sh\n(.*?)```", page.read_text())]
+    lines = [line for b in blocks for line in b.replace("\\\n", " ").splitlines()]
+    trains = re.compile(r"dynajax train|experiments/run\.py")
+    own = re.compile(r"my_module|own_tasks|\$|--process|\.\.\.|#")
+    return sorted({line.strip() for line in lines if trains.search(line) and not own.search(line)})
+
+
+@pytest.mark.parametrize("command", training_commands())
+def test_documented_training_commands_are_accepted(command):
+    words = shlex.split(re.sub(r"--(set|vary) ", r"--\1=", command))
+    flags = [word[2:].partition("=") for word in words if word.startswith("--")]
+    arguments = {name: value for name, _, value in flags if name not in ("fix", "set", "vary")}
+    for name in ("out", "video", "wandb", "fields"):
+        arguments.pop(name, None)
+    for name in {"seed", "seeds", "steps"} & set(arguments):
+        arguments[name] = int(arguments[name])
+    values = {kind: [v for n, _, v in flags if n == kind] for kind in ("fix", "set", "vary")}
+    dynajax.make_config(
+        **arguments,
+        fixes=values["fix"],
+        settings=dict(item.split("=", 1) for item in values["set"]),
+        vary={k: v.split(",") for k, v in (item.split("=", 1) for item in values["vary"])},
+    )
+
+
+def test_table_of_algorithms_agrees_with_their_settings():
+    text = (ROOT / "docs/algorithms.md").read_text()
+    rows = re.findall(r"(?m)^\| `([\w-]+)`.*$", text)
+    assert rows == list(ALGORITHMS)
+    for line in re.findall(r"(?m)^\| `[\w-]+`.*$", text):
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        name, source, share, mixing, horizon, trust, reward = cells
+        name = name.partition("`")[0]
+        config = dynajax.make_config("cheetah-run", algo=name)
+        assert source == config.rollout.source
+        if config.separate:
+            assert share == "half of the updates"
+        else:
+            expected = config.rollout.real_fraction if config.has_rollouts else 1.0
+            assert float(share) == expected
+        if config.has_rollouts:
+            assert mixing == config.rollout.mixing
+        if config.has_model:
+            assert (int(horizon),) == config.rollout.horizon
+            assert trust == config.trust_name
+            assert (reward == "joint") == (config.model.reward_from == "inputs")
+        assert f"## {name}\n" in text
+
+
+def test_api_page_has_every_public_name():
+    text = (ROOT / "docs/api.md").read_text()
+    missing = [n for n in dynajax.__all__ if not re.search(rf"(::|`)\s*{n}\b", text)]
+    assert not missing
+
+
+def test_pages_are_wrapped_and_the_index_of_decisions_is_short():
+    for page in [*PAGES, *OTHER_PAGES]:
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            assert len(line) <= 120, f"{page.name}:{number}"
+    assert len((ROOT / "BUILD_NOTES.md").read_text().splitlines()) <= 200

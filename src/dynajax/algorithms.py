@@ -69,7 +69,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "wimle": Algorithm(
         "WIMLE",
-        "WIMLE, 2026",
+        "Aghabozorgi et al., 2026",
         {
             "rollout.source": "buffered",
             "source.regenerate_every": 1000,
@@ -107,7 +107,8 @@ def describe(config: Config) -> str:
     row = ALGORITHMS[config.algo]
     if not config.has_model:
         return f"model-free; agent {config.agent_name}, preset {config.preset}"
-    text = f"{row.title} ({row.paper}) with {' | '.join(v.name for v in config.variants)}"
+    names = " | ".join(v.name for v in config.variants)
+    text = f"{row.title} ({row.paper}) " + (f"with {names}" if names != "none" else "without fixes")
     if config.trust_name != row.trust:
         text += f", trust rule {config.trust_name}"
     changed = [path for path, value in row.settings.items() if _get(config, path, value) != value]

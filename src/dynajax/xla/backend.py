@@ -75,7 +75,8 @@ def local_devices() -> list[jax.Device]:
     try:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:
-        wanted = jax.config.jax_platforms
+        settings: Any = jax.config
+        wanted = settings.jax_platforms
         raise UsageError(
             f"JAX_PLATFORMS={wanted}: JAX finds no such device ({reason(error)}); install the extra "
             "for it, pip install -e '.[cuda]' or '.[tpu]', or unset JAX_PLATFORMS"
