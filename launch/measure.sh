@@ -82,8 +82,8 @@ study() {
 
 for env in quadruped-walk hopper-stand; do
   quick=(--env="$env" --preset=quick --steps=20000 --seeds=16 "${evaluations[@]}")
-  study "$env-tenth-synthetic" 4 "${quick[@]}" --fix=scale,auto,beta --set=rollout.real_fraction=0.9
+  study "$env-tenth-synthetic" 4 "${quick[@]}" --algo=dynajax --set=rollout.real_fraction=0.9
   study "$env-model-free" 2 "${quick[@]}" --algo=model-free
 done
-study modern 5 --env=quadruped-walk --preset=modern --steps=50000 --seeds=8 "${evaluations[@]}" --fix=scale,auto,beta
+study modern 5 --env=quadruped-walk --preset=modern --algo=dynajax --steps=50000 --seeds=8 "${evaluations[@]}"
 echo "written: $out"

@@ -43,7 +43,7 @@ class TrainingEnvs:
         n = len(learner_seeds)
         self._spec = spec
         self._seeds = [int(s) for s in learner_seeds]
-        self._needs_termination = config.algo == "mbpo" and spec.termination is None
+        self._needs_termination = config.has_model and spec.termination is None
         self._indices = np.arange(n)
         self._episode = np.full(n, -1)
         self._returns = np.zeros(n)

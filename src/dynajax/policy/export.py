@@ -63,7 +63,7 @@ def _onnx(policy: Policy) -> bytes:
         from onnx import TensorProto, helper
     except ImportError as error:
         raise UsageError(
-            f"--export: ONNX is not installed ({error}); pip install 'dynajax[onnx]', or export an .npz"
+            f"--export: ONNX is not installed ({error}); pip install -e '.[onnx]', or export an .npz"
         ) from None
     graph = _OnnxGraph()
     _add_policy(graph, policy)

@@ -218,6 +218,6 @@ def devices(name: str) -> list[jax.Device]:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"--device={name}: its compiler is not installed ({reason}); install the extra for it, "
-            f"pip install 'dynajax[{extra}]'"
+            f"pip install -e '.[{extra}]'"
         ) from None
     return list(topology.devices)

@@ -78,7 +78,7 @@ def _html(run: Run, title: str, panel: Panel) -> bytes:
         "start_values_caption": _START_CAPTION,
         "clock": _clock(run),
     }
-    if run.config["algo"] == "mbpo":
+    if run.config["algo"] != "model-free":
         context |= _model(run, style)
     return html.render("run_report", title=title, **context, **_provenance(run.info))
 
@@ -221,7 +221,7 @@ def late_reward_r2(run: Run, variant: str) -> float:
 
 def _final_returns(run: Run) -> Table:
     """Return the first table of the report, with a row for each variant."""
-    has_model = run.config["algo"] == "mbpo"
+    has_model = run.config["algo"] != "model-free"
     header = [
         "variant",
         "final return (95 % interval)",

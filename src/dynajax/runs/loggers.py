@@ -177,7 +177,7 @@ class WeightsAndBiases:
             import wandb
         except ImportError:
             raise UsageError(
-                "--wandb: install the extra first: pip install 'dynajax[wandb]'"
+                "--wandb: install the extra first: pip install -e '.[wandb]'"
             ) from None
         self._learners = learner_names(config)
         path = folder / "wandb-id"
