@@ -77,6 +77,7 @@ def find(
     name: str,
     accepts: Callable[[Any], bool],
     required: str,
+    base: Any = None,
 ) -> Any:
     """Return the entry with a name, or what the module of "module:NAME" defines or registers.
 
@@ -86,6 +87,7 @@ def find(
       name: name of an entry, or "module:NAME".
       accepts: whether an object is an entry.
       required: what an entry must be, for the error message.
+      base: is not taken from a module, which may have imported it only.
 
     Raises:
       UsageError: there is no such entry, or it is not accepted.
@@ -93,7 +95,7 @@ def find(
     imported = import_module(flag, name)
     module, _, short_name = name.rpartition(":")
     defined = getattr(imported, short_name, None)
-    if accepts(defined):
+    if accepts(defined) and defined is not base:
         return defined
     if short_name in entries:
         entry = entries[short_name]
@@ -129,10 +131,9 @@ def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
     """
     base = next(iter(entries.values())).__mro__[-2]  # the last class before `object`
 
-    if entries.get(name) is base:
-        return base
 
     def accepts(entry: Any) -> bool:
-        return isinstance(entry, type) and issubclass(entry, base) and entry is not base
+        return isinstance(entry, type) and issubclass(entry, base)
 
-    return find(flag, entries, name, accepts, f"a class that inherits from {base.__name__}")
+    required = f"a class that inherits from {base.__name__}"
+    return find(flag, entries, name, accepts, required, base)
