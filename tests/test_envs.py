@@ -257,7 +257,7 @@ def test_old_task_versions_load_without_warning():
         ("Cheetah-run", "nearest is cheetah-run"),
         ("Hoper-v5", "nearest is Hopper-v5"),
         ("HalfCheetah-v99", "nearest is HalfCheetah-v"),
-        ("nowhere_at_all:X-v0", "'nowhere_at_all' cannot be imported"),
+        ("nowhere_at_all:X-v0", "'nowhere_at_all' cannot be found"),
         ("json:Lin-v0", "'json' registers no such task; the nearest is Line-v0"),
         ("DiscreteActions-v0", "Discrete(3)"),
         ("Unbounded-v0", "infinite bounds"),

@@ -44,7 +44,7 @@ def test_lookup_by_name():
 def test_unknown_name_error_has_the_nearest_and_all_names(name, near):
     text = lookup_error(name)
     assert text.startswith(f"--agent={name}: unknown name; the nearest is ")
-    assert "(of sac, simba, bro, or module:name" in text
+    assert "(of sac, simba, bro, or module:NAME" in text
     if name != "zzz":
         assert f"the nearest is {near} " in text
 
@@ -62,10 +62,27 @@ def test_users_module_is_imported(module):
     registry.import_module("--agent", "no_such_module")
 
 
-def test_module_that_does_not_register_the_name(module):
+def test_class_that_a_module_defines(module):
+    name = module(
+        "from test_registry import Base, ENTRIES\n"
+        "class Own(Base): pass\nclass sac(Base): pass\nother = Own\nnumber = 5\n"
+    )
+    own = registry.lookup("--agent", ENTRIES, f"{name}:Own")
+    assert own.__module__ == name and own.__name__ == "Own" and "Own" not in ENTRIES
+    assert registry.lookup("--agent", ENTRIES, f"{name}:other") is own
+    # The module's own class comes before a registered one of the same name.
+    assert registry.lookup("--agent", ENTRIES, f"{name}:sac").__module__ == name
+    assert registry.lookup("--agent", ENTRIES, f"{name}:bro") is ENTRIES["bro"]
+    for short_name in ("Base", "number"):
+        text = lookup_error(f"{name}:{short_name}")
+        assert text.startswith(f"--agent={name}:{short_name}: '{short_name}' of the module ")
+        assert text.endswith("it must be a class that inherits from Base")
+
+
+def test_module_without_the_name(module):
     name = module("")
     text = lookup_error(f"{name}:custom")
-    assert text.startswith(f"--agent={name}:custom: the module '{name}' does not register 'custom'")
+    assert text.startswith(f"--agent={name}:custom: the module '{name}' has no 'custom'")
 
 
 @pytest.mark.parametrize("entry", [5, int, ENTRIES["sac"]()])
@@ -76,23 +93,29 @@ def test_entry_that_is_not_a_subclass_is_refused(entry):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "reason", "line"),
     [
-        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
-        ("def (", "SyntaxError: "),
-        ("import sys; sys.exit(0)", "SystemExit: 0"),
-        ("import no_such_package_at_all", "ModuleNotFoundError: No module named"),
+        ("raise RuntimeError('two\\nlines')", "RuntimeError: two lines", 1),
+        ("import math\n\nmath.sqroot(2)", "AttributeError: module 'math' has no attribute", 3),
+        ("import json\njson.loads('{')", "JSONDecodeError: Expecting property name", 2),
+        ("\ndef (", "SyntaxError: ", 2),
+        ("import sys; sys.exit(0)", "SystemExit: 0", 1),
+        ("import no_such_package_at_all", "ModuleNotFoundError: No module named", 1),
     ],
 )
-def test_import_error_is_one_line(module, text, reason):
+def test_error_while_a_module_is_imported(module, tmp_path, text, reason, line):
+    """Say in one line what was raised, and in which line of the user's file."""
     name = module(text)
-    line = lookup_error(f"{name}:custom")
-    assert line.startswith(
-        f"--agent={name}:custom: the module '{name}' cannot be imported ({reason}"
-    )
-    assert "PYTHONPATH" in line
+    message = lookup_error(f"{name}:custom")
+    assert message.startswith(f"--agent={name}:custom: the module '{name}' raised {reason}")
+    assert message.endswith(f"while it was imported ({tmp_path / name}.py, line {line})")
+    assert "PYTHONPATH" not in message
 
 
-def test_missing_module():
-    assert "the module 'nowhere.at_all' cannot be imported" in lookup_error("nowhere.at_all:custom")
-    assert "cannot be imported" in lookup_error(":custom")
+def test_missing_module(module):
+    text = "the module 'nowhere.at_all' cannot be found; it must be installed or on PYTHONPATH"
+    assert lookup_error("nowhere.at_all:custom") == f"--agent=nowhere.at_all:custom: {text}"
+    assert "write it as module:NAME" in lookup_error(":custom")
+    name = module("")
+    text = f"the module '{name}.py' cannot be found; write its name without .py, '{name}'"
+    assert lookup_error(f"{name}.py:custom") == f"--agent={name}.py:custom: {text}"

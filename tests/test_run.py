@@ -224,7 +224,7 @@ def test_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--algo=ppo"], ["algo", "mbpo"]),
         (["--algo=model-free", "--fix=scale"], ["--fix=scale", "without a model", "--algo=mbpo"]),
         (["--agent=sacc"], ["--agent=sacc", "the nearest is sac"]),
-        (["--agent=no.where:sac"], ["--agent=no.where:sac", "cannot be imported"]),
+        (["--agent=no.where:sac"], ["--agent=no.where:sac", "cannot be found"]),
         (["--trust=penal"], ["--trust=penal", "the nearest is penalty"]),
         (["--algo=model-free", "--trust=penalty"], ["--trust=penalty", "--algo=mbpo"]),
         (["--trust=penalty", "--set=trust.scale=-1"], ["trust.scale=-1", "trust.kind=spread"]),

@@ -7,9 +7,10 @@
     run = dynajax.read_run(result.folder)
     policy = dynajax.load_policy(result.folder)
 
-Own tasks: `register_termination`; own fixes, agents and rules of trust: entries of `FIXES`, `AGENTS`
-and `TRUST`. A name is imported when it is first used, so a trained policy needs no environment's
-packages.
+Your own agents, trust rules, models, likelihoods, sources and fixes are subclasses of `Agent`,
+`TrustRule`, `DynamicsModel`, `Likelihood` and `Source`, or a `Fix`, named as "module:NAME" or added to
+a table (`AGENTS`, ...). Your own tasks need `register_termination` or `register_mjx_task`. A name is
+imported when it is first used, so a trained policy needs no environment's packages.
 """
 
 import importlib
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
     from dynajax.agents import AGENTS, Agent
     from dynajax.config import Config, fields, static, traced
     from dynajax.envs import register_mjx_task, register_termination
+    from dynajax.models import MODELS, DynamicsModel, NeuralModel
+    from dynajax.models.likelihoods import LIKELIHOODS, Likelihood
     from dynajax.models.targets import FIXES, Fix
     from dynajax.policy import load_model, load_policy
     from dynajax.report import Run, read_run, write_report
     from dynajax.settings import make as make_config
+    from dynajax.synthetic import SOURCES, Source
     from dynajax.train import Result, train
     from dynajax.trust import TRUST, Predictions, TrustOutput, TrustRule
     from dynajax.types import UsageError
@@ -33,13 +37,20 @@ __version__ = "0.1.0"
 __all__ = [
     "AGENTS",
     "FIXES",
+    "LIKELIHOODS",
+    "MODELS",
+    "SOURCES",
     "TRUST",
     "Agent",
     "Config",
+    "DynamicsModel",
     "Fix",
+    "Likelihood",
+    "NeuralModel",
     "Predictions",
     "Result",
     "Run",
+    "Source",
     "TrustOutput",
     "TrustRule",
     "UsageError",
@@ -61,7 +72,10 @@ _PLACES = {
     **dict.fromkeys(("AGENTS", "Agent"), "agents"),
     **dict.fromkeys(("Config", "fields", "static", "traced"), "config"),
     **dict.fromkeys(("register_mjx_task", "register_termination"), "envs"),
+    **dict.fromkeys(("MODELS", "DynamicsModel", "NeuralModel"), "models"),
+    **dict.fromkeys(("LIKELIHOODS", "Likelihood"), "models.likelihoods"),
     **dict.fromkeys(("FIXES", "Fix"), "models.targets"),
+    **dict.fromkeys(("SOURCES", "Source"), "synthetic"),
     **dict.fromkeys(("TRUST", "Predictions", "TrustRule", "TrustOutput"), "trust"),
     **dict.fromkeys(("load_model", "load_policy"), "policy"),
     **dict.fromkeys(("Run", "read_run", "write_report"), "report"),

@@ -15,7 +15,7 @@ from dynajax.config import GROUPS, Config, Variant, assign, parse_variant, varia
 from dynajax.config.dependent import adjust_dependent
 from dynajax.config.presets import PRESETS
 from dynajax.config.schema import require
-from dynajax.models import likelihoods, model_class, targets
+from dynajax.models import likelihoods, model_class, predicts_variance, targets
 from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
@@ -218,8 +218,8 @@ def make(
       agent: a name in `agents.AGENTS`, or "module:name"; by default the preset's.
       trust: a name in `trust.TRUST`, or "module:name"; by default the algorithm's.
       preset: a name in `config.presets.PRESETS`.
-      fixes: for each variant a comma list of names in `targets.FIXES`, "" or "none" for none; by
-        default one variant with the algorithm's.
+      fixes: for each variant a comma list of names in `targets.FIXES` or "module:name", "" or
+        "none" for none; by default one variant with the algorithm's.
       vary: values for traced fields; all combinations, times the fixes, are the variants.
       settings: other values for fields, by path ("learn.utd").
       seeds: learners of each variant, numbered from `seed`.
@@ -310,16 +310,25 @@ def _check(config: Config) -> None:
 def _check_model(config: Config) -> None:
     """Refuse fixes that need a variance that the model does not predict."""
     model_class(config.model.network).check(config.model)
-    if likelihoods.likelihood_class(config.model.likelihood).has_variance:
+    likelihoods.likelihood_class(config.model.likelihood)
+    if predicts_variance(config.model):
         return
+    reason, remedy = _no_variance(config)
     for variant in config.variants:
         for name in variant.fixes:
             require(
-                targets.FIXES[name].exponent is None,
+                targets.lookup_fix(name).exponent is None,
                 f"--fix={','.join(variant.fixes)}: {name} weights by the predicted variance, and "
-                f"model.likelihood={config.model.likelihood} predicts none; leave it out, or choose "
-                "--set model.likelihood=gaussian",
+                f"{reason}; leave it out, or choose {remedy}",
             )
+
+
+def _no_variance(config: Config) -> tuple[str, str]:
+    """Return why the model predicts no variance, and the remedy."""
+    network, likelihood = config.model.network, config.model.likelihood
+    if not likelihoods.likelihood_class(likelihood).has_variance:
+        return f"model.likelihood={likelihood} predicts none", "--set model.likelihood=gaussian"
+    return f"model.network={network} predicts none", "--set model.network=mlp"
 
 
 def _check_trust(config: Config) -> None:
@@ -334,11 +343,10 @@ def _check_trust(config: Config) -> None:
         not rule.needs_all_members or config.model.members > 1,
         flag + "it compares members of the ensemble; choose model.members above 1",
     )
-    has_variance = likelihoods.likelihood_class(config.model.likelihood).has_variance
+    reason, remedy = _no_variance(config)
     require(
-        has_variance or not rule.needs_variance,
-        flag + f"it reads predicted variances, and model.likelihood={config.model.likelihood} "
-        "predicts none; choose --set model.likelihood=gaussian",
+        not rule.reads_variance(config) or predicts_variance(config.model),
+        flag + f"it reads predicted variances, and {reason}; choose {remedy}",
     )
     steps = config.rollout.value_expansion_steps
     require(

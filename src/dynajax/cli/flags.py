@@ -58,7 +58,9 @@ def define_fixes(about: str) -> None:
     """
     from dynajax.models.targets import FIXES
 
-    flags.DEFINE_multi_string("fix", [], f"Comma-separated {', '.join(FIXES)}, or none. {about}")
+    flags.DEFINE_multi_string(
+        "fix", [], f"Comma-separated {', '.join(FIXES)} or module:NAME; or none. {about}"
+    )
 
 
 def define_preset(default: str) -> None:

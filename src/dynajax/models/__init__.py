@@ -3,6 +3,8 @@
 `MODELS` lists them by the name that `--set model.network` takes.
 """
 
+from typing import Any, cast
+
 from dynajax import registry
 from dynajax.config import ModelConfig
 from dynajax.models.base import DynamicsModel, Gaussian, OutputHead
@@ -19,6 +21,7 @@ __all__ = [
     "ResNetModel",
     "make_model",
     "model_class",
+    "predicts_variance",
 ]
 
 MODELS: dict[str, type[DynamicsModel]] = {"mlp": MLPModel, "resnet": ResNetModel}
@@ -36,3 +39,8 @@ def model_class(name: str) -> type[DynamicsModel]:
 def make_model(config: ModelConfig, spec: EnvSpec) -> DynamicsModel:
     """Return the dynamics model of one member; traced fields of `config` may be arrays."""
     return model_class(config.network)(config, spec)
+
+
+def predicts_variance(config: ModelConfig) -> bool:
+    """Return whether the configured model's predictions have a variance."""
+    return model_class(config.network)(config, cast(Any, None)).has_variance

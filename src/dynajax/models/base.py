@@ -95,7 +95,10 @@ class DynamicsModel:
 
     @property
     def has_variance(self) -> bool:
-        """Whether predictions have a variance; `beta` and some trust rules need it."""
+        """Whether predictions have a variance; `beta` and some trust rules need it.
+
+        It depends on `config` alone. A subclass may set it as a class attribute.
+        """
         raise NotImplementedError
 
     def init(self, key: Array, members: int) -> Params:

@@ -2,7 +2,8 @@
 
 A transition's raw target is ``y = [s' - k s, r]``, and the model learns ``z = (y - m) / c``.
 MBPO as published has k = 1, m = 0, c = 1. A fix is a rule for k, a rule for m and c, or the exponent
-that weights the loss. `FIXES` lists them. All fixes of a run are evaluated in one program.
+that weights the loss. `FIXES` lists them; `--fix=module:NAME` takes one of your own. All fixes of a
+run are evaluated in one program.
 
 Barkley and Fridovich-Keil (2025) for `scale` and `target`; Seitzer et al. (2022) for `beta`.
 """
@@ -15,6 +16,7 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dynajax import registry
 from dynajax.types import TargetTransform, UsageError
 
 #: A standard deviation below this belongs to a constant dimension, and is replaced by 1.
@@ -126,8 +128,19 @@ FIXES: dict[str, Fix] = {
 }
 
 
+def lookup_fix(name: str) -> Fix:
+    """Return the fix called `name`, or that the module of "module:NAME" defines or registers.
+
+    Raises:
+      UsageError: there is no such fix.
+    """
+    return registry.find("--fix", FIXES, name, lambda fix: isinstance(fix, Fix), "a Fix")
+
+
 def parse_fixes(text: str) -> tuple[str, ...]:
-    """Return the names in a comma list, in the order of `FIXES`; "" and "none" are no fix.
+    """Return the names in a comma list; "" and "none" are no fix.
+
+    They come in the order of `FIXES`, then those with a module, by name.
 
     Raises:
       UsageError: an unknown name, a name twice, or two that set the same rule.
@@ -136,21 +149,21 @@ def parse_fixes(text: str) -> tuple[str, ...]:
     if names == ["none"]:
         names = []
     for name in names:
-        if name not in FIXES:
+        if name not in FIXES and ":" not in name:
             near = difflib.get_close_matches(name, FIXES, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"--fix={text}: choose none, or from {', '.join(FIXES)}{hint}")
-        if not isinstance(FIXES[name], Fix):
             raise UsageError(
-                f"--fix={text}: {FIXES[name]!r} is registered as {name!r}; it must be a Fix"
+                f"--fix={text}: choose none, or from {', '.join(FIXES)}, or module:NAME{hint}"
             )
+        lookup_fix(name)
         if names.count(name) > 1:
             raise UsageError(f"--fix={text}: {name} is given twice")
     for rule in ("skip", "affine", "exponent"):
-        setters = [name for name in names if getattr(FIXES[name], rule) is not None]
+        setters = [name for name in names if getattr(lookup_fix(name), rule) is not None]
         if len(setters) > 1:
             raise UsageError(f"--fix={text}: {' and '.join(setters)} contradict each other")
-    return tuple(name for name in FIXES if name in names)
+    registered = tuple(name for name in FIXES if name in names)
+    return registered + tuple(sorted(set(names) - set(registered)))
 
 
 def identity_transform(obs_dim: int) -> TargetTransform:
@@ -219,7 +232,7 @@ def fit_transform(
     """
     transforms = []
     for names in variants:
-        fixes = [FIXES[name] for name in names]
+        fixes = [lookup_fix(name) for name in names]
         skip_rule = next((f.skip for f in fixes if f.skip), _residual)
         affine_rule = next((f.affine for f in fixes if f.affine), _identity)
         exponent = next((f.exponent for f in fixes if f.exponent is not None), 0.0)

@@ -9,11 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynajax.agents import agent_class
 from dynajax.config import Config, EvalConfig, HostConfig, variant_config
 from dynajax.mbpo import MBPO
+from dynajax.models import model_class
+from dynajax.models.likelihoods import likelihood_class
+from dynajax.models.targets import lookup_fix
 from dynajax.runtime import distributed
 from dynajax.runtime.member_parallel import MemberParallelFit
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place
+from dynajax.synthetic import source_class
+from dynajax.trust import trust_rule_class
 from dynajax.types import EnvSpec, Metrics, Shared, TrainState, Transition
 from dynajax.xla import backend
 
@@ -253,7 +259,8 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     pairs = tuple(config.variant_seed_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)
     platform = backend.lowering()
-    jitted = _jitted(_static_key(config), spec, len(pairs), tuple(devices), platform)
+    key = _static_key(config), _plug_ins(config)
+    jitted = _jitted(*key, spec, len(pairs), tuple(devices), platform)
     return Program(MBPO(config, spec), placement, numbers, pairs, jitted)
 
 
@@ -271,9 +278,22 @@ def _static_key(config: Config) -> Config:
     )
 
 
+def _plug_ins(config: Config) -> tuple[Any, ...]:
+    """Return the classes and fixes that a configuration names, which a notebook may define again."""
+    return (
+        agent_class(config.agent_name),
+        trust_rule_class(config.trust_name),
+        source_class(config.rollout.source),
+        model_class(config.model.network),
+        likelihood_class(config.model.likelihood),
+        *(lookup_fix(name) for variant in config.variants for name in variant.fixes),
+    )
+
+
 @functools.lru_cache(maxsize=16)
 def _jitted(
     config: Config,
+    plug_ins: tuple[Any, ...],
     spec: EnvSpec,
     learners: int,
     devices: tuple[jax.Device, ...],

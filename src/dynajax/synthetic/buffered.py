@@ -70,7 +70,7 @@ class Buffered(Source):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse buffer sizes and horizons that do not fit."""
+        """Refuse buffer sizes and horizons that do not fit, and an oracle without new rollouts."""
         h, batch, capacity = config.rollout.horizon, config.rollout.batch, config.replay.synthetic
         shown = ",".join(map(str, h))
         if capacity % batch:
@@ -81,6 +81,12 @@ class Buffered(Source):
             raise UsageError(
                 f"--set rollout.horizon={shown}: rollout.batch x horizon must be at most "
                 f"replay.synthetic={capacity}"
+            )
+        every = config.source.regenerate_every
+        if every and config.oracle != "none":
+            raise UsageError(
+                f"--set source.regenerate_every={every}: an oracle corrects the rollouts of every "
+                "agent step; choose --set source.regenerate_every=0"
             )
 
     @property

@@ -96,6 +96,11 @@ class TrustRule:
           UsageError: one line that names the setting and the remedy.
         """
 
+    @classmethod
+    def reads_variance(cls, config: Config) -> bool:
+        """Return whether the rule reads predicted variances with this configuration."""
+        return cls.needs_variance
+
     def init(self) -> Any:
         """Return the state before the first fit."""
         return None

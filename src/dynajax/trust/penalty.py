@@ -49,6 +49,11 @@ class Penalty(TrustRule):
                 "--set trust.kind=epistemic, or --set model.likelihood=gaussian"
             )
 
+    @classmethod
+    def reads_variance(cls, config: Config) -> bool:
+        """Return whether the penalty is for predicted noise."""
+        return config.trust.kind == "aleatoric"
+
     def apply(
         self,
         state: Any,
