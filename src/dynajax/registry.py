@@ -131,7 +131,6 @@ def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
     """
     base = next(iter(entries.values())).__mro__[-2]  # the last class before `object`
 
-
     def accepts(entry: Any) -> bool:
         return isinstance(entry, type) and issubclass(entry, base)
 

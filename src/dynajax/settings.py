@@ -201,9 +201,9 @@ def make(
     agent: str | None = None,
     trust: str | None = None,
     preset: str = "quick",
-    fixes: Sequence[str] = (),
-    vary: Mapping[str, Iterable[float | str]] = types.MappingProxyType({}),
-    settings: Mapping[str, Any] = types.MappingProxyType({}),
+    fixes: str | Sequence[str] = (),
+    vary: Mapping[str, float | str | Iterable[float | str]] = types.MappingProxyType({}),
+    settings: Mapping[str, Any] | None = None,
     seeds: int = 1,
     seed: int = 0,
     steps: int | None = None,
@@ -219,7 +219,7 @@ def make(
       trust: a name in `trust.TRUST`, or "module:name"; by default the algorithm's.
       preset: a name in `config.presets.PRESETS`.
       fixes: for each variant a comma list of names in `targets.FIXES` or "module:name", "" or
-        "none" for none; by default one variant with the algorithm's.
+        "none" for none; one text is one variant, and the default is one with the algorithm's.
       vary: values for traced fields; all combinations, times the fixes, are the variants.
       settings: other values for fields, by path ("learn.utd").
       seeds: learners of each variant, numbered from `seed`.
@@ -231,6 +231,10 @@ def make(
     Raises:
       UsageError: one line that names the argument, its value and the remedy.
     """
+    fixes = [fixes] if isinstance(fixes, str) else fixes
+    settings = {} if settings is None else settings
+    seeds, seed = _count("seeds", seeds), _count("seed", seed)
+    steps = None if steps is None else _count("steps", steps)
     for flag, value, choices in (
         ("preset", preset, tuple(PRESETS)),
         ("algo", algo, tuple(ALGORITHMS)),
@@ -272,6 +276,18 @@ def make(
     for variant in (Variant(), *config.variants):
         _check(variant_config(config, variant))
     return config
+
+
+def _count(flag: str, value: Any) -> int:
+    """Return a whole number that was given as a number or as text.
+
+    Raises:
+      UsageError: it is no whole number.
+    """
+    try:
+        return _integer(value)
+    except (ValueError, TypeError, OverflowError):
+        raise UsageError(f"--{flag}={value}: it must be a whole number") from None
 
 
 def _source(row: Mapping[str, Any], settings: Mapping[str, Any], oracle: str) -> str:
@@ -357,7 +373,9 @@ def _check_trust(config: Config) -> None:
 
 
 def _variants(
-    config: Config, fixes: Sequence[str], vary: Mapping[str, Iterable[float | str]]
+    config: Config,
+    fixes: Sequence[str],
+    vary: Mapping[str, float | str | Iterable[float | str]],
 ) -> tuple[Variant, ...]:
     """Return all combinations of fixes and varied values, checked."""
     parsed_fixes = [targets.parse_fixes(text) for text in fixes]
@@ -376,7 +394,10 @@ def _variants(
             )
         if not config.has_model and path.split(".")[0] in ("model", "trust", "rollout", "source"):
             raise UsageError(f"--vary {path}: there is no model; choose --algo=mbpo")
-        column = [(path, parse("--vary", path, value, config)) for value in values]
+        several = (
+            values if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+        )
+        column = [(path, parse("--vary", path, value, config)) for value in several]
         if not column:
             raise UsageError(f"--vary {path}: give it at least one value")
         for _, value in column:

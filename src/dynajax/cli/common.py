@@ -111,12 +111,19 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     A `UsageError` or a wrong flag prints one line on stderr and exits with status 2.
     """
+    # Python has no stream if the file descriptor was closed, as by `>&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may not encode every character
     # A user's own task is a module in the working directory.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        fail("the working directory was deleted; change to another one, and run the command again")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         try:
             app.run(
@@ -139,8 +146,24 @@ def _parse_flags(main: Callable[..., Any], argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     try:
         return flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        fail(str(error) + _setting_hint(error.flagname))
     except flags.Error as error:
         fail(str(error))
+
+
+def _setting_hint(name: str) -> str:
+    """Return how to set the field of this name, if there is one."""
+    from dynajax import settings
+    from dynajax.agents import AGENTS
+
+    paths = {p for agent in AGENTS for p in settings.all_settings(settings.base(agent))}
+    found = sorted(path for path in paths if name in (path, path.rpartition(".")[2]))
+    return (
+        f" (settings are given as --set {' or --set '.join(f'{p}=VALUE' for p in found)})"
+        if found
+        else ""
+    )
 
 
 def _call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:

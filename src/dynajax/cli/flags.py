@@ -85,7 +85,7 @@ def define_seeds(default: int, about: str, lower_bound: int | None = None) -> No
 
 def define_seed(about: str, lower_bound: int | None = None) -> None:
     """Define --seed, the first or only seed."""
-    flags.DEFINE_integer("seed", 0, about, lower_bound=lower_bound)
+    flags.DEFINE_integer("seed", 0, about, lower_bound=lower_bound, upper_bound=2**31 - 1)
 
 
 def define_engine() -> None:

@@ -7,7 +7,6 @@ After an interruption the same command resumes the study; it does nothing once a
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from dynajax.config import as_dict
 from dynajax.launch import backends, status, study
 from dynajax.launch.job import Job
 from dynajax.runs.directory import check_resumable
+from dynajax.runs.lock import try_lock
 from dynajax.runtime import exit_status
 from dynajax.types import UsageError
 
@@ -106,12 +106,10 @@ def _locked(out: Path) -> Iterator[None]:
             lock = stack.enter_context(open(out / "launch" / "lock", "a"))
         except OSError as error:
             raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(lock):
             raise UsageError(
                 f"--out={out}: another sweep.py is running this study; --status shows its progress"
-            ) from None
+            )
         yield
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from dynajax import envs
 from dynajax.envs.training_envs import all_finite
+from dynajax.envs.vector import episode_seed
 from dynajax.types import EnvSpec, Transition, UsageError
 
 #: Share of the transitions that no fit uses, whole episodes at the end if possible: for multi-step
@@ -45,7 +46,7 @@ def collect(spec: EnvSpec, count: int, seed: int, *, time_limit: int = 1000) -> 
     episodes: list[int] = []
     episode = tries = 0
     while len(transitions) < count:
-        obs, _ = env.reset(seed=1000 * seed + episode)
+        obs, _ = env.reset(seed=episode_seed(seed, "diagnose", episode))
         memory, noise, ended = 0.9 * (episode % 2), np.zeros(spec.action_dim), not all_finite(obs)
         start = len(transitions)
         while not ended and len(transitions) < count:

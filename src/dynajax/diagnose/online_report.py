@@ -4,7 +4,6 @@ Each number is of one learner at one checkpoint. The report shows measured value
 to read them; it does not name causes.
 """
 
-import fcntl
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from dynajax.report.figures import Panel, Series
 from dynajax.report.html import Table
 from dynajax.report.statistics import format_mean
 from dynajax.runs.directory import write_atomically, write_csv
+from dynajax.runs.lock import try_lock
 from dynajax.types import EnvSpec
 
 if TYPE_CHECKING:
@@ -207,9 +207,7 @@ def add_to_logs(findings: Sequence[Findings], folder: Path) -> bool:
       False if the run is still in progress, whose logs are left alone.
     """
     with open(folder / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(lock):
             return False
         with open(folder / "metrics.jsonl", "a") as file:
             for f in findings:

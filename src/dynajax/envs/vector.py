@@ -16,8 +16,8 @@ from dynajax.config import Config
 from dynajax.envs import subprocess_worker
 from dynajax.types import UsageError
 
-Stream = Literal["train", "evaluate", "play"]
-_STREAMS: tuple[Stream, ...] = ("train", "evaluate", "play")
+Stream = Literal["train", "evaluate", "play", "diagnose"]
+_STREAMS: tuple[Stream, ...] = ("train", "evaluate", "play", "diagnose")
 
 
 def episode_seed(seed: int, stream: Stream, episode: int) -> int:

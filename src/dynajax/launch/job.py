@@ -1,6 +1,5 @@
 """Bring one run to its end, on whichever machine this process is."""
 
-import fcntl
 import os
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dynajax.launch import status
+from dynajax.runs.lock import try_lock
 from dynajax.runtime.exit_status import USAGE
 
 #: Seconds in which a run has to save itself after SIGTERM.
@@ -135,12 +135,11 @@ class JobRunner:
         while time.monotonic() < until and not self._stopping:
             try:
                 with open(self._folder / "lock", "r+") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return
+                    if try_lock(lock):
+                        return
             except FileNotFoundError:
                 return
-            except OSError:
-                time.sleep(0.5)
+            time.sleep(0.5)
 
     def _note(self, name: str, **content: object) -> None:
         status.write_note(self._out, self.job.name, state=name, **content)

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 
 from dynajax.config import Config, as_dict, difference
+from dynajax.runs.lock import try_lock
 from dynajax.types import UsageError
 
 _PACKAGES = (
@@ -35,6 +35,11 @@ _PACKAGES = (
 )
 
 
+#: Permissions that the user denies to new files; it can be read only by setting it.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader sees the old or the new content, never a part of it."""
     with tempfile.NamedTemporaryFile(
@@ -43,7 +48,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
+    os.chmod(file.name, 0o666 & ~_UMASK)
     os.replace(file.name, path)
 
 
@@ -198,13 +203,9 @@ class RunDirectory:
             raise UsageError(
                 f"--out={self.path}: the folder cannot be written ({error.strerror})"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self._lock):
             self._lock.close()
-            raise UsageError(
-                f"--out={self.path}: another process is running in this folder"
-            ) from None
+            raise UsageError(f"--out={self.path}: another process is running in this folder")
         try:
             self._write_config()
         except BaseException:

@@ -190,6 +190,7 @@ class WeightsAndBiases:
                 name=folder.name,
                 id=path.read_text(),
                 resume="allow",
+                reinit="create_new",  # a run that the caller has open stays open
                 config=as_dict(config),
                 allow_val_change=True,  # a resumed run may have more steps
             )
