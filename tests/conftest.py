@@ -27,37 +27,16 @@ import pytest
 
 from dynajax import config, make_config
 from dynajax.cli import common
-from dynajax.mbpo import Algorithm
+from dynajax.mbpo import MBPO
 from dynajax.types import EnvSpec
+from sizes import SMALL
+from sizes import SMALL_OF_ANY as SMALL_OF_ANY
 
 common.use_compilation_cache()
 # Tracing makes so many objects that garbage collection would take a tenth of its time.
 gc.set_threshold(200_000, 20, 50)
 
 CORES = sorted(os.sched_getaffinity(0))
-#: Settings with which a program compiles and runs in seconds.
-SMALL = {
-    "random_steps": 50,
-    "agent.hidden": (8, 8),
-    "learn.utd": 2,
-    "learn.batch": 20,
-    "model.members": 3,
-    "model.elites": 2,
-    "model.width": 8,
-    "model.depth": 2,
-    "model.batch": 16,
-    "model.schedule": "fixed",
-    "model.fit_steps": 20,
-    "model.round_steps": 10,
-    "model.patience": 3,
-    "model.max_holdout": 40,
-    "rollout.batch": 8,
-    "replay.real": 120,
-    "replay.synthetic": 64,
-    "eval.every": 10,
-}
-#: The same for an agent whose fields differ from SAC's.
-SMALL_OF_ANY = {name: value for name, value in SMALL.items() if not name.startswith("agent.")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,7 +73,7 @@ def optimised() -> Iterator[None]:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count how often methods of `Algorithm` are traced, by name."""
+    """Count how often methods of `MBPO` are traced, by name."""
     times: Counter[str] = Counter()
 
     def count(name: str, method: Callable) -> None:
@@ -102,10 +81,10 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             times[name] += 1
             return method(self, *arguments)
 
-        monkeypatch.setattr(Algorithm, name, counted)
+        monkeypatch.setattr(MBPO, name, counted)
 
-    for name in ("fit", "learn", "propose_transitions", "train_member", "value"):
-        count(name, getattr(Algorithm, name))
+    for name in ("fit", "learn", "train_member", "value"):
+        count(name, getattr(MBPO, name))
     return times
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynajax.profiling import benchmark
+from sizes import SMALL, as_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,13 +37,7 @@ def bench(*arguments):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    from conftest import SMALL
-
-    out = tmp_path_factory.mktemp("bench")
-    settings = []
-    for name, value in SMALL.items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        settings += ["--set", f"{name}={text}"]
+    out, settings = tmp_path_factory.mktemp("bench"), as_flags(SMALL)
     done = bench(
         "--env=pendulum-swingup",
         "--learners=1,2",

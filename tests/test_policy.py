@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import dynajax
-from conftest import SMALL_OF_ANY
 from dynajax import envs
 from dynajax.engines.evaluate import Evaluator
 from dynajax.models import ensemble, targets
 from dynajax.policy import export
 from dynajax.runs import policies, serialization
 from dynajax.types import ModelState, UsageError
+from sizes import SMALL_OF_ANY
 
 SETTINGS = SMALL_OF_ANY | {
     "eval.every": 30,
