@@ -138,7 +138,7 @@ def test_bench_compares_with_old_table_and_times_start(table, tmp_path):
         ("--learners=0", "--learners=0: whole numbers from 1"),
         ("--env=cheeta-run", "the nearest is cheetah-run"),
         ("--compare=nothing.csv", "--compare=nothing.csv: there is no such file"),
-        ("--set=sac.utd=3", "it is learn.utd now"),
+        ("--set=sac.utd=3", "the nearest is learn.utd"),
         ("--agent=nobody", "--agent=nobody"),
         ("--trust=blind", "--trust=blind"),
     ],

@@ -102,7 +102,9 @@ def test_study_writes_figures_and_table(whole):
     for name in RUNS:
         info = json.loads((whole / name / "config.json").read_text())
         algo = "mbpo" if "mbpo" in name else "model-free"
-        assert f"--algo={algo} --agent=sac --trust=none" in info["command"]
+        assert f"--algo={algo} --agent=sac " in info["command"]
+        # The trust rule is the algorithm's.
+        assert info["config"]["trust_name"] == "none" and "--trust" not in info["command"]
     assert (whole / "study.toml").read_text() == STUDY
 
 
@@ -433,8 +435,19 @@ def test_each_agent_and_trust_rule_is_a_run(tmp_path, monkeypatch):
         )
         assert (c.agent.width if other else c.agent.hidden) == (16 if other else (8, 8))
         assert len(c.variants) == (1 if other else 2) * (2 if c.has_model else 1)
-        assert f"--agent={c.agent_name}" in run.flags and f"--trust={c.trust_name}" in run.flags
+        assert f"--agent={c.agent_name}" in run.flags
+        # Without a model there is no trust rule.
+        assert (f"--trust={c.trust_name}" in run.flags) == c.has_model
         assert ("--set=trust.scale=0.5" in run.flags) == ("penalty" in name)
+
+
+def test_trust_rule_of_an_algorithm_gets_its_fields(tmp_path):
+    """Set fields of a trust rule also where the rule is the algorithm's."""
+    text = STUDY.replace('"model-free"]\n', '"m2ac"]\n') + "trust.scale = 0.5\n"
+    runs = {run.config.algo: run for run in study.load(write(tmp_path, text)).runs}
+    assert runs["m2ac"].config.trust_name == "m2ac" and runs["m2ac"].config.trust.scale == 0.5
+    assert runs["mbpo"].config.trust_name == "none"
+    assert "--set=trust.scale=0.5" not in runs["mbpo"].flags
 
 
 def test_arms_override_keys_of_the_study(tmp_path):

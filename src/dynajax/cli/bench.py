@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags
 
 from dynajax import envs, make_config
+from dynajax.algorithms import ALGORITHMS
 from dynajax.cli import common
 from dynajax.cli import flags as shared
 from dynajax.config import Config
