@@ -27,37 +27,18 @@ import pytest
 
 from dynajax import config, make_config
 from dynajax.cli import common
-from dynajax.mbpo import Algorithm
+from dynajax.engines.oracle import OracleMBPO
+from dynajax.mbpo import MBPO
+from dynajax.runtime import program
 from dynajax.types import EnvSpec
+from sizes import SMALL
+from sizes import SMALL_OF_ANY as SMALL_OF_ANY
 
 common.use_compilation_cache()
 # Tracing makes so many objects that garbage collection would take a tenth of its time.
 gc.set_threshold(200_000, 20, 50)
 
 CORES = sorted(os.sched_getaffinity(0))
-#: Settings with which a program compiles and runs in seconds.
-SMALL = {
-    "random_steps": 50,
-    "agent.hidden": (8, 8),
-    "learn.utd": 2,
-    "learn.batch": 20,
-    "model.members": 3,
-    "model.elites": 2,
-    "model.width": 8,
-    "model.depth": 2,
-    "model.batch": 16,
-    "model.schedule": "fixed",
-    "model.fit_steps": 20,
-    "model.round_steps": 10,
-    "model.patience": 3,
-    "model.max_holdout": 40,
-    "rollout.batch": 8,
-    "replay.real": 120,
-    "replay.synthetic": 64,
-    "eval.every": 10,
-}
-#: The same for an agent whose fields differ from SAC's.
-SMALL_OF_ANY = {name: value for name, value in SMALL.items() if not name.startswith("agent.")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,19 +74,32 @@ def optimised() -> Iterator[None]:
 
 
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count how often methods of `Algorithm` are traced, by name."""
+def new_programs() -> Iterator[Callable[[], None]]:
+    """Forget the kept programs before and after a test, and return the function that does it."""
+    forget = program._jitted.cache_clear
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, new_programs: Callable) -> Counter[str]:
+    """Count how often methods of `MBPO` and `OracleMBPO` are traced, by name."""
     times: Counter[str] = Counter()
 
-    def count(name: str, method: Callable) -> None:
+    def count(cls: type, name: str) -> None:
+        method = getattr(cls, name)
+
         def counted(self, *arguments):
             times[name] += 1
             return method(self, *arguments)
 
-        monkeypatch.setattr(Algorithm, name, counted)
+        monkeypatch.setattr(cls, name, counted)
 
-    for name in ("fit", "learn", "propose_transitions", "train_member", "value"):
-        count(name, getattr(Algorithm, name))
+    for name in ("fit", "learn", "train_member", "value"):
+        count(MBPO, name)
+    for name in ("propose_transitions", "learn_corrected"):
+        count(OracleMBPO, name)
     return times
 
 

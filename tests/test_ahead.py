@@ -11,6 +11,7 @@ import scripts
 from dynajax import UsageError
 from dynajax.profiling import aot, devices, hlo
 from dynajax.xla import backend
+from sizes import SMALL, as_flags
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "ahead.py"
 
@@ -183,17 +184,6 @@ def test_search_finds_the_most_learners_that_fit(make, spec, monkeypatch):
 
 
 def test_command_compiles_for_the_cpu(tmp_path, monkeypatch, capsys):
-    sizes = {
-        "agent.hidden": "8,8",
-        "model.width": 8,
-        "model.members": 3,
-        "model.elites": 2,
-        "replay.real": 300,
-        "replay.synthetic": 400,
-        "rollout.batch": 8,
-        "learn.utd": 2,
-        "learn.batch": 20,
-    }
     monkeypatch.syspath_prepend(SCRIPT.parent)
     with scripts.loaded(SCRIPT) as script:
         arguments = [
@@ -201,7 +191,7 @@ def test_command_compiles_for_the_cpu(tmp_path, monkeypatch, capsys):
             "--env=pendulum-swingup",
             "--preset=paper",
             f"--out={tmp_path}",
-            *(f"--set={name}={value}" for name, value in sizes.items()),
+            *as_flags(SMALL),
         ]
         assert scripts.run(script, monkeypatch, *arguments) == 0
         printed = capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynajax.profiling import benchmark
+from sizes import SMALL, as_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,13 +37,7 @@ def bench(*arguments):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    from conftest import SMALL
-
-    out = tmp_path_factory.mktemp("bench")
-    settings = []
-    for name, value in SMALL.items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        settings += ["--set", f"{name}={text}"]
+    out, settings = tmp_path_factory.mktemp("bench"), as_flags(SMALL)
     done = bench(
         "--env=pendulum-swingup",
         "--learners=1,2",
@@ -143,7 +138,7 @@ def test_bench_compares_with_old_table_and_times_start(table, tmp_path):
         ("--learners=0", "--learners=0: whole numbers from 1"),
         ("--env=cheeta-run", "the nearest is cheetah-run"),
         ("--compare=nothing.csv", "--compare=nothing.csv: there is no such file"),
-        ("--set=sac.utd=3", "it is learn.utd now"),
+        ("--set=sac.utd=3", "the nearest is learn.utd"),
         ("--agent=nobody", "--agent=nobody"),
         ("--trust=blind", "--trust=blind"),
     ],

@@ -1,4 +1,4 @@
-"""Presets, and that every impossible configuration is refused in one line."""
+"""Presets, parsing, and that invalid configurations are refused in one line."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from dynajax import config, make_config
+from dynajax.algorithms import ALGORITHMS
 from dynajax.config import Config, Variant
 from dynajax.config.presets import PRESETS
 from dynajax.settings import all_settings, base, from_dict, parse
@@ -30,6 +31,8 @@ PAPER = {
     "agent.critics": 2,
     "agent.log_std_min": -10.0,
     "agent.log_std_max": 2.0,
+    "model.network": "mlp",
+    "model.likelihood": "gaussian",
     "model.members": 7,
     "model.elites": 5,
     "model.width": 200,
@@ -55,8 +58,10 @@ PAPER = {
     "rollout.batch": 400,
     "rollout.horizon": (1,),
     "rollout.real_fraction": 0.05,
-    "rollout.fresh": False,
-    "rollout.on_top": False,
+    "rollout.source": "buffered",
+    "rollout.mixing": "mixed",
+    "rollout.start_window": 0,
+    "source.regenerate_every": 0,
     "rollout.value_expansion_steps": 0,
     "rollout.random_action_fraction": 0.0,
     "rollout.state_noise": 1.0,
@@ -89,17 +94,17 @@ def refusal(function, *arguments, **named) -> str:
 # --- presets ---------------------------------------------------------------------------------
 
 
-def test_the_paper_preset_has_the_published_numbers():
+def test_paper_preset_has_the_published_values():
     assert set(PAPER) == set(all_settings(base()))
     paper = make("cheetah-run", preset="paper")
     assert {path: value(paper, path) for path in PAPER} == PAPER
     assert paper.steps == 500_000
-    # 5 % of 256, the other 243 being synthetic
-    assert paper.real_batch == 13
+    # 5 % of 256; the others are synthetic.
+    assert (paper.real_batch, paper.synthetic_batch) == (13, 243)
     assert dataclasses.replace(paper, algo="model-free").real_batch == 256
 
 
-def test_the_fast_preset_is_the_papers_but_for_its_fits():
+def test_fast_preset_differs_from_paper_only_in_its_fits():
     fast, paper = (make("cheetah-run", preset=name) for name in ("fast", "paper"))
     differ = {path for path in PAPER if value(fast, path) != value(paper, path)}
     assert differ == {"model.fit_steps", "model.learning_rate", "model.weight_averaging_steps"}
@@ -107,10 +112,10 @@ def test_the_fast_preset_is_the_papers_but_for_its_fits():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("algo", ["mbpo", "sac"])
-def test_every_preset_passes_its_own_checks(preset, algo):
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_preset_is_valid_with_every_algorithm(preset, algo):
     c = make("cheetah-run", preset=preset, algo=algo)
-    assert (c.preset, c.algo, c.env, c.rows) == (preset, algo, "cheetah-run", 1)
+    assert (c.preset, c.algo, c.env, c.num_learners) == (preset, algo, "cheetah-run", 1)
 
 
 # --- values ----------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ def test_values_are_parsed_by_type(path, text, parsed):
         ("learn.utd", "1e300", "it must be at most 2147483647"),
     ],
 )
-def test_wrong_values_are_refused(path, text, says):
+def test_invalid_values_are_refused(path, text, says):
     line = refusal(make, "cheetah-run", agent="sac", settings={path: text})
     assert line == f"--set {path}={text}: {says}"
 
@@ -180,7 +185,7 @@ def test_wrong_values_are_refused(path, text, says):
         ("random_step", "random_steps"),
     ],
 )
-def test_an_unknown_field_gets_the_nearest(path, nearest):
+def test_unknown_field_error_has_the_nearest(path, nearest):
     for flag, arguments in (("--set", {"settings": {path: 1}}), ("--vary", {"vary": {path: [1]}})):
         text = refusal(make, "cheetah-run", **arguments)
         assert text == f"{flag}={path}: there is no such field; the nearest is {nearest}"
@@ -189,47 +194,32 @@ def test_an_unknown_field_gets_the_nearest(path, nearest):
 @pytest.mark.parametrize(
     ("path", "flag"), [("steps", "steps"), ("agent", "agent"), ("trust_name", "trust")]
 )
-def test_what_has_a_flag_of_its_own_is_told(path, flag):
+def test_field_with_its_own_flag_is_refused(path, flag):
     text = refusal(make, "cheetah-run", settings={path: 5})
     assert text == f"--set {path}: it has a flag of its own, --{flag}"
 
 
-def test_even_a_hopeless_field_gets_a_real_one():
+def test_any_unknown_field_error_has_an_existing_field():
     text = refusal(make, "cheetah-run", settings={"qqqq": 1})
     assert text.rsplit(" ", 1)[-1] in all_settings(base())
 
 
-@pytest.mark.parametrize("flag", ["set", "vary"])
-@pytest.mark.parametrize(
-    ("old", "path"),
-    [
-        ("sac.utd", "learn.utd"),
-        ("sac.batch", "learn.batch"),
-        ("sac.discount", "learn.discount"),
-        ("sac.reset_every", "learn.reset_every"),
-        ("sac.hidden", "agent.hidden"),
-        ("sac.polyak", "agent.polyak"),
-    ],
-)
-def test_a_path_of_older_versions_gets_the_present_one(flag, old, path):
-    arguments = {"set": {"settings": {old: 1}}, "vary": {"vary": {old: [1]}}}[flag]
-    text = refusal(make, "cheetah-run", **arguments)
-    assert text.startswith(f"--{flag} {old}: ") and f" {path} " in text
-    assert path in all_settings(base())
-
-
-def test_an_agents_and_a_rules_fields_are_named_with_them():
+def test_unknown_field_error_names_agent_trust_rule_and_source():
     text = refusal(make, "cheetah-run", settings={"agent.scale": 1})
     assert "with --agent=simba; the nearest is " in text
     text = refusal(make, "cheetah-run", settings={"trust.scale": 1})
     assert text.startswith("--set=trust.scale: ") and "with --trust=none" in text
     assert make("cheetah-run", trust="penalty", settings={"trust.scale": 2}).trust.scale == 2
+    on_the_fly = {"rollout.source": "on_the_fly", "source.regenerate_every": 9}
+    text = refusal(make, "cheetah-run", settings=on_the_fly)
+    assert text.startswith("--set=source.regenerate_every: ")
+    assert "with --set rollout.source=on_the_fly" in text
 
 
 # --- variants --------------------------------------------------------------------------------
 
 
-def test_variants_are_fixes_times_values():
+def test_variants_are_all_combinations_of_fixes_and_values():
     c = make(
         "cheetah-run",
         fixes=["none", "target,scale"],
@@ -241,7 +231,7 @@ def test_variants_are_fixes_times_values():
         for fix in ((), ("scale", "target"))
         for discount in (0.9, 0.99)
     )
-    assert c.rows == 12
+    assert c.num_learners == 12
     assert c.variants[2].name == "scale,target;learn.discount=0.9;model.weight_decay=2"
 
 
@@ -249,7 +239,7 @@ def test_variants_are_fixes_times_values():
     ("arguments", "begins", "says"),
     [
         ({"preset": "slow"}, "--preset=slow: ", "quick, paper, fast, modern"),
-        ({"algo": "ppo"}, "--algo=ppo: ", "mbpo, sac"),
+        ({"algo": "ppo"}, "--algo=ppo: ", "model-free, mbpo, m2ac, "),
         ({"engine": "gpu"}, "--engine=gpu: ", "host"),
         ({"fixes": ["scael"]}, "--fix=scael: ", "did you mean scale"),
         ({"fixes": ["target,auto"]}, "--fix=target,auto: ", "contradict"),
@@ -260,7 +250,11 @@ def test_variants_are_fixes_times_values():
             "--vary model.holdout: ",
             "no model",
         ),
-        ({"oracle": "state", "trust": "penalty"}, "--trust=penalty: ", "oracle"),
+        (
+            {"oracle": "state", "trust": "penalty"},
+            "--oracle=state: --trust=penalty ",
+            "choose --trust=none",
+        ),
         (
             {"trust": "penalty", "settings": {"model.members": 1}},
             "--trust=penalty: ",
@@ -283,28 +277,28 @@ def test_variants_are_fixes_times_values():
             "trust.high=0.1",
         ),
         (
-            {"trust": "m2ac", "settings": {"rollout.horizon": 64}},
+            {"algo": "dynajax", "trust": "m2ac", "settings": {"rollout.horizon": 64}},
             "--trust=m2ac: ",
             "rollout.horizon lower",
         ),
         (
-            {"trust": "m2ac", "settings": {"rollout.fresh": False, "rollout.batch": 1}},
+            {"algo": "m2ac", "settings": {"rollout.batch": 1}},
             "--trust=m2ac: ",
             "rollout.batch=1",
         ),
         (
-            # A run's folder is read back without its variants.
+            # A run directory is read back without its variants.
             {
                 "trust": "penalty",
                 "settings": {"trust.scale": -1},
                 "vary": {"trust.scale": [1]},
             },
             "--set trust.scale=-1: ",
-            "trust.kind=spread",
+            "trust.kind=epistemic",
         ),
     ],
 )
-def test_wrong_arguments_are_refused(arguments, begins, says):
+def test_invalid_arguments_are_refused(arguments, begins, says):
     text = refusal(make, "cheetah-run", **arguments)
     assert text.startswith(begins) and says in text
 
@@ -359,7 +353,7 @@ def test_wrong_arguments_are_refused(arguments, begins, says):
         ),
     ],
 )
-def test_sizes_that_cannot_work_together_are_refused(settings, begins, says):
+def test_incompatible_sizes_are_refused(settings, begins, says):
     text = refusal(make, "cheetah-run", settings=settings)
     assert text.startswith("--set " + begins) and says in text
 
@@ -377,19 +371,22 @@ def test_sizes_that_cannot_work_together_are_refused(settings, begins, says):
         ({"replay.synthetic": 64}, {"rollout.batch": 64}),
         ({"rollout.batch": 7}, {"replay.synthetic": 99_995}),
         ({"rollout.horizon": 501}, {"replay.synthetic": 100_200}),
-        ({"rollout.horizon": "0,9,1,600"}, {"replay.synthetic": 120_000, "rollout.fresh": False}),
+        (
+            {"rollout.horizon": "0,9,1,600"},
+            {"replay.synthetic": 120_000, "rollout.source": "buffered"},
+        ),
         ({"model.fit_steps": 250}, {"model.round_steps": 250}),
         ({"model.round_steps": 70}, {"model.fit_steps": 560}),
         ({"model.batch": 32}, {}),
     ],
 )
-def test_sizes_that_nobody_asked_for_follow_those_that_were(settings, follow):
-    """All else stays as the preset has it. `quick` stops early here, whatever it comes to do."""
+def test_dependent_sizes_are_adjusted(settings, follow):
+    """Check that all other fields keep the preset's values, with fits that stop early."""
     early = {"model.schedule": "early_stop", "model.fit_steps": 500, "model.round_steps": 100}
     stopped = {path: value for path, value in early.items() if not path.endswith("_steps")}
     steps = {path for path in settings if path.endswith(("t_steps", "d_steps"))}
     explicit = (stopped if steps else early) | settings
-    c, plain = make("cheetah-run", settings=explicit), make("cheetah-run", settings=early)
+    c, plain = (make("cheetah-run", algo="dynajax", settings=s) for s in (explicit, early))
     changed = {p for p in all_settings(plain) if value(c, p) != value(plain, p)}
     assert changed == set(settings) | set(follow)
     assert {path: value(c, path) for path in follow} == follow
@@ -397,34 +394,29 @@ def test_sizes_that_nobody_asked_for_follow_those_that_were(settings, follow):
         assert value(c, path) == parse("--set", path, text, base())
 
 
-def test_a_folder_of_an_older_version_is_named():
-    old, new = {"env": "cheetah-run", "sac": {"utd": 20}}, config.as_dict(make("cheetah-run"))
-    (line,) = config.difference(old, new)
-    assert "older version" in line
-
-
 @pytest.mark.parametrize("steps", [1, 300, 999, 1400, 1500])
-def test_any_number_of_steps_is_a_run(steps):
+def test_any_number_of_steps_is_valid(steps):
     for engine in ("host", "mjx"):
         assert make("cheetah-run", steps=steps, engine=engine).steps == steps
 
 
-def test_sac_does_not_look_at_the_model():
+def test_model_free_ignores_the_model():
     make("cheetah-run", algo="model-free", settings={"random_steps": 2, "model.elites": 6})
 
 
-def test_varied_values_are_checked_against_the_others():
+def test_varied_values_are_checked_with_the_other_fields():
     text = refusal(make, "cheetah-run", vary={"model.log_variance_max": [0.5, -20]})
     assert "model.log_variance_min=-10" in text and "model.log_variance_max=-20" in text
 
 
-def test_targets_that_reach_further_are_no_lone_rollout():
-    """No rollout is made beside them, and M2AC ranks them among themselves."""
+def test_m2ac_is_valid_with_value_expansion_and_no_rollouts():
+    """M2AC refuses a single rollout, but it can rank the transitions of an expanded minibatch."""
     settings = {"rollout.real_fraction": 1, "rollout.value_expansion_steps": 1}
-    assert make("cheetah-run", trust="m2ac", settings=settings).num_parallel_rollouts == 0
+    c = make("cheetah-run", algo="dynajax", trust="m2ac", settings=settings)
+    assert c.num_parallel_rollouts == 0
 
 
-# --- the configuration as data -----------------------------------------------------------------
+# --- the configuration as data ---------------------------------------------------------------
 
 
 def test_only_traced_fields_are_leaves():
@@ -440,12 +432,13 @@ def test_only_traced_fields_are_leaves():
     "arguments",
     [
         {},
+        *({"algo": algo} for algo in ALGORITHMS),
         {"algo": "model-free", "vary": {"learn.discount": [0.9, 0.9999991, 0.9999994]}},
         {
             "trust": "penalty",
             "fixes": ["none", "scale,target"],
             "settings": {
-                "trust.kind": "spread",
+                "trust.kind": "epistemic",
                 "random_steps": 200,
                 "learn.reset_at": (300, 700),
                 "model.elites": 2,
@@ -457,18 +450,12 @@ def test_only_traced_fields_are_leaves():
         },
     ],
 )
-def test_a_configuration_comes_back_from_json(arguments):
+def test_configuration_survives_json(arguments):
     c = make("cheetah-run", **arguments)
     assert from_dict(config.as_dict(c)) == c
 
 
-def test_a_run_of_an_older_version_is_refused():
-    old = config.as_dict(make("cheetah-run"))
-    del old["agent_name"]
-    assert "older version" in refusal(from_dict, old)
-
-
-def test_difference_names_paths_and_leaves_out_the_length():
+def test_difference_lists_paths_except_steps():
     old = config.as_dict(make("cheetah-run", preset="paper"))
     new = config.as_dict(
         make(
@@ -503,18 +490,20 @@ def test_run_names_are_readable_and_differ():
     assert config.run_name(make("x-y", algo="model-free")).startswith("x-y-simba-quick-")
 
 
-def test_a_preset_brings_its_agent_and_its_agents_sizes():
+def test_preset_sets_its_agent_and_the_sizes_of_each_agent():
     quick, paper = make("cheetah-run"), make("cheetah-run", preset="paper")
-    assert (quick.agent_name, quick.task.repeat, quick.rollout.fresh) == ("simba", 2, True)
-    assert (paper.agent_name, paper.task.repeat, paper.rollout.fresh) == ("sac", 1, False)
+    assert (quick.agent_name, quick.task.repeat) == ("simba", 2)
+    assert (paper.agent_name, paper.task.repeat) == ("sac", 1)
     assert make("cheetah-run", agent="sac").agent.hidden == (64, 64)
     assert make("cheetah-run", preset="paper", agent="simba").agent.critic_width == 512
     assert (quick.agent.critic_width, quick.agent.critics) == (64, 2)
     assert make("cheetah-run", preset="modern").agent.critic_width == 512
 
 
-def test_an_oracle_corrects_what_is_stored():
-    """So nothing is imagined afresh then, unless it is asked for, which is refused."""
-    assert not make("cheetah-run", oracle="reward").rollout.fresh
-    text = refusal(make, "cheetah-run", oracle="reward", settings={"rollout.fresh": True})
-    assert text.startswith("--set rollout.fresh=true: ") and "oracle" in text
+def test_oracle_needs_buffered_transitions():
+    """Check that they are the default with an oracle, and that another source is refused."""
+    assert make("cheetah-run", algo="dynajax", oracle="reward").rollout.source == "buffered"
+    for settings in ({"rollout.source": "on_the_fly"}, {"rollout.source": "none"}):
+        text = refusal(make, "cheetah-run", oracle="reward", settings=settings)
+        assert text.startswith("--oracle=reward: ")
+        assert "choose --set rollout.source=buffered" in text

@@ -22,7 +22,8 @@ from dynajax.policy import export, play, standalone
 from dynajax.policy.policy import Policy
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, UsageError
-from test_policy import AGENT_SETTINGS, train
+from sizes import NETWORKS
+from test_policy import train
 
 ROOT = Path(__file__).parents[1]
 SPEC = EnvSpec("walk", 5, 2, 50, tuple("abcde"), None, ((-1.0, -0.4), (1.0, 3.0)))
@@ -36,7 +37,7 @@ def random_policy(agent_name: str, **settings) -> Policy:
         algo="model-free",
         agent=agent_name,
         preset="paper",
-        settings=AGENT_SETTINGS[agent_name] | settings,
+        settings=NETWORKS[agent_name] | settings,
     )
     agent = agents.make_agent(config, SPEC)
     state = agent.init(jax.random.PRNGKey(1))

@@ -1,4 +1,4 @@
-"""The way of the data, which pyproject.toml says and import-linter checks."""
+"""The order of imports, which pyproject.toml defines and import-linter checks."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_a_file_imports_only_what_comes_before_it():
+def test_imports_follow_the_layers():
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout

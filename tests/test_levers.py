@@ -1,13 +1,14 @@
-"""Every agent, every rule of trust and every way to use a model: on both engines, and resumed."""
+"""Every agent, trust rule and way to use a model: trained on both engines, and resumed."""
 
 import jax
 import numpy as np
 import pytest
 
-from conftest import SMALL_OF_ANY
 from dynajax import UsageError, make_config, train
 from dynajax.agents import AGENTS
+from dynajax.synthetic import SOURCES
 from dynajax.trust import TRUST
+from sizes import NETWORKS, SMALL_OF_ANY
 
 SIZES = SMALL_OF_ANY | {
     "eval.every": 60,
@@ -15,25 +16,27 @@ SIZES = SMALL_OF_ANY | {
     "model.fit_every": 30,
     "replay.real": 400,
 }
-#: Small networks of each agent.
-NETWORKS = {
-    "sac": {"agent.hidden": (8, 8), "agent.critic_layer_norm": True},
-    "simba": {"agent.actor_width": 8, "agent.critic_width": 8, "agent.critic_blocks": 1},
-    "bro": {
-        "agent.actor_width": 8,
-        "agent.critic_width": 8,
-        "agent.critic_blocks": 1,
-        "agent.quantiles": 5,
-        "learn.reset_at": (70, 95),
-    },
+#: More settings of each agent.
+AGENT_SETTINGS = {
+    "sac": {"agent.critic_layer_norm": True},
+    "simba": {},
+    "bro": {"learn.reset_at": (70, 95)},
 }
-#: What each is tried with; all agents and all rules are here, and every lever once.
+#: Trust rule and settings by agent and label; all agents and trust rules occur, and every lever.
 LEVERS = {
-    "sac": ("none", {"rollout.on_top": True, "rollout.random_action_fraction": 0.5}),
+    "sac": (
+        "none",
+        {
+            "rollout.mixing": "separate",
+            "rollout.random_action_fraction": 0.5,
+            "model.network": "resnet",
+            "model.likelihood": "deterministic",
+        },
+    ),
     "simba": (
         "macura",
         {
-            "rollout.fresh": True,
+            "rollout.source": "on_the_fly",
             "rollout.real_fraction": 0.5,
             "rollout.value_expansion_steps": 1,
             "task.repeat": 2,
@@ -45,28 +48,41 @@ LEVERS = {
         "penalty",
         {
             "model.reward_from": "next_state",
-            "trust.kind": "spread",
+            "trust.kind": "epistemic",
             "rollout.value_expansion_steps": 2,
         },
     ),
-    "simba, weight": (
-        "weight",
+    "simba, uncertainty_weight": (
+        "uncertainty_weight",
         {
-            "rollout.fresh": True,
-            "rollout.on_top": True,
+            "rollout.source": "on_the_fly",
+            "rollout.mixing": "separate",
             "model.epochs": 2.0,
             "precision": "bfloat16",
         },
     ),
+    "sac, regenerated": (
+        "uncertainty_weight",
+        {
+            "source.regenerate_every": 20,
+            "rollout.start_window": 40,
+            "rollout.mixing": "separate",
+            "rollout.state_noise": 0.0,
+            "rollout.reward_noise": 0.0,
+        },
+    ),
+    "sac, expansion": ("none", {"rollout.source": "none", "rollout.value_expansion_steps": 1}),
 }
 
 
-def test_nothing_is_left_out():
-    assert {name.split(",")[0] for name in LEVERS} == {*NETWORKS} <= {*AGENTS}
+def test_all_agents_trust_rules_and_sources_are_tried():
+    assert {name.split(",")[0] for name in LEVERS} == {*NETWORKS} == {*AGENT_SETTINGS} <= {*AGENTS}
     assert {rule for rule, _ in LEVERS.values()} <= {*TRUST}
     assert {rule for rule, _ in LEVERS.values()} >= {
-        *("none", "macura", "m2ac", "infoprop", "penalty", "weight")
+        *("none", "macura", "m2ac", "infoprop", "penalty", "uncertainty_weight")
     }
+    sources = {settings.get("rollout.source", "buffered") for _, settings in LEVERS.values()}
+    assert sources == {"none", "buffered", "on_the_fly"} <= {*SOURCES}
 
 
 def configured(name, engine, steps, **arguments):
@@ -80,19 +96,19 @@ def configured(name, engine, steps, **arguments):
         preset="paper",
         steps=steps,
         engine=engine,
-        settings=SIZES | NETWORKS[agent] | settings,
+        settings=SIZES | NETWORKS[agent] | AGENT_SETTINGS[agent] | settings,
         **arguments,
     )
 
 
-# The device engine compiles for half a minute, so there each agent is tried once.
+# Compiling for the device engine takes half a minute, so it is tried once with each agent.
 @pytest.mark.parametrize(
     ("name", "engine"), [(n, "host") for n in LEVERS] + [(n, "mjx") for n in NETWORKS]
 )
-def test_a_run_goes_on_to_the_bit_with_two_codes_as_rows(tmp_path, name, engine, traced):
+def test_run_of_two_variants_resumes_bit_for_bit(tmp_path, name, engine, traced):
     whole = train(configured(name, engine, 120), tmp_path / "whole", quiet=True)
-    # Once for what the programs need, before the first step, and for the steps; the device engine
-    # has a program of steps for each length of a segment.
+    # One trace serves the memory estimate and all steps; the device engine has one program of
+    # steps for each segment length.
     assert (traced["fit"], traced["value"]) == (1, 1)
     assert traced["learn"] == 1 or engine == "mjx"
     train(configured(name, engine, 60), tmp_path / "parts", quiet=True)
@@ -100,23 +116,20 @@ def test_a_run_goes_on_to_the_bit_with_two_codes_as_rows(tmp_path, name, engine,
     leaves = jax.tree.leaves(whole.state), jax.tree.leaves(parts.state)
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
-    # The rows are of different codes, and so of different models and agents, all of them numbers.
-    rows = whole.state.learners
-    for network in (rows.agent.actor, rows.model.params):
+    # The variants have different models and agents, all of them finite.
+    learners = whole.state.learners
+    for network in (learners.agent.actor, learners.model.params):
         for leaf in jax.tree.leaves(network):
             assert np.isfinite(leaf).all()
-    kernel = jax.tree.leaves(rows.model.params["layers"]["head"])[0]
+    kernel = learners.model.params["network"]["head"]["kernel"]
     assert not np.array_equal(kernel[0], kernel[1])
 
 
-def test_what_does_not_go_together_is_refused_in_one_line():
+def test_incompatible_settings_are_refused_in_one_line():
     for name, arguments, says in (
-        ("simba", {"oracle": "reward"}, "--trust=macura: .*oracle"),
-        (
-            "simba, weight",
-            {"oracle": "reward"},
-            "rollout.fresh=true: .*oracle|--trust=uncertainty_weight",
-        ),
+        ("simba", {"oracle": "reward"}, "--oracle=reward: .*rollout.source=buffered"),
+        ("bro", {"oracle": "reward"}, "--oracle=reward: .*rollout.horizon=1"),
+        ("sac, regenerated", {"oracle": "reward"}, "--oracle=reward: --trust=uncertainty_weight "),
     ):
         with pytest.raises(UsageError, match=says) as refused:
             configured(name, "host", 60, **arguments)
@@ -124,7 +137,11 @@ def test_what_does_not_go_together_is_refused_in_one_line():
     for trust, settings, says in (
         ("m2ac", {"model.members": 1, "model.elites": 1}, "--trust=m2ac: .*model.members above 1"),
         ("none", {"task.repeat": 0}, "task.repeat=0: it must be at least 1"),
-        ("none", {"rollout.fresh": True, "rollout.horizon": (0, 9, 1, 5)}, "must be one number"),
+        (
+            "none",
+            {"rollout.source": "on_the_fly", "rollout.horizon": (0, 9, 1, 5)},
+            "must be one number",
+        ),
         ("none", {"rollout.real_fraction": 1.5}, "at least 0 and at most 1"),
         (
             "none",
@@ -134,14 +151,16 @@ def test_what_does_not_go_together_is_refused_in_one_line():
         (
             "none",
             {"rollout.value_expansion_steps": 1, "rollout.random_action_fraction": 0.5},
-            "expand=1: .*rollout.random_action_fraction=0",
+            "value_expansion_steps=1: .*rollout.random_action_fraction=0",
         ),
         (
             "infoprop",
             {"rollout.value_expansion_steps": 1},
-            "expand=1: --trust=infoprop keeps account",
+            "value_expansion_steps=1: --trust=infoprop keeps a state",
         ),
         ("none", {"model.reward_from": "s'"}, "choose one of inputs, next_state"),
+        ("none", {"rollout.mixing": "both"}, "choose one of mixed, separate"),
+        ("none", {"source.regenerate_every": -1}, "it must be at least 0"),
         ("none", {"model.epochs": -1}, "it must be at least 0"),
     ):
         with pytest.raises(UsageError, match=says) as refused:

@@ -8,17 +8,14 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from sizes import SHORT_RUN
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "experiments" / "notebooks").glob("*.ipynb"))
 #: Replaces the parameters of a notebook.
-_SMALL = """
+_SMALL = f"""
 SEEDS = 2
 STEPS = 200
-SETTINGS |= {
-    "random_steps": 100, "eval.every": 50, "eval.episodes": 1, "learn.utd": 2, "learn.batch": 20,
-    "model.members": 3, "model.elites": 2, "model.width": 8, "model.depth": 2, "model.batch": 16,
-    "model.fit_every": 50, "model.fit_steps": 20, "model.round_steps": 10, "rollout.batch": 10,
-    "replay.real": 1000, "replay.synthetic": 1000,
-}
+SETTINGS |= {SHORT_RUN | {"eval.every": 50, "eval.episodes": 1}}
 """
 SIZES = {
     "1_quickstart": _SMALL,

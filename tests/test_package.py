@@ -246,7 +246,7 @@ def test_fields_flag_lists_the_configuration(monkeypatch, capsys):
     for path in all_settings(base("simba", "m2ac")):
         assert re.search(rf"(?m)^[* ] {re.escape(path)} ", text), path
     assert re.search(
-        r"learn\.utd +3 +gradient updates per environment step \(a whole number from 1\)", text
+        r"learn\.utd +3 +gradient updates per agent step \(a whole number from 1\)", text
     )
     assert re.search(r"(?m)^\* learn\.discount", text)
     assert max(map(len, text.splitlines())) <= 110

@@ -1,7 +1,9 @@
 """Loading trained policies and models from a run directory."""
 
 import csv
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +14,13 @@ import numpy as np
 import pytest
 
 import dynajax
-from conftest import SMALL_OF_ANY
 from dynajax import envs
 from dynajax.engines.evaluate import Evaluator
-from dynajax.models import ensemble, targets
+from dynajax.models import make_model, targets
 from dynajax.policy import export
 from dynajax.runs import policies, serialization
 from dynajax.types import ModelState, UsageError
+from sizes import NETWORKS, SMALL_OF_ANY
 
 SETTINGS = SMALL_OF_ANY | {
     "eval.every": 30,
@@ -26,18 +28,12 @@ SETTINGS = SMALL_OF_ANY | {
     "model.fit_every": 25,
     "learn.utd": 1,
 }
-WIDE = {"agent.actor_width": 8, "agent.critic_width": 8}
-AGENT_SETTINGS = {
-    "sac": {"agent.hidden": (8, 8)},
-    "simba": WIDE,
-    "bro": {**WIDE, "agent.quantiles": 5},
-}
 STEPS = 120
 
 
 def train(folder: Path, agent: str, steps: int = STEPS, **arguments) -> dynajax.Result:
     """Train a small agent on the pendulum, or with other arguments of `make_config`."""
-    settings = SETTINGS | AGENT_SETTINGS[agent] | arguments.pop("settings", {})
+    settings = SETTINGS | NETWORKS[agent] | arguments.pop("settings", {})
     env, name = arguments.pop("env", "Pendulum-v1"), arguments.pop("named", agent)
     config = dynajax.make_config(
         env, agent=name, preset="paper", settings=settings, steps=steps, **arguments
@@ -49,7 +45,7 @@ def train(folder: Path, agent: str, steps: int = STEPS, **arguments) -> dynajax.
 def runs(tmp_path_factory):
     """Return run directories by agent; the run of sac has a model and two variants."""
     folders = {}
-    for agent in AGENT_SETTINGS:
+    for agent in NETWORKS:
         folders[agent] = tmp_path_factory.mktemp(agent)
         if agent == "sac":
             # The variants differ in a setting, so that their learners differ.
@@ -69,7 +65,7 @@ def evaluations(folder: Path) -> dict[tuple[str, int], list[float]]:
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-@pytest.mark.parametrize("agent", list(AGENT_SETTINGS))
+@pytest.mark.parametrize("agent", list(NETWORKS))
 def test_policy_reproduces_the_evaluation_of_the_run(runs, agent, which):
     written = evaluations(runs[agent])
     variants = list(dict.fromkeys(variant for variant, _ in written))
@@ -156,8 +152,10 @@ def test_model_prediction_agrees_with_the_elite_members(tmp_path, reward_from):
     result = train(tmp_path, "sac", steps=60, fixes=fixes, settings=settings)
     config = result.config
     model = dynajax.load_model(tmp_path, row=1)
+    dynamics = make_model(config.model, model.spec)
     assert (model.variant, model.step) == ("scale,auto", 60)
     state: ModelState = jax.tree.map(lambda x: x[1], result.state.learners.model)
+    transform = state.stats.transform
     rng = np.random.default_rng(0)
     obs, unit = rng.normal(size=(2, 3, 3)), rng.uniform(-1, 1, (2, 3, 1))
     prediction = model(obs, 2 * unit)
@@ -165,11 +163,9 @@ def test_model_prediction_agrees_with_the_elite_members(tmp_path, reward_from):
         means, deviations = [], []
         for member in np.asarray(state.elites):
             params = jax.tree.map(lambda x, m=member: x[m], state.params)
-            z, log_variance = ensemble.member_prediction(
-                config.model, state, params, obs[i, j], unit[i, j]
-            )
-            means.append(np.append(*targets.decode(state.code, obs[i, j], z)))
-            deviations.append(np.exp(0.5 * log_variance) * state.code.scale)
+            z, log_variance = dynamics.predict(params, state.stats, obs[i, j], unit[i, j])
+            means.append(np.append(*targets.decode(transform, obs[i, j], z)))
+            deviations.append(np.exp(0.5 * log_variance) * transform.scale)
         expected = np.mean(means, 0), np.sqrt(np.mean(np.square(deviations), 0)), np.std(means, 0)
         for value, name in zip(expected, ("mean", "aleatoric", "epistemic"), strict=True):
             next_obs, reward = getattr(prediction.next_obs, name), getattr(prediction.reward, name)
@@ -202,6 +198,26 @@ def test_missing_files(runs, tmp_path):
     (tmp_path / "config.json").write_bytes((runs["bro"] / "config.json").read_bytes())
     with pytest.raises(UsageError, match="the run has no policies yet"):
         dynajax.load_policy(tmp_path)
+
+
+def test_configuration_with_other_fields_is_refused(runs, tmp_path):
+    """Read runs of an older version, whose configuration had other names."""
+    run = tmp_path / "run"
+    shutil.copytree(runs["sac"], run)
+    info = json.loads((run / "config.json").read_text())
+    for removed in ("agent_name", "task"):
+        old = info | {"config": {k: v for k, v in info["config"].items() if k != removed}}
+        (run / "config.json").write_text(json.dumps(old))
+        with pytest.raises(UsageError, match=r"config\.json: not a run configuration"):
+            dynajax.load_policy(run)
+    old = info["config"] | {"agent": {**info["config"]["agent"], "widht": 3}}
+    (run / "config.json").write_text(json.dumps(info | {"config": old}))
+    with pytest.raises(UsageError, match=r"agent\.widht: there is no such field"):
+        dynajax.load_policy(run)
+    old = info["config"] | {"model": {**info["config"]["model"], "score_size": 3}}
+    (run / "config.json").write_text(json.dumps(info | {"config": old}))
+    with pytest.raises(UsageError, match=r"the model settings cannot be read .*score_size"):
+        dynajax.load_model(run)
 
 
 class TestPolicies:

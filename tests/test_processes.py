@@ -17,14 +17,19 @@ import pytest
 from dynajax import UsageError, load_model, load_policy, settings, train
 from dynajax.runs import serialization
 from dynajax.runtime import distributed, exit_status
-from test_run import FLAGS as RUN_FLAGS
+from sizes import as_flags
+from test_run import SETTINGS as RUN_SETTINGS
 from test_run import _text, finish, start, wait_for
 
 # With large minibatches the run lasts long enough to be interrupted.
-FLAGS = [f for f in RUN_FLAGS if f not in ("--fix=none", "--steps=400", "--set=learn.batch=20")] + [
+SETTINGS = RUN_SETTINGS | {"learn.batch": 3000}
+FLAGS = [
+    "--env=Pendulum-v1",
+    "--preset=paper",
+    "--fix=scale,target",
     "--seeds=3",
     "--steps=300",
-    "--set=learn.batch=3000",
+    *as_flags(SETTINGS),
 ]
 
 
@@ -112,9 +117,8 @@ def test_two_interrupted_and_killed_processes_match_one(tmp_path):
     assert "resuming" in ends[0][1] and "report" in ends[0][1] and "report" not in ends[1][1]
     assert {p.name for p in (out / "checkpoints").iterdir()} == {"process-0", "process-1"}
 
-    values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
     run = settings.make(
-        "Pendulum-v1", preset="paper", fixes=["scale,target"], seeds=3, steps=300, settings=values
+        "Pendulum-v1", preset="paper", fixes=["scale,target"], seeds=3, steps=300, settings=SETTINGS
     )
     one = train(run, tmp_path / "one", quiet=True)
     assert one.learner_indices == range(3)

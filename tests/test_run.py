@@ -18,32 +18,18 @@ from conftest import CORES
 from dynajax import UsageError, report, settings, train
 from dynajax.runs import directory
 from dynajax.runtime import exit_status
+from sizes import NETWORKS, SHORT_RUN, as_flags
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
-#: A run that takes seconds and has fits, evaluations and two variants.
+#: Sizes of a run that takes seconds.
+SETTINGS = SHORT_RUN | NETWORKS["sac"]
 FLAGS = [
     "--env=Pendulum-v1",
     "--preset=paper",
     "--fix=none",
     "--fix=scale,target",
     "--steps=400",
-    "--set=random_steps=100",
-    "--set=eval.every=100",
-    "--set=eval.episodes=2",
-    "--set=agent.hidden=16,16",
-    "--set=learn.utd=2",
-    "--set=learn.batch=20",
-    "--set=model.members=3",
-    "--set=model.elites=2",
-    "--set=model.width=16",
-    "--set=model.depth=2",
-    "--set=model.batch=16",
-    "--set=model.fit_every=50",
-    "--set=model.fit_steps=20",
-    "--set=model.round_steps=10",
-    "--set=rollout.batch=10",
-    "--set=replay.real=1000",
-    "--set=replay.synthetic=1000",
+    *as_flags(SETTINGS),
 ]
 
 
@@ -227,9 +213,9 @@ def test_damaged_checkpoint_falls_back_with_a_warning(whole, tmp_path):
         (["--agent=no.where:sac"], ["--agent=no.where:sac", "cannot be found"]),
         (["--trust=penal"], ["--trust=penal", "the nearest is penalty"]),
         (["--algo=model-free", "--trust=penalty"], ["--trust=penalty", "--algo=mbpo"]),
-        (["--trust=penalty", "--set=trust.scale=-1"], ["trust.scale=-1", "trust.kind=spread"]),
-        (["--set=sac.utd=3"], ["--set sac.utd", "learn.utd"]),
-        (["--set=sac.hidden=8"], ["--set sac.hidden", "agent.hidden"]),
+        (["--trust=penalty", "--set=trust.scale=-1"], ["trust.scale=-1", "trust.kind=epistemic"]),
+        (["--set=sac.utd=3"], ["--set=sac.utd", "learn.utd"]),
+        (["--set=agent.hiden=8", "--agent=sac"], ["--set=agent.hiden", "agent.hidden"]),
         (["--set=model.widht=20"], ["model.widht", "model.width"]),
         (["--set=model.width=wide"], ["model.width=wide", "whole number"]),
         (["--set=model.width"], ["--set model.width", "FIELD=VALUE"]),
@@ -292,13 +278,12 @@ def test_run_resumes_after_the_disk_was_full(tmp_path, monkeypatch):
     """Fail to write logs after step 200, then resume with free space."""
     from dynajax.runs import loggers
 
-    values = dict(f.removeprefix("--set=").split("=") for f in FLAGS if "--set" in f)
     run = settings.make(
         "Pendulum-v1",
         preset="paper",
         fixes=["none", "scale,target"],
         steps=400,
-        settings=values,
+        settings=SETTINGS,
     )
     real = loggers.Files.write
 

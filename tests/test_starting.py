@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import dynajax
-from conftest import SMALL
 from dynajax.cli import common
 from dynajax.runs import video
 from dynajax.types import UsageError
 from dynajax.xla import backend
+from sizes import SMALL, as_flags
 
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
 #: A task whose module creates a JAX array when it is imported.
@@ -51,9 +51,8 @@ def test_run_without_home_opengl_or_unicode(tmp_path):
         "MPLBACKEND": "module://matplotlib_inline.no_such_backend",
         "PYTHONIOENCODING": "ascii",
     }
-    sizes = [f"--set={name}={str(v).strip('()')}" for name, v in SIZES.items()]
     command = [sys.executable, str(RUN), "--env=slopes:Slope-v0", "--fix=scale", "--seeds=2"]
-    command += ["--steps=70", "--preset=paper", "--out=~/mine", *sizes]
+    command += ["--steps=70", "--preset=paper", "--out=~/mine", *as_flags(SIZES)]
     result = subprocess.run(
         command,
         cwd=tmp_path,
@@ -133,7 +132,7 @@ def test_run_with_only_nan_rewards_fails(nans, tmp_path, capsys):
     )
     with pytest.raises(UsageError, match=r"^--env=NaNs-v0: none of the transitions of 40 steps"):
         dynajax.train(run, tmp_path / "run")
-    assert "every episode of the evaluation ended" in capsys.readouterr().out
+    assert "every evaluation episode ended at its first step" in capsys.readouterr().out
 
 
 def test_unknown_termination_is_reported_at_the_start(nans, tmp_path, capsys):

@@ -19,6 +19,7 @@ from dynajax.launch import backends, status, study
 from dynajax.launch.job import Job, JobRunner
 from dynajax.runs.directory import check_resumable
 from dynajax.runtime import exit_status
+from sizes import NETWORKS, SHORT_RUN
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "launch" / "sweep.py"
@@ -31,24 +32,9 @@ fixes = ["none", "scale,target"]
 steps = 400
 preset = "paper"
 [settings]
-random_steps = 100
-eval.every = 100
-eval.episodes = 2
-agent.hidden = [16, 16]
-learn.utd = 2
-learn.batch = 20
-model.members = 3
-model.elites = 2
-model.width = 16
-model.depth = 2
-model.batch = 16
-model.fit_every = 50
-model.fit_steps = 20
-model.round_steps = 10
-rollout.batch = 10
-replay.real = 1000
-replay.synthetic = 1000
-"""
+""" + "".join(
+    f"{name} = {json.dumps(value)}\n" for name, value in (SHORT_RUN | NETWORKS["sac"]).items()
+)
 
 
 def write(folder: Path, text: str = STUDY) -> Path:
@@ -116,7 +102,9 @@ def test_study_writes_figures_and_table(whole):
     for name in RUNS:
         info = json.loads((whole / name / "config.json").read_text())
         algo = "mbpo" if "mbpo" in name else "model-free"
-        assert f"--algo={algo} --agent=sac --trust=none" in info["command"]
+        assert f"--algo={algo} --agent=sac " in info["command"]
+        # The trust rule is the algorithm's.
+        assert info["config"]["trust_name"] == "none" and "--trust" not in info["command"]
     assert (whole / "study.toml").read_text() == STUDY
 
 
@@ -312,7 +300,7 @@ def test_error_of_plug_in_names_file(tmp_path, monkeypatch):
             raise UsageError("learn.utd=2: take 3")
 
     monkeypatch.setitem(agents.AGENTS, "sac", Strict)
-    path = write(tmp_path, STUDY.replace("agent.hidden = [16, 16]", "# no agent.hidden"))
+    path = write(tmp_path, STUDY.replace("agent.hidden = [8, 8]", "# no agent.hidden"))
     with pytest.raises(UsageError) as caught:
         study.load(path)
     assert str(caught.value) == f"{path}: learn.utd=2: take 3"
@@ -445,10 +433,21 @@ def test_each_agent_and_trust_rule_is_a_run(tmp_path, monkeypatch):
             "other" if other else "sac",
             "penalty" in name,
         )
-        assert (c.agent.width if other else c.agent.hidden) == (16 if other else (16, 16))
+        assert (c.agent.width if other else c.agent.hidden) == (16 if other else (8, 8))
         assert len(c.variants) == (1 if other else 2) * (2 if c.has_model else 1)
-        assert f"--agent={c.agent_name}" in run.flags and f"--trust={c.trust_name}" in run.flags
+        assert f"--agent={c.agent_name}" in run.flags
+        # Without a model there is no trust rule.
+        assert (f"--trust={c.trust_name}" in run.flags) == c.has_model
         assert ("--set=trust.scale=0.5" in run.flags) == ("penalty" in name)
+
+
+def test_trust_rule_of_an_algorithm_gets_its_fields(tmp_path):
+    """Set fields of a trust rule also where the rule is the algorithm's."""
+    text = STUDY.replace('"model-free"]\n', '"m2ac"]\n') + "trust.scale = 0.5\n"
+    runs = {run.config.algo: run for run in study.load(write(tmp_path, text)).runs}
+    assert runs["m2ac"].config.trust_name == "m2ac" and runs["m2ac"].config.trust.scale == 0.5
+    assert runs["mbpo"].config.trust_name == "none"
+    assert "--set=trust.scale=0.5" not in runs["mbpo"].flags
 
 
 def test_arms_override_keys_of_the_study(tmp_path):
@@ -467,7 +466,7 @@ agents = ["sac"]
 settings = { learn.utd = 2 }
 [arms.on-the-fly]
 fixes = ["none", "scale"]
-settings = { rollout.fresh = true }
+settings = { rollout.source = "on_the_fly" }
 """
     plan = study.load(write(tmp_path, text))
     assert [run.name for run in plan.runs] == [
@@ -479,7 +478,7 @@ settings = { rollout.fresh = true }
     assert (model_free.agent.actor_width, model_free.learn.utd) == (32, 4)
     assert not model_free.has_model
     assert (paper.agent_name, paper.learn.utd) == ("sac", 2)  # simba's settings do not apply
-    assert on_the_fly.rollout.fresh and on_the_fly.num_learners == 4
+    assert on_the_fly.rollout.source == "on_the_fly" and on_the_fly.num_learners == 4
     assert on_the_fly.agent.actor_width == 32
     with pytest.raises(UsageError, match=r"arms.paper: settings.learn.utdd: .*utdd"):
         study.load(write(tmp_path, text.replace("utd = 2", "utdd = 2")))

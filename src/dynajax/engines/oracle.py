@@ -42,7 +42,12 @@ class OracleMBPO(MBPO):
         source = self.source(learner)
         keys = self._split_keys(learner, source)
         request = replay.Request(keys.source.starts, (self.config.rollout.batch,))
-        (slots,) = replay.sample_indices(learner.real_buffer, shared.step + 1, [request])
+        (slots,) = replay.sample_indices(
+            learner.real_buffer,
+            shared.step + 1,
+            [request],
+            window=self.config.rollout.start_window,
+        )
         obs = replay.gather(learner.real_buffer, slots).unpack().obs
         active = jnp.ones(self.config.rollout.batch, bool)
         model_env = self.model_env(learner).select_members()

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 from dynajax import envs, settings
 from dynajax.agents import agent_class
+from dynajax.algorithms import ALGORITHMS
 from dynajax.config import Config
 from dynajax.config.presets import PRESETS
 from dynajax.envs import mjx
@@ -284,7 +285,13 @@ def _with_key(error: str) -> str:
     return f"{key}.{match[2]}: {error}" if key in ("settings", "vary") else f"{key}: {error}"
 
 
-def _other_fields(agent: str, trust: str, values: dict[str, Any]) -> set[str]:
+def _rule(algo: str, trust: str) -> str:
+    """Return the name of a trust rule, by default the algorithm's."""
+    # `settings.make` refuses an unknown algorithm.
+    return trust or (ALGORITHMS[algo].trust if algo in ALGORITHMS else "none")
+
+
+def _other_fields(algo: str, agent: str, trust: str, values: dict[str, Any]) -> set[str]:
     """Return the paths of fields that only other agents or trust rules of the study have."""
 
     def paths(group: str, cls: type) -> set[str]:
@@ -292,12 +299,15 @@ def _other_fields(agent: str, trust: str, values: dict[str, Any]) -> set[str]:
 
     known: set[str] = set().union(
         *(paths("agent", agent_class(name).Fields) for name in values["agents"]),
-        *(paths("trust", trust_rule_class(name or "none").Fields) for name in values["trust"]),
+        *(
+            paths("trust", trust_rule_class(_rule(other, name)).Fields)
+            for other, name in itertools.product(values["algorithms"], values["trust"])
+        ),
     )
     return (
         known
         - paths("agent", agent_class(agent).Fields)
-        - paths("trust", trust_rule_class(trust or "none").Fields)
+        - paths("trust", trust_rule_class(_rule(algo, trust)).Fields)
     )
 
 
@@ -319,7 +329,7 @@ def _run(
       seeds: number of the run's seeds.
     """
     with_model = algo != "model-free"
-    others = _other_fields(agent, trust, values)
+    others = _other_fields(algo, agent, trust, values)
 
     def applies(path: str) -> bool:
         """Return whether the run has the field: without a model it has none of the model's."""

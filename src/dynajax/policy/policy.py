@@ -15,6 +15,7 @@ from dynajax.agents import Agent, make_agent
 from dynajax.networks.export import Layer
 from dynajax.policy import selection
 from dynajax.runs import policies
+from dynajax.runs.directory import reading_config
 from dynajax.runs.policies import Which
 from dynajax.settings import agent_from_dict
 from dynajax.types import Array, EnvSpec, UsageError
@@ -118,7 +119,9 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
     if not stored.spec.name.startswith("brax:"):
         with contextlib.suppress(UsageError):
             registry.import_module("--env", stored.spec.name)
-    agent = make_agent(agent_from_dict(learner.config, learner.variant), stored.spec)
+    with reading_config(learner.folder):
+        agent = make_agent(agent_from_dict(learner.config, learner.variant), stored.spec)
+        repeat = learner.config["task"]["repeat"]
 
     def init(key: Array) -> Any:
         return agent.policy(agent.init(key))
@@ -126,7 +129,7 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
     state = selection.unflatten(selection.init_shapes(init), stored.leaves, policies_folder)
     return Policy(
         spec=stored.spec,
-        repeat=learner.config["task"]["repeat"],
+        repeat=repeat,
         variant=learner.variant,
         seed=learner.seed,
         step=stored.step,

@@ -70,7 +70,7 @@ class Buffered(Source):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse buffer sizes and horizons that do not fit, and an oracle without new rollouts."""
+        """Refuse buffer sizes and horizons that do not fit, and regeneration with an oracle."""
         h, batch, capacity = config.rollout.horizon, config.rollout.batch, config.replay.synthetic
         shown = ",".join(map(str, h))
         if capacity % batch:
@@ -82,11 +82,11 @@ class Buffered(Source):
                 f"--set rollout.horizon={shown}: rollout.batch x horizon must be at most "
                 f"replay.synthetic={capacity}"
             )
-        every = config.source.regenerate_every
-        if every and config.oracle != "none":
+        if config.oracle != "none" and (every := config.source.regenerate_every):
             raise UsageError(
-                f"--set source.regenerate_every={every}: an oracle corrects the rollouts of every "
-                "agent step; choose --set source.regenerate_every=0"
+                f"--oracle={config.oracle}: an oracle corrects rollouts at every agent step, and "
+                f"source.regenerate_every={every} makes them less often; choose "
+                "--set source.regenerate_every=0"
             )
 
     @property
