@@ -27,7 +27,9 @@ import pytest
 
 from dynajax import config, make_config
 from dynajax.cli import common
-from dynajax.mbpo import Algorithm
+from dynajax.engines.oracle import OracleMBPO
+from dynajax.mbpo import MBPO
+from dynajax.runtime import program
 from dynajax.types import EnvSpec
 
 common.use_compilation_cache()
@@ -93,19 +95,32 @@ def optimised() -> Iterator[None]:
 
 
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count how often methods of `Algorithm` are traced, by name."""
+def new_programs() -> Iterator[Callable[[], None]]:
+    """Forget the kept programs before and after a test, and return the function that does it."""
+    forget = program._jitted.cache_clear
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, new_programs: Callable) -> Counter[str]:
+    """Count how often methods of `MBPO` and `OracleMBPO` are traced, by name."""
     times: Counter[str] = Counter()
 
-    def count(name: str, method: Callable) -> None:
+    def count(cls: type, name: str) -> None:
+        method = getattr(cls, name)
+
         def counted(self, *arguments):
             times[name] += 1
             return method(self, *arguments)
 
-        monkeypatch.setattr(Algorithm, name, counted)
+        monkeypatch.setattr(cls, name, counted)
 
-    for name in ("fit", "learn", "propose_transitions", "train_member", "value"):
-        count(name, getattr(Algorithm, name))
+    for name in ("fit", "learn", "train_member", "value"):
+        count(MBPO, name)
+    for name in ("propose_transitions", "learn_corrected"):
+        count(OracleMBPO, name)
     return times
 
 
