@@ -421,9 +421,10 @@ def test_update_without_valid_transitions_changes_nothing(make, strict, spec, mi
     keys = algorithm._split_keys(learner, source)
     real, _ = algorithm._sample_real(learner, SHARED, source, keys)
     noise = agent.noise(keys.update, 2 * config.learn.utd)
+    gradient_step = jax.jit(functools.partial(_gradient_step, agent, may_be_empty=False))
     for u in range(config.learn.utd):
         batch = replay.to_minibatch(jax.tree.map(lambda x, u=u: x[u], real))
-        expected, _ = _gradient_step(agent, expected, batch, noise[2 * u], may_be_empty=False)
+        expected, _ = gradient_step(expected, batch, noise[2 * u])
     chex.assert_trees_all_close(after.agent, expected, rtol=1e-4, atol=1e-6)
 
 
