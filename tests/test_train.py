@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dynajax.agents import AGENTS
+from dynajax.agents.sac import SAC
 from dynajax.config import variant_config
 from dynajax.mbpo import MBPO
 from dynajax.models import fit_data, make_model, training
@@ -130,6 +132,13 @@ def test_learners_differ(study):
     np.testing.assert_array_equal(transform.skip[:, 0], [1, 1, 0, 0])
     assert (np.asarray(transform.scale)[:2] == 1).all()
     assert (np.asarray(transform.scale)[2:] != 1).all()
+
+
+def test_program_is_kept_until_a_plugin_is_registered_again(make, spec, monkeypatch):
+    program = build(make(), spec)
+    assert build(make(steps=200, seed=7), spec).jitted is program.jitted
+    monkeypatch.setitem(AGENTS, "sac", type("OtherAgent", (SAC,), {}))
+    assert build(make(), spec).jitted is not program.jitted
 
 
 def test_each_function_compiles_once(study):

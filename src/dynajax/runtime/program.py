@@ -9,11 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynajax.agents import agent_class
 from dynajax.config import Config, EvalConfig, HostConfig, variant_config
 from dynajax.mbpo import MBPO
+from dynajax.models import model_class, targets
+from dynajax.models.likelihoods import likelihood_class
 from dynajax.runtime import distributed
 from dynajax.runtime.member_parallel import MemberParallelFit
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place
+from dynajax.synthetic import source_class
+from dynajax.trust import trust_rule_class
 from dynajax.types import EnvSpec, Metrics, Shared, TrainState, Transition
 from dynajax.xla import backend
 
@@ -118,10 +123,10 @@ class Fit(Protocol):
 class Jitted:
     """The table's functions by name, jitted; those that return a state take theirs as a donation."""
 
-    def __init__(self, algorithm: MBPO, placement: Placement):
-        self._algorithm, self._placement = algorithm, placement
+    def __init__(self, algorithm: MBPO, learners: int, devices: Sequence[jax.Device]):
+        self._algorithm, self._placement = algorithm, place(learners, devices)
         self.init = self._jit_init()
-        self.fit = self._jit_fit()
+        self.fit = self._jit_fit(devices)
         self.memory: int | None = None  # bytes on each device, once it is known
 
     def __getattr__(self, name: str) -> jax.stages.Wrapped:
@@ -144,12 +149,12 @@ class Jitted:
 
         return self._placement.jit_sharded(init, (EVERYWHERE,) * 3, STATE, jax.jit)
 
-    def _jit_fit(self) -> Fit:
+    def _jit_fit(self, devices: Sequence[jax.Device]) -> Fit:
         """Jit the fit; a single learner's members are spread over a CPU's cores."""
         algorithm, placement = self._algorithm, self._placement
         config = algorithm.config
         if placement.num_learners == 1 and config.has_model and config.model.schedule == "fixed":
-            members = place(config.model.members, _devices(placement))
+            members = place(config.model.members, devices)
             if backend.lowering().spread_members and members.mesh.size > 1:
                 return MemberParallelFit.build(algorithm, placement, members)
         fit: Fit = FUNCTIONS["fit"].jit(algorithm, placement)
@@ -251,8 +256,8 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     numbers = distributed.share(config.num_learners)
     pairs = tuple(config.variant_seed_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)
-    platform = backend.lowering()
-    jitted = _jitted(_static_key(config), spec, len(pairs), tuple(devices), platform)
+    key = _static_key(config), spec, len(pairs), tuple(devices), backend.lowering()
+    jitted = _jitted(*key, _plugins(config))
     return Program(MBPO(config, spec), placement, numbers, pairs, jitted)
 
 
@@ -270,6 +275,19 @@ def _static_key(config: Config) -> Config:
     )
 
 
+def _plugins(config: Config) -> tuple[Any, ...]:
+    """Return what the names in a configuration stand for, which a user may register again."""
+    fixes = (targets.FIXES[name] for variant in config.variants for name in variant.fixes)
+    return (
+        agent_class(config.agent_name),
+        trust_rule_class(config.trust_name),
+        source_class(config.rollout.source),
+        model_class(config.model.network),
+        likelihood_class(config.model.likelihood),
+        *fixes,
+    )
+
+
 @functools.lru_cache(maxsize=16)
 def _jitted(
     config: Config,
@@ -277,10 +295,7 @@ def _jitted(
     learners: int,
     devices: tuple[jax.Device, ...],
     platform: backend.Lowering,
+    plugins: tuple[Any, ...],
 ) -> Jitted:
     """Return the jitted functions of a configuration, the same ones for the same arguments."""
-    return Jitted(MBPO(config, spec), place(learners, devices))
-
-
-def _devices(placement: Placement) -> list[jax.Device]:
-    return list(placement.mesh.devices.flat)
+    return Jitted(MBPO(config, spec), learners, devices)
