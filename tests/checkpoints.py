@@ -16,9 +16,10 @@ from dynajax.config import Config
 from dynajax.runs import checkpoint
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.types import (
+    DataStats,
     LearnerState,
     ModelState,
-    Replay,
+    ReplayBuffer,
     Shared,
     TargetTransform,
     TrainState,
@@ -35,7 +36,7 @@ def transitions(numbers: np.ndarray) -> Transition:
     return Transition(wide, -wide[..., :A], x / 7, (numbers % 3 > 0) * np.ones_like(x), wide + 1)
 
 
-def real_buffer(count: int, capacity: int = N) -> Replay:
+def real_buffer(count: int, capacity: int = N) -> ReplayBuffer:
     """Return the real replay buffer after `count` transitions have been inserted."""
     numbers = np.arange(max(0, count - capacity), count)
     data = jax.tree.map(
@@ -44,7 +45,7 @@ def real_buffer(count: int, capacity: int = N) -> Replay:
     valid = np.zeros((S, capacity), bool)
     for array, new in zip((*data, valid), (*transitions(numbers), numbers % 5 != 2), strict=True):
         array[:, numbers % capacity] = new
-    return replay.pack(Transition(*map(jnp.asarray, data)), jnp.asarray(valid))
+    return replay.of_transitions(Transition(*map(jnp.asarray, data)), jnp.asarray(valid))
 
 
 @functools.cache
@@ -56,21 +57,12 @@ def make_state(count: int, seed: int = 0, capacity: int = N, width: int = 4) -> 
         return jnp.asarray(random.standard_normal((S, *shape)), jnp.float32)
 
     params = {"Dense_0": {"kernel": normal(D, width), "bias": normal(width)}}
-    optimiser = jax.vmap(optax.adam(1e-3).init)(params)
-    agent = SACState(params, params, params, normal(), optimiser, optimiser, optimiser)
+    opt_state = jax.vmap(optax.adam(1e-3).init)(params)
+    agent = SACState(params, params, params, normal(), opt_state, opt_state, opt_state)
     elites = jnp.asarray(random.integers(0, 5, (S, 2)), jnp.int32)
     transform = TargetTransform(normal(D), normal(D + 1), normal(D + 1), normal())
-    model = ModelState(
-        params,
-        optimiser,
-        transform,
-        normal(5),
-        normal(5),
-        normal(D + 1),
-        normal(D + 1) > 0,
-        elites,
-        elites[:, 0],
-    )
+    stats = DataStats(transform, normal(5), normal(5), normal(D + 1), normal(D + 1) > 0)
+    model = ModelState(params, opt_state, stats, elites, elites[:, 0])
     keys = jax.vmap(jax.random.PRNGKey)(jnp.arange(S) + seed + count)
     config = jax.tree.map(lambda x: jnp.full(S, x, jnp.float32), Config())
     data = Transition(normal(6, 1), normal(6, 1), normal(6), normal(6), normal(6, 1))
@@ -82,7 +74,7 @@ def make_state(count: int, seed: int = 0, capacity: int = N, width: int = 4) -> 
         agent=agent,
         real_buffer=real_buffer(count, capacity),
         model=model,
-        synthetic_buffer=replay.pack(data, normal(6) > 0, normal(6)),
+        synthetic=replay.of_transitions(data, normal(6) > 0, normal(6)),
         trust=(normal(), {"threshold": normal(D)}),
     )
     return TrainState(Shared(jnp.asarray(count, jnp.int32), jnp.asarray(3, jnp.int32)), learners)

@@ -1,11 +1,9 @@
 """Tests on four devices; `test_placement.py` runs them in a process that has four."""
 
 import csv
-import functools
 import json
 import os
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -13,15 +11,15 @@ import pytest
 
 import test_train
 from dynajax import train
-from dynajax.config import assign
-from dynajax.runtime.program import SharedFit, build
+from dynajax.engines.oracle import OracleProgram
+from dynajax.runtime.member_parallel import MemberParallelFit
+from dynajax.runtime.program import build
 from dynajax.runtime.sharding import BY_ROWS, place
 from dynajax.xla import backend
 from test_device import config as walk_config
 from test_device import walk
 
 __all__ = ["walk"]  # an autouse fixture
-train_module = sys.modules["dynajax.train"]
 
 DEVICES = jax.local_devices()
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -86,19 +84,6 @@ def test_learners_are_placed_evenly(learners, devices, used, per_device):
     np.testing.assert_array_equal(indices, np.arange(learners))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """Let runs that differ only in their length share their compiled programs."""
-    cached = functools.cache(train_module.build)
-
-    def build_once(config, spec, devices):
-        return cached(assign(config, "steps", 60), spec, tuple(devices))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "build", build_once)
-        yield
-
-
 class Runs:
     """Runs of 60 steps on one device and on several, uninterrupted and resumed."""
 
@@ -155,14 +140,15 @@ def test_single_learner_on_two_devices(tmp_path):
 def test_members_are_distributed_only_for_a_single_learner_on_the_fixed_schedule(make, spec):
     """In other cases no device is idle, or devices would wait for each other."""
 
-    def shared(settings=(), devices=DEVICES, **arguments):
-        return isinstance(build(make(settings, **arguments), spec, devices).fit, SharedFit)
+    def distributed(settings=(), devices=DEVICES, **arguments):
+        fit = build(make(settings, **arguments), spec, devices).fit
+        return isinstance(fit, MemberParallelFit)
 
-    assert shared()
-    assert not shared({"model.schedule": "early_stop"})
-    assert not shared(devices=DEVICES[:1])
-    assert not shared(algo="model-free")
-    assert not shared(seeds=2)
+    assert distributed()
+    assert not distributed({"model.schedule": "early_stop"})
+    assert not distributed(devices=DEVICES[:1])
+    assert not distributed(algo="model-free")
+    assert not distributed(seeds=2)
 
 
 @pytest.mark.parametrize(("devices", "bounds"), [(2, True), (4, False)])
@@ -172,7 +158,7 @@ def test_devices_share_the_members_of_a_single_learner(make, spec, devices, boun
     text = distributed.fit.lower(distributed.shapes()).compile().as_text()
     assert [name for name in COLLECTIVES if name in text] == []
     once = traced["train_member"]
-    assert not isinstance(single.fit, SharedFit)
+    assert not isinstance(single.fit, MemberParallelFit)
     # On two devices the three members are padded to four; a fourth device is not used.
     assert distributed.fit.members.mesh.size == min(devices, 3)
     (one, metrics), (other, same) = (
@@ -186,11 +172,13 @@ def test_devices_share_the_members_of_a_single_learner(make, spec, devices, boun
 
 def test_oracle_transitions_are_not_padded(make, spec):
     program = build(make(oracle="both", seeds=3), spec, DEVICES[:2])
-    arguments = program.programs()["learn"][1]
+    propose, learn, fit = OracleProgram(program).lower()
     # Two learners on each device, of which the last one is padding.
     assert program.placement.padded_size == 4
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(arguments[1:])} == {3}
-    assert len(program.lower()) == 2
+    for lowered in (propose, learn):
+        _, *others = lowered.in_avals[0]
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(others)} == {3}
+    assert fit.in_avals
 
 
 def test_six_learners_on_four_devices(tmp_path):
@@ -231,7 +219,7 @@ def test_programs_have_no_collectives(make, spec):
         if schedule == "fixed":
             obs = np.zeros((7, 3), np.float32)
             lowered += [
-                program.init.func.lower(*program.init.args),
+                program.jitted.init.lower(*program._init_arguments()),
                 program.act.lower(state, obs, 0),
                 program.deterministic_action.lower(state, obs[:, None]),
                 program.insert.lower(state, *data),

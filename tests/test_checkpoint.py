@@ -26,7 +26,7 @@ from checkpoints import (
 )
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runtime import sharding
-from dynajax.types import Replay, UsageError
+from dynajax.types import ReplayBuffer, UsageError
 
 
 def test_round_trip_is_bit_for_bit(tmp_path):
@@ -56,7 +56,7 @@ def test_round_trip_is_bit_for_bit(tmp_path):
 
 def test_learners_without_a_model(tmp_path):
     state = make_state(5)
-    state = state._replace(learners=state.learners._replace(model=None, synthetic_buffer=None))
+    state = state._replace(learners=state.learners._replace(model=None, synthetic=None))
     Checkpoints(tmp_path).save(1, state, {}, {})
     assert_same(Checkpoints(tmp_path).restore(state).state, state)
 
@@ -73,7 +73,7 @@ def test_any_tree_in_the_learner_state(tmp_path):
     state = make_state(5)
     heads = [jnp.ones((S, 2)), (jnp.zeros((S, 3), jnp.int8), None)]
     agent = OtherAgentState({"a.b": heads}, None, jnp.arange(S) > 0)
-    state = state._replace(learners=state.learners._replace(agent=agent, synthetic_buffer=None))
+    state = state._replace(learners=state.learners._replace(agent=agent, synthetic=None))
     Checkpoints(tmp_path).save(1, state, {}, {})
     assert_same(Checkpoints(tmp_path).restore(jax.tree.map(jnp.zeros_like, state)).state, state)
     other = state._replace(
@@ -97,9 +97,9 @@ tree = ocp.PyTreeCheckpointer().restore("{newest(tmp_path)}")
 learners = tree["learners"]
 agent, model = learners["agent"], learners["model"]
 np.savez("{tmp_path}/copy", agent["actor"]["Dense_0"]["kernel"], agent["critic"]["Dense_0"]["bias"],
-         model["params"]["Dense_0"]["kernel"], model["code"]["skip"], tree["shared"]["step"],
-         learners["config"]["learn"]["discount"], learners["synthetic_buffer"]["packed"],
-         agent["actor_optimiser"]["0"]["mu"]["Dense_0"]["bias"], learners["key"],
+         model["params"]["Dense_0"]["kernel"], model["stats"]["transform"]["skip"], tree["shared"]["step"],
+         learners["config"]["learn"]["discount"], learners["synthetic"]["packed"],
+         agent["actor_opt_state"]["0"]["mu"]["Dense_0"]["bias"], learners["key"],
          tree["host"]["pending.obs"])
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -108,11 +108,11 @@ np.savez("{tmp_path}/copy", agent["actor"]["Dense_0"]["kernel"], agent["critic"]
         learners.agent.actor["Dense_0"]["kernel"],
         learners.agent.critic["Dense_0"]["bias"],
         learners.model.params["Dense_0"]["kernel"],
-        learners.model.code.skip,
+        learners.model.stats.transform.skip,
         state.shared.step,
         learners.config.learn.discount,
-        learners.synthetic_buffer.packed,
-        learners.agent.actor_optimiser[0].mu["Dense_0"]["bias"],
+        learners.synthetic.packed,
+        learners.agent.actor_opt_state[0].mu["Dense_0"]["bias"],
         learners.key,
         np.arange(3.0),
     ]
@@ -175,7 +175,7 @@ def test_only_new_pieces_are_written_and_unused_ones_deleted(tmp_path):
     for name, slots in (("000001-0-3", slice(0, 3)), ("000002-3-5", slice(3, 5))):
         real = read_with_orbax(tmp_path / "replay" / name)["learners"]["real_buffer"]
         want = jax.tree.map(lambda x, slots=slots: x[:, slots], real_buffer(5))
-        assert_same(Replay(real["packed"], real["valid"], None, D, A), want)
+        assert_same(ReplayBuffer(real["packed"], real["valid"], None, D, A), want)
     # The checkpoint does not contain the buffer, so its size does not depend on the capacity.
     assert "real_buffer" not in read_with_orbax(newest(tmp_path))["learners"]
     Checkpoints(tmp_path / "large").save(1, make_state(5, capacity=800), {}, {})

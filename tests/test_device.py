@@ -285,7 +285,8 @@ def test_dm_control_task_trains(tmp_path, monkeypatch):
     real = result.state.learners.real_buffer
     assert np.asarray(real.valid)[:, :59].all()
     # The observation is (cos, sin, velocity) of a moving pendulum.
-    angle = np.asarray(real.data.obs)[0, :59]
+    data = real.unpack()
+    angle = np.asarray(data.obs)[0, :59]
     np.testing.assert_allclose(angle[:, 0] ** 2 + angle[:, 1] ** 2, 1, atol=1e-5)
     assert np.ptp(angle[:, 2]) > 0.01
-    np.testing.assert_array_equal(real.data.next_obs[0, :58], angle[1:])
+    np.testing.assert_array_equal(data.next_obs[0, :58], angle[1:])

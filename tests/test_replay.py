@@ -1,6 +1,7 @@
-"""The ring of transitions: what is written where, and that draws are even."""
+"""Test the replay buffer: where transitions are written, and that sampling is uniform."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,133 +14,154 @@ from dynajax.types import Transition
 from dynajax.xla import backend
 
 N = 100
-draw = jax.jit(replay.draw, static_argnums=3)
 
 
-def block(numbers):
-    """One transition for each number, which stands in all of its fields."""
+@functools.partial(jax.jit, static_argnames=("shape", "window"))
+def sample(key, buffer, count, shape, window=0):
+    """Return slots for a single request."""
+    request = replay.Request(key, shape)
+    (slots,) = replay.sample_indices(buffer, count, [request], window=window)
+    return slots
+
+
+def transitions(numbers):
+    """Return one transition for each number, whose fields all contain the number."""
     x = jnp.asarray(numbers, jnp.float32)
     return Transition(x[:, None] + jnp.zeros(2), x[:, None], x, x, x[:, None] + jnp.ones(2))
 
 
-def add(ring, numbers, valid, count, weight=None):
-    return replay.add(ring, replay.pack(block(numbers), valid, weight), jnp.array(count))
+def insert(buffer, numbers, valid, count, weight=None):
+    return replay.insert(buffer, replay.pack(transitions(numbers), valid, weight), jnp.array(count))
 
 
-def ring_of(valid):
+def buffer_with(valid):
     return dataclasses.replace(replay.init(N, 2, 1), valid=jnp.asarray(valid))
 
 
 def test_new_blocks_overwrite_the_oldest():
-    ring = replay.init(6, 2, 1)
+    buffer = replay.init(6, 2, 1)
     for first in range(0, 10, 2):
-        ring = add(ring, [first, first + 1], jnp.ones(2, bool), first)
-    np.testing.assert_array_equal(ring.data.reward, [6, 7, 8, 9, 4, 5])
-    taken = replay.take(ring, jnp.array([[3, 4]])).data
-    np.testing.assert_array_equal(taken.reward, [[9, 4]])
-    np.testing.assert_array_equal(taken.next_obs, [[[10, 10], [5, 5]]])
-    np.testing.assert_array_equal(taken.action, [[[9], [4]]])
+        buffer = insert(buffer, [first, first + 1], jnp.ones(2, bool), first)
+    np.testing.assert_array_equal(buffer.unpack().reward, [6, 7, 8, 9, 4, 5])
+    gathered = replay.gather(buffer, jnp.array([[3, 4]])).unpack()
+    np.testing.assert_array_equal(gathered.reward, [[9, 4]])
+    np.testing.assert_array_equal(gathered.next_obs, [[[10, 10], [5, 5]]])
+    np.testing.assert_array_equal(gathered.action, [[[9], [4]]])
 
 
 @pytest.mark.parametrize(("obs_dim", "action_dim"), [(17, 6), (3, 1), (7, 8), (67, 21)])
-def test_a_transition_comes_back_from_whole_tiles(obs_dim, action_dim):
-    size = replay.columns(obs_dim, action_dim)
+def test_packed_transitions_are_whole_tiles_and_unpack_unchanged(obs_dim, action_dim):
+    size = replay.packed_size(obs_dim, action_dim)
     assert size % 8 == 0 and 0 <= size - (2 * obs_dim + action_dim + 2) < 8
-    draws = np.random.default_rng(0).normal(size=(5, 2 * obs_dim + action_dim + 2))
+    numbers = np.random.default_rng(0).normal(size=(5, 2 * obs_dim + action_dim + 2))
     ends = np.cumsum([obs_dim, action_dim, 1, 1])
-    obs, action, reward, discount, next_obs = np.split(draws.astype(np.float32), ends, 1)
+    obs, action, reward, discount, next_obs = np.split(numbers.astype(np.float32), ends, 1)
     stored = Transition(obs, action, reward[:, 0], discount[:, 0], next_obs)
-    ring = replay.add(
+    buffer = replay.insert(
         replay.init(10, obs_dim, action_dim), replay.pack(stored, np.ones(5, bool)), jnp.array(5)
     )
-    assert ring.packed.shape == (10, size)
-    jax.tree.map(np.testing.assert_array_equal, replay.take(ring, jnp.arange(5, 10)).data, stored)
+    assert buffer.packed.shape == (10, size)
+    jax.tree.map(
+        np.testing.assert_array_equal, replay.gather(buffer, jnp.arange(5, 10)).unpack(), stored
+    )
 
 
-def test_valid_flags_follow_their_slots():
-    ring = replay.init(4, 2, 1)
-    assert not ring.valid.any()
-    ring = add(ring, [0, 1], jnp.array([True, False]), 0)
-    np.testing.assert_array_equal(ring.valid, [True, False, False, False])
-    ring = add(ring, [2, 3], jnp.array([False, True]), 2)
-    ring = add(ring, [4, 5], jnp.array([False, True]), 4)
-    np.testing.assert_array_equal(ring.valid, [False, True, False, True])
+def test_valid_flags_are_written_with_their_transitions():
+    buffer = replay.init(4, 2, 1)
+    assert not buffer.valid.any()
+    buffer = insert(buffer, [0, 1], jnp.array([True, False]), 0)
+    np.testing.assert_array_equal(buffer.valid, [True, False, False, False])
+    buffer = insert(buffer, [2, 3], jnp.array([False, True]), 2)
+    buffer = insert(buffer, [4, 5], jnp.array([False, True]), 4)
+    np.testing.assert_array_equal(buffer.valid, [False, True, False, True])
 
 
-def test_weights_follow_their_slots_where_there_is_a_column():
-    ring = replay.init(4, 2, 1, uses_weights=True)
+def test_weights_are_written_with_their_transitions():
+    buffer = replay.init(4, 2, 1, weighted=True)
     for first in (0, 2, 4):
         weight = jnp.array([0.25, 0.5]) + first
-        ring = add(ring, [0, 1], jnp.ones(2, bool), first, weight)
-    np.testing.assert_array_equal(ring.weight, [4.25, 4.5, 2.25, 2.5])
+        buffer = insert(buffer, [0, 1], jnp.ones(2, bool), first, weight)
+    np.testing.assert_array_equal(buffer.weight, [4.25, 4.5, 2.25, 2.5])
     assert replay.init(4, 2, 1).weight is None
 
 
 @pytest.mark.parametrize("filled", [80, 100, 250])
-@pytest.mark.parametrize("holes", [0.0, 0.2, 0.9])
-def test_draws_are_even_among_valid_slots(holes, filled):
+@pytest.mark.parametrize("invalid", [0.0, 0.2, 0.9])
+def test_sampling_is_uniform_among_valid_slots(invalid, filled):
     size = min(filled, N)
     valid = np.zeros(N, bool)
-    valid[:size] = np.random.default_rng(3).permutation(size) >= holes * size
-    # Slots beyond the filled part look valid, and must not be drawn for all that.
+    valid[:size] = np.random.default_rng(3).permutation(size) >= invalid * size
+    # Slots beyond the filled part are flagged as valid, but must not be sampled.
     marked = valid | (np.arange(N) >= size)
-    slots = draw(jax.random.PRNGKey(1), ring_of(marked), jnp.array(filled), (200, 100))
+    slots = sample(jax.random.PRNGKey(1), buffer_with(marked), jnp.array(filled), (200, 100))
     counts = np.bincount(np.ravel(slots), minlength=N)
     assert counts[~valid].sum() == 0
     assert stats.chisquare(counts[valid]).pvalue > 1e-3
 
 
-def test_neighbouring_draws_are_independent():
+def test_samples_are_independent():
     valid = np.arange(N) % 2 == 0
-    slots = np.asarray(draw(jax.random.PRNGKey(2), ring_of(valid), jnp.array(N), (20000, 2)))
+    slots = np.asarray(sample(jax.random.PRNGKey(2), buffer_with(valid), jnp.array(N), (20000, 2)))
     table = np.histogram2d(*slots.T, bins=(5, 5))[0]
     assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("size", [1, 31, 33, 1000, 5000])
-def test_several_are_drawn_at_once_as_each_alone(size, platform):
-    """By the definition of a draw: the valid slot of a rank, words being counted in their order."""
+def test_several_requests_equal_each_alone(size, platform):
+    """By definition: the valid slot of each rank, counted word by word."""
     valid = np.random.default_rng(size).random(size) < 0.7
     valid[0] = True
     width = int(np.ceil(np.sqrt(np.ceil(size / 32))))
     in_order = sorted(np.flatnonzero(valid), key=lambda i: (i % width**2, i // width**2))
-    wanted = [(jax.random.PRNGKey(i), shape) for i, shape in enumerate([(3, 50), (7,), (2, 0)])]
-    ring = dataclasses.replace(replay.init(size, 2, 1), valid=jnp.asarray(valid))
+    requests = [
+        replay.Request(jax.random.PRNGKey(i), shape)
+        for i, shape in enumerate([(3, 50), (7,), (2, 0)])
+    ]
+    buffer = dataclasses.replace(replay.init(size, 2, 1), valid=jnp.asarray(valid))
     with backend.compiling_for(platform):
-        slots = replay.sample_indices(ring, jnp.array(size), *wanted)
-    for (key, shape), of_it in zip(wanted, slots, strict=True):
+        slots = replay.sample_indices(buffer, jnp.array(size), requests)
+    for (key, shape), found in zip(requests, slots, strict=True):
         first, _ = jax.random.split(key)
         rank = jax.random.randint(first, shape, 0, len(in_order))
         np.testing.assert_array_equal(
-            of_it, np.array(in_order)[rank] if valid.sum() < size else rank
+            found, np.array(in_order)[rank] if valid.sum() < size else rank
         )
 
 
-def test_rows_are_written_as_each_alone():
-    rings = [add(replay.init(6, 2, 1), [i, i], jnp.ones(2, bool), 0) for i in (1, 2)]
-    blocks = [replay.pack(block([i, i + 1]), jnp.array([True, i > 3])) for i in (3, 4)]
+def test_vmapped_insert_equals_each_learner_alone():
+    buffers = [insert(replay.init(6, 2, 1), [i, i], jnp.ones(2, bool), 0) for i in (1, 2)]
+    blocks = [replay.pack(transitions([i, i + 1]), jnp.array([True, i > 3])) for i in (3, 4)]
     at = jnp.array(8)
-    stacked = [jax.tree.map(lambda *x: jnp.stack(x), *rows) for rows in (rings, blocks)]
-    both = jax.jit(jax.vmap(replay.add, (0, 0, None)))(*stacked, at)
-    for row, (ring, new) in enumerate(zip(rings, blocks, strict=True)):
-        alone = replay.add(ring, new, at)
-        jax.tree.map(lambda x, y, row=row: np.testing.assert_array_equal(x[row], y), both, alone)
+    stacked = [jax.tree.map(lambda *x: jnp.stack(x), *parts) for parts in (buffers, blocks)]
+    both = jax.jit(jax.vmap(replay.insert, (0, 0, None)))(*stacked, at)
+    for i, (buffer, block) in enumerate(zip(buffers, blocks, strict=True)):
+        alone = replay.insert(buffer, block, at)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[i], y), both, alone)
 
 
-def test_drawing_stops_where_nothing_is_valid():
-    slots = draw(jax.random.PRNGKey(0), ring_of(np.zeros(N, bool)), jnp.array(7), (5,))
+def test_sampling_without_valid_slots_returns_filled_slots():
+    slots = sample(jax.random.PRNGKey(0), buffer_with(np.zeros(N, bool)), jnp.array(7), (5,))
     assert ((slots >= 0) & (slots < 7)).all()
 
 
-def test_mapped_draw_equals_each_row_alone():
+def test_vmapped_sampling_equals_each_learner_alone():
     rng = np.random.default_rng(0)
-    # Rows that need very different numbers of redraws.
-    rings = ring_of(rng.random((4, N)) < np.array([[1.0], [0.8], [0.3], [0.05]]))
-    rings = dataclasses.replace(rings, packed=jnp.stack([rings.packed] * 4))
+    # Learners with very different shares of valid slots.
+    buffers = buffer_with(rng.random((4, N)) < np.array([[1.0], [0.8], [0.3], [0.05]]))
+    buffers = dataclasses.replace(buffers, packed=jnp.stack([buffers.packed] * 4))
     keys = jax.random.split(jax.random.PRNGKey(0), 4)
-    draw_all = jax.jit(jax.vmap(lambda key, ring: replay.draw(key, ring, jnp.array(N), (6, 5))))
-    mapped = draw_all(keys, rings)
+    sample_all = jax.vmap(lambda key, buffer: sample(key, buffer, jnp.array(N), (6, 5)))
+    mapped = sample_all(keys, buffers)
     for i in range(4):
-        alone = draw(keys[i], jax.tree.map(lambda x, i=i: x[i], rings), jnp.array(N), (6, 5))
+        alone = sample(keys[i], jax.tree.map(lambda x, i=i: x[i], buffers), jnp.array(N), (6, 5))
         np.testing.assert_array_equal(mapped[i], alone)
+
+
+@pytest.mark.parametrize("count", [7, 60, 100, 230])
+@pytest.mark.parametrize("window", [10, 100, 1000])
+def test_window_limits_sampling_to_the_newest_transitions(window, count):
+    valid = np.random.default_rng(5).random(N) < 0.8
+    newest = np.arange(max(0, count - min(window, N)), count) % N
+    slots = sample(jax.random.PRNGKey(0), buffer_with(valid), jnp.array(count), (3000,), window)
+    assert set(np.asarray(slots).tolist()) == {i for i in newest.tolist() if valid[i]}

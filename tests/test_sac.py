@@ -1,4 +1,4 @@
-"""Soft Actor-Critic against numbers by hand, scipy, and a second implementation in numpy."""
+"""Test Soft Actor-Critic by hand, with SciPy, and against a second implementation in NumPy."""
 
 import functools
 import math
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax import nets
 from dynajax.agents import sac
 from dynajax.agents.sac import SAC, SACFields
 from dynajax.config import LearnConfig
+from dynajax.networks.initializers import orthogonal
 from dynajax.types import EnvSpec, Transition
 from jaxprs import equations
 
@@ -25,12 +25,12 @@ AGENT = SAC(
     SACFields(hidden=(8, 8), learning_rate=0.01, polyak=0.1, initial_temperature=0.3),
     SPEC,
 )
-# Compiled once for the module.
+# Jitted once for the module.
 update = jax.jit(AGENT.update)
-new = jax.jit(AGENT.init)
+init = jax.jit(AGENT.init)
 
 
-def batch_of(seed: int, size: int = B) -> Transition:
+def random_batch(seed: int, size: int = B) -> Transition:
     rng = np.random.default_rng(seed)
     return Transition(
         obs=rng.normal(size=(size, D)).astype(np.float32),
@@ -41,7 +41,7 @@ def batch_of(seed: int, size: int = B) -> Transition:
     )
 
 
-# --- the formulas, by hand -----------------------------------------------------------------
+# --- Formulas by hand -----------------------------------------------------------------------------
 
 
 def test_td_target_by_hand():
@@ -49,18 +49,18 @@ def test_td_target_by_hand():
     batch = Transition(zeros, zeros, np.array([1.0, 1.0, -2.0]), np.array([1.0, 0.0, 1.0]), zeros)
     next_q = np.array([[4.0, 4.0, -1.0], [6.0, 6.0, -3.0]])
     log_prob = np.array([2.0, 2.0, -4.0])
-    # 1 + 0.5 (4 - 0.25 * 2); at a termination the reward alone; -2 + 0.5 (-3 + 0.25 * 4)
+    # 1 + 0.5 (4 - 0.25 * 2); at a termination only the reward; -2 + 0.5 (-3 + 0.25 * 4)
     expected = [2.75, 1.0, -3.0]
     np.testing.assert_allclose(sac.td_target(0.5, batch, next_q.min(0), 0.25, log_prob), expected)
 
 
-def test_critic_loss_sums_the_twins_without_a_half():
+def test_critic_loss_is_the_sum_over_both_critics():
     q = jnp.array([[1.0, 2.0], [3.0, 5.0]])
-    # twin 1: 1 and 0; twin 2: 1 and 9; mean over the two transitions of 2 and 9
+    # Critic 1: 1 and 0; critic 2: 1 and 9; the mean over both transitions of 2 and 9.
     assert sac.critic_loss(q, jnp.array([2.0, 2.0])) == 5.5
 
 
-def test_actor_loss_takes_the_smaller_twin():
+def test_actor_loss_by_hand():
     q = jnp.array([[1.0, 2.0], [3.0, -2.0]])
     # mean of 0.5 * 2 - 1 and 0.5 * (-4) - (-2)
     assert sac.actor_loss(0.5, jnp.array([2.0, -4.0]), q.min(0)) == 0.0
@@ -69,7 +69,7 @@ def test_actor_loss_takes_the_smaller_twin():
 
 def test_weighted_losses_by_hand():
     weight = jnp.array([3.0, 1.0, 0.0])
-    # (3 * 1 + 1 * 5) / 4; the last is a hole
+    # (3 * 1 + 1 * 5) / 4; the last one is invalid.
     assert sac.weighted_mean(jnp.array([1.0, 5.0, 99.0]), weight) == 2.0
     q = jnp.array([[1.0, 2.0, 9.0], [3.0, 5.0, 9.0]])
     target = jnp.array([2.0, 2.0, 0.0])
@@ -78,22 +78,22 @@ def test_weighted_losses_by_hand():
     # (3 * (0.5 * 2 - 1) + (0.5 * -4 - 2)) / 4
     log_prob = jnp.array([2.0, -4.0, 7.0])
     assert sac.actor_loss(0.5, log_prob, q.min(0), weight) == -1.0
-    assert sac.weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0.0  # nothing but holes
+    assert sac.weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0.0
 
 
-def test_temperature_loss_and_its_gradient_in_log_alpha():
+def test_temperature_loss_and_gradient_by_hand():
     log_alpha = jnp.log(0.2)
     value, slope = jax.value_and_grad(sac.temperature_loss)(log_alpha, 1.5, -1.0)
-    # alpha * 2.5; d/d(log alpha) of it is the same number
+    # alpha * 2.5, and its derivative by log alpha is the same number.
     assert value == pytest.approx(0.5, rel=1e-6)
     assert slope == pytest.approx(0.5, rel=1e-6)
 
 
-# --- the policy ------------------------------------------------------------------------------
+# --- Policy ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("u", [-3.0, -0.2, 0.0, 1.0, 4.0])
-def test_log_density_is_the_change_of_variables(u):
+def test_log_density_by_change_of_variables(u):
     mean, std = np.array([0.3, -0.5]), np.array([0.5, 1.5])
     action, log_prob = sac.tanh_gaussian(mean, np.log(std), (u - mean) / std)
     squash = np.log(1 - np.tanh(u) ** 2)
@@ -103,12 +103,12 @@ def test_log_density_is_the_change_of_variables(u):
 
 
 @pytest.mark.parametrize("u", [-60.0, 60.0])
-def test_log_density_stays_right_where_tanh_is_one(u):
+def test_log_density_is_accurate_for_large_actions(u):
     def log_prob(mean):
         return sac.tanh_gaussian(mean, jnp.zeros(1), jnp.ones(1))[1]
 
     value, slope = jax.value_and_grad(log_prob)(jnp.array([u - 1.0]))
-    # log(1 - tanh^2 u) = 2 (log 2 - |u|) there, and noise is 1
+    # For large |u|, log(1 - tanh^2 u) = 2 (log 2 - |u|); the noise is 1.
     expected = stats.norm.logpdf(1.0) - 2 * (math.log(2) - abs(u))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(slope, [2 * np.sign(u)], rtol=1e-6)
@@ -124,19 +124,19 @@ def test_density_of_actions_integrates_to_one():
     assert total == pytest.approx(1, abs=1e-4)
 
 
-def test_log_std_has_bounds_and_begins_at_minus_four():
-    _, log_std = nets.policy_parameters(jnp.array([0.0, 0.0, 0.0, -99.0, 0.0, 99.0]))
+def test_log_std_is_bounded_and_initially_minus_four():
+    _, log_std = sac.policy_parameters(jnp.array([0.0, 0.0, 0.0, -99.0, 0.0, 99.0]))
     np.testing.assert_allclose(log_std, [-10, -4, 2])
-    _, log_std = AGENT._policy(new(jax.random.PRNGKey(0)).actor, jnp.zeros(D))
+    _, log_std = AGENT._policy(init(jax.random.PRNGKey(0)).actor, jnp.zeros(D))
     np.testing.assert_allclose(np.exp(log_std), math.exp(-4), rtol=1e-5)
 
 
-def test_greedy_action_is_tanh_of_the_mean():
-    agent = new_agent(0)
-    obs = batch_of(0).obs
-    mean = forward(as_numpy(agent.actor), obs)[:, :A]
+def test_deterministic_action_is_tanh_of_the_mean():
+    agent = agent_in_training(0)
+    obs = random_batch(0).obs
+    mean = mlp(as_numpy(agent.actor), obs)[:, :A]
     np.testing.assert_allclose(AGENT.deterministic_action(agent, obs), np.tanh(mean), rtol=1e-4)
-    # An exported policy needs no more than the actor.
+    # An exported policy contains only the actor.
     exported = AGENT.policy(agent)
     np.testing.assert_array_equal(
         AGENT.deterministic_action(exported, obs), AGENT.deterministic_action(agent, obs)
@@ -144,23 +144,23 @@ def test_greedy_action_is_tanh_of_the_mean():
     assert len(jax.tree.leaves(exported)) == len(jax.tree.leaves(agent.actor))
 
 
-def test_actions_and_their_density_are_those_of_the_policy():
-    agent, obs, key = new_agent(0), batch_of(0).obs, jax.random.PRNGKey(4)
+def test_sampled_actions_and_log_densities_equal_numpy():
+    agent, obs, key = agent_in_training(0), random_batch(0).obs, jax.random.PRNGKey(4)
     action, log_prob = AGENT.act(agent, obs, key)
-    expected = act(as_numpy(agent.actor), obs, np.asarray(jax.random.normal(key, (B, A))))
+    expected = sample_policy(as_numpy(agent.actor), obs, np.asarray(jax.random.normal(key, (B, A))))
     np.testing.assert_allclose(action, expected[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(log_prob, expected[1], rtol=1e-4, atol=1e-5)
 
 
-def test_values_are_those_of_each_critic():
-    agent, batch = new_agent(0), batch_of(0)
+def test_values_of_each_critic_equal_numpy():
+    agent, batch = agent_in_training(0), random_batch(0)
     q = AGENT.value(agent, batch.obs, batch.action)
-    expected = twin_q(as_numpy(agent.critic), batch.obs, batch.action)
+    expected = critics_by_numpy(as_numpy(agent.critic), batch.obs, batch.action)
     np.testing.assert_allclose(q, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_initial_weights_are_orthogonal_with_gain_root_two():
-    agent = new(jax.random.PRNGKey(0))
+    agent = init(jax.random.PRNGKey(0))
     twins = [jax.tree.map(lambda leaf, i=i: leaf[i], agent.critic) for i in range(2)]
     for network in [agent.actor, *twins]:
         for layer in network.values():
@@ -173,7 +173,7 @@ def test_initial_weights_are_orthogonal_with_gain_root_two():
     assert agent.log_temperature == pytest.approx(math.log(0.3), rel=1e-6)
 
 
-def test_layer_norm_belongs_to_the_critic_alone():
+def test_only_critics_have_layer_norm():
     def layers(normalised):
         agent = SAC(LearnConfig(), SACFields(hidden=(8, 8), critic_layer_norm=normalised), SPEC)
         state = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
@@ -186,46 +186,46 @@ def test_layer_norm_belongs_to_the_critic_alone():
     assert layers(True) == (plain, plain | {"norm_0", "norm_1"})
 
 
-# --- one whole update against numpy ----------------------------------------------------------
-# Everything below is float64 numpy; gradients are central differences of the losses.
+# --- Whole updates against NumPy ------------------------------------------------------------------
+# This section is NumPy in float64; gradients are central differences of the losses.
 
 
 def as_numpy(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-def new_agent(seed):
-    """An agent in mid-training: no weight is zero, and the target lags behind the critic."""
-    agent = new(jax.random.PRNGKey(seed))
+def agent_in_training(seed):
+    """Return an agent whose weights are not zero, and whose target critics lag behind the critics."""
+    agent = init(jax.random.PRNGKey(seed))
     rng = np.random.default_rng(seed)
 
     def moved(tree, by):
         return jax.tree.map(lambda x: x + by * rng.normal(size=x.shape).astype(np.float32), tree)
 
     actor = moved(agent.actor, 0.2)
-    # Wider than a new policy, so that the noise reaches the critics.
+    # Wider than a new policy, so that the noise affects the critics.
     actor["head"]["bias"] += np.array([0.0] * A + [0.5] * A, np.float32)
     return agent._replace(
         actor=actor, critic=moved(agent.critic, 0.2), target_critic=moved(agent.target_critic, 0.2)
     )
 
 
-def forward(params, x):
+def mlp(params, x):
     for i in range(len(params) - 1):
         layer = params[f"hidden_{i}"]
         x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
     return x @ params["head"]["kernel"] + params["head"]["bias"]
 
 
-def twin_q(params, obs, action):
+def critics_by_numpy(params, obs, action):
     x = np.concatenate([obs, action], -1)
     return np.stack(
-        [forward(jax.tree.map(lambda leaf, i=i: leaf[i], params), x)[:, 0] for i in range(2)]
+        [mlp(jax.tree.map(lambda leaf, i=i: leaf[i], params), x)[:, 0] for i in range(2)]
     )
 
 
-def act(params, obs, noise):
-    mean, x = np.split(forward(params, obs), 2, -1)
+def sample_policy(params, obs, noise):
+    mean, x = np.split(mlp(params, obs), 2, -1)
     log_std = -10 + 6 * (1 + np.tanh(x))
     u = mean + np.exp(log_std) * noise
     # 1 - tanh^2 u = 1 / cosh^2 u
@@ -234,8 +234,8 @@ def act(params, obs, noise):
     return np.tanh(u), density.sum(-1)
 
 
-def slope(function, params):
-    """Central differences in every entry of a tree."""
+def numeric_gradient(function, params):
+    """Return central differences in every entry of a tree."""
     gradient = jax.tree.map(np.zeros_like, params)
     for leaf, out in zip(jax.tree.leaves(params), jax.tree.leaves(gradient), strict=True):
         for at in np.ndindex(leaf.shape):
@@ -270,7 +270,7 @@ class Adam:
 
 
 class Reference:
-    """Soft Actor-Critic again. `wrong` names one step to take out of order."""
+    """Soft Actor-Critic in NumPy; `wrong` names one step that is taken out of order."""
 
     def __init__(self, agent, wrong=None):
         self.actor, self.critic = as_numpy(agent.actor), as_numpy(agent.critic)
@@ -282,37 +282,39 @@ class Reference:
         batch = Transition(*(np.asarray(x, np.float64) for x in batch))
         next_noise, noise = np.asarray(both_noises, np.float64)
         alpha, rate, old_critic = np.exp(self.log_alpha), 0.01, self.critic
-        next_action, next_log_prob = act(self.actor, batch.next_obs, next_noise)
-        next_q = twin_q(self.target, batch.next_obs, next_action).min(0)
+        next_action, next_log_prob = sample_policy(self.actor, batch.next_obs, next_noise)
+        next_q = critics_by_numpy(self.target, batch.next_obs, next_action).min(0)
         y = batch.reward + 0.9 * batch.discount * (next_q - alpha * next_log_prob)
 
         def critic_loss(params):
-            q = twin_q(params, batch.obs, batch.action)
+            q = critics_by_numpy(params, batch.obs, batch.action)
             return np.mean((q[0] - y) ** 2 + (q[1] - y) ** 2)
 
-        self.critic = self.adams[1].step(self.critic, slope(critic_loss, self.critic), rate)
-        towards = old_critic if self.wrong == "target before critic" else self.critic
-        self.target = jax.tree.map(lambda t, c: 0.9 * t + 0.1 * c, self.target, towards)
-        judge = old_critic if self.wrong == "actor against the old critic" else self.critic
+        self.critic = self.adams[1].step(
+            self.critic, numeric_gradient(critic_loss, self.critic), rate
+        )
+        source = old_critic if self.wrong == "target before critic" else self.critic
+        self.target = jax.tree.map(lambda t, c: 0.9 * t + 0.1 * c, self.target, source)
+        critic = old_critic if self.wrong == "actor against the old critic" else self.critic
 
         def actor_loss(params):
-            action, log_prob = act(params, batch.obs, noise)
-            return np.mean(alpha * log_prob - twin_q(judge, batch.obs, action).min(0))
+            action, log_prob = sample_policy(params, batch.obs, noise)
+            return np.mean(alpha * log_prob - critics_by_numpy(critic, batch.obs, action).min(0))
 
         loss_pi = actor_loss(self.actor)
-        entropy = -act(self.actor, batch.obs, noise)[1].mean()
+        entropy = -sample_policy(self.actor, batch.obs, noise)[1].mean()
         if self.wrong == "entropy at the next states":
             entropy = -next_log_prob.mean()
-        self.actor = self.adams[0].step(self.actor, slope(actor_loss, self.actor), rate)
+        self.actor = self.adams[0].step(self.actor, numeric_gradient(actor_loss, self.actor), rate)
         if self.wrong == "entropy of the new actor":
-            entropy = -act(self.actor, batch.obs, noise)[1].mean()
-        # d/d(log alpha) of alpha (entropy - target entropy), the target being -A/2
+            entropy = -sample_policy(self.actor, batch.obs, noise)[1].mean()
+        # The derivative by log alpha of alpha (entropy - target entropy), with target -A/2.
         gradient = np.asarray(alpha * (entropy + 0.5 * A))
         self.log_alpha = self.adams[2].step(self.log_alpha, gradient, rate)
         return {
             "critic_loss": critic_loss(old_critic),
             "actor_loss": loss_pi,
-            "q_mean": twin_q(old_critic, batch.obs, batch.action).mean(),
+            "q_mean": critics_by_numpy(old_critic, batch.obs, batch.action).mean(),
             "temperature": alpha,
             "temperature_loss": gradient,
             "entropy": entropy,
@@ -321,17 +323,17 @@ class Reference:
 
 
 def three_updates(wrong=None):
-    agent = new_agent(1)
+    agent = agent_in_training(1)
     reference = Reference(agent, wrong)
     for i in range(3):
-        noise, batch = jax.random.normal(jax.random.PRNGKey(10 + i), (2, B, A)), batch_of(i)
+        noise, batch = jax.random.normal(jax.random.PRNGKey(10 + i), (2, B, A)), random_batch(i)
         agent, metrics = update(agent, batch, None, None, noise)
         expected = reference.update(batch, noise)
     return agent, metrics, reference, expected
 
 
 def distances(agent, reference):
-    """How far apart the networks are, in units of one Adam step."""
+    """Return the largest differences of the parameters, in units of one Adam step."""
     pairs = {
         "actor": (agent.actor, reference.actor),
         "critic": (agent.critic, reference.critic),
@@ -351,12 +353,12 @@ def test_updates_equal_numpy():
     agent, metrics, reference, expected = three_updates()
     assert max(distances(agent, reference).values()) < 1e-3
     for ours, theirs in zip(
-        (agent.actor_optimiser, agent.critic_optimiser, agent.temperature_optimiser),
+        (agent.actor_opt_state, agent.critic_opt_state, agent.temperature_opt_state),
         reference.adams,
         strict=True,
     ):
         adam, _ = ours
-        # The moments show the gradients' size, which Adam's steps hide.
+        # The moments contain the size of the gradients, which Adam's steps do not depend on.
         for a, b in ((adam.mu, theirs.mean), (adam.nu, theirs.square)):
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), a, b)
         assert adam.count == 3
@@ -374,62 +376,62 @@ def test_updates_equal_numpy():
         ("entropy of the new actor", "temperature"),
     ],
 )
-def test_another_order_would_be_seen(wrong, shows_in):
+def test_updates_in_another_order_are_detected(wrong, shows_in):
     agent, _, reference, _ = three_updates(wrong)
     assert distances(agent, reference)[shows_in] > 5e-3
 
 
-def test_transitions_of_weight_zero_teach_nothing():
-    agent, batch, noise = new_agent(1), batch_of(0), jax.random.normal(KEY, (2, B, A))
+def test_transitions_of_weight_zero_have_no_effect():
+    agent, batch, noise = agent_in_training(1), random_batch(0), jax.random.normal(KEY, (2, B, A))
     weight = jnp.asarray(np.arange(B) % 3 > 0, jnp.float32)
     spoiled = jax.tree.map(lambda x: np.where(np.arange(B) % 3 > 0, x.T, 9.0).T, batch)
     after, _ = update(agent, batch, weight, weight, noise)
     chex.assert_trees_all_equal(after, update(agent, spoiled, weight, weight, noise)[0])
-    # An even weight is no weight; the critics' does not reach the actor, but through them.
+    # A constant weight has no effect. The actor's weights do not affect the critics.
     plain, _ = update(agent, batch, None, None, noise)
     even, _ = update(agent, batch, jnp.full(B, 2.0), jnp.full(B, 0.5), noise)
     chex.assert_trees_all_close(even, plain, rtol=1e-4, atol=1e-5)
-    judged, _ = update(agent, batch, None, weight, noise)
-    chex.assert_trees_all_close(judged.critic, plain.critic, rtol=1e-5, atol=1e-6)
-    assert np.abs(judged.actor["head"]["bias"] - plain.actor["head"]["bias"]).max() > 1e-3
+    other, _ = update(agent, batch, None, weight, noise)
+    chex.assert_trees_all_close(other.critic, plain.critic, rtol=1e-5, atol=1e-6)
+    assert np.abs(other.actor["head"]["bias"] - plain.actor["head"]["bias"]).max() > 1e-3
 
 
-def test_a_wrong_shape_is_named():
+def test_wrong_batch_size_is_an_error():
     noise = jnp.zeros((2, B + 1, A))
     with pytest.raises(AssertionError, match=rf"shape \({B + 1},\)"):
-        AGENT.update(new_agent(0), batch_of(0, B + 1), None, None, noise)
+        AGENT.update(agent_in_training(0), random_batch(0, B + 1), None, None, noise)
 
 
-def test_a_reset_agent_is_a_new_one():
+def test_reset_agent_equals_a_new_one():
     key = jax.random.PRNGKey(7)
-    chex.assert_trees_all_equal(jax.jit(AGENT.reset)(new_agent(0), key), new(key))
+    chex.assert_trees_all_equal(jax.jit(AGENT.reset)(agent_in_training(0), key), init(key))
 
 
-# --- new weights ---------------------------------------------------------------------------------
+# --- Initial weights ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(17, 256), (256, 256), (256, 1), (3, 3)])
-def test_new_weights_are_orthogonal(shape):
-    kernel = np.asarray(nets.orthogonal(3.0)(jax.random.PRNGKey(3), shape)) / 3
+def test_orthogonal_initializer_returns_orthogonal_kernels(shape):
+    kernel = np.asarray(orthogonal(3.0)(jax.random.PRNGKey(3), shape)) / 3
     gram = kernel @ kernel.T if shape[0] <= shape[1] else kernel.T @ kernel
     np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-5)
 
 
-def test_new_weights_are_evenly_distributed():
-    """An entry of an orthonormal column of 3 lies evenly in [-1, 1] (Archimedes)."""
+def test_orthogonal_initializer_is_uniformly_distributed():
+    """An entry of an orthonormal column of 3 is uniform in [-1, 1] (Archimedes)."""
     keys = jax.random.split(jax.random.PRNGKey(0), 2000)
-    kernels = jax.vmap(lambda key: nets.orthogonal(1.0)(key, (3, 3)))(keys)
+    kernels = jax.vmap(lambda key: orthogonal(1.0)(key, (3, 3)))(keys)
     for i, j in [(0, 0), (1, 2)]:
         assert stats.kstest(kernels[:, i, j], stats.uniform(-1, 2).cdf).pvalue > 0.01
     signs = np.sign(np.linalg.det(kernels))
-    assert abs(signs.mean()) < 0.1  # reflections as often as rotations
+    assert abs(signs.mean()) < 0.1  # as many reflections as rotations
 
 
-# --- a decision process whose values are known -------------------------------------------------
+# --- A decision process with known values ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(("discount", "values"), [(1.0, (8 / 3, 10 / 3)), (0.0, (2.0, 2.0))])
-def test_critic_reaches_the_values_of_two_states(discount, values):
+def test_critics_converge_to_the_values_of_two_states(discount, values):
     """State 0 pays 1 and leads to 1; state 1 pays 2 and leads to 0, or ends there.
 
     With gamma 1/2: Q0 = 1 + Q1 / 2, Q1 = 2 + Q0 / 2 at a time limit, Q1 = 2 at a termination.
@@ -462,8 +464,8 @@ def test_critic_reaches_the_values_of_two_states(discount, values):
     np.testing.assert_allclose(q, np.broadcast_to(values, (2, 2)), atol=0.05)
 
 
-def test_the_smallest_of_critics_has_one_gradient():
-    """By comparison: one that looks for equal numbers finds none where they are computed twice."""
+def test_smallest_critic_gets_the_whole_gradient():
+    """The gradient must not depend on equality, because XLA may compute the same q twice."""
     q = jnp.array([[1.0, 5.0, 2.0], [3.0, 4.0, 2.0], [2.0, 9.0, 7.0]])[..., None]
     np.testing.assert_array_equal(AGENT.aggregate_critics(q)[:, 0], [1, 4, 2])
     gradient = jax.grad(lambda q: AGENT.aggregate_critics(q).sum())

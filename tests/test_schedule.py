@@ -115,7 +115,7 @@ def test_run_resumed_at_any_step_returns_to_its_segments(config, step):
 
 #: Settings that steps are compared with, and the files that may: they define or check them.
 TIMES = {"random_steps", "fit_every", "reset_every", "reset_at", "every"}
-ALLOWED = {"schedule.py", "schema.py", "settings.py", "sizes.py"}
+ALLOWED = {"schedule.py", "schema.py", "settings.py", "dependent.py"}
 
 
 def comparisons(tree: ast.AST) -> list[int]:

@@ -1,4 +1,4 @@
-"""The affine code of the model's targets, and the fixes that choose it."""
+"""Test the target transform of the model, and the fixes that choose it."""
 
 import itertools
 
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynajax.config import ModelConfig
-from dynajax.models import ensemble, targets
-from dynajax.models.recoding import rescale_head
+from dynajax.models import ensemble, likelihoods, make_model, targets
+from dynajax.models.head_rescaling import rescale_heads
 from dynajax.models.targets import Fix, parse_fixes
 from dynajax.types import EnvSpec, TargetTransform, Transition, UsageError
 
@@ -25,11 +25,11 @@ COMBINATIONS = [
     for names in itertools.combinations(targets.FIXES, size)
     if not {"target", "auto"} <= set(names)
 ]
-YES, NO = jnp.ones(D, bool), jnp.zeros(D, bool)
+ALL, NONE = jnp.ones(D, bool), jnp.zeros(D, bool)
 
 
 def data_of(seed):
-    """Observations with a channel that drifts slowly, one that jumps, and one that is constant."""
+    """Return data with a dimension that drifts slowly, one that jumps, and one that is constant."""
     rng = np.random.default_rng(seed)
     obs = rng.normal(size=(N, D)) * [10.0, 1.0, 0.0] + [3.0, 0.0, 7.1]
     next_obs = obs + rng.normal(size=(N, D)) * [0.1, 2.0, 0.0]
@@ -39,13 +39,13 @@ def data_of(seed):
     return *(jnp.asarray(x, jnp.float32) for x in (obs, reward, next_obs)), jnp.asarray(weights)
 
 
-def fit(names, data, old=None, first=YES):
+def fit(names, data, old=None, first=ALL):
     return targets.fit_transform(
         [names], jnp.array(0), old or targets.identity_transform(D), first, *data
     )
 
 
-# --- encode and decode -----------------------------------------------------------------------
+# --- Encode and decode ----------------------------------------------------------------------------
 
 numbers = st.floats(-100, 100, width=32)
 scales = st.floats(np.float32(1e-3), 100, width=32)
@@ -70,20 +70,20 @@ def vectors(entries, size):
     numbers,
     vectors(numbers, D),
 )
-def test_decode_undoes_encode(code, obs, reward, next_obs):
-    z = targets.encode(code, obs, jnp.float32(reward), next_obs)
-    back_obs, back_reward = targets.decode(code, obs, z)
-    # A sum of terms of up to 1e4 keeps seven digits.
+def test_decode_is_the_inverse_of_encode(transform, obs, reward, next_obs):
+    z = targets.encode(transform, obs, jnp.float32(reward), next_obs)
+    back_obs, back_reward = targets.decode(transform, obs, z)
+    # A sum of terms of up to 1e4 has seven digits.
     np.testing.assert_allclose(back_obs, next_obs, atol=5e-3)
     np.testing.assert_allclose(back_reward, reward, atol=1e-4)
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: ",".join(names) or "none")
-def test_decode_undoes_encode_for_every_fix(names):
+def test_transforms_of_all_combinations_of_fixes(names):
     obs, reward, next_obs, weights = data_of(0)
-    code = fit(names, (obs, reward, next_obs, weights))
-    z = targets.encode(code, obs, reward, next_obs)
-    back_obs, back_reward = targets.decode(code, obs, z)
+    transform = fit(names, (obs, reward, next_obs, weights))
+    z = targets.encode(transform, obs, reward, next_obs)
+    back_obs, back_reward = targets.decode(transform, obs, z)
     np.testing.assert_allclose(back_obs, next_obs, atol=1e-5)
     np.testing.assert_allclose(back_reward, reward, atol=1e-6)
     if "scale" in names:
@@ -93,26 +93,26 @@ def test_decode_undoes_encode_for_every_fix(names):
         np.testing.assert_allclose(training.mean(0), 0, atol=1e-4)
         np.testing.assert_allclose(training[:, varies].std(0), 1, rtol=1e-4)
     else:
-        np.testing.assert_array_equal(code.shift, np.zeros(D + 1))
-        np.testing.assert_array_equal(code.scale, np.ones(D + 1))
+        np.testing.assert_array_equal(transform.shift, np.zeros(D + 1))
+        np.testing.assert_array_equal(transform.scale, np.ones(D + 1))
     skip = [0, 0, 0] if "target" in names else [1, 0, 0] if "auto" in names else [1, 1, 1]
-    np.testing.assert_array_equal(code.skip[:2], skip[:2])
-    assert code.exponent == (0.5 if "beta" in names else 0)
+    np.testing.assert_array_equal(transform.skip[:2], skip[:2])
+    assert transform.exponent == (0.5 if "beta" in names else 0)
 
 
 def test_encode_by_hand():
-    code = TargetTransform(
+    transform = TargetTransform(
         jnp.array([1.0, 0.0]), jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 4.0, 0.5]), 0.0
     )
-    z = targets.encode(code, jnp.array([1.0, 1.0]), jnp.array(5.0), jnp.array([4.0, 10.0]))
+    z = targets.encode(transform, jnp.array([1.0, 1.0]), jnp.array(5.0), jnp.array([4.0, 10.0]))
     # (4 - 1 - 1) / 2, (10 - 0 - 2) / 4, (5 - 3) / 0.5
     np.testing.assert_allclose(z, [1, 2, 4])
 
 
-# --- rules -----------------------------------------------------------------------------------
+# --- Rules ----------------------------------------------------------------------------------------
 
 
-def test_scale_sees_the_training_split_only():
+def test_scale_depends_on_the_training_split_only():
     obs, reward, next_obs, weights = data_of(1)
     held = (weights == 0)[:, None]
     spoiled = (obs, reward + 1e6 * held[:, 0], next_obs + 1e6 * held, weights)
@@ -122,7 +122,7 @@ def test_scale_sees_the_training_split_only():
 
 @pytest.mark.parametrize("constant", [0.0, 0.3, 7.1, -1234.567])
 @pytest.mark.parametrize("size", [10, 5000])
-def test_a_constant_channel_has_std_one(constant, size):
+def test_constant_dimension_has_std_one(constant, size):
     values = jnp.full((size, 1), constant, jnp.float32)
     mean, std = targets.moments(values, jnp.ones(size))
     assert std == 1
@@ -130,12 +130,12 @@ def test_a_constant_channel_has_std_one(constant, size):
 
 
 @pytest.mark.parametrize(("std", "given"), [(5e-7, 1.0), (2e-6, 2e-6)])
-def test_a_std_under_a_millionth_is_a_constant_channel(std, given):
+def test_std_below_a_millionth_is_that_of_a_constant_dimension(std, given):
     values = jnp.array([[-std], [std]])
     np.testing.assert_allclose(targets.moments(values, jnp.ones(2))[1], [given], rtol=1e-5)
 
 
-def test_moments_keep_their_digits_far_from_zero():
+def test_moments_are_accurate_far_from_zero():
     values = 1000 + np.random.default_rng(0).normal(size=(5000, 1)) * 0.01
     values = values.astype(np.float32)
     weights = (np.arange(5000) % 3 > 0).astype(np.float32)
@@ -148,18 +148,18 @@ def test_moments_keep_their_digits_far_from_zero():
 def test_skip_is_chosen_at_the_first_fit_and_kept():
     first = fit(("auto", "scale"), data_of(0))
     obs, reward, next_obs, weights = data_of(0)
-    # Data that would turn both choices round.
-    turned = (obs, reward * 5, next_obs[:, [1, 0, 2]] + obs * jnp.array([0, 1, 0]), weights)
-    assert fit(("auto", "scale"), turned).skip[0] == 0
-    later = fit(("auto", "scale"), turned, first, NO)
+    # Data for which both choices would be reversed.
+    reversed_data = (obs, reward * 5, next_obs[:, [1, 0, 2]] + obs * jnp.array([0, 1, 0]), weights)
+    assert fit(("auto", "scale"), reversed_data).skip[0] == 0
+    later = fit(("auto", "scale"), reversed_data, first, NONE)
     np.testing.assert_array_equal(later.skip, first.skip)
     assert not np.allclose(later.scale, first.scale)
 
 
-def test_each_row_takes_its_own_variant():
+def test_each_learner_gets_the_transform_of_its_variant():
     variants, data = [(), ("scale", "target"), ("auto", "beta")], data_of(0)
     together = jax.vmap(
-        lambda i: targets.fit_transform(variants, i, targets.identity_transform(D), YES, *data)
+        lambda i: targets.fit_transform(variants, i, targets.identity_transform(D), ALL, *data)
     )(jnp.arange(3))
     for i, names in enumerate(variants):
         alone = fit(names, data)
@@ -168,7 +168,7 @@ def test_each_row_takes_its_own_variant():
         )
 
 
-def test_a_fix_of_the_user_works(monkeypatch):
+def test_registered_fix_of_a_user(monkeypatch):
     def slope(obs, next_obs, weights):
         centred = obs - weights @ obs / weights.sum()
         return (weights @ (centred * next_obs)) / jnp.maximum(weights @ centred**2, 1e-9)
@@ -179,14 +179,14 @@ def test_a_fix_of_the_user_works(monkeypatch):
     with pytest.raises(UsageError, match="target and slope contradict"):
         parse_fixes("target,slope")
     obs, reward, next_obs, weights = data_of(2)
-    code = fit(names, (obs, reward, next_obs, weights))
+    transform = fit(names, (obs, reward, next_obs, weights))
     kept = np.asarray(weights) == 1
     for i in range(2):
         expected = np.polyfit(np.asarray(obs)[kept, i], np.asarray(next_obs)[kept, i], 1)[0]
-        np.testing.assert_allclose(code.skip[i], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(transform.skip[i], expected, rtol=1e-3, atol=1e-4)
 
 
-# --- names -----------------------------------------------------------------------------------
+# --- Names ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,18 +215,18 @@ def test_parse_fixes(text, names):
         ("target,auto", "target and auto contradict each other"),
     ],
 )
-def test_parse_fixes_refuses(text, says):
+def test_invalid_fixes_are_refused(text, says):
     with pytest.raises(UsageError) as error:
         parse_fixes(text)
     assert str(error.value).startswith(f"--fix={text}: ") and says in str(error.value)
     assert "\n" not in str(error.value)
 
 
-# --- a change of code, and the weighted likelihood ---------------------------------------------
+# --- Changes of the target transform, and the weighted likelihood ---------------------------------
 
 
-def two_codes(rng):
-    """Codes of one k, and units that differ by an order of magnitude."""
+def two_transforms(rng):
+    """Return transforms with the same k, whose scales differ by orders of magnitude."""
     skip = jnp.array([1.0, 0.0, 0.7])
     return (
         TargetTransform(
@@ -239,29 +239,29 @@ def two_codes(rng):
     )
 
 
-#: The preset's bounds of log-variances, and such as bend none.
-BOUNDS = {"real": {}, "wide": {"log_variance_min": -60, "log_variance_max": 60}}
-NONE_FRESH = jnp.zeros(D + 1, bool)
+#: The default bounds of log-variances, and bounds that affect none.
+BOUNDS = {"default": {}, "wide": {"log_variance_min": -60, "log_variance_max": 60}}
+NO_NEW_DIMS = jnp.zeros(D + 1, bool)
 
 
 @pytest.mark.parametrize("reward_from", ["inputs", "next_state"])
 @pytest.mark.parametrize("bounds", BOUNDS)
-def test_recoding_keeps_decoded_predictions(bounds, reward_from):
-    """Their means in any case, their deviations where no bound bends them."""
+def test_rescaled_heads_keep_decoded_predictions(bounds, reward_from):
+    """The means in any case, the standard deviations unless the bounds of log-variances affect them."""
     config = ModelConfig(
         members=2, elites=1, width=8, depth=1, reward_from=reward_from, **BOUNDS[bounds]
     )
-    model = jax.jit(ensemble.init, static_argnums=1)(config, SPEC, jax.random.PRNGKey(0))
+    dynamics = make_model(config, SPEC)
+    model = jax.jit(lambda: ensemble.init(dynamics, jax.random.PRNGKey(0)))()
     rng = np.random.default_rng(0)
-    old, new = two_codes(rng)
-    before = model._replace(code=old)
-    after = rescale_head(before, new, NONE_FRESH, jax.random.PRNGKey(1))
+    old, new = two_transforms(rng)
+    before = model._replace(stats=model.stats._replace(transform=old))
+    after = rescale_heads(dynamics, before, new, NO_NEW_DIMS, jax.random.PRNGKey(1))
     obs, action = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
 
     def decoded(model):
-        predict = ensemble.member_prediction
-        mean, log_variance = ensemble.each(predict, config, model, obs, action[..., :2])
-        skip, shift, scale, _ = (np.asarray(x, np.float64) for x in model.code)
+        mean, log_variance = ensemble.vmap_members(dynamics.predict, model, obs, action[..., :2])
+        skip, shift, scale, _ = (np.asarray(x, np.float64) for x in model.stats.transform)
         raw = np.asarray(mean, np.float64) * scale + shift
         raw[..., :D] += skip * obs
         return raw, scale * np.exp(0.5 * np.asarray(log_variance, np.float64))
@@ -270,12 +270,12 @@ def test_recoding_keeps_decoded_predictions(bounds, reward_from):
     np.testing.assert_allclose(mean, mean_after, rtol=1e-4, atol=1e-5)
     if bounds == "wide":
         np.testing.assert_allclose(std, std_after, rtol=1e-4, atol=1e-5)
-    heads = [m.params["layers"]["head"]["bias"] for m in (before, after)]
+    heads = [m.params["network"]["head"]["bias"] for m in (before, after)]
     assert not np.allclose(*heads)
 
 
 @pytest.mark.parametrize("reward_from", ["inputs", "next_state"])
-def test_adams_moments_are_those_of_the_recoded_gradient(reward_from):
+def test_rescaled_moments_equal_those_of_the_new_gradient(reward_from):
     config = ModelConfig(
         members=1,
         elites=1,
@@ -285,9 +285,10 @@ def test_adams_moments_are_those_of_the_recoded_gradient(reward_from):
         reward_from=reward_from,
         **BOUNDS["wide"],
     )
-    model = jax.jit(ensemble.init, static_argnums=1)(config, SPEC, jax.random.PRNGKey(0))
+    dynamics = make_model(config, SPEC)
+    model = jax.jit(lambda: ensemble.init(dynamics, jax.random.PRNGKey(0)))()
     rng = np.random.default_rng(0)
-    old, new = two_codes(rng)
+    old, new = two_transforms(rng)
     obs, action, reward, next_obs = (
         jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, D), (5, 2), 5, (5, D))
     )
@@ -295,32 +296,34 @@ def test_adams_moments_are_those_of_the_recoded_gradient(reward_from):
 
     def gradient(model):
         member = jax.tree.map(lambda x: x[0], model.params)
-        slope = jax.grad(ensemble.loss, argnums=2)(config, model, member, batch)
-        return jax.tree.map(lambda x: x[None], slope)
+        grads = jax.grad(dynamics.loss)(member, model.stats, batch)
+        return jax.tree.map(lambda x: x[None], grads)
 
-    before = model._replace(code=old)
-    adam, rest = before.optimiser
-    slope = gradient(before)
-    adam = adam._replace(mu=slope, nu=jax.tree.map(jnp.square, slope))
-    before = before._replace(optimiser=(adam, rest))
-    after = rescale_head(before, new, NONE_FRESH, jax.random.PRNGKey(1))
+    before = model._replace(stats=model.stats._replace(transform=old))
+    adam, rest = before.opt_state
+    old_gradient = gradient(before)
+    adam = adam._replace(mu=old_gradient, nu=jax.tree.map(jnp.square, old_gradient))
+    before = before._replace(opt_state=(adam, rest))
+    after = rescale_heads(dynamics, before, new, NO_NEW_DIMS, jax.random.PRNGKey(1))
     expected = gradient(after)
-    moved = after.optimiser[0]
-    chex.assert_trees_all_close(moved.mu, expected, rtol=1e-3, atol=1e-5)
-    chex.assert_trees_all_close(moved.nu, jax.tree.map(jnp.square, expected), rtol=2e-3, atol=1e-5)
+    moments = after.opt_state[0]
+    chex.assert_trees_all_close(moments.mu, expected, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(
+        moments.nu, jax.tree.map(jnp.square, expected), rtol=2e-3, atol=1e-5
+    )
 
 
-def test_a_scale_is_at_least_a_hundredth_of_the_range():
+def test_scale_is_at_least_a_hundredth_of_the_range():
     values = np.zeros((200_000, 2), np.float32)
     values[5] = [1e-3, 1.0]
     values[:, 1] += np.random.default_rng(0).normal(size=len(values))
     _, scale = targets.unit_variance(jnp.asarray(values), jnp.ones(len(values)))
-    # One success in 200,000 has a deviation of 2e-6.
+    # One success in 200,000 has a standard deviation of 2e-6.
     np.testing.assert_allclose(scale[0], 1e-5, rtol=1e-5)
     np.testing.assert_allclose(scale[1], values[:, 1].std(), rtol=1e-3)
     constant = targets.unit_variance(jnp.full((50, 1), 0.3), jnp.ones(50))
     assert constant[1] == 1
-    # What the holdout has shown does not count.
+    # The holdout does not count.
     weights = jnp.ones(len(values)).at[5].set(0)
     assert targets.unit_variance(jnp.asarray(values), weights)[1][0] == 1
 
@@ -330,36 +333,36 @@ def likelihood_inputs():
     return (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(3, 2, 5, D + 1)))
 
 
-def test_exponent_zero_is_the_plain_likelihood_to_the_bit():
+def test_exponent_zero_is_bitwise_the_plain_likelihood():
     mean, log_variance, z = likelihood_inputs()
 
     def plain(mean, log_variance):
         return (jnp.exp(-log_variance) * jnp.square(mean - z) + log_variance).mean((1, 2))
 
     def weighted(mean, log_variance):
-        return ensemble.nll(mean, log_variance, z, jnp.zeros(()))
+        return likelihoods.nll(mean, log_variance, z, jnp.zeros(()))
 
-    def slopes(function):
+    def gradients(function):
         return jax.grad(lambda *inputs: function(*inputs).sum(), (0, 1))(mean, log_variance)
 
     np.testing.assert_array_equal(weighted(mean, log_variance), plain(mean, log_variance))
-    jax.tree.map(np.testing.assert_array_equal, slopes(weighted), slopes(plain))
+    jax.tree.map(np.testing.assert_array_equal, gradients(weighted), gradients(plain))
 
 
-def test_weighted_likelihood_and_its_gradient_by_numpy():
+def test_weighted_likelihood_and_gradient_equal_numpy():
     mean, log_variance, z = likelihood_inputs()
     m, v, y = (np.asarray(x, np.float64) for x in (mean, log_variance, z))
     weight = np.exp(0.5 * v)
-    value = ensemble.nll(mean, log_variance, z, 0.5)
+    value = likelihoods.nll(mean, log_variance, z, 0.5)
     expected = (weight * (np.exp(-v) * (m - y) ** 2 + v)).mean((1, 2))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    slope = jax.grad(lambda given: ensemble.nll(mean, given, z, 0.5).sum())(log_variance)
+    slope = jax.grad(lambda given: likelihoods.nll(mean, given, z, 0.5).sum())(log_variance)
     # No gradient flows through the weight.
     expected = weight * (1 - np.exp(-v) * (m - y) ** 2) / (5 * (D + 1))
     np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_fix_is_a_fix(monkeypatch):
+def test_registered_object_that_is_no_fix_is_refused(monkeypatch):
     monkeypatch.setitem(targets.FIXES, "three", 3)
     with pytest.raises(
         UsageError, match=r"--fix=three: 3 is registered as 'three'; it must be a Fix"

@@ -1,4 +1,4 @@
-"""Rules of trust: none of them costs nothing, a penalty by hand, and what a verdict does."""
+"""Test trust rules: the rule none costs nothing, the penalty by hand, and the effects of a rule."""
 
 import functools
 
@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 
 from dynajax import replay, trust
-from dynajax.mbpo import Algorithm, _Fresh
-from dynajax.models import ensemble, fit_data, rollouts, targets, training
-from dynajax.models.recoding import rescale_head
+from dynajax.mbpo import MBPO, _gradient_step
+from dynajax.models import ensemble, fit_data, make_model, neural, targets, training
+from dynajax.models.head_rescaling import rescale_heads
+from dynajax.models.model_env import ModelEnv
 from dynajax.runs.writer import RunWriter
 from dynajax.runtime.program import build
+from dynajax.synthetic import RolloutStarts, SourceKeys, UpdateInputs
 from dynajax.trust.penalty import Penalty, PenaltyFields
 from dynajax.types import Shared, TargetTransform, Transition, UsageError
 from jaxprs import equations
 
 B, E, K, D, A = 8, 3, 2, 3, 2
 OBS = jnp.asarray(np.random.default_rng(0).normal(size=(B, D)), jnp.float32)
-ALL = jnp.ones(B, bool)  # rollouts go on
+ACTIVE = jnp.ones(B, bool)
 KEY = jax.random.PRNGKey(3)
+TARGET_STD = jnp.array([0.5, 2.0, 10.0, 3.0])
+SHARED = Shared(jnp.array(119), jnp.array(0))
 
 
 def policy(obs, key):
@@ -31,45 +35,50 @@ def policy(obs, key):
 
 @pytest.fixture(scope="module")
 def model(make, spec):
-    """A new model of bounds so wide that no log-variance is bent, under another unit."""
+    """Return a configuration whose bounds affect no log-variance, and its new ensemble."""
     config = make({"model.log_variance_min": -60, "model.log_variance_max": 60})
-    model = jax.jit(ensemble.init, static_argnums=1)(config.model, spec, jax.random.PRNGKey(0))
-    return config, model._replace(
-        unit=jnp.array([0.5, 2.0, 10.0, 3.0]), elites=jnp.array([2, 0], jnp.int32)
-    )
+    dynamics = make_model(config.model, spec)
+    state = jax.jit(lambda: ensemble.init(dynamics, jax.random.PRNGKey(0)))()
+    stats = state.stats._replace(target_std=TARGET_STD)
+    return config, state._replace(stats=stats, elites=jnp.array([2, 0], jnp.int32))
 
 
-def step(config, spec, rule, model, state=None, h=0, length=1):
-    """One step of rollouts from `OBS`: the rule's state, and what was imagined."""
-    arguments = config, spec, rule, policy
-    inner = jax.jit(lambda *dynamic: rollouts.model_step(*arguments, *dynamic))
-    return inner(rollouts.asked(rule, model), state, OBS, ALL, h, length, KEY)
+def model_env(config, spec, rule, state):
+    env = ModelEnv(config, spec, rule, make_model(config.model, spec), state, policy)
+    return env.select_members()
 
 
-# --- no rule ---------------------------------------------------------------------------------
+def model_step(config, spec, rule, state):
+    """Return the rule's state and the model step after one step of rollouts from `OBS`."""
+
+    @jax.jit
+    def step(state):
+        return model_env(config, spec, rule, state).step(None, OBS, ACTIVE, 0, 1, KEY)
+
+    return step(state)
 
 
-def published(config, spec, model, obs, key):
-    """A step of Janner et al.'s rollouts, where nothing knows of rules."""
+# --- Without a rule -------------------------------------------------------------------------------
+
+
+def published_step(config, spec, state, obs, key):
+    """Return a step of the rollouts of Janner et al. (2019), without any trust rule."""
     action_key, order_key, noise_key = jax.random.split(key, 3)
     action, _ = policy(obs, action_key)
-    order = jax.random.permutation(order_key, model.elites)
-    means, log_variances = ensemble.predict_all(config.model, model, obs, action)
+    order = jax.random.permutation(order_key, state.elites)
+    dynamics = make_model(config.model, spec)
+    means, log_variances = ensemble.predict_all(dynamics, state, obs, action)
     member = jnp.repeat(order, B // K)
     mean, log_variance = (x[member, jnp.arange(B)] for x in (means, log_variances))
     noise = jax.random.normal(noise_key, mean.shape)
     z = mean + jnp.exp(0.5 * log_variance) * noise
-    next_obs, reward = targets.decode(model.code, obs, z)
+    next_obs, reward = targets.decode(state.stats.transform, obs, z)
     ended = jax.vmap(spec.termination)(obs, action, next_obs)
     return Transition(obs, action, reward, 1.0 - ended.astype(jnp.float32), next_obs)
 
 
-SHARED = Shared(jnp.array(119), jnp.array(0))
-
-
-def products(function, *arguments) -> list[tuple[int, ...]]:
-    """Shapes of the results of all matrix products in a function's program."""
-
+def matmul_shapes(function, *arguments) -> list[tuple[int, ...]]:
+    """Return the shapes of the results of all matmuls in a function's program."""
     program = jax.make_jaxpr(function)(*arguments).jaxpr
     return [
         equation.outvars[0].aval.shape
@@ -78,232 +87,259 @@ def products(function, *arguments) -> list[tuple[int, ...]]:
     ]
 
 
-def test_the_rule_none_is_no_rule_to_the_bit(model, spec):
-    config, network = model
+def test_rule_none_equals_the_published_rollouts_bitwise(model, spec):
+    config, state = model
     rule = trust.make_rule(config, spec)
     assert type(rule) is trust.TrustRule and config.trust_name == "none"
-    state, imagined = step(config, spec, rule, network)
-    expected = jax.jit(lambda: published(config, spec, network, OBS, KEY))()
-    chex.assert_trees_all_equal(imagined.transition, expected)
-    assert state is None and imagined.weight is None and imagined.penalty is None
-    assert imagined.continue_mask.all() and imagined.keep_mask.all()
+    trust_state, step = model_step(config, spec, rule, state)
+    expected = jax.jit(lambda: published_step(config, spec, state, OBS, KEY))()
+    chex.assert_trees_all_equal(step.transition, expected)
+    assert trust_state is None and step.weight is None and step.penalty is None
+    assert step.continue_mask.all() and step.keep_mask.all()
 
 
-def test_other_members_are_evaluated_only_where_a_rule_asks(make, spec):
+def test_all_members_are_evaluated_only_if_the_rule_needs_them(make, spec):
     layers = [8, 8, 2 * (D + 1)]
     shapes = {}
     for name in ("none", "penalty"):
         config = make(trust=name)
-        rule, model = trust.make_rule(config, spec), ensemble.init(config.model, spec, KEY)
-        asked = rollouts.asked(rule, model)
-        imagine = functools.partial(rollouts.model_step, config, spec, rule, policy, asked)
-        shapes[name] = products(imagine, None, OBS, ALL, 0, 1, KEY)
-    # Every elite on its own share alone; or every member on all.
+        rule = trust.make_rule(config, spec)
+        state = ensemble.init(make_model(config.model, spec), KEY)
+        env = model_env(config, spec, rule, state)
+        shapes[name] = matmul_shapes(env.step, None, OBS, ACTIVE, 0, 1, KEY)
+    # Each elite predicts its own share; or every member predicts all states.
     assert shapes["none"] == [(K, B // K, width) for width in layers]
     assert shapes["penalty"] == [(E, B, width) for width in layers]
 
 
-def test_the_reward_is_read_once_from_the_next_state(make, spec):
+def test_reward_from_the_next_state_is_predicted_once(make, spec):
     config = make({"model.reward_from": "next_state"})
-    rule, model = trust.make_rule(config, spec), ensemble.init(config.model, spec, KEY)
-    asked = rollouts.asked(rule, model)
-    imagine = functools.partial(rollouts.model_step, config, spec, rule, policy, asked)
-    layers = [8, 8, 2 * (D + 1), *[config.model.width] * ensemble.REWARD_DEPTH, 2]
-    assert products(imagine, None, OBS, ALL, 0, 1, KEY) == [(K, B // K, width) for width in layers]
+    rule = trust.make_rule(config, spec)
+    state = ensemble.init(make_model(config.model, spec), KEY)
+    env = model_env(config, spec, rule, state)
+    layers = [8, 8, 2 * (D + 1), *[config.model.width] * neural.REWARD_DEPTH, 2]
+    shapes = matmul_shapes(env.step, None, OBS, ACTIVE, 0, 1, KEY)
+    assert shapes == [(K, B // K, width) for width in layers]
 
 
-def test_a_fit_asks_no_more_without_a_rule(make, spec):
+def test_rule_none_adds_nothing_to_fits_and_learner_states(make, spec):
     counts = {}
     for name in ("none", "penalty"):
         config = make(trust=name)
-        algorithm = Algorithm(config, spec)
-        row = jax.eval_shape(algorithm.init, config, jnp.array(0), jnp.array(0))
-        counts[name] = len(products(algorithm.fit, row, SHARED))
+        algorithm = MBPO(config, spec)
+        learner = jax.eval_shape(algorithm.init, config, jnp.array(0), jnp.array(0))
+        counts[name] = len(matmul_shapes(algorithm.fit, learner, SHARED))
         if name == "none":
-            alone = functools.partial(training.fit, config.model, [()])
-            plain = products(alone, row.variant, row.model, row.real_buffer, row.key, row.key, 5)
-            assert len(plain) == counts[name] > 0
-            # The ring has a column of weights, and the row a state, only where a rule wants it.
-            assert row.trust is None and row.synthetic_buffer.weight is None
+            fit = functools.partial(training.fit, make_model(config.model, spec), [()])
+            key = learner.key
+            arguments = learner.variant, learner.model, learner.real_buffer, key, key, 5
+            assert len(matmul_shapes(fit, *arguments)) == counts[name] > 0
+            # The buffer has weights, and the learner a trust state, only if a rule needs them.
+            assert learner.trust is None and learner.synthetic.weight is None
     assert counts["penalty"] > counts["none"]
 
 
-# --- the penalty -------------------------------------------------------------------------------
+# --- Penalty --------------------------------------------------------------------------------------
 
 
 def penalty(kind, scale, mean, variance):
-    """By the rule, of means and variances (E, B, D+1)."""
+    """Return the rule's penalty for means and variances (E, B, D+1)."""
     mean, variance = jnp.asarray(mean, jnp.float32), jnp.asarray(variance, jnp.float32)
     rule = Penalty(PenaltyFields(kind, scale), None, mean.shape[1])
     predictions = trust.Predictions(mean, variance, jnp.zeros(mean.shape[1], int), mean[0])
-    state, verdict = rule.apply(None, predictions, 0, 1, KEY)
+    state, output = rule.apply(None, predictions, 0, 1, KEY)
     assert state is None
-    assert all(part is None for part in verdict._replace(penalty=None))
-    return verdict.reward_penalty
+    assert all(part is None for part in output._replace(reward_penalty=None))
+    return output.reward_penalty
 
 
-def test_the_penalty_of_two_members_and_one_channel_by_hand():
+def test_penalty_of_two_members_and_one_dimension_by_hand():
     mean, variance = [[[1.0], [5.0]], [[3.0], [5.0]]], [[[4.0], [0.25]], [[9.0], [0.04]]]
-    # The larger standard deviation: 3, and 0.5; half of it
-    np.testing.assert_allclose(penalty("noise", 0.5, mean, variance), [1.5, 0.25])
-    # 1 and 3 lie 1 from their mean; equal ones nowhere
-    np.testing.assert_allclose(penalty("spread", 0.5, mean, variance), [0.5, 0.0])
-    np.testing.assert_allclose(penalty("spread", -2.0, mean, variance), [-2.0, 0.0])
+    # Half of the larger standard deviation: 3, and 0.5.
+    np.testing.assert_allclose(penalty("aleatoric", 0.5, mean, variance), [1.5, 0.25])
+    # 1 and 3 deviate by 1 from their mean; equal means do not deviate.
+    np.testing.assert_allclose(penalty("epistemic", 0.5, mean, variance), [0.5, 0.0])
+    np.testing.assert_allclose(penalty("epistemic", -2.0, mean, variance), [-2.0, 0.0])
 
 
-def test_channels_count_together():
-    # ||(3, 4)|| = 5 against ||(1, 1)||; the means' deviations are 1 and 2
+def test_penalty_is_a_norm_over_dimensions():
+    # ||(3, 4)|| = 5 against ||(1, 1)||; the deviations of the means are 1 and 2.
     mean, variance = [[[0.0, 1.0]], [[2.0, 5.0]]], [[[9.0, 16.0]], [[1.0, 1.0]]]
-    np.testing.assert_allclose(penalty("noise", 1.0, mean, variance), [5.0])
-    np.testing.assert_allclose(penalty("spread", 1.0, mean, variance), [np.sqrt(5)], rtol=1e-6)
+    np.testing.assert_allclose(penalty("aleatoric", 1.0, mean, variance), [5.0])
+    np.testing.assert_allclose(penalty("epistemic", 1.0, mean, variance), [np.sqrt(5)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["noise", "spread"])
+@pytest.mark.parametrize("kind", ["aleatoric", "epistemic"])
 @pytest.mark.parametrize(("far", "apart"), [(0, 1e-12), (1e4, 0.1), (1e6, 1.0), (0, 1e15)])
 @pytest.mark.parametrize("variance", [1e-30, 1e-9, 1.0, 1e30])
-def test_float32_is_enough(kind, far, apart, variance):
+def test_penalty_is_accurate_in_float32(kind, far, apart, variance):
     rng = np.random.default_rng(1)
     mean = np.float32(far + apart * rng.normal(size=(5, 6, 4)))
     variances = np.float32(variance * np.exp(rng.normal(size=(5, 6, 4))))
     result = penalty(kind, 1.5, mean, variances)
     m, v = mean.astype(np.float64), variances.astype(np.float64)
     u = {
-        "noise": np.sqrt(v.sum(-1)).max(0),
-        "spread": np.sqrt(((m - m.mean(0)) ** 2).mean(0).sum(-1)),
+        "aleatoric": np.sqrt(v.sum(-1)).max(0),
+        "epistemic": np.sqrt(((m - m.mean(0)) ** 2).mean(0).sum(-1)),
     }
     np.testing.assert_allclose(result, 1.5 * u[kind], rtol=0.02)
 
 
-def test_a_reward_loses_the_penalty_in_units_of_its_deviation(make, model, spec):
-    config, network = model
-    for kind in ("noise", "spread"):
-        settings = {"trust.kind": kind, "trust.scale": 0.7}
-        rule = trust.make_rule(make(settings, trust="penalty"), spec)
-        _, plain = step(config, spec, trust.TrustRule(None, spec, B), network)
-        _, judged = step(config, spec, rule, network)
-        mean, log_variance = ensemble.predict_all(
-            config.model, network, OBS, plain.transition.action
-        )
-        unit = np.asarray(network.unit)
-        u = penalty(kind, 0.7, mean / unit, jnp.exp(log_variance) / unit**2)
-        loss = plain.transition.reward - judged.transition.reward
-        np.testing.assert_allclose(loss, u * unit[-1], rtol=1e-3)
-        np.testing.assert_allclose(judged.penalty, u * unit[-1], rtol=1e-4)
-        assert (np.asarray(loss) > 1e-3).all()
-        np.testing.assert_allclose(
-            judged.transition.next_obs, plain.transition.next_obs, rtol=1e-4, atol=1e-5
-        )
+@pytest.mark.parametrize("kind", ["aleatoric", "epistemic"])
+def test_penalty_is_in_standard_deviations_of_the_reward(make, model, spec, kind):
+    config, state = model
+    settings = {"trust.kind": kind, "trust.scale": 0.7}
+    rule = trust.make_rule(make(settings, trust="penalty"), spec)
+    _, plain = model_step(config, spec, trust.TrustRule(None, spec, B), state)
+    _, penalized = model_step(config, spec, rule, state)
+    mean, log_variance = ensemble.predict_all(
+        make_model(config.model, spec), state, OBS, plain.transition.action
+    )
+    std = np.asarray(TARGET_STD)
+    u = penalty(kind, 0.7, mean / std, jnp.exp(log_variance) / std**2)
+    loss = plain.transition.reward - penalized.transition.reward
+    np.testing.assert_allclose(loss, u * std[-1], rtol=1e-3)
+    np.testing.assert_allclose(penalized.penalty, u * std[-1], rtol=1e-4)
+    assert (np.asarray(loss) > 1e-3).all()
+    np.testing.assert_allclose(
+        penalized.transition.next_obs, plain.transition.next_obs, rtol=1e-4, atol=1e-5
+    )
 
 
-def test_units_do_not_depend_on_the_code(make, model, spec):
-    """The same predictions under codes none and scale: the same penalty, and the same sample."""
+@pytest.mark.parametrize("kind", ["aleatoric", "epistemic"])
+def test_standard_units_do_not_depend_on_the_target_transform(make, model, spec, kind):
+    """The same predictions under the transforms of none and scale: the same penalty and sample."""
     config, plain = model
-    code = TargetTransform(
-        plain.code.skip,
+    transform = TargetTransform(
+        plain.stats.transform.skip,
         jnp.array([0.3, -1.0, 4.0, 0.2]),
-        jnp.array([0.5, 2.0, 10.0, 3.0]) / 7,
+        TARGET_STD / 7,
         jnp.zeros(()),
     )
-    scaled = rescale_head(plain, code, jnp.zeros(D + 1, bool), KEY)
-    for kind in ("noise", "spread"):
-        rule = trust.make_rule(make({"trust.kind": kind}, trust="penalty"), spec)
-        one, other = (step(config, spec, rule, network)[1] for network in (plain, scaled))
-        chex.assert_trees_all_close(one.transition, other.transition, rtol=1e-4, atol=1e-5)
+    dynamics = make_model(config.model, spec)
+    scaled = rescale_heads(dynamics, plain, transform, jnp.zeros(D + 1, bool), KEY)
+    rule = trust.make_rule(make({"trust.kind": kind}, trust="penalty"), spec)
+    one, other = (model_step(config, spec, rule, state)[1] for state in (plain, scaled))
+    chex.assert_trees_all_close(one.transition, other.transition, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         {"settings": {"trust.scale": -1}},
-        {"settings": {"trust.scale": -1, "trust.kind": "noise"}},
+        {"settings": {"trust.scale": -1, "trust.kind": "aleatoric"}},
         {"vary": {"trust.scale": [1, -1]}},
     ],
 )
-def test_a_bonus_is_for_disagreement_only(make, arguments):
-    with pytest.raises(UsageError, match=r"^--set trust\.scale=-1: .*trust\.kind=spread") as error:
+def test_bonus_is_only_for_epistemic_uncertainty(make, arguments):
+    pattern = r"^--set trust\.scale=-1: .*trust\.kind=epistemic"
+    with pytest.raises(UsageError, match=pattern) as error:
         make(trust="penalty", **arguments)
     assert "\n" not in str(error.value)
-    settings = {"trust.kind": "spread", **arguments.get("settings", {}), "trust.scale": -1}
-    assert make(settings | {"trust.kind": "spread"}, trust="penalty").trust.scale == -1
+    settings = {**arguments.get("settings", {}), "trust.scale": -1, "trust.kind": "epistemic"}
+    assert make(settings, trust="penalty").trust.scale == -1
 
 
-# --- what a verdict does -------------------------------------------------------------------------
+# --- Effects of a rule's output -------------------------------------------------------------------
 
 
 class Strict(trust.TrustRule):
-    """Ends rollouts and leaves transitions out; its state counts, and says what they are worth."""
+    """Ends rollouts and does not keep some transitions.
+
+    Its state counts calls and contains the weight, the penalty, and whether anything is kept.
+    """
 
     needs_all_members = True
     uses_weights = True
-    figures = ("penalty", "weight")
+    metrics = ("penalty", "weight")
 
     def init(self):
         zero = jnp.zeros((), jnp.int32)
-        worth = {name: jnp.ones(()) for name in ("weight", "penalty", "store")}
-        return {"calls": zero, "held": zero, **worth}
+        values = {name: jnp.ones(()) for name in ("weight", "penalty", "keep")}
+        return {"calls": zero, "holdout": zero, **values}
 
     def calibrate(self, state, predictions, counts):
         chex.assert_equal_shape_prefix([predictions.sample, counts], 1)
-        return {**state, "held": state["held"] + counts.sum().astype(jnp.int32)}
+        return {**state, "holdout": state["holdout"] + counts.sum().astype(jnp.int32)}
 
     def sample(self, predictions, h, key):
         return jnp.zeros_like(predictions.sample) + h
 
     def apply(self, state, predictions, h, horizon, key):
         index = jnp.arange(self.batch)
-        verdict = trust.TrustOutput(
-            alive=~((index % 4 == 1) & (h == 1)),
-            store=(index % 4 != 2) & (state["store"] > 0),
-            penalty=jnp.broadcast_to(state["penalty"], self.batch),
+        output = trust.TrustOutput(
+            continue_mask=~((index % 4 == 1) & (h == 1)),
+            keep_mask=(index % 4 != 2) & (state["keep"] > 0),
+            reward_penalty=jnp.broadcast_to(state["penalty"], self.batch),
             weight=jnp.broadcast_to(state["weight"] * (10.0 * horizon + h), self.batch),
         )
-        return {**state, "calls": state["calls"] + 1}, verdict
+        return {**state, "calls": state["calls"] + 1}, output
 
 
 @pytest.fixture
 def strict(make, spec, monkeypatch):
-    """A configuration with that rule, registered as a user would."""
+    """Return a configuration with that rule, which is registered as by a user."""
     monkeypatch.setitem(trust.TRUST, "strict", Strict)
     return make({"rollout.horizon": 3}, trust="strict")
 
 
-def filled_row(config, spec):
-    """A row with a full real ring, and units that are not its code's."""
-    row = jax.jit(Algorithm(config, spec).init)(config, jnp.array(0), jnp.array(0))
-    names = jnp.arange(120.0)
-    obs = jnp.stack([names / 100, names, names], -1)
-    real = replay.pack(row.real_buffer.data._replace(obs=obs), jnp.ones(120, bool))
-    return row._replace(
-        real=real,
-        model=row.model._replace(unit=jnp.array([0.5, 2.0, 10.0, 4.0])),
+def make_learner(config, spec):
+    """Return a learner with a full real buffer, and scales that are not those of its transform."""
+    learner = jax.jit(MBPO(config, spec).init)(config, jnp.array(0), jnp.array(0))
+    numbers = jnp.arange(120.0)
+    obs = jnp.stack([numbers / 100, numbers, numbers], -1)
+    data = learner.real_buffer.unpack()._replace(obs=obs)
+    stats = learner.model.stats._replace(target_std=jnp.array([0.5, 2.0, 10.0, 4.0]))
+    return learner._replace(
+        real_buffer=replay.of_transitions(data, jnp.ones(120, bool)),
+        model=learner.model._replace(stats=stats),
     )
 
 
-def test_a_verdict_is_obeyed(strict, spec):
-    row = filled_row(strict, spec)
-    slots = jnp.arange(B)
-    roll_out = jax.jit(lambda row: Algorithm(strict, spec).roll_out(row, SHARED, 3, slots, KEY))
-    after, metrics = roll_out(row)
-    ring = jax.tree.map(lambda x: np.asarray(x).reshape(8, B, *x.shape[1:]), after.synthetic)
+def with_trust(learner, **values):
+    """Return the learner with other values in the state of its rule."""
+    changed = {name: jnp.float32(value) for name, value in values.items()}
+    return learner._replace(trust={**learner.trust, **changed})
+
+
+def first_transition(learner):
+    return jax.tree.map(lambda x: x[0], learner.real_buffer.unpack())
+
+
+def test_outputs_of_a_rule_are_applied_to_buffered_rollouts(strict, spec):
+    algorithm = MBPO(strict, spec)
+
+    @jax.jit
+    def roll_out(learner):
+        source, keys = algorithm.source(learner), SourceKeys(KEY, KEY, KEY)
+        env = algorithm.model_env(learner)
+        return source.add_rollouts(learner, SHARED, env, jnp.arange(B), 3, keys)
+
+    after, metrics = roll_out(make_learner(strict, spec))
+
+    def by_step(x):
+        return np.asarray(x).reshape(8, B, *x.shape[1:])
+
+    valid, weight = by_step(after.synthetic.valid), by_step(after.synthetic.weight)
+    data = jax.tree.map(by_step, after.synthetic.unpack())
     index = np.arange(B)
-    # Left out by `store`; ended, and then no longer stored, by `alive`.
-    np.testing.assert_array_equal(ring.valid[0], index % 4 != 2)
-    np.testing.assert_array_equal(ring.valid[1], index % 4 != 2)
-    np.testing.assert_array_equal(ring.valid[2], ~np.isin(index % 4, (1, 2)))
-    assert not ring.valid[3:].any()
+    # Left out by `keep_mask`; ended by `continue_mask` and then invalid.
+    np.testing.assert_array_equal(valid[0], index % 4 != 2)
+    np.testing.assert_array_equal(valid[1], index % 4 != 2)
+    np.testing.assert_array_equal(valid[2], ~np.isin(index % 4, (1, 2)))
+    assert not valid[3:].any()
     for h in range(3):
-        # The rule's sample, z = h in standard units, less one deviation of the reward.
-        moved = ring.data.next_obs[h] - ring.data.obs[h]
-        np.testing.assert_allclose(moved, h * np.array([[0.5, 2.0, 10.0]] * B), rtol=1e-5)
-        np.testing.assert_allclose(ring.data.reward[h], h * 4.0 - 4.0, rtol=1e-6)
-        np.testing.assert_array_equal(ring.weight[h], 30 + h)
-    kept = ring.valid[:3].mean(1)
-    _says(metrics, kept)
-    assert after.trust == {"calls": 3, "held": 0, "weight": 1, "penalty": 1, "store": 1}
+        # The rule's sample is h in standard units; the penalty is one deviation of the reward.
+        change = data.next_obs[h] - data.obs[h]
+        np.testing.assert_allclose(change, h * np.array([[0.5, 2.0, 10.0]] * B), rtol=1e-5)
+        np.testing.assert_allclose(data.reward[h], h * 4.0 - 4.0, rtol=1e-6)
+        np.testing.assert_array_equal(weight[h], 30 + h)
+    assert_metrics(metrics, valid[:3].mean(1))
+    assert after.trust == {"calls": 3, "holdout": 0, "weight": 1, "penalty": 1, "keep": 1}
 
 
-def _says(metrics, kept):
-    """Three steps of `Strict`, of which `kept` (3,) are learned from: the reward's unit is 4."""
+def assert_metrics(metrics, kept):
+    """Check the metrics of three steps with `Strict`, of which `kept` (3,) are learned from."""
     np.testing.assert_allclose(
         [metrics[f"accepted_fraction_{h}"] for h in (1, 2, 3)], kept, rtol=1e-6
     )
@@ -313,40 +349,40 @@ def _says(metrics, kept):
     np.testing.assert_allclose(metrics["weight"], weight, rtol=1e-6)
 
 
-@pytest.mark.parametrize("on_top", [False, True])
-def test_a_verdict_on_what_is_imagined_afresh_is_logged(make, strict, spec, on_top):
-    """Of the same rule, by a whole step's learning."""
-    settings = {"rollout.fresh": True, "rollout.on_top": on_top, "rollout.horizon": 3}
-    config = make(settings, trust="strict")
-    row = filled_row(config, spec)
-    transition = jax.tree.map(lambda x: x[0], row.real_buffer.data)
-    learn = jax.jit(Algorithm(config, spec).learn)
-    _, metrics = learn(row, SHARED, transition, jnp.array(True))
+def make_on_the_fly(make, mixing, **settings):
+    """Return a configuration with the rule `strict` and rollouts of three steps on the fly."""
+    settings = {"rollout.source": "on_the_fly", "rollout.mixing": mixing, **settings}
+    return make({"rollout.horizon": 3, **settings}, trust="strict")
+
+
+@pytest.mark.parametrize("mixing", ["mixed", "separate"])
+def test_outputs_of_a_rule_are_logged_for_rollouts_on_the_fly(make, strict, spec, mixing):
+    config = make_on_the_fly(make, mixing)
+    learner = make_learner(config, spec)
+    learn = jax.jit(MBPO(config, spec).learn)
+    _, metrics = learn(learner, SHARED, first_transition(learner), jnp.array(True))
     index = np.arange(config.num_parallel_rollouts) % 4
-    _says(
-        metrics,
-        np.array(
-            [(index != 2).mean(), (index != 2).mean(), (index == 0).mean() + (index == 3).mean()]
-        ),
-    )
+    kept = [(index != 2).mean(), (index != 2).mean(), np.isin(index, (0, 3)).mean()]
+    assert_metrics(metrics, np.array(kept))
 
 
-def test_a_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
-    algorithm, row = Algorithm(strict, spec), filled_row(strict, spec)
-    data = fit_data.split(strict.model, row.real_buffer, algorithm._holdout_key(row))
-    after, _ = jax.jit(algorithm.fit)(row, SHARED)
-    assert after.trust["held"] == data.scored_weights.sum() > 10
+def test_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
+    algorithm, learner = MBPO(strict, spec), make_learner(strict, spec)
+    holdout_key = algorithm._holdout_key(learner)
+    data = fit_data.split(strict.model, learner.real_buffer, holdout_key)
+    after, _ = jax.jit(algorithm.fit)(learner, SHARED)
+    assert after.trust["holdout"] == data.holdout_weights.sum() > 10
 
 
-def test_weights_and_holes_reach_the_losses(strict, spec):
-    """A reward teaches the critics nothing where it weighs nothing, and nobody where it is a hole."""
-    row = filled_row(strict, spec)
-    learn = jax.jit(Algorithm(strict, spec).learn)
-    one = Transition(*(jnp.zeros(s) for s in (D, A, (), (), D)))
+def test_weights_and_masks_reach_the_losses(strict, spec):
+    """A reward of weight 0 does not affect the critics, and that of an invalid transition nothing."""
+    learner = make_learner(strict, spec)
+    learn = jax.jit(MBPO(strict, spec).learn)
+    transition = Transition(*(jnp.zeros(s) for s in (D, A, (), (), D)))
 
-    def learned(**worth):
-        trusted = {**row.trust, **{name: jnp.float32(value) for name, value in worth.items()}}
-        after, metrics = learn(row._replace(trust=trusted), SHARED, one, jnp.array(True))
+    def learned(**values):
+        changed = with_trust(learner, **values)
+        after, metrics = learn(changed, SHARED, transition, jnp.array(True))
         return after.agent, metrics
 
     def differ(a, b):
@@ -356,81 +392,81 @@ def test_weights_and_holes_reach_the_losses(strict, spec):
     assert differ(plain, learned(penalty=-1000)[0]) and metrics["valid_fraction"] > 0.5
     weightless, _ = learned(weight=0)
     chex.assert_trees_all_equal(weightless.critic, learned(weight=0, penalty=-1000)[0].critic)
-    # Nothing but holes is in the ring.
-    real, metrics = learned(store=0)
-    chex.assert_trees_all_equal(real, learned(store=0, penalty=-1000)[0])
+    # All transitions in the synthetic buffer are invalid.
+    real, metrics = learned(keep=0)
+    chex.assert_trees_all_equal(real, learned(keep=0, penalty=-1000)[0])
     assert metrics["valid_fraction"] == 0
-    # The real one of each minibatch counts all the same.
+    # The real transition of each minibatch still counts.
     for agent in (weightless, real):
-        assert differ(row.agent, agent) and differ(agent, plain)
+        assert differ(learner.agent, agent) and differ(agent, plain)
 
 
-@pytest.mark.parametrize("on_top", [False, True])
-def test_nothing_but_holes_teaches_nothing(make, strict, spec, on_top):
-    """No momentum, no decay, and no entropy of no action."""
-    settings = {
-        "rollout.fresh": True,
-        "rollout.on_top": on_top,
-        "rollout.real_fraction": 0.0,
-        "rollout.horizon": 3,
-    }
-    config = make(settings, trust="strict")
-    algorithm, row = Algorithm(config, spec), filled_row(config, spec)
+@pytest.mark.parametrize("mixing", ["mixed", "separate"])
+def test_update_without_valid_transitions_changes_nothing(make, strict, spec, mixing):
+    """Neither by momentum nor by decay, nor the temperature by an entropy of 0."""
+    config = make_on_the_fly(make, mixing, **{"rollout.real_fraction": 0.0})
+    algorithm, learner = MBPO(config, spec), make_learner(config, spec)
     learn = jax.jit(algorithm.learn)
-    one = jax.tree.map(lambda x: x[0], row.real_buffer.data)
-    # With a momentum.
-    row, _ = learn(row, SHARED, one, jnp.array(True))
-    row = row._replace(trust={**row.trust, "store": jnp.zeros(())})
-    after, metrics = learn(row, SHARED, one, jnp.array(True))
+    transition = first_transition(learner)
+    # The first agent step gives the optimizers a momentum.
+    learner, _ = learn(learner, SHARED, transition, jnp.array(True))
+    learner = with_trust(learner, keep=0)
+    after, metrics = learn(learner, SHARED, transition, jnp.array(True))
     assert metrics["valid_fraction"] == 0
-    if on_top:
-        # What the real half taught, and no more.
-        plain = make({"rollout.real_fraction": 1.0, "rollout.fresh": True})
-        alone = Algorithm(plain, spec)
-        real = replay.take(row.real_buffer, algorithm._slots(row, SHARED, algorithm._keys(row))[0])
-        noise = alone.agent(row).noise(algorithm._keys(row).update, 2 * config.learn.utd)
-        expected = row.agent
-        for u in range(config.learn.utd):
-            packed = jax.tree.map(lambda x, u=u: x[u], real)
-            expected, _, _ = alone._update(row, expected, None, packed, None, (noise[2 * u],), None)
-        chex.assert_trees_all_close(after.agent, expected, rtol=1e-4, atol=1e-6)
-    else:
-        chex.assert_trees_all_equal(after.agent, row.agent)
+    if mixing == "mixed":
+        chex.assert_trees_all_equal(after.agent, learner.agent)
+        return
+    # Only the updates on real transitions have an effect.
+    source, agent, expected = algorithm.source(learner), algorithm.agent(learner), learner.agent
+    keys = algorithm._split_keys(learner, source)
+    real, _ = algorithm._sample_real(learner, SHARED, source, keys)
+    noise = agent.noise(keys.update, 2 * config.learn.utd)
+    gradient_step = jax.jit(functools.partial(_gradient_step, agent, may_be_empty=False))
+    for u in range(config.learn.utd):
+        batch = replay.to_minibatch(jax.tree.map(lambda x, u=u: x[u], real))
+        expected, _ = gradient_step(expected, batch, noise[2 * u])
+    chex.assert_trees_all_close(after.agent, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_hole_of_no_number_weighs_nothing(make, spec):
-    """Not even where products are made one by one: 0 times what is no number is none."""
-    config = make({"rollout.fresh": True, "rollout.real_fraction": 0.5}, trust="weight")
-    algorithm, row = Algorithm(config, spec), filled_row(config, spec)
-    odd = jax.tree.map(lambda x: x.at[2].set(jnp.nan), row.model.params)
-    model = row.model._replace(params=odd, elites=jnp.array([0, 1], jnp.int32))
-    row = row._replace(model=model)
-    real = replay.take(row.real_buffer, jnp.arange(config.real_batch))
-    noise = algorithm.agent(row).noise(KEY, 1)[0]
-    starts = _Fresh(row.real_buffer.data.obs[: config.num_parallel_rollouts], KEY)
+def test_weight_of_an_invalid_transition_may_be_nan(make, spec):
+    """Even if products are computed one by one, where 0 times NaN is NaN."""
+    config = make(
+        {"rollout.source": "on_the_fly", "rollout.real_fraction": 0.5}, trust="uncertainty_weight"
+    )
+    algorithm, learner = MBPO(config, spec), make_learner(config, spec)
+    params = jax.tree.map(lambda x: x.at[2].set(jnp.nan), learner.model.params)
+    model = learner.model._replace(params=params, elites=jnp.array([0, 1], jnp.int32))
+    learner = learner._replace(model=model)
+    agent, source = algorithm.agent(learner), algorithm.source(learner)
+    real = replay.gather(learner.real_buffer, jnp.arange(config.real_batch))
+    obs = learner.real_buffer.unpack().obs[: config.num_parallel_rollouts]
+    inputs = UpdateInputs(real, starts=RolloutStarts(obs, KEY))
+    env = algorithm.model_env(learner).select_members()
     with jax.disable_jit():
-        agent, _, metrics = algorithm._update(row, row.agent, None, real, starts, (noise,), None)
-    assert metrics["valid_fraction"] == 0
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent))
+        _, (batch,), metrics = source.minibatches(env, None, inputs)
+        noise = agent.noise(KEY, 1)[0]
+        state, _ = _gradient_step(agent, learner.agent, batch, noise, may_be_empty=False)
+    assert metrics["valid_fraction"] == 0 and np.isnan(batch.weight).any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-def test_the_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
+def test_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
     program = build(strict, spec)
     state = program.init()
-    trusted = {name: value + 7 for name, value in state.learners.trust.items()}
-    state = state._replace(learners=state.learners._replace(trust=trusted))
+    changed = {name: value + 7 for name, value in state.learners.trust.items()}
+    state = state._replace(learners=state.learners._replace(trust=changed))
 
-    def journal():
+    def open_writer():
         parameters = program.parameters()
         return RunWriter(
             tmp_path, strict, program.spec, program.placement, "test", parameters, True, False
         )
 
-    with journal() as first:
-        first.begin(0, 0, ())
-        first.save(10, state, {}, {})
-    with journal() as second:
-        restored = second.restore(program.shapes())
+    with open_writer() as writer:
+        writer.begin(0, 0, ())
+        writer.save(10, state, {}, {})
+    with open_writer() as writer:
+        restored = writer.restore(program.shapes())
     assert restored.step == 10
     chex.assert_trees_all_equal(restored.state.learners.trust, state.learners.trust)
     chex.assert_trees_all_equal(restored.state, state)

@@ -204,10 +204,10 @@ class ModelEnv:
         z, log_variance = prediction.own
         if log_variance is not None:
             z = z + jnp.exp(0.5 * log_variance) * noise
-        if prediction.every is None:
+        if prediction.all_members is None:
             return z, None
         stats = self.state.stats
-        predictions = to_standard_units(stats, *prediction.every, members.member, z, active)
+        predictions = to_standard_units(stats, *prediction.all_members, members.member, z, active)
         sample = self.rule.sample(predictions, h, jax.random.fold_in(key, 1))
         if sample is None:
             return z, predictions
@@ -244,13 +244,13 @@ class _Prediction(NamedTuple):
     """Predictions for B states."""
 
     own: Gaussian  # (B, X), by the member assigned to each state
-    every: Gaussian | None  # (E, B, X), if the trust rule needs all members
+    all_members: Gaussian | None  # (E, B, X), if the trust rule needs all members
 
     def replace_reward(self, reward: _Prediction) -> _Prediction:
         own = replace_reward(self.own, reward.own)
-        if self.every is None or reward.every is None:
+        if self.all_members is None or reward.all_members is None:
             return _Prediction(own, None)
-        return _Prediction(own, replace_reward(self.every, reward.every))
+        return _Prediction(own, replace_reward(self.all_members, reward.all_members))
 
 
 class _Members(NamedTuple):

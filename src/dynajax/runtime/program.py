@@ -151,7 +151,7 @@ class Jitted:
 
         return self.placement.jit_sharded(init, (EVERYWHERE,) * 3, STATE, jax.jit)
 
-    def _jit_fit(self) -> Fit:
+    def _jit_fit(self, devices: Sequence[jax.Device]) -> Fit:
         """Jit the fit; a single learner's members are spread over a CPU's cores."""
         algorithm, placement = self.algorithm, self.placement
         config = algorithm.config
@@ -258,9 +258,8 @@ def build(config: Config, spec: EnvSpec, devices: Sequence[jax.Device] | None = 
     numbers = distributed.share(config.num_learners)
     pairs = tuple(config.variant_seed_pairs[numbers.start : numbers.stop])
     placement = place(len(pairs), devices)
-    platform = backend.lowering()
-    key = _static_key(config), _plug_ins(config)
-    jitted = _jitted(*key, spec, len(pairs), tuple(devices), platform)
+    key = _static_key(config), _plugins(config), spec, len(pairs), tuple(devices)
+    jitted = _jitted(*key, backend.lowering())
     return Program(MBPO(config, spec), placement, numbers, pairs, jitted)
 
 
@@ -278,7 +277,7 @@ def _static_key(config: Config) -> Config:
     )
 
 
-def _plug_ins(config: Config) -> tuple[Any, ...]:
+def _plugins(config: Config) -> tuple[Any, ...]:
     """Return the classes and fixes that a configuration names, which a notebook may define again."""
     return (
         agent_class(config.agent_name),
@@ -293,7 +292,7 @@ def _plug_ins(config: Config) -> tuple[Any, ...]:
 @functools.lru_cache(maxsize=16)
 def _jitted(
     config: Config,
-    plug_ins: tuple[Any, ...],
+    plugins: tuple[Any, ...],
     spec: EnvSpec,
     learners: int,
     devices: tuple[jax.Device, ...],
