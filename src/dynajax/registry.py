@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,9 +15,12 @@ from dynajax.types import UsageError
 T = TypeVar("T", bound=type[Any])
 
 #: Folders whose code is not the user's.
-_LIBRARIES = (
-    str(Path(__file__).parent),
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+_LIBRARIES = tuple(
+    f"{folder}{os.sep}"
+    for folder in (
+        Path(__file__).parent,
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    )
 )
 
 
@@ -130,7 +134,6 @@ def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
       UsageError: there is no such class, or it does not inherit from the base class.
     """
     base = next(iter(entries.values())).__mro__[-2]  # the last class before `object`
-
 
     def accepts(entry: Any) -> bool:
         return isinstance(entry, type) and issubclass(entry, base)
