@@ -63,7 +63,7 @@ def test_command_of_an_example_trains(stem, command, empty, monkeypatch, capsys)
 
 
 def test_examples_together_in_fresh_interpreters(tmp_path):
-    """Train, resume, and load policy and model, each in an interpreter of its own."""
+    """Train, resume, and load policy and model, each in a new interpreter."""
     path = os.pathsep.join(map(str, (ROOT / "src", ROOT / "examples")))
 
     def python(*words: str) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,9 +15,12 @@ from dynajax.types import UsageError
 T = TypeVar("T", bound=type[Any])
 
 #: Folders whose code is not the user's.
-_LIBRARIES = (
-    str(Path(__file__).parent),
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+_LIBRARIES = tuple(
+    f"{folder}{os.sep}"
+    for folder in (
+        Path(__file__).parent,
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    )
 )
 
 
@@ -51,10 +55,10 @@ def _import_failure(module: str, error: BaseException) -> str:
                 f"{module.removesuffix('.py')!r}"
             )
         return f"the module {module!r} cannot be found; it must be installed or on PYTHONPATH"
+    place: tuple[str | None, int | None] | None = _place(error)
+    text = str(error)
     if isinstance(error, SyntaxError):
         text, place = error.msg, (error.filename, error.lineno)
-    else:
-        text, place = str(error), _place(error)
     where = f" ({place[0]}, line {place[1]})" if place else ""
     text = " ".join(f"{type(error).__name__}: {text}".split())
     return f"the module {module!r} raised {text} while it was imported{where}"

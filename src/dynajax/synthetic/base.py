@@ -60,7 +60,7 @@ class Source:
       config: the learner's configuration; the source's own settings are `config.source`, a
         `Fields`, set as `--set source.FIELD`.
       spec: the task.
-      rule: the trust rule.
+      rule: the trust rule, for `config.num_parallel_rollouts` rollouts at a time.
     """
 
     config: Config
