@@ -125,10 +125,9 @@ class Jitted:
     """The table's functions by name, jitted; those that return a state take theirs as a donation."""
 
     def __init__(self, algorithm: MBPO, learners: int, devices: Sequence[jax.Device]):
-        self.algorithm, self._devices = algorithm, devices
-        self.placement = place(learners, devices)
+        self.algorithm, self.placement = algorithm, place(learners, devices)
         self.init = self._jit_init()
-        self.fit = self._jit_fit()
+        self.fit = self._jit_fit(devices)
         self.memory: int | None = None  # of the largest program, once it is known
 
     def __getattr__(self, name: str) -> jax.stages.Wrapped:
@@ -156,7 +155,7 @@ class Jitted:
         algorithm, placement = self.algorithm, self.placement
         config = algorithm.config
         if placement.num_learners == 1 and config.has_model and config.model.schedule == "fixed":
-            members = place(config.model.members, self._devices)
+            members = place(config.model.members, devices)
             if backend.lowering().spread_members and members.mesh.size > 1:
                 return MemberParallelFit.build(algorithm, placement, members)
         fit: Fit = FUNCTIONS["fit"].jit(algorithm, placement)
