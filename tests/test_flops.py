@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from dynajax import make_config
 from dynajax.agents import make_agent
-from dynajax.mbpo import Algorithm
+from dynajax.mbpo import MBPO
 from dynajax.models import ensemble
 from dynajax.profiling import flops
 from dynajax.types import EnvSpec, Shared, Transition
@@ -33,7 +33,7 @@ def minibatch(size, spec):
 
 def states(config, spec):
     """Return the algorithm, and the shapes of a learner and of the counters."""
-    algorithm, number = Algorithm(config, spec), jax.ShapeDtypeStruct((), jnp.int32)
+    algorithm, number = MBPO(config, spec), jax.ShapeDtypeStruct((), jnp.int32)
     learner = jax.eval_shape(lambda n: algorithm.init(config, n, n), number)
     return algorithm, learner, Shared(number, number)
 
