@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from dynajax import make_config
 from dynajax.agents import make_agent
 from dynajax.mbpo import MBPO
-from dynajax.models import ensemble
+from dynajax.models import make_model
 from dynajax.profiling import flops
 from dynajax.types import EnvSpec, Shared, Transition
 from dynajax.xla import backend
@@ -55,13 +55,14 @@ def fit_step_operations(config, spec, count=flops.count):
     """Count the gradients of all members, each on its own minibatch."""
     _, learner, _ = states(config, spec)
     members, batch = config.model.members, config.model.batch
-    gradient = jax.vmap(jax.grad(ensemble.loss, argnums=2), (None, None, 0, 0))
+    dynamics = make_model(config.model, spec)
+    gradient = jax.vmap(jax.grad(dynamics.loss), (0, None, 0))
     obs, scalar = real(members, batch, spec.obs_dim), real(members, batch)
     batches = Transition(obs, real(members, batch, spec.action_dim), scalar, scalar, obs)
     return count(
-        lambda model, params, batch: gradient(config.model, model, params, batch),
-        learner.model,
+        lambda params, stats, batch: gradient(params, stats, batch),
         learner.model.params,
+        learner.model.stats,
         batches,
     )
 
