@@ -182,17 +182,23 @@ def test_count_of_learning_is_the_sum_of_its_parts():
     key = jax.eval_shape(lambda: jax.random.PRNGKey(0))
     transition = jax.tree.map(lambda x: real(*x.shape[1:]), minibatch(1, CHEETAH))
     learn = flops.count(algorithm.learn, learner, shared, transition, jnp.ones((), bool))
-    rollout = flops.count(
-        lambda *a: algorithm.roll_out(*a[:2], 1, jnp.zeros(400, int), a[2]), learner, shared, key
-    )
+
+    def roll_out(learner, shared, key):
+        source, model_env = algorithm.source(learner), algorithm.model_env(learner)
+        keys = source.split_keys(key, key)
+        return source.add_rollouts(learner, shared, model_env, jnp.zeros(400, int), 1, keys)
+
+    rollout = flops.count(roll_out, learner, shared, key)
     policy = 2 * (17 * 256 + 256 * 256 + 256 * 12)
     member = 2 * (23 * 200 + 3 * 200 * 200 + 200 * 36)
     assert rollout == 400 * (policy + member)
     assert learn == rollout + 20 * update_operations(PAPER, CHEETAH)
     assert flops.count(algorithm.act, learner, real(17), 0) == policy
 
-    job = jax.eval_shape(algorithm.begin_fit, learner)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), job.members)
-    fit = 7 * flops.count(algorithm.train_member, learner, shared, job, *one)
+    inputs = jax.eval_shape(algorithm.begin_fit, learner)
+    members = inputs.members, inputs.keys
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), members)
+    arguments = learner.config, shared, inputs, learner.real_buffer, *one
+    fit = 7 * flops.count(algorithm.train_member, *arguments)
     assert fit == 5000 * fit_step_operations(PAPER, CHEETAH)
     assert 35e9 < learn + policy + fit / 250 < 45e9  # about 40 GFLOP per environment step
