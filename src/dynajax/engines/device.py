@@ -321,8 +321,12 @@ class DevicePrograms:
 
 
 @functools.lru_cache(maxsize=4)
-def _device_programs(jitted: Jitted, config: Config) -> DevicePrograms:
-    """Return the programs of a configuration, the same ones for the same arguments."""
+def _device_programs(jitted: Jitted, config: Config, registered: Any) -> DevicePrograms:
+    """Return the programs of a configuration, the same ones for the same arguments.
+
+    Args:
+      registered: the task's entry in `mjx.TASKS`, which a notebook may register again.
+    """
     return DevicePrograms(jitted, config, mjx.make(config.env, repeat=config.task.repeat))
 
 
@@ -337,7 +341,8 @@ class DeviceEngine:
         config, jitted = program.config, program.jitted
         self._config, self._program, self._clock = config, program, clock
         if task is None:
-            self._programs = _device_programs(jitted, dataclasses.replace(config, seed=0))
+            key = dataclasses.replace(config, seed=0), mjx.TASKS.get(config.env)
+            self._programs = _device_programs(jitted, *key)
         else:
             self._programs = DevicePrograms(jitted, config, task)
         self._timed: TimedState | None = None
