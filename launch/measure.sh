@@ -26,7 +26,7 @@ device=${DEVICE:-h100}
 read -ra run_flags <<<"${RUN_FLAGS:-}"
 envs=cheetah-run,humanoid-stand learners=1,6,16,64 seeds=6 seconds=1 preset=(--preset=paper)
 evaluations=(--set=eval.every=2500 --set=eval.episodes=10)
-tests=(tests/test_sac.py tests/test_ensemble.py tests/test_fitting.py tests/test_replay.py
+tests=(tests/test_sac.py tests/test_ensemble.py tests/test_training.py tests/test_replay.py
   tests/test_device_tasks.py -k "not float64 and not (float32 and (quadruped or humanoid or cheetah))")
 if [[ -n ${DRY:-} ]]; then
   envs=pendulum-swingup learners=1 seeds=1 seconds=0.01 device=cpu
