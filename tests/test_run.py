@@ -1,4 +1,4 @@
-"""The train command: its files, interruption and resuming, errors, and that MBPO learns."""
+"""The train command: its files, interruption and resuming, errors, and that a run learns."""
 
 import csv
 import functools
@@ -302,10 +302,11 @@ def test_run_resumes_after_the_disk_was_full(tmp_path, monkeypatch):
     assert texts[0] == texts[1]
 
 
-def test_mbpo_learns_pendulum(tmp_path, optimised):
+def test_dynajax_learns_pendulum(tmp_path, optimised):
     """Train from a return of about -1200 (random actions) to one that needs a swing-up."""
     run = settings.make(
         "Pendulum-v1",
+        algo="dynajax",
         fixes=["scale,target"],
         steps=1000,
         settings={
