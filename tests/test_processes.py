@@ -126,7 +126,7 @@ def test_two_interrupted_and_killed_processes_match_one(tmp_path):
     assert extra == {"report.html", "curves.png"}
     assert_same_logs(one.folder, out)
     assert_networks_by_learner(out)
-    with pytest.raises(UsageError, match="holds a run of 2 processes, and this is one of 1"):
+    with pytest.raises(UsageError, match="contains a run with 2 processes, but this run has 1"):
         train(run, out, quiet=True)
 
 
