@@ -16,9 +16,10 @@ from dynajax.cli import common
 
 def forget(known: set[str]) -> None:
     """Unload all commands, and their flags except those in `known`."""
-    # absl identifies `dynajax.cli.flags` by its id, which another module could get after it.
-    kept = "dynajax.cli.flags"
-    for name in [n for n in sys.modules if n.startswith("dynajax.cli.") and n != kept]:
+    # absl identifies `dynajax.cli.flags` by its id, which another module could get after it, and
+    # tests replace functions of `dynajax.cli.common`.
+    kept = ("dynajax.cli.flags", "dynajax.cli.common")
+    for name in [n for n in sys.modules if n.startswith("dynajax.cli.") and n not in kept]:
         del sys.modules[name]
         vars(cli).pop(name.rpartition(".")[2], None)
     for name in set(flags.FLAGS) - known:

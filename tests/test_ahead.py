@@ -212,5 +212,5 @@ def test_missing_compiler_is_named(monkeypatch):
         raise NotImplementedError("topology not implemented for cuda")
 
     monkeypatch.setattr(devices.topologies, "get_topology_desc", fails)
-    with pytest.raises(UsageError, match=r"--device=h100: .*pip install 'dynajax\[cuda\]'"):
+    with pytest.raises(UsageError, match=r"--device=h100: .*pip install -e '.\[cuda\]'"):
         devices.devices("h100")

@@ -262,7 +262,7 @@ def test_replay_buffers_are_not_copied():
     run = config("mjx", settings={"replay.real": 1003, "replay.synthetic": 1200})
     spec = EnvSpec("DeviceWalk-v0", 3, 2, LIMIT, ("x", "y", "n"), terminates)
     engine = device.DeviceEngine(build(run, spec), Clock(), task(spec))
-    steps, _, fit = engine.lower()
+    steps, _, fit = (f.lower(*arguments) for f, arguments in engine.programs().values())
     jax.config.update("jax_disable_most_optimizations", False)
     for lowered in (steps, fit):
         assert replay_copies(lowered.compile().as_text(), {1003, 1200}) == 0

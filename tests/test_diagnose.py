@@ -136,12 +136,12 @@ def test_open_loop_continues_from_its_own_predictions():
     fitted = fits.fit(SPEC, ["none"], [recording.transitions], 0, config, 1)
     model, t = fits.select_model(fitted.models, 0, 0), recording.transitions
     actions = t.action[:30].reshape(10, 3, A)
-    predicted = fits.open_loop(config, model, t.obs[:10], actions)
+    predicted = fits.open_loop(fitted.dynamics, model, t.obs[:10], actions)
     assert predicted.shape == (3, 3, 10, D + 1)
     for member in range(3):
         obs = t.obs[:10]
         for h in range(3):
-            expected = fits.predict(config, model, obs, actions[:, h]).mean[member]
+            expected = fits.predict(fitted.dynamics, model, obs, actions[:, h]).mean[member]
             np.testing.assert_allclose(predicted[h, member], expected, atol=1e-5)
             obs = expected[:, :D]
 
@@ -175,7 +175,9 @@ def test_held_out_transitions_do_not_change_a_fit():
     )
     again = fits.fit(SPEC, fixes, [spoiled, recording.transitions], 3, SMALL, 1)
     for i in range(2):
-        ours, theirs = (fits.select_model(f.models, 0, i).params["layers"] for f in (fitted, again))
+        ours, theirs = (
+            fits.select_model(f.models, 0, i).params["network"] for f in (fitted, again)
+        )
         np.testing.assert_array_equal(ours["head"]["kernel"], theirs["head"]["kernel"])
 
 

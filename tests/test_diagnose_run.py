@@ -178,7 +178,7 @@ def test_reader_loads_every_checkpoint(hopper):
     assert [x.step for x in loaded] == reader.steps
     # The newest transition is inserted in the next step.
     assert [x.inserted for x in loaded] == [99, 199, 299]
-    assert loaded[0].learner(1).model.fits == 0 and loaded[2].learner(1).model.fits == 2
+    assert loaded[0].learner(1).model.num_fits == 0 and loaded[2].learner(1).model.num_fits == 2
 
 
 def test_every_state_of_a_replay_buffer_is_rebuilt(hopper):
@@ -290,9 +290,7 @@ def test_parts_that_are_left_out_on_device_and_without_a_model(hopper, tmp_path)
     )
     online_report.write([findings], on_device, reader.spec, tmp_path, "x")
     assert "were on the device" in (tmp_path / "diagnosis.html").read_text()
-    model_free = loaded._replace(
-        learners=loaded.learners._replace(model=None, synthetic_buffer=None)
-    )
+    model_free = loaded._replace(learners=loaded.learners._replace(model=None, synthetic=None))
     findings = online.inspect(model_free, 0, steps=3, starts=4)
     assert np.isfinite(findings.numbers["critic_bias"]) and not findings.dims
     items = online_report.write(
@@ -347,21 +345,17 @@ def test_synthetic_transitions_are_compared_with_the_simulator(hopper):
     parts = loaded_run.episodes(data, valid, 1000, loaded.host, 0)
     rebuilt = loaded_run.rebuild(loaded, 0, parts, np.arange(299), data)
     states = dict(zip(rebuilt.indices.tolist(), rebuilt.states, strict=True))
-    changed = Transition(*(np.array(x) for x in learner.synthetic_buffer.data))
+    changed = Transition(*(np.array(x) for x in learner.synthetic.unpack()))
     for slot in range(40):
         for name in Transition._fields:
             getattr(changed, name)[slot] = getattr(data, name)[slot]
-    learner = learner._replace(
-        synthetic_buffer=replay.pack(changed, learner.synthetic_buffer.valid)
-    )
+    learner = learner._replace(synthetic=replay.of_transitions(changed, learner.synthetic.valid))
     chosen = np.arange(40), np.arange(40)
     numbers = online._synthetic(lambda: envs.make("Hopper-v4"), states, learner, chosen)
     assert numbers["synthetic_checked"] == 40
     assert numbers["synthetic_reward_r2"] == numbers["synthetic_state_r2"] == 1
     changed.reward[:40] += 0.5
-    learner = learner._replace(
-        synthetic_buffer=replay.pack(changed, learner.synthetic_buffer.valid)
-    )
+    learner = learner._replace(synthetic=replay.of_transitions(changed, learner.synthetic.valid))
     shifted = online._synthetic(lambda: envs.make("Hopper-v4"), states, learner, chosen)
     expected = 0.5 / data.reward[:40].std()
     assert shifted["synthetic_reward_bias"] == pytest.approx(expected, rel=1e-4)
@@ -383,7 +377,7 @@ def test_reader_refuses_folders_without_a_valid_configuration(tmp_path):
     with pytest.raises(UsageError, match=r"it has no config\.json"):
         loaded_run.Reader(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"env": "cheetah-run"}}')
-    with pytest.raises(UsageError, match="older version of dynajax"):
+    with pytest.raises(UsageError, match="not a run configuration"):
         loaded_run.Reader(tmp_path)
     (tmp_path / "config.json").write_text('{"config": {"agent_name": "sac"}}')
     with pytest.raises(UsageError, match="not a run configuration"):

@@ -382,7 +382,7 @@ def test_workers_import_the_module_that_defines_the_task(monkeypatch):
     vector_env.close()
 
 
-@pytest.mark.parametrize(("algo", "fix"), [("model-free", ""), ("mbpo", "scale,auto,beta")])
+@pytest.mark.parametrize(("algo", "fix"), [("model-free", ""), ("dynajax", "scale,auto,beta")])
 def test_task_with_mixed_units_is_learned_with_default_settings(
     monkeypatch, tmp_path, optimised, algo, fix
 ):

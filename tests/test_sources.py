@@ -146,7 +146,7 @@ def test_both_engines_refill_the_buffer_at_the_same_steps(tmp_path):
 
 
 def test_oracle_does_not_regenerate():
-    with pytest.raises(UsageError, match=r"^--set source.regenerate_every=5: an oracle .*=0$"):
+    with pytest.raises(UsageError, match=r"^--oracle=state: .*source.regenerate_every=5 .*=0$"):
         dynajax.make_config(
             "pendulum-swingup", oracle="state", settings={"source.regenerate_every": 5}
         )

@@ -98,7 +98,11 @@ def test_study_writes_figures_and_table(whole):
     assert (whole / "headline.png").read_bytes().startswith(b"\x89PNG")
     assert (whole / "comparison.png").read_bytes().startswith(b"\x89PNG")
     lines = (whole / "table.csv").read_text().splitlines()
-    assert [line.split(",")[1].strip('"') for line in lines[1:]] == ["SAC", "MBPO", "MBPO scale"]
+    assert [line.split(",")[1].strip('"') for line in lines[1:]] == [
+        "SAC (model-free)",
+        "MBPO",
+        "MBPO scale",
+    ]
     for name in RUNS:
         info = json.loads((whole / name / "config.json").read_text())
         algo = "mbpo" if "mbpo" in name else "model-free"
@@ -397,6 +401,10 @@ def test_shipped_studies_load(path):
     if path.stem == "levers":
         assert {run.config.agent_name for run in plan.runs} == {"sac", "simba", "bro"}
         assert all(run.config.task.repeat == 2 for run in plan.runs)
+        return
+    if path.stem == "agent":
+        assert len(plan.runs) == 5 * 3 * 2 and {r.config.seed for r in plan.runs} == {3000, 3001}
+        assert {run.config.algo for run in plan.runs} == {"model-free"}
         return
     assert len(plan.runs) == 2 * len({run.config.env for run in plan.runs})
     assert {run.config.algo for run in plan.runs} == {"mbpo", "model-free"}

@@ -187,8 +187,10 @@ def test_printed_messages(program, state, tmp_path, capsys):
         writer.write(interval(10))
         writer.save(10, state, {}, SECONDS)
     text = capsys.readouterr().out
-    assert "mbpo with sac on walk, preset paper, 100 steps, 50 with random actions" in text
-    assert "4 learners: fixes none | scale,target; seeds 5 to 6" in text
+    first, second, third, *_ = text.splitlines()
+    assert first == ("MBPO (Janner et al., 2019) with none | scale,target; agent sac, preset paper")
+    assert second == "walk: 100 agent steps, 50 with random actions"
+    assert third == "4 learners, seeds 5 to 6 of each variant"
     assert "1 MiB of device memory per learner" in text and "actor 7" in text
     assert f"run directory {tmp_path}" in text and "resuming" not in text
     assert "step 10/100  return none 11.1 ± 0.1, scale,target 11.3 ± 0.1" in text

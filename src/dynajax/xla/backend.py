@@ -133,7 +133,7 @@ ACCELERATOR = Lowering(
 
 def target_is_cpu() -> bool:
     """Return whether programs are compiled for a CPU."""
-    return (_absent or local_devices()[0].platform) == "cpu"
+    return (_absent or jax.local_devices()[0].platform) == "cpu"
 
 
 def lowering() -> Lowering:
