@@ -40,6 +40,57 @@ gc.set_threshold(200_000, 20, 50)
 
 CORES = sorted(os.sched_getaffinity(0))
 
+#: Tests of the slow tier, as parts of their names: several processes and schedulers, notebooks, whole
+#: learning runs, double precision, and combinations of mechanisms that the first tier tests singly.
+SLOW = (
+    "test_processes.py::test_two_interrupted",
+    "test_own_tasks.py::test_task_with_mixed_units",
+    "test_placement.py::test_several_devices",
+    "test_sweep.py::test_ray",
+    "test_sweep.py::test_preempted_submitit",
+    "test_sweep.py::test_interrupted_and_killed_sweeps",
+    "test_bench.py::test_bench_measures_every_stage",
+    "test_bench.py::test_bench_compares",
+    "test_examples.py::test_examples_together",
+    "test_examples.py::test_command_of_an_example_trains",
+    "test_run.py::test_killed_run_resumes_bit_for_bit[2]",
+    "test_run.py::test_interrupted_run_saves_and_resumes_bit_for_bit[15]",
+    "test_run.py::test_dynajax_learns_pendulum",
+    "test_notebooks.py::test_notebook_runs",
+    "test_device_tasks.py::test_one_control_step",
+    "test_device_brax.py::test_step_equals",
+    "test_train.py::test_compiler_options",
+    "test_package.py::test_the_wheel",
+    "test_package.py::test_wheel",
+    "test_levers.py::test_run_of_two_variants_resumes_bit_for_bit",
+    "test_page_runs.py::test_documented_training_command",
+    "test_commands.py::test_documented_command_runs",
+    "test_device.py::test_both_engines_reach_the_same_state[arguments2",
+)
+#: Of those, the ones that the first tier keeps, so that it tests every mechanism once.
+KEPT = (
+    "test_examples.py::test_command_of_an_example_trains[own_source",
+    "test_device_tasks.py::test_one_control_step_in_float32[cartpole-balance]",
+    "test_device_tasks.py::test_one_control_step_in_float32[cheetah-run]",
+    "test_levers.py::test_run_of_two_variants_resumes_bit_for_bit[sac-host]",
+    "test_levers.py::test_run_of_two_variants_resumes_bit_for_bit[simba-mjx]",
+    "test_page_runs.py::test_documented_training_command[python experiments/run.py "
+    "--env=cheetah-run --fix=scale,target]",
+)
+#: Files that take longest, which start first.
+LONGEST = (
+    "test_run.py",
+    "test_device.py",
+    "test_sources.py",
+    "test_levers.py",
+    "test_train.py",
+    "test_starting.py",
+    "test_diagnose_run.py",
+    "test_sweep.py",
+    "test_device_tasks.py",
+    "test_policy.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -58,7 +109,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Divide the tests into tiers, and put the longest files first."""
+    for item in items:
+        name = item.nodeid
+        if any(part in name for part in SLOW) and not any(part in name for part in KEPT):
+            item.add_marker(pytest.mark.slow)
+    order = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if not config.getoption("--all-tasks"):
         skipped = [item for item in items if item.get_closest_marker("all_tasks")]
         items[:] = [item for item in items if item not in skipped]
