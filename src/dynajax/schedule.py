@@ -2,7 +2,7 @@
 
 All engines and the benchmark read it from here. An environment step is numbered by the steps done
 before it, from 0. The transition of a step is learned from in the next step, while the environment
-moves (BUILD_NOTES.md).
+moves (docs/dev/decisions.md).
 """
 
 import math

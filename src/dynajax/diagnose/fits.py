@@ -15,7 +15,7 @@ from dynajax.replay import of_transitions
 from dynajax.types import Array, EnvSpec, ModelState, ReplayBuffer, Transition
 from dynajax.xla import backend
 
-#: Chosen by measurement (BUILD_NOTES.md, "Diagnosis"): the cheapest ensemble that ranks the fixes
+#: Chosen by measurement (docs/dev/performance.md): the cheapest ensemble that ranks the fixes
 #: as larger ensembles do.
 MODEL = ModelConfig(
     members=3,

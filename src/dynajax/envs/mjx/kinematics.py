@@ -2,7 +2,7 @@
 
 MJX unrolls a kinematic chain, and XLA fuses the position of each link into everything that depends
 on it and so recomputes it many times. On a CPU, swimmer6 was 100 times slower than necessary and
-compiling swimmer15 needed more than 14 GB (BUILD_NOTES.md).
+compiling swimmer15 needed more than 14 GB.
 """
 
 import contextlib
