@@ -34,7 +34,9 @@ class EachStep(dynajax.Source):
     def prepare(self, learner, shared, model_env, real, starts, keys):
         """Return the learner, the U minibatches, and metrics; runs once per agent step."""
         obs = replay.gather(learner.real_buffer, starts[0]).unpack().obs  # (U, B, D)
-        env = model_env.select_members()
+        env = (
+            model_env.select_members()
+        )  # the elites, or all members if the trust rule compares them
         active = jnp.ones(obs.shape[1], bool)
 
         def one_update(trust, x):
@@ -44,6 +46,5 @@ class EachStep(dynajax.Source):
 
         update_keys = jax.random.split(keys.rollout, len(obs))
         trust, synthetic = jax.lax.scan(one_update, learner.trust, (obs, update_keys))
-        batches = jax.vmap(replay.concatenate)(real, synthetic)
         metrics = {"valid_fraction": synthetic.valid.mean()}
-        return learner._replace(trust=trust), UpdateInputs(batches), metrics
+        return learner._replace(trust=trust), UpdateInputs(real, synthetic), metrics

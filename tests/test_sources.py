@@ -9,7 +9,9 @@ import dynajax
 from conftest import SMALL
 from dynajax import UsageError, replay
 from dynajax.mbpo import MBPO
+from dynajax.models import MODELS
 from dynajax.replay import Request
+from dynajax.synthetic import SOURCES, Source, UpdateInputs
 from dynajax.types import Shared, Transition
 
 
@@ -188,3 +190,41 @@ def test_model_free_has_no_source():
         )
     text = "--set rollout.source=buffered: without a model there is no synthetic data; choose "
     assert str(error.value) == text + "--algo=mbpo"
+
+
+@pytest.mark.parametrize("mixing", ["mixed", "separate"])
+def test_source_that_returns_synthetic_transitions_is_learned_from(mixing):
+    """Use `UpdateInputs.synthetic` in the base class, whatever `rollout.mixing` says."""
+    config = dynajax.make_config("Pendulum-v1", settings={"rollout.mixing": mixing})
+    source = Source(config, None, None)
+    real, synthetic = (
+        replay.pack(
+            Transition(*(jnp.full((n, *shape), x) for shape in ((3,), (1,), (), (), (3,)))),
+            jnp.ones(n, bool),
+        )
+        for n, x in ((2, 1.0), (4, 5.0))
+    )
+    _, batches, _ = source.minibatches(None, None, UpdateInputs(real, synthetic))
+    rewards = [batch.data.reward.tolist() for batch in batches]
+    expected = [[1.0] * 2, [5.0] * 4]
+    assert rewards == (expected if mixing == "separate" else [expected[0] + expected[1]])
+
+
+def test_subclass_of_buffered_has_its_number_of_rollouts(monkeypatch):
+    monkeypatch.setitem(SOURCES, "mine", type("Mine", (SOURCES["buffered"],), {}))
+    settings = {"rollout.horizon": 5}
+    sizes = [
+        dynajax.make_config(
+            "Pendulum-v1", algo="infoprop", settings=settings | {"rollout.source": name}
+        ).num_parallel_rollouts
+        for name in ("buffered", "mine")
+    ]
+    assert sizes[0] == sizes[1] == 200
+
+
+def test_model_without_a_reward_method_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setitem(MODELS, "mine", type("Mine", (dynajax.DynamicsModel,), {}))
+    with pytest.raises(UsageError, match=r"^--set model.reward_from=next_state: .*predict_reward"):
+        dynajax.make_config(
+            "Pendulum-v1", algo="dynajax", fixes="none", settings={"model.network": "mine"}
+        )

@@ -114,6 +114,9 @@ def describe(config: Config) -> str:
     changed = [path for path, value in row.settings.items() if _get(config, path, value) != value]
     if changed:
         text += f", changed: {', '.join(changed)}"
+    for name, usual in (("network", "mlp"), ("likelihood", "gaussian")):
+        if (value := getattr(config.model, name)) != usual:
+            text += f", {name} {value}"
     text += f"; agent {config.agent_name}, preset {config.preset}"
     if config.algo == "dynajax":
         return text

@@ -10,9 +10,10 @@
         for each of U gradient updates:
             update the agent on real and synthetic transitions                 learn, update
 
-Where synthetic transitions come from is the source's business (`synthetic`), how the agent learns
-from a minibatch is the agent's (`agents`). Without a model this is the model-free agent. `schedule`
-decides when each function is called, and `runtime.program` maps them over the learners.
+U is `learn.utd`; a rollout has `rollout.horizon` steps. Where synthetic transitions come from is the
+source's business (`synthetic`), how the agent learns from a minibatch is the agent's (`agents`).
+Without a model this is the model-free agent. `schedule` decides when each function is called, and
+`runtime.program` maps them over the learners.
 """
 
 import functools

@@ -15,7 +15,7 @@ from dynajax.config import GROUPS, Config, Variant, assign, parse_variant, varia
 from dynajax.config.dependent import adjust_dependent
 from dynajax.config.presets import PRESETS
 from dynajax.config.schema import require
-from dynajax.models import likelihoods, model_class, predicts_variance, targets
+from dynajax.models import DynamicsModel, likelihoods, model_class, predicts_variance, targets
 from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
@@ -324,8 +324,15 @@ def _check(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    """Refuse fixes that need a variance that the model does not predict."""
-    model_class(config.model.network).check(config.model)
+    """Refuse a reward model, or fixes, that the dynamics model does not support."""
+    model = model_class(config.model.network)
+    model.check(config.model)
+    require(
+        config.model.reward_from == "inputs"
+        or model.predict_reward is not DynamicsModel.predict_reward,
+        f"--set model.reward_from={config.model.reward_from}: model.network={config.model.network} "
+        "has no method predict_reward; choose --set model.reward_from=inputs",
+    )
     likelihoods.likelihood_class(config.model.likelihood)
     if predicts_variance(config.model):
         return

@@ -346,6 +346,11 @@ class Config:
         return self.has_model and self.rollout.source != "none"
 
     @property
+    def is_buffered(self) -> bool:
+        """Whether each agent step rolls out `rollout.batch` states, as `Buffered` does."""
+        return bool(getattr(self.source, "buffered", self.rollout.source == "buffered"))
+
+    @property
     def separate(self) -> bool:
         """Whether synthetic transitions have updates of their own."""
         return self.has_rollouts and self.rollout.mixing == "separate"
@@ -383,7 +388,7 @@ class Config:
     @property
     def num_parallel_rollouts(self) -> int:
         """B, the number of rollouts that run in parallel."""
-        if self.rollout.source == "buffered":
+        if self.is_buffered:
             return self.rollout.batch
         return -(-self.synthetic_batch // self.rollout.horizon[0])
 
@@ -428,7 +433,7 @@ class Config:
             self.engine == "host", flag + "the simulator runs on the host; choose --engine=host"
         )
         require(
-            self.rollout.source == "buffered",
+            self.is_buffered,
             flag + "an oracle corrects buffered transitions only; choose "
             "--set rollout.source=buffered",
         )

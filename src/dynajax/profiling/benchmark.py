@@ -259,7 +259,7 @@ class Workload:
         }
         if config.has_model:
             # Rollouts that are generated on the fly are part of the updates.
-            buffered = config.rollout.source == "buffered"
+            buffered = config.is_buffered
             rollout = {"rollout": self._rollout()} if buffered else {}
             stages |= {**rollout, **self._fit()}
         evaluation = program.spec.time_limit / config.eval.every

@@ -81,7 +81,7 @@ class Source:
     @property
     def separate(self) -> bool:
         """Whether real and synthetic transitions have updates of their own (`rollout.mixing`)."""
-        return False
+        return self.config.separate
 
     def init(self) -> Any:
         """Return the source's own state, `learner.synthetic`: any pytree, such as a buffer."""
@@ -131,7 +131,13 @@ class Source:
         Returns:
           The trust rule's state, the minibatches, and metrics.
         """
-        return trust, [replay.to_minibatch(inputs.real)], {}
+        real = replay.to_minibatch(inputs.real)
+        if inputs.synthetic is None:
+            return trust, [real], {}
+        synthetic = replay.to_minibatch(inputs.synthetic)
+        if self.separate:
+            return trust, [real, synthetic], {}
+        return trust, [replay.concatenate(real, synthetic)], {}
 
 
 def reward_means(inputs: UpdateInputs, real_batch: int) -> Metrics:

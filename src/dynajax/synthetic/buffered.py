@@ -4,7 +4,7 @@ states into a synthetic buffer, from which all updates sample."""
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from dynajax.synthetic.base import Source, SourceKeys, UpdateInputs
 from dynajax.types import (
     LearnerState,
     Metrics,
-    Minibatch,
     PackedTransitions,
     ReplayBuffer,
     Shared,
@@ -53,6 +52,9 @@ def horizon(config: Config, step: Int[Array, ""]) -> Array | int:
 @dataclass(frozen=True)
 class BufferedFields:
     """Settings of `Buffered`."""
+
+    #: Marks sources that roll out `rollout.batch` states at each agent step, see `Config`.
+    buffered: ClassVar[bool] = True
 
     regenerate_every: int = static(
         0, 0, about="agent steps after which the synthetic buffer is cleared and refilled; 0: never"
@@ -88,11 +90,6 @@ class Buffered(Source):
                 f"source.regenerate_every={every} makes them less often; choose "
                 "--set source.regenerate_every=0"
             )
-
-    @property
-    def separate(self) -> bool:
-        """Whether real and synthetic transitions have updates of their own."""
-        return self.config.rollout.mixing == "separate"
 
     @property
     def _num_blocks(self) -> int:
@@ -227,10 +224,3 @@ class Buffered(Source):
         if self.separate:
             return UpdateInputs(real, synthetic)
         return UpdateInputs(jax.vmap(replay.concatenate)(real, synthetic))
-
-    def minibatches(
-        self, model_env: ModelEnv, trust: Any, inputs: UpdateInputs
-    ) -> tuple[Any, list[Minibatch], Metrics]:
-        """Return the sampled minibatches of one update."""
-        parts = [x for x in (inputs.real, inputs.synthetic) if x is not None]
-        return trust, [replay.to_minibatch(x) for x in parts], {}

@@ -42,11 +42,6 @@ class OnTheFly(Source):
                 "rollout.source=on_the_fly it must be one number"
             )
 
-    @property
-    def separate(self) -> bool:
-        """Whether real and synthetic transitions have updates of their own."""
-        return self.config.rollout.mixing == "separate"
-
     def split_keys(self, rollout_key: Array, sample_key: Array) -> SourceKeys:
         """Return the keys of one agent step; no transitions are sampled, only starts."""
         return SourceKeys(sample_key, rollout_key, sample_key)

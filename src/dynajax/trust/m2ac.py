@@ -46,7 +46,7 @@ class M2AC(TrustRule):
             raise UsageError(
                 "--trust=m2ac: it keeps the better half of the parallel rollouts, and there is only "
                 "one; choose --set rollout.horizon lower, or --set learn.batch higher"
-                if config.rollout.source != "buffered"
+                if not config.is_buffered
                 else "--trust=m2ac: it keeps the better half of the parallel rollouts, and "
                 f"--set rollout.batch={config.rollout.batch} is only one; choose at least 2"
             )
