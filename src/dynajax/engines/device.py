@@ -37,6 +37,7 @@ from dynajax.types import (
     Transition,
 )
 from dynajax.xla import backend
+from dynajax.xla.branches import apply_if
 
 # Expected length of episodes of a task that can terminate. If episodes are shorter on average over
 # an interval, initial states are reused.
@@ -213,8 +214,8 @@ def run_segment(
         state, step, runners, metrics = carry
         pending, due = (runners.pending, runners.pending_valid), schedule.due(config, step)
         action = functions.act(state, runners.env.obs, step)
-        state = _apply_if(due.insert, lambda state: functions.insert(state, *pending), state)
-        state, metrics = _apply_if(
+        state = apply_if(due.insert, lambda state: functions.insert(state, *pending), state)
+        state, metrics = apply_if(
             due.learn, lambda carry: functions.learn(carry[0], *pending), (state, metrics)
         )
         runners = jax.vmap(functools.partial(step_env, task))(runners, action)
@@ -223,15 +224,6 @@ def run_segment(
     carry = (state, step, runners, metrics)
     (state, step, runners, metrics), _ = jax.lax.scan(one_step, carry, length=length)
     return state, TimedState(step, runners), metrics
-
-
-def _apply_if(condition: Array, function: Callable[[Any], Any], carry: Any) -> Any:
-    """Return `function(carry)` if the condition, which all learners share, holds, else `carry`.
-
-    This is a loop of at most one iteration, because XLA updates a loop's carry in place, whereas it
-    copies the operands of a branch: here the replay buffers, at every step.
-    """
-    return jax.lax.fori_loop(0, condition.astype(jnp.int32), lambda _, c: function(c), carry)
 
 
 def evaluate(
