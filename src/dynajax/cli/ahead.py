@@ -129,8 +129,6 @@ def main(arguments: Sequence[str]) -> int:
     devices.accelerator(FLAGS.device)
     # Only the compiler for the device is used, so JAX must not look for the device itself.
     jax.config.update("jax_platforms", "cpu")
-    # The module of a user's task may register fixes, so import it before they are parsed.
-    envs.spec(FLAGS.env)
     config = train.config_from_flags()
     spec = envs.spec(config.env, **config.stepping)
     report = aot.report(config, spec, FLAGS.device, rows_that_fit=FLAGS.fit_rows)

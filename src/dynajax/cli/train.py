@@ -8,11 +8,12 @@ After an interruption, run the same command again to resume.
 import operator
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from dynajax import envs, make_config, train, write_report
-from dynajax.cli import common
+from dynajax.cli import common, config_file
 from dynajax.cli import flags as shared
 from dynajax.config import Config
 from dynajax.runs import video
@@ -34,6 +35,12 @@ flags.DEFINE_multi_string(
     "vary", [], "FIELD=A,B,...: train a variant for each value of a runtime parameter."
 )
 flags.DEFINE_string(
+    "config",
+    None,
+    "A run's config.json, or a TOML file with the names of these flags and a table [settings]; "
+    "other flags take precedence.",
+)
+flags.DEFINE_string(
     "process", None, "I/N@HOST:PORT: this is process I of the run's N processes; or auto."
 )
 flags.DEFINE_bool(
@@ -43,26 +50,32 @@ shared.define_video("Record a video of an episode with the final policy.")
 flags.DEFINE_bool("wandb", False, "Log to Weights & Biases too (needs the extra wandb).")
 
 
+def arguments_from_flags() -> dict[str, Any]:
+    """Return the arguments of `make_config`: those of the file of --config, then those of flags."""
+    arguments: dict[str, Any] = {}
+    if FLAGS.config is not None:
+        arguments = config_file.read(common.expand_path(FLAGS.config))
+    arguments |= {
+        name: FLAGS[name].value
+        for name in config_file.VALUES
+        if FLAGS[name].present or name not in arguments
+    }
+    if FLAGS.fix:
+        arguments["fixes"] = FLAGS.fix
+    vary = common.parse_assignments("--vary", FLAGS.vary)
+    settings = common.parse_assignments("--set", FLAGS.set)
+    return arguments | {
+        "vary": arguments.get("vary", {}) | {p: values.split(",") for p, values in vary.items()},
+        "settings": arguments.get("settings", {}) | settings,
+    }
+
+
 def config_from_flags() -> Config:
     """Return the configuration that the flags describe."""
-    return make_config(
-        FLAGS.env,
-        algo=FLAGS.algo,
-        agent=FLAGS.agent,
-        trust=FLAGS.trust,
-        preset=FLAGS.preset,
-        fixes=FLAGS.fix,
-        vary={
-            path: values.split(",")
-            for path, values in common.parse_assignments("--vary", FLAGS.vary).items()
-        },
-        settings=common.parse_assignments("--set", FLAGS.set),
-        seeds=FLAGS.seeds,
-        seed=FLAGS.seed,
-        steps=FLAGS.steps,
-        engine=FLAGS.engine,
-        oracle=FLAGS.oracle,
-    )
+    arguments = arguments_from_flags()
+    # The module of a user's task may register fixes, so import it before they are parsed.
+    envs.spec(arguments["env"])
+    return make_config(**arguments)
 
 
 def list_fields(config: Config) -> str:
@@ -90,8 +103,6 @@ def main(arguments: Sequence[str]) -> int:
     """Train the run that the flags describe, and write its report."""
     common.refuse_arguments(arguments)
     common.start(FLAGS.process)
-    # The module of a user's task may register fixes, so import it before they are parsed.
-    envs.spec(FLAGS.env)
     config = config_from_flags()
     if FLAGS.fields:
         print(list_fields(config))

@@ -1,0 +1,88 @@
+"""`--config FILE`: a run's config.json or a TOML file gives the arguments of a run."""
+
+import json
+
+import pytest
+
+from dynajax import UsageError, make_config
+from dynajax.cli import config_file
+from dynajax.config import as_dict
+
+RUNS = [
+    {},
+    {"algo": "dynajax", "agent": "simba", "seeds": 3, "seed": 7, "steps": 900},
+    {"algo": "wimle", "trust": "none", "settings": {"source.regenerate_every": 500}},
+    {"preset": "paper", "fixes": ["none", "scale,target"], "vary": {"learn.discount": "0.98"}},
+    {"algo": "model-free", "vary": {"agent.learning_rate": ["1e-3", "3e-4"]}},
+    {"oracle": "both", "algo": "dynajax"},
+    {"settings": {"model.likelihood": "deterministic", "rollout.horizon": "1,5,20,100"}},
+]
+
+
+@pytest.mark.parametrize("arguments", RUNS, ids=[str(i) for i in range(len(RUNS))])
+def test_config_of_a_run_makes_the_same_config_again(arguments, tmp_path):
+    config = make_config("pendulum-swingup", **arguments)
+    (tmp_path / "config.json").write_text(json.dumps({"config": as_dict(config)}))
+    found = config_file.read(tmp_path / "config.json")
+    assert make_config(**found) == config
+    assert config_file.read(tmp_path) == found
+
+
+def test_only_chosen_settings_are_arguments_so_that_another_preset_can_be_chosen(tmp_path):
+    config = make_config("pendulum-swingup", settings={"learn.utd": 3})
+    found = config_file.from_config(as_dict(config))
+    assert found["settings"] == {"learn.utd": 3}
+    again = make_config(**found | {"algo": "model-free", "preset": "paper"})
+    assert again == make_config(
+        "pendulum-swingup",
+        algo="model-free",
+        preset="paper",
+        agent=config.agent_name,
+        steps=config.steps,
+        settings={"learn.utd": 3},
+    )
+
+
+def test_toml_file_has_the_names_of_the_flags(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'env = "pendulum-swingup"\nfix = ["none", "scale,target"]\nseeds = 5\nsteps = 2000\n'
+        "[vary]\nlearn.discount = [0.99, 0.98]\n[settings]\nlearn.utd = 4\nrandom_steps = 300\n"
+    )
+    assert make_config(**config_file.read(path)) == make_config(
+        "pendulum-swingup",
+        fixes=["none", "scale,target"],
+        seeds=5,
+        steps=2000,
+        vary={"learn.discount": [0.99, 0.98]},
+        settings={"learn.utd": 4, "random_steps": 300},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.toml", "seedz = 3", "seedz is not known"),
+        ("a.toml", "seeds = ", "neither a TOML file nor a run's config.json"),
+        ("a.toml", "fix = 3", "fix must be text"),
+        ("a.toml", "settings = 3", "settings must be a table"),
+        ("config.json", "{}", "not a run configuration"),
+        ("config.json", "[1", "not a run configuration"),
+        ("config.json", '{"config": {"env": "pendulum-swingup"}}', "not a run configuration"),
+        ("missing.toml", None, "cannot be read"),
+    ],
+)
+def test_wrong_file_is_refused_in_one_line(name, text, words, tmp_path):
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=words) as error:
+        config_file.read(path)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_config_with_a_field_of_another_version_is_refused(tmp_path):
+    plain = as_dict(make_config("pendulum-swingup"))
+    plain["learn"]["updates"] = 3
+    with pytest.raises(UsageError, match=r"learn\.updates"):
+        config_file.from_config(plain)
