@@ -94,9 +94,10 @@ def test_wheel_installs_and_runs(built, tmp_path):
         return done.stdout
 
     assert dynajax_command("--version") == f"{dynajax.__version__}\n"
-    header, line = dynajax_command("tasks", "pendulum-swingup").splitlines()
-    assert header.split() == ["task", "D", "A", "frames", "ends", "engines"]
-    assert line.split() == ["pendulum-swingup", "3", "1", "1000", "never", "host,", "mjx"]
+    header, line, *legend = dynajax_command("tasks", "pendulum-swingup").splitlines()
+    assert header.split() == ["task", "obs", "action", "frames", "terminates", "engines"]
+    assert line.split() == ["pendulum-swingup", "3", "1", "1000", "no", "host,", "mjx"]
+    assert all(f"{column}:" in " ".join(legend) for column in header.split()[3:])
 
 
 def test_version_is_defined_once():

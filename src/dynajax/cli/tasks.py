@@ -3,10 +3,8 @@
   dynajax tasks
   dynajax tasks humanoid Pendulum
 
-Arguments select the tasks whose name contains one of them. D and A are the sizes of an observation
-and of an action; frames are the steps of the simulator in an episode. The column "ends" says whether
-an episode can end earlier: "rule" if dynajax knows the condition, "?" if `register_termination` has
-to define it. A task of your own is listed by its full name, such as my_module:MyEnv-v0.
+Arguments select the tasks whose name contains one of them. A task of your own is listed by its full
+name, such as my_module:MyEnv-v0.
 """
 
 import warnings
@@ -17,6 +15,11 @@ import gymnasium
 from dynajax import envs
 from dynajax.envs import dmc, mjx, terminations
 from dynajax.types import EnvSpec, UsageError
+
+_LEGEND = """
+obs, action: sizes of an observation and an action; frames: steps of the simulator in a whole episode
+terminates: "no", "yes" (dynajax knows the condition), or "?" (an algorithm with a model needs
+  dynajax.register_termination); engines: host is the CPU, mjx an accelerator (--engine)"""
 
 
 def select_names(words: Sequence[str]) -> list[str]:
@@ -31,7 +34,7 @@ def select_names(words: Sequence[str]) -> list[str]:
 
 
 def list_tasks(words: Sequence[str]) -> Iterator[str]:
-    """Yield a header and a line for each task, as soon as it is known.
+    """Yield a header, a line for each task as soon as it is known, and what the columns mean.
 
     Raises:
       UsageError: there is no task, or one of the form module:name cannot be made.
@@ -48,23 +51,24 @@ def list_tasks(words: Sequence[str]) -> Iterator[str]:
             # It has discrete actions, or needs a package that is not installed.
             continue
         if not count:
-            yield f"{'task':<34}{'D':>5}{'A':>4}{'frames':>8}  {'ends':<6}engines"
+            yield f"{'task':<34}{'obs':>5}{'action':>8}{'frames':>8}  {'terminates':<12}engines"
         count += 1
         yield format_task(spec)
     if not count:
         raise UsageError(f"{' '.join(words)}: no task has that in its name; leave it out for all")
+    yield _LEGEND
 
 
 def format_task(spec: EnvSpec) -> str:
     """Return the line of one task."""
     rule = spec.termination
-    ends = "?" if rule is None else "never" if rule is terminations.never else "rule"
+    terminates = "?" if rule is None else "no" if rule is terminations.never else "yes"
     name = spec.name if spec.name.startswith("brax:") else spec.name.rpartition(":")[2]
     host = not spec.name.startswith("brax:") and name not in mjx.registered()
     engines = [*(["host"] if host else []), *(["mjx"] if name in mjx.TASKS else [])]
     return (
-        f"{spec.name:<34}{spec.obs_dim:>5}{spec.action_dim:>4}{spec.time_limit:>8}  {ends:<6}"
-        f"{', '.join(engines)}"
+        f"{spec.name:<34}{spec.obs_dim:>5}{spec.action_dim:>8}{spec.time_limit:>8}  "
+        f"{terminates:<12}{', '.join(engines)}"
     )
 
 
