@@ -136,7 +136,7 @@ def test_workflow_runs_checks_on_every_python():
 def test_overview_lists_commands(monkeypatch, capsys):
     assert PROJECT["scripts"] == {"dynajax": "dynajax.cli:main"}
     modules = {path.stem for path in (ROOT / "src/dynajax/cli").glob("*.py")}
-    assert set(COMMANDS) == modules - {"__init__", "common", "flags"}
+    assert set(COMMANDS) == modules - {"__init__", "common", "config_file", "flags"}
     for name, summary in COMMANDS.items():
         assert re.search(rf"(?m)^  dynajax {name} +{re.escape(summary)}$", overview())
     for words, status, text in (
