@@ -349,7 +349,12 @@ def _draw_published(axes: "Axes", curves: Sequence[Published], labels: Mapping[s
     for c in curves:
         i = order.index(c.key)
         colour = _PUBLISHED_COLOURS[i % len(_PUBLISHED_COLOURS)]
-        look: dict[str, Any] = {"color": colour, "marker": _MARKS[i], "markersize": 4, "zorder": 1}
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": _MARKS[i % len(_MARKS)],
+            "markersize": 4,
+            "zorder": 1,
+        }
         axes.plot(c.frames, c.mean, linewidth=1.2, linestyle=":", label=labels[c.key], **look)
         if len(c.frames) > 1:
             low, high = c.mean - c.std, c.mean + c.std

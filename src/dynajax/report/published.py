@@ -28,8 +28,15 @@ class Method(NamedTuple):
 METHODS = {
     "sac": Method("SAC", None, None),
     "simba": Method("SimBa", 2, "128/512 wide"),
+    "simba-utd4": Method("SimBa", 4, "128/512 wide"),
+    "simba-utd8": Method("SimBa", 8, "128/512 wide"),
+    "simba-utd8-resets": Method("SimBa with resets", 8, "128/512 wide"),
+    "simbav2-utd1": Method("SimbaV2", 1, None),
     "simbav2-utd2": Method("SimbaV2", 2, None),
+    "simbav2-utd4": Method("SimbaV2", 4, None),
     "simbav2": Method("SimbaV2", 8, None),
+    "simbav2-resets": Method("SimbaV2 with resets", 8, None),
+    "bro-utd2": Method("BRO", 2, "256/512 wide"),
     "bro": Method("BRO", 10, "256/512 wide"),
     "mr.q": Method("MR.Q", 1, "512 wide"),
     "td-mpc2": Method("TD-MPC2", 1, "512 wide"),
@@ -38,6 +45,8 @@ METHODS = {
     "dr.q": Method("DR.Q", 1, "512 wide"),
     "flashsac": Method("FlashSAC", None, None),
     "dhmbpo": Method("DHMBPO", None, None),
+    "sac-dhmbpo": Method("SAC, run by DHMBPO's authors", None, None),
+    "td-mpc2-dhmbpo": Method("TD-MPC2, run by DHMBPO's authors", None, None),
 }
 
 
