@@ -37,7 +37,7 @@ _OTHER_COLOURS = (GREEN, ORANGE)
 _DASHES = ("-", "--", "-.")
 #: Muted colours of published curves; each method of `published.METHODS` has a different mark.
 _PUBLISHED_COLOURS = ("#8c8c8c", "#c2a15e", "#7d9fc4", "#b58bb9", "#86b08c", "#cd8d8d")
-_MARKS = "os^DvPX<>*hp"
+_MARKS = "os^DvPX<>*h"
 _INK, _FAINT = "#333333", "#8a8a8a"
 STEPS, FRAMES = "environment steps", "frames"
 RETURN = "return (reward per episode)"
