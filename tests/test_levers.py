@@ -71,6 +71,16 @@ LEVERS = {
             "rollout.reward_noise": 0.0,
         },
     ),
+    "simba, value_weight": (
+        "value_weight",
+        {
+            "rollout.source": "on_the_fly",
+            "rollout.real_fraction": 0.5,
+            "trust.per_transition": True,
+            "learn.hold_noise": 4,
+            "replay.age_decay": 0.98,
+        },
+    ),
     "sac, expansion": ("none", {"rollout.source": "none", "rollout.value_expansion_steps": 1}),
 }
 
@@ -79,7 +89,8 @@ def test_all_agents_trust_rules_and_sources_are_tried():
     assert {name.split(",")[0] for name in LEVERS} == {*NETWORKS} == {*AGENT_SETTINGS} <= {*AGENTS}
     assert {rule for rule, _ in LEVERS.values()} <= {*TRUST}
     assert {rule for rule, _ in LEVERS.values()} >= {
-        *("none", "macura", "m2ac", "infoprop", "penalty", "uncertainty_weight")
+        *("none", "macura", "m2ac", "infoprop", "penalty", "uncertainty_weight"),
+        "value_weight",
     }
     sources = {settings.get("rollout.source", "buffered") for _, settings in LEVERS.values()}
     assert sources == {"none", "buffered", "on_the_fly"} <= {*SOURCES}

@@ -121,7 +121,7 @@ def test_several_requests_equal_each_alone(size, platform):
     buffer = dataclasses.replace(replay.init(size, 2, 1), valid=jnp.asarray(valid))
     with backend.compiling_for(platform):
         slots = replay.sample_indices(buffer, jnp.array(size), requests)
-    for (key, shape), found in zip(requests, slots, strict=True):
+    for (key, shape, _), found in zip(requests, slots, strict=True):
         first, _ = jax.random.split(key)
         rank = jax.random.randint(first, shape, 0, len(in_order))
         np.testing.assert_array_equal(
@@ -165,3 +165,27 @@ def test_window_limits_sampling_to_the_newest_transitions(window, count):
     newest = np.arange(max(0, count - min(window, N)), count) % N
     slots = sample(jax.random.PRNGKey(0), buffer_with(valid), jnp.array(count), (3000,), window)
     assert set(np.asarray(slots).tolist()) == {i for i in newest.tolist() if valid[i]}
+
+
+@pytest.mark.parametrize(("count", "decay"), [(60, 0.9), (100, 0.98), (130, 0.9)])
+def test_old_transitions_are_sampled_less_often(count, decay):
+    """The probability of an age is proportional to max(decay^age, 0.1), among valid transitions."""
+    valid = np.arange(N) < count
+    valid[[3, 40, 41]] = False
+    buffer = buffer_with(valid)
+    request = replay.Request(jax.random.PRNGKey(1), (200_000,), decay)
+    (slots,) = replay.sample_indices(buffer, jnp.array(count), [request])
+    age = (count - 1 - np.arange(N)) % N
+    order = np.argsort(np.where(valid, age, N))[: valid.sum()]  # valid slots, newest first
+    expected = np.maximum(decay ** np.arange(len(order)), 0.1)
+    found = np.bincount(np.asarray(slots), minlength=N)
+    assert found[~valid].sum() == 0
+    p = stats.chisquare(found[order], expected / expected.sum() * found.sum()).pvalue
+    assert p > 1e-3, p
+
+
+def test_sampling_by_age_without_valid_transitions_takes_filled_slots():
+    request = replay.Request(jax.random.PRNGKey(1), (1000,), 0.5)
+    (slots,) = replay.sample_indices(buffer_with(np.zeros(N, bool)), jnp.array(4), [request])
+    assert set(np.asarray(slots).tolist()) == {0, 1, 2, 3}
+    assert (np.asarray(slots) == 3).mean() > 0.4

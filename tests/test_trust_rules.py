@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dynajax.trust import TRUST, Predictions
+from dynajax.trust import TRUST, Predictions, Values
 from dynajax.trust.infoprop import InfopropState
 from dynajax.trust.m2ac import M2AC
 from dynajax.trust.macura import Macura
@@ -191,6 +191,54 @@ def test_uncertainty_weight_by_hand():
     # std 1, 2 and 3: sigma = 3 + (1 + 2) / 2
     np.testing.assert_allclose(output.weight, [1 / 5.5], rtol=1e-6)
     np.testing.assert_allclose(r.sample(p, jnp.array(0), KEY), [[2, 2, 5]])
+
+
+# --- Value weight ---------------------------------------------------------------------------------
+
+
+def with_values(p, current):
+    """Return predictions whose TD target is the first target plus ten times the last."""
+    return p._replace(
+        values=Values(lambda z: z[:, 0] + 10 * z[:, -1], jnp.asarray(current, jnp.float32))
+    )
+
+
+def test_value_weight_by_hand():
+    r = make_rule("value_weight", 4)
+    truth = np.array([0.0, 1.0, 2.0, 50.0])
+    off = np.array([[0.1, -0.1, 0.1, 7.0], [0.3, 0.0, -0.3, 7.0]])
+    p = predictions(truth + off, np.ones((2, 4)), sample=truth)
+    p = p._replace(sample=jnp.asarray(truth, jnp.float32)[:, None])
+    counts = jnp.array([1.0, 1, 1, 0])
+    state = r.calibrate(r.init(), with_values(p, [0, 0, 0, 0]), counts)
+    y = 11 * truth[:3]
+    expected = np.mean([np.var(11 * row[:3]) for row in off]) / np.var(y)
+    np.testing.assert_allclose(state.error, expected, rtol=1e-5)
+    np.testing.assert_allclose(state.td_variance, np.var(y), rtol=1e-6)
+    _, output = r.apply(state, p, jnp.array(0), 1, KEY)
+    np.testing.assert_allclose(output.weight, np.full(4, 1 / (1 + expected)), rtol=1e-6)
+    linear = make_rule("value_weight", 4, form="linear")
+    far = state._replace(error=jnp.array(1.5))
+    np.testing.assert_array_equal(linear.apply(far, p, jnp.array(0), 1, KEY)[1].weight, 0)
+    np.testing.assert_allclose(
+        linear.apply(state, p, jnp.array(0), 1, KEY)[1].weight, 1 - expected, rtol=1e-6
+    )
+
+
+def test_value_weight_of_each_transition_is_by_the_members_disagreement():
+    r = make_rule("value_weight", 3, per_transition=True)
+    p = with_values(predictions([[1, 0, np.inf], [1, 2, 0]], np.ones((2, 3))), [0, 0, 0])
+    state = r.init()._replace(td_variance=jnp.array(11.0**2))
+    _, output = r.apply(state, p, jnp.array(0), 1, KEY)
+    # The second one's TD targets are 0 and 22: variance 11^2, as that of the TD errors.
+    np.testing.assert_allclose(output.weight, [1, 0.5, 0], rtol=1e-6)
+
+
+def test_value_weight_of_a_model_without_error_is_one():
+    r = make_rule("value_weight", 2)
+    p = with_values(predictions([[3, 3], [3, 3]], np.ones((2, 2))), [0, 0])
+    state = r.calibrate(r.init(), p, jnp.ones(2))  # the targets have no variance either
+    np.testing.assert_array_equal(r.apply(state, p, jnp.array(0), 1, KEY)[1].weight, 1)
 
 
 # --- All rules ------------------------------------------------------------------------------------

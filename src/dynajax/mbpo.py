@@ -27,12 +27,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dynajax import replay, schedule
+from dynajax import exploration, replay, schedule
 from dynajax.agents import Agent, make_agent
 from dynajax.config import Config
 from dynajax.models import DynamicsModel, ensemble, evaluation, make_model, training
 from dynajax.models.fit_data import DataSplit
-from dynajax.models.model_env import ModelEnv
+from dynajax.models.model_env import Critic, ModelEnv, Policy
 from dynajax.models.training import FitInputs, MemberState
 from dynajax.networks.dense import matmul_precision
 from dynajax.replay import Request
@@ -47,6 +47,7 @@ from dynajax.synthetic import (
 from dynajax.trust import TrustRule, make_rule
 from dynajax.types import (
     EXPLORE,
+    HOLD,
     HOLDOUT,
     EnvSpec,
     LearnerState,
@@ -111,7 +112,7 @@ class MBPO:
             self.trust_rule(learner),
             self.dynamics(learner),
             learner.model,
-            functools.partial(self.agent(learner).act, learner.agent),
+            *_actor_critic(self.agent(learner), learner.agent),
         )
 
     # The algorithm.
@@ -151,8 +152,12 @@ class MBPO:
     ) -> Float[Array, " A"]:
         """Return the exploring action at an agent step: random at first, then the policy's."""
         chex.assert_shape(obs, (self.spec.obs_dim,))
-        key = jax.random.fold_in(jax.random.fold_in(learner.seed_key, EXPLORE), step)
-        random_key, policy_key = jax.random.split(key)
+        explore_key = jax.random.fold_in(learner.seed_key, EXPLORE)
+        random_key, policy_key = jax.random.split(jax.random.fold_in(explore_key, step))
+        if (longest := self.config.learn.hold_noise) > 1:
+            hold_key = jax.random.fold_in(learner.seed_key, HOLD)
+            held = exploration.held_since(hold_key, step, longest)
+            _, policy_key = jax.random.split(jax.random.fold_in(explore_key, held))
         random = jax.random.uniform(random_key, (self.spec.action_dim,), minval=-1, maxval=1)
         policy, _ = self.agent(learner).act(learner.agent, obs, policy_key)
         return jnp.where(schedule.due(self.config, step).random, random, policy)
@@ -214,13 +219,13 @@ class MBPO:
 
         def one_update(carry: tuple[Any, Any], x: Any) -> tuple[tuple[Any, Any], Metrics]:
             (state, trust), (inputs, noise, key) = carry, x
-            env = model_env.with_policy(functools.partial(agent.act, state))
+            env = model_env.with_policy(*_actor_critic(agent, state))
             trust, minibatches, metrics = source.minibatches(env, trust, inputs)
             losses = []
             for index, (batch, draws) in enumerate(zip(minibatches, noise, strict=True)):
                 reach: Metrics = {}
                 if key is not None:
-                    env = model_env.with_policy(functools.partial(agent.act, state))
+                    env = model_env.with_policy(*_actor_critic(agent, state))
                     trust, batch, reach = self._expand(
                         learner, state, env, trust, batch, jax.random.fold_in(key, index)
                     )
@@ -274,9 +279,7 @@ class MBPO:
 
     def value(self, learner: LearnerState, obs: Float[Array, "*B D"]) -> Float[Array, "*B"]:
         """Return the critics' mean value of the deterministic action."""
-        agent = self.agent(learner)
-        action = agent.deterministic_action(learner.agent, obs)
-        return agent.value(learner.agent, obs, action).mean(0)
+        return _actor_critic(self.agent(learner), learner.agent)[1].v(obs)
 
     def policy(self, learner: LearnerState) -> Any:
         """Return the part of the agent's state that `deterministic_action` reads."""
@@ -346,7 +349,8 @@ class MBPO:
     ) -> tuple[PackedTransitions, Sequence[Int[Array, "*shape"]]]:
         """Sample the real part of U minibatches, and the slots where rollouts start."""
         buffer, count = learner.real_buffer, shared.step + 1
-        requests = [Request(keys.real, (self.config.learn.utd, self.config.real_batch))]
+        sizes = self.config.learn.utd, self.config.real_batch
+        requests = [Request(keys.real, sizes, self.config.replay.age_decay)]
         shape, window = source.start_shape(), self.config.rollout.start_window
         if shape is not None and not window:
             requests.append(Request(keys.source.starts, shape))
@@ -407,8 +411,23 @@ class MBPO:
         if not rule.needs_all_members:
             return learner
         predictions = evaluation.holdout_predictions(self.dynamics(learner), state, data)
+        if rule.needs_values:
+            values = self.model_env(learner).values(data.holdout.obs, data.holdout.action)
+            predictions = predictions._replace(values=values)
         trust = rule.calibrate(learner.trust, predictions, data.holdout_weights)
         return learner._replace(trust=trust)
+
+
+def _actor_critic(agent: Agent, state: Any) -> tuple[Policy, Critic]:
+    """Return an agent's policy, and the mean of its critics' values."""
+
+    def q(obs: Array, action: Array) -> Array:
+        return agent.value(state, obs, action).mean(0)
+
+    def v(obs: Array) -> Array:
+        return q(obs, agent.deterministic_action(state, obs))
+
+    return functools.partial(agent.act, state), Critic(q, v)
 
 
 def _gradient_step(

@@ -25,6 +25,9 @@ _Batch = TypeVar("_Batch", PackedTransitions, Minibatch)
 #: Flags of slots in one word of the sampling index.
 _BITS = 32
 
+#: The smallest probability of an old transition, relative to the newest one's.
+_AGE_FLOOR = 0.1
+
 #: A TPU lays out an array in tiles of 8 by 128, along the axes that fill them best.
 _TILE = 8
 
@@ -104,6 +107,7 @@ class Request(NamedTuple):
 
     key: Array
     shape: tuple[int, ...]
+    age_decay: float = 1.0  # see `_sample_ages`; 1 samples uniformly
 
 
 def sample_indices(
@@ -113,7 +117,7 @@ def sample_indices(
     *,
     window: int = 0,
 ) -> list[Int[Array, "..."]]:
-    """Sample slots of valid transitions uniformly and independently, for several requests at once.
+    """Sample slots of valid transitions independently, for several requests at once.
 
     If no slot is valid, sample any slots that are filled. Requests are answered together because
     the look-up costs the same for many ranks as for a few.
@@ -131,27 +135,58 @@ def sample_indices(
         valid = valid & (age < window)
     # A square table, so that a look-up reads one row and the ends of all rows.
     width = math.isqrt(max(-(-capacity // _BITS) - 1, 0)) + 1
-    words = _pack_flags(valid, width**2).reshape(width, width)
+    by_age = any(request.age_decay < 1 for request in requests)
+    words = _pack_flags(valid, width**2, by_age).reshape(width, width)
     within, ends = _cumulative_counts(words)
     total = ends[-1]
     span = jnp.where(total > 0, total, size)
-    drawn = [
-        jax.random.randint(jax.random.split(key)[0], shape, 0, span) for key, shape in requests
-    ]
+    newest = None
+    if by_age:
+        head = count % capacity  # where the next insertion begins
+        newest = jnp.where(total > 0, (valid & (slots < head)).sum(), head) - 1
+    drawn = [_sample_ranks(request, span, newest) for request in requests]
     rank = jnp.concatenate([x.reshape(-1) for x in drawn])
     # Where all filled slots are valid, a rank is a slot.
     some_invalid = (total > 0) & (total < size)
-    found = jnp.where(some_invalid, _slot_of_rank(words, within, ends, rank), rank)
+    found = jnp.where(some_invalid, _slot_of_rank(words, within, ends, rank, by_age), rank)
     last = np.cumsum([x.size for x in drawn])[:-1]
     return [x.reshape(y.shape) for x, y in zip(jnp.split(found, last), drawn, strict=True)]
 
 
-def _pack_flags(flags: Bool[Array, " N"], count: int) -> UInt32[Array, " W"]:
+def _sample_ranks(
+    request: Request, span: Int[Array, ""], newest: Int[Array, ""] | None
+) -> Int[Array, "..."]:
+    """Sample ranks below `span`, uniformly or by age from the rank of the newest transition."""
+    key = jax.random.split(request.key)[0]
+    if newest is None or request.age_decay == 1:
+        return jax.random.randint(key, request.shape, 0, span)
+    return (newest - _sample_ages(key, request.shape, span, request.age_decay)) % span
+
+
+def _sample_ages(
+    key: Array, shape: tuple[int, ...], span: Int[Array, ""], decay: float
+) -> Int[Array, "..."]:
+    """Sample ages n in [0, span) with probability proportional to max(decay^n, 0.1) (DR.Q, 2026).
+
+    The distribution function is inverted: a geometric part, then a constant one.
+    """
+    fading = jnp.minimum(span, math.ceil(math.log(_AGE_FLOOR) / math.log(decay)))
+    geometric = (1 - decay ** fading.astype(jnp.float32)) / (1 - decay)
+    drawn = jax.random.uniform(key, shape) * (geometric + _AGE_FLOOR * (span - fading))
+    in_geometric = jnp.log1p(-jnp.minimum(drawn, geometric) * (1 - decay)) / math.log(decay)
+    in_constant = fading + (drawn - geometric) / _AGE_FLOOR
+    age = jnp.where(drawn < geometric, in_geometric, in_constant)
+    return jnp.minimum(age.astype(jnp.int32), span - 1)
+
+
+def _pack_flags(flags: Bool[Array, " N"], count: int, in_order: bool) -> UInt32[Array, " W"]:
     """Pack flags into `count` words: flag i is bit i // count of word i % count.
 
-    The bits of a word lie far apart, because vector units handle a short last axis badly.
+    The bits of a word lie far apart, because vector units handle a short last axis badly. With
+    `in_order` ranks have the order of the slots: flag i is bit i % 32 of word i // 32.
     """
-    bits = jnp.pad(flags, (0, _BITS * count - flags.size)).reshape(_BITS, count)
+    padded = jnp.pad(flags, (0, _BITS * count - flags.size))
+    bits = padded.reshape(count, _BITS).T if in_order else padded.reshape(_BITS, count)
     shifts = jnp.arange(_BITS, dtype=jnp.uint32)[:, None]
     return (bits.astype(jnp.uint32) << shifts).sum(0, dtype=jnp.uint32)
 
@@ -167,13 +202,14 @@ def _cumulative_counts(words: UInt32[Array, "X X"]) -> tuple[Int[Array, "X X"], 
     return within, (within[:, -1] * upto).sum(-1)
 
 
-def _slot_of_rank(words: Array, within: Array, ends: Array, rank: Array) -> Array:
+def _slot_of_rank(words: Array, within: Array, ends: Array, rank: Array, in_order: bool) -> Array:
     """Return the position of the set flag that has each rank, counted word by word.
 
     Args:
       words: (X, X), see `_pack_flags`.
       within, ends: see `_cumulative_counts`.
       rank: (...) int.
+      in_order: see `_pack_flags`.
     """
     row, left = _first_beyond(ends, rank)
     column, left = _first_beyond(within[row], left)
@@ -185,7 +221,7 @@ def _slot_of_rank(words: Array, within: Array, ends: Array, rank: Array) -> Arra
         left = jnp.where(above, left - low, left)
         word = jnp.where(above, word >> half, word)
         bit += jnp.where(above, half, 0)
-    return at + bit * words.size
+    return at * _BITS + bit if in_order else at + bit * words.size
 
 
 def _first_beyond(ends: Array, rank: Array) -> tuple[Array, Array]:

@@ -363,6 +363,10 @@ def _check_trust(config: Config) -> None:
         flag + "uses_weights=True requires needs_all_members=True; set it in the rule's class",
     )
     require(
+        rule.needs_all_members or not rule.needs_values,
+        flag + "needs_values=True requires needs_all_members=True; set it in the rule's class",
+    )
+    require(
         not rule.needs_all_members or config.model.members > 1,
         flag + "it compares members of the ensemble; choose model.members above 1",
     )

@@ -34,7 +34,7 @@ Metrics = dict[str, Array]
 Termination = Callable[[Array, Array, Array], Array]
 
 #: Streams that are folded into a learner's `seed_key`.
-EXPLORE, HOLDOUT, EPISODES, EVALUATIONS = range(4)
+EXPLORE, HOLDOUT, EPISODES, EVALUATIONS, HOLD = range(5)
 
 
 class UsageError(ValueError):

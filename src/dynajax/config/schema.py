@@ -77,6 +77,9 @@ class LearnConfig:
     reset_every: int = static(0, 0, about="agent steps between resets of the agent; 0: never")
     reset_at: tuple[int, ...] = static((), 1, about="agent steps at which the agent is reset")
     discount: float = traced(0.99, 0, 1, about="discount per agent step")
+    hold_noise: int = static(
+        1, 1, 1000, about="longest time in agent steps for which exploration noise is held"
+    )
 
     def check(self, config: "Config") -> None:
         """Refuse resets before the agent learns."""
@@ -219,6 +222,9 @@ class ReplayConfig:
 
     real: int = static(500_000, 1, about="capacity of the replay buffer of real transitions")
     synthetic: int = static(1_000_000, 1, about="capacity of the buffer of synthetic transitions")
+    age_decay: float = static(
+        1.0, 0.5, 1, about="factor of a real transition's probability per agent step of age, to 0.1"
+    )
 
     def check(self, config: "Config") -> None:
         """Refuse a buffer that the random steps overwrite."""

@@ -19,6 +19,7 @@ from dynajax.trust import (
     Predictions,
     TrustOutput,
     TrustRule,
+    Values,
     to_normalized,
     to_standard_units,
 )
@@ -26,6 +27,13 @@ from dynajax.types import EnvSpec, Metrics, ModelState, Transition
 
 #: (observations (B, D), key) -> actions (B, A) and their log-densities (B,)
 Policy = Callable[[Array, Array], tuple[Array, Array]]
+
+
+class Critic(NamedTuple):
+    """The agent's values, for trust rules that compare them."""
+
+    q: Callable[[Array, Array], Array]  # observations (B, D), actions (B, A) -> (B,)
+    v: Callable[[Array], Array]  # observations (B, D) -> values of the policy (B,)
 
 
 class ModelStep(NamedTuple):
@@ -64,6 +72,7 @@ class ModelEnv:
       dynamics: the dynamics model.
       state: its ensemble; the members that predictions need, see `select_members`.
       policy: acts in the rollouts.
+      critic: its values.
     """
 
     config: Config
@@ -72,6 +81,7 @@ class ModelEnv:
     dynamics: DynamicsModel
     state: ModelState
     policy: Policy
+    critic: Critic | None = None
 
     def select_members(self) -> ModelEnv:
         """Return the environment with the members that predictions need: elites, or all of them.
@@ -82,9 +92,29 @@ class ModelEnv:
             return self
         return dataclasses.replace(self, state=ensemble.select_elites(self.state))
 
-    def with_policy(self, policy: Policy) -> ModelEnv:
+    def with_policy(self, policy: Policy, critic: Critic) -> ModelEnv:
         """Return the environment in which another policy acts."""
-        return dataclasses.replace(self, policy=policy)
+        return dataclasses.replace(self, policy=policy, critic=critic)
+
+    def values(self, obs: Float[Array, "B D"], action: Float[Array, "B A"]) -> Values:
+        """Return the critic on transitions from B states, in the units of trust rules."""
+        assert self.critic is not None
+        v, stats = self.critic.v, self.state.stats
+
+        def td_target(sample: Float[Array, "B Z"]) -> Float[Array, " B"]:
+            next_obs, reward = targets.decode(stats.transform, obs, to_normalized(stats, sample))
+            discount = self.config.learn.discount * self._alive(obs, action, next_obs)
+            return reward + discount * v(next_obs)
+
+        return Values(td_target, self.critic.q(obs, action))
+
+    def _alive(
+        self, obs: Float[Array, "B D"], action: Float[Array, "B A"], next_obs: Float[Array, "B D"]
+    ) -> Float[Array, " B"]:
+        """Return 0 for transitions that terminate, otherwise 1."""
+        if self.spec.termination is None:
+            return jnp.ones(obs.shape[0])
+        return 1.0 - jax.vmap(self.spec.termination)(obs, action, next_obs).astype(jnp.float32)
 
     def rollout(
         self,
@@ -157,6 +187,8 @@ class ModelEnv:
             z, predictions = self._sample(prediction, members, noise, active, step, noise_key)
         output = TrustOutput()
         if predictions is not None:
+            if self.rule.needs_values:
+                predictions = predictions._replace(values=self.values(obs, action))
             rule_key = jax.random.fold_in(noise_key, 2)
             trust, output = self.rule.apply(trust, predictions, step, length, rule_key)
         return trust, self._finish(obs, action, log_prob, z, output)
@@ -226,11 +258,7 @@ class ModelEnv:
         finite = jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
         next_obs = jnp.where(finite[:, None], next_obs, obs)
         reward = jnp.where(finite, reward, 0.0)
-        if self.spec.termination is None:
-            discount = jnp.ones(obs.shape[0])
-        else:
-            ended = jax.vmap(self.spec.termination)(obs, action, next_obs)
-            discount = 1.0 - ended.astype(jnp.float32)
+        discount = self._alive(obs, action, next_obs)
         continues = finite if output.continue_mask is None else finite & output.continue_mask
         keep = continues if output.keep_mask is None else finite & output.keep_mask
         transition = Transition(obs, action, reward, discount, next_obs)

@@ -6,6 +6,7 @@ from dynajax.trust.base import (
     Predictions,
     TrustOutput,
     TrustRule,
+    Values,
     to_normalized,
     to_standard_units,
 )
@@ -14,6 +15,7 @@ from dynajax.trust.m2ac import M2AC
 from dynajax.trust.macura import Macura
 from dynajax.trust.penalty import Penalty
 from dynajax.trust.uncertainty_weight import UncertaintyWeight
+from dynajax.trust.value_weight import ValueWeight
 from dynajax.types import EnvSpec
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Predictions",
     "TrustOutput",
     "TrustRule",
+    "Values",
     "make_rule",
     "to_normalized",
     "to_standard_units",
@@ -35,6 +38,7 @@ TRUST: dict[str, type[TrustRule]] = {
     "infoprop": Infoprop,
     "penalty": Penalty,
     "uncertainty_weight": UncertaintyWeight,
+    "value_weight": ValueWeight,
 }
 
 

@@ -6,6 +6,7 @@ mean the same on every task and with every fix. Rules are written for one learne
 subclass `TrustRule` in one file and add it to `TRUST`, or name it as `--trust=module:name`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +17,14 @@ from dynajax.config import Config, NoFields
 from dynajax.types import DataStats, EnvSpec
 
 
+class Values(NamedTuple):
+    """The agent's critic on B transitions, for rules with `needs_values`."""
+
+    #: (transitions (B, Z) in standard units) -> TD targets r + gamma d V(s') (B,)
+    td_target: Callable[[Array], Array]
+    current: Float[Array, " B"]  # Q(s, a)
+
+
 class Predictions(NamedTuple):
     """Predictions for one step of B rollouts: next state (or its change), then reward."""
 
@@ -24,6 +33,7 @@ class Predictions(NamedTuple):
     member: Int[Array, " B"]  # the member that made each transition
     sample: Float[Array, "B Z"]  # the transition that it made
     active: Bool[Array, " B"] | bool = True  # rollouts that have not ended; True: all
+    values: Values | None = None  # None unless the rule needs them
 
 
 def to_standard_units(
@@ -81,6 +91,8 @@ class TrustRule:
     needs_all_members: ClassVar[bool] = False
     #: Whether the rule reads predicted variances, which a deterministic model does not have.
     needs_variance: ClassVar[bool] = False
+    #: Whether it compares values, see `Predictions.values`.
+    needs_values: ClassVar[bool] = False
     #: Whether its output has weights, for which the synthetic buffer then has a column.
     uses_weights: ClassVar[bool] = False
     #: Whether its state has a part for each parallel rollout.
