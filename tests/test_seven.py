@@ -1,0 +1,101 @@
+"""`results/scripts/seven.py`: the claims of the study on seven tasks are decided as registered."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynajax import UsageError
+from fake_runs import fake_run
+from scripts import loaded
+
+SCRIPT = Path(__file__).resolve().parents[1] / "results/scripts/seven.py"
+#: Factors of the returns of an arm without and with both fixes.
+LEVELS = {"hopper-hop": 0.9, "quadruped-run": 1.1, "humanoid-walk": 0.01}
+
+
+@pytest.fixture(scope="module")
+def seven():
+    with loaded(SCRIPT) as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def study(seven, tmp_path_factory):
+    """Return a folder with runs of three arms on three tasks; on one of them nothing is learned."""
+    folder = tmp_path_factory.mktemp("seven")
+    for task, level in LEVELS.items():
+        for seed in (1000, 1001, 1002):
+            sizes = {"env": task, "seed": seed, "seeds": 1, "repeat": 2, "agent": "simba"}
+            fake_run(folder / f"{task}-free-{seed}", algo="model-free", level=level, **sizes)
+            for name in ("none", "scale,target"):
+                out = folder / f"{task}-{name}-{seed}"
+                fake_run(out, variants=(name,), level=level, **sizes)
+    return folder
+
+
+def test_statistic_is_the_logarithm_of_the_mean_return(seven, study):
+    found = seven.read(study)
+    assert len(found) == 27 and {x.arm for x in found} == {"model-free", "MBPO", "FTFL"}
+    one = found[0]
+    assert one.area == pytest.approx(math.log(1 + one.returns.mean()))
+    assert one.frames[-1] == 20_000
+    assert {"r2_reward", "critic_bias"} <= set(one.mechanism)
+
+
+def test_tasks_at_the_floor_are_reported_and_not_counted(seven, study):
+    cells = seven.effects(seven.read(study), "MBPO", "FTFL")
+    assert [c.task for c in cells if c.at_floor] == ["humanoid-walk"]
+    counted = [c.estimate.point for c in cells if not c.at_floor]
+    assert seven.pooled(cells).point == pytest.approx(np.mean(counted))
+    assert "| humanoid-walk | at the floor |" in seven.claims_table(seven.read(study))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "verdict"),
+    [
+        ("C1", -0.5, -0.1, "holds"),
+        ("C1", 0.1, 0.5, "refuted"),
+        ("C1", -0.1, 0.1, "not decided"),
+        ("C2", 0.1, 0.5, "holds"),
+        ("C2", -0.5, -0.1, "refuted"),
+        ("C3", -0.2, 0.4, "holds"),
+        ("C3", -0.6, -0.3, "refuted"),
+        ("C3", -0.3, 0.3, "not decided"),
+        ("C4", 0.1, 0.5, "not decided"),  # no task by its own interval
+        ("C4", -0.5, -0.1, "refuted"),
+        ("C2", math.nan, math.nan, "not decided: fewer than two tasks"),
+    ],
+)
+def test_claims_are_decided_as_registered(seven, name, low, high, verdict):
+    [claim] = [c for c in seven.CLAIMS if c.name == name]
+    effect = seven.statistics.ConfidenceInterval((low + high) / 2, low, high)
+    assert claim.verdict(effect, []) == verdict
+
+
+def test_last_claim_needs_three_tasks_of_their_own(seven):
+    interval = seven.statistics.ConfidenceInterval(0.3, 0.1, 0.5)
+    cells = [seven.Effect(task, interval, False, (5, 5)) for task in seven.TASKS[:3]]
+    claim = seven.CLAIMS[-1]
+    assert claim.verdict(interval, cells) == "holds"
+    assert claim.verdict(interval, cells[:2]) == "not decided"
+
+
+def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
+    assert seven.main([str(study)]) == 0
+    assert "C2: FTFL" in capsys.readouterr().out
+    table = list(csv.DictReader((study / "table.csv").open()))
+    assert len(table) == 27
+    assert (study / "seven.png").read_bytes().startswith(b"\x89PNG")
+    index = list(csv.DictReader((study / "index.csv").open()))
+    assert {line["claims"] for line in index} == {"C1 C3 C4", "C1 C2", "C2 C3"}
+
+
+def test_run_that_is_no_arm_is_refused(seven, tmp_path):
+    fake_run(tmp_path / "a", env="hopper-hop", variants=("scale",))
+    with pytest.raises(UsageError, match="scale is not an arm of the study"):
+        seven.read(tmp_path)
+    with pytest.raises(UsageError, match="contains no run directory"):
+        seven.read(tmp_path / "nothing")
