@@ -20,11 +20,16 @@ import numpy as np
 
 from dynajax.types import UsageError
 
+#: Seconds without a sign of life after which a process counts as dead. Usually its closed connection
+#: shows that earlier, but a process can be killed between two messages. A thread of its own sends the
+#: signs, so that compiling delays none.
+_HEARTBEAT_TIMEOUT = 30
+
 
 def connect(flag: str) -> None:
     """Join the other processes of the run, before JAX is used for anything else.
 
-    JAX ends this process if the others do not join within five minutes.
+    JAX ends this process if the others do not join within five minutes, or if one of them dies.
 
     Args:
       flag: "I/N@HOST:PORT" for process I of N, counted from 0, where process 0 listens at that
@@ -49,7 +54,7 @@ def connect(flag: str) -> None:
             "process_id": int(number),
         }
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise UsageError(
