@@ -29,6 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: The script that calls each command.
 SCRIPTS = {
     "train": "experiments/run.py",
+    "report": "experiments/report.py",
     "plot": "experiments/plot.py",
     "diagnose": "experiments/diagnose.py",
     "play": "experiments/play.py",
