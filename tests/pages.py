@@ -15,7 +15,10 @@ PAGES = (
 SCRIPTS = {
     "train": "experiments/run.py",
     "sweep": "launch/sweep.py",
-    **{name: f"experiments/{name}.py" for name in ("plot", "diagnose", "play", "bench", "ahead")},
+    **{
+        name: f"experiments/{name}.py"
+        for name in ("report", "plot", "diagnose", "play", "bench", "ahead")
+    },
 }
 #: The page of what a user writes.
 OWN = "docs/own.md"

@@ -236,9 +236,11 @@ def text(measured):
 def test_report_of_a_task_without_faults(clean, tmp_path):
     lines = text(clean)
     for f in (clean.fixes.index(fix) for fix in ("none", "scale", "scale,target")):
-        assert statistics.format_mean(clean.held_out["reward_r2"][:, f]) in lines
-        assert statistics.format_mean(measures.median(clean.held_out["state_r2"][:, f])) in lines
-        assert statistics.format_mean(clean.new_episodes["coverage"][:, f, 1]) in lines
+        assert statistics.format_mean(clean.held_out["reward_r2"][:, f], statistics.R2) in lines
+        state_r2 = measures.median(clean.held_out["state_r2"][:, f])
+        assert statistics.format_mean(state_r2, statistics.R2) in lines
+        coverage = clean.new_episodes["coverage"][:, f, 1]
+        assert statistics.format_mean(coverage, statistics.SHARE) in lines
     # The noise cannot be predicted: R² is that of the true model.
     t = linear(0).transitions
     limit = 1 - ((W**2).sum() * NOISE**2 + REWARD_NOISE**2) / t.reward.var()
@@ -270,8 +272,8 @@ def test_planted_scale_mismatch_is_found():
     )
     assert scaled.mean() > raw.mean() + 0.1
     lines = text(measured)
-    assert f"{statistics.format_mean(raw)} with none, " in lines
-    assert f"{statistics.format_mean(scaled)} with {best}" in lines
+    assert f"{statistics.format_mean(raw, statistics.R2)} with none, " in lines
+    assert f"{statistics.format_mean(scaled, statistics.R2)} with {best}" in lines
     assert f"(--fix={best})" in lines and "overestimated by selection" in lines
     ratio = measured.targets["ratio_delta"]
     expected = statistics.format_number(float(np.median(ratio)))
@@ -303,7 +305,7 @@ def test_planted_direct_dimension_is_found():
     [line] = [x for x in statements.sentences(measured) if "the smaller target there" in x]
     assert line.startswith("1 of 3 dimensions change more in a step than") and "pos[1]" in line
     f = measured.fixes.index("scale,auto")
-    r2 = statistics.format_mean(measured.held_out["state_r2"][:, f, 1])
+    r2 = statistics.format_mean(measured.held_out["state_r2"][:, f, 1], statistics.R2)
     assert line.endswith(f"{r2} with scale,auto.")
 
 

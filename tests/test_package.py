@@ -29,6 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: The script that calls each command.
 SCRIPTS = {
     "train": "experiments/run.py",
+    "report": "experiments/report.py",
     "plot": "experiments/plot.py",
     "diagnose": "experiments/diagnose.py",
     "play": "experiments/play.py",
@@ -117,7 +118,7 @@ def test_every_method_is_cited():
         for r in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
     ]
     for name in [*shipped(AGENTS), *shipped(TRUST)]:
-        if name not in ("none", "sac"):
+        if name not in ("none", "sac", "value_weight"):  # the last one is this project's
             assert any(re.search(rf"\b{name}\b", note) for note in notes), name
     assert "SAC." in notes
 

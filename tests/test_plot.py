@@ -35,7 +35,7 @@ def test_plot_compares_runs_with_the_model_free_agent(tmp_path):
     with open(tmp_path / "out/table.csv") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 10
-    line = next(r for r in table if (r["task"], r["variant"]) == ("humanoid-walk", "MBPO scale"))
+    line = next(r for r in table if (r["task"], r["variant"]) == ("humanoid-walk", "MBPO + scale"))
     run = report.read_run(tmp_path / "humanoid-walk-mbpo")
     sac = report.read_run(tmp_path / "humanoid-walk-sac").evals["none"][:, 4].mean()
     expected = run.evals["scale"][:, 4].mean()  # the IQM of three seeds is their mean
@@ -44,7 +44,7 @@ def test_plot_compares_runs_with_the_model_free_agent(tmp_path):
     assert (line["steps"], line["frames"]) == ("5000", "5000")
     assert (line["preset"], line["seeds"]) == ("quick", "3")
     assert float(line["low"]) <= expected <= float(line["high"])
-    assert "compared at 5,000 steps" in done.stdout and "| MBPO scale,target |" in done.stdout
+    assert "compared at 5,000 steps" in done.stdout and "| MBPO + scale, target |" in done.stdout
     for name in ("comparison.png", "headline.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert "compared at 5,000 steps" in (tmp_path / "out/table.md").read_text()
@@ -60,9 +60,9 @@ def test_plot_joins_seeds_and_separates_settings(tmp_path):
     with open(tmp_path / "out/table.csv") as file:
         seeds = {row["variant"]: row["seeds"] for row in csv.DictReader(file)}
     assert seeds == {
-        "MBPO scale": "4",
-        "MBPO scale (learn.utd=1)": "3",
-        "MBPO scale (preset=paper)": "3",
+        "MBPO + scale": "4",
+        "MBPO + scale (learn.utd=1)": "3",
+        "MBPO + scale (preset=paper)": "3",
     }
     assert "presets paper and quick" in done.stdout
     assert "there is no run of SAC (model-free)" in done.stdout
@@ -80,14 +80,14 @@ def test_plot_compares_each_agent_with_its_model_free_run_by_frames(tmp_path):
     assert list(table) == [
         "SAC (model-free)",
         "SimBa (model-free)",
-        "MBPO scale",
-        "MBPO SimBa scale",
+        "MBPO + scale (SAC)",
+        "MBPO + scale (SimBa)",
     ]
     assert {row["frames"] for row in table.values()} == {"4000"}
     assert [row["steps"] for row in table.values()] == ["4000", "2000", "4000", "2000"]
     for name, base in (
-        ("MBPO scale", "SAC (model-free)"),
-        ("MBPO SimBa scale", "SimBa (model-free)"),
+        ("MBPO + scale (SAC)", "SAC (model-free)"),
+        ("MBPO + scale (SimBa)", "SimBa (model-free)"),
         ("SimBa (model-free)", "SimBa (model-free)"),
     ):
         share = 100 * float(table[name]["final_iqm"]) / float(table[base]["final_iqm"])
@@ -124,6 +124,7 @@ def test_plot_refuses_bad_input_with_one_line(tmp_path):
         ([empty], "no evaluation yet"),
         ([fake_run(tmp_path / "whole", steps=1000), f"--out={empty / 'config.json'}"], "--out="),
         (["--ouut=x", empty], "ouut"),
+        ([tmp_path / "whole", "--format=svg"], "png, pdf, or both"),
         ([tmp_path / "whole", "--published=simbo"], "no curves of simbo; choose all, or from sac"),
     )
     tried = json.dumps([[str(a) for a in arguments] for arguments, _ in cases])
@@ -149,3 +150,20 @@ def test_plot_of_a_missing_folder_exits_with_status_2(tmp_path):
 def test_plot_help_fits_a_screen():
     lines = plot("--help").stdout.splitlines()
     assert "--out" in "\n".join(lines) and len(lines) <= 30
+
+
+def test_plot_writes_pdf_and_removes_figures_of_other_tasks(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "aggregate.png").touch()
+    fake_run(tmp_path / "a", variants=("scale",), seeds=2)
+    fake_run(tmp_path / "b", variants=("scale",), seeds=1, seed=2, steps=1000)
+    done = plot(tmp_path / "a", tmp_path / "b", f"--out={out}", "--format=png,pdf")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {
+        *("comparison.pdf", "comparison.png", "headline.pdf", "headline.png"),
+        *("table.csv", "table.md"),
+    }
+    assert (out / "comparison.pdf").read_bytes().startswith(b"%PDF")
+    assert done.stderr.startswith("note: cheetah-run: MBPO + scale: seed 2 covers only 1,000 of")
+    assert done.stderr.removeprefix("note: ").strip() in (out / "table.md").read_text()

@@ -71,11 +71,12 @@ def test_runs_are_compared_with_published_curves_by_frames(tmp_path):
     assert ends == {"SimBa (model-free)": 20_000, "SAC (model-free)": 10_000}
     assert [c.key for c in panel.published] == ["simba", "bro"]
     assert "SimbaV2 results/baseline/simba_utd2.csv (SimBa)" in notes[-1]
+    assert "BRO (UTD 10, repeat 1, 256/512 wide, 5 seeds)" in notes[-2]
 
 
 def test_task_without_published_curves_has_a_note_and_its_figure(tmp_path):
     fake_run(tmp_path / "run", env="Pendulum-v1", steps=2000)
-    table = compare.plot([tmp_path / "run"], tmp_path / "out", "simba,bro")
+    table = compare.plot([tmp_path / "run"], tmp_path / "out", "simba,bro").table
     line = "Pendulum-v1: there are no published curves of SimBa or BRO."
     assert table.count(line) == 1
     assert (tmp_path / "out/comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -88,14 +89,19 @@ def test_published_curves_are_drawn_behind_those_of_runs(tmp_path):
     figure = figures.curves(panels)
     [axes] = figure.axes
     by_label = {line.get_label(): line for line in axes.get_lines()}
-    behind = [line for name, line in by_label.items() if "(" in name]
-    assert max(line.get_zorder() for line in behind) < by_label["MBPO scale"].get_zorder()
-    assert len(behind) == len(panels[0].published) >= 9
-    looks = {(line.get_color(), line.get_marker()) for line in behind}
-    assert len(looks) == len(behind), "every curve is distinct"
+    behind = {name: line for name, line in by_label.items() if name.startswith("_")}
+    keys = [c.key for c in panels[0].published]
+    assert len(keys) >= 9 and {f"_{key}" for key in keys} <= set(behind)
+    front = by_label["MBPO + scale"].get_zorder()
+    assert all(behind[f"_{key}"].get_zorder() < front for key in keys)
+    # Four runs and two published curves have colours, and the names of these two are next to them.
+    colours = [behind[f"_{key}"].get_color() for key in keys]
+    assert colours[:2] != [figures._GREY] * 2 and set(colours[2:]) == {figures._GREY}
+    assert [text.get_text() for text in axes.texts] == ["SAC", "SimBa"]
     [legend] = figure.legends
-    texts = [text.get_text() for text in legend.get_texts()]
-    assert texts[0] == "MBPO" and "MR.Q (UTD 1, repeat 2, 512 wide, 10 seeds)" in texts
+    assert legend.get_texts()[0].get_text() == "MBPO"
+    assert "Grey: published means of BRO, TD-MPC2" in figure.get_supxlabel()
+    assert not axes.collections, "no bands overlap"
 
 
 def test_aggregate_over_tasks(tmp_path):
@@ -110,17 +116,17 @@ def test_aggregate_over_tasks(tmp_path):
         "Final return",
         "Improvement over model-free",
     ]
-    scores = [curves["MBPO scale"].at(10_000) / 1000 for curves in tasks.values()]
+    scores = [curves["MBPO + scale"].at(10_000) / 1000 for curves in tasks.values()]
     expected = statistics.stratified_bootstrap(scores)
     _, end, better = over_tasks.panels
-    assert end.values["MBPO scale"] == expected
-    assert list(better.values) == ["MBPO", "MBPO scale"]
+    assert end.values["MBPO + scale"] == expected
+    assert list(better.values) == ["MBPO", "MBPO + scale"]
     pairs = [
         [curves[n].at(10_000) for curves in tasks.values()]
-        for n in ("MBPO scale", "SAC (model-free)")
+        for n in ("MBPO + scale", "SAC (model-free)")
     ]
-    assert better.values["MBPO scale"] == statistics.probability_of_improvement(*pairs)
-    last = [r for r in over_tasks.rows if r["variant"] == "MBPO scale"][-1]
+    assert better.values["MBPO + scale"] == statistics.probability_of_improvement(*pairs)
+    last = [r for r in over_tasks.rows if r["variant"] == "MBPO + scale"][-1]
     assert (last["frames"], last["iqm"]) == (10_000, f"{expected.point:.4f}")
     compare.plot(folders, tmp_path / "out")
     assert (tmp_path / "out/aggregate.png").read_bytes().startswith(b"\x89PNG")
@@ -144,16 +150,16 @@ def test_tasks_without_a_common_unit_are_not_aggregated(tmp_path):
 def test_table_has_probability_of_improvement_and_sample_efficiency(tmp_path):
     fake_run(tmp_path / "m", variants=("scale", "target"))
     fake_run(tmp_path / "s", algo="model-free")
-    table = compare.plot([tmp_path / "m", tmp_path / "s"], tmp_path / "out")
+    table = compare.plot([tmp_path / "m", tmp_path / "s"], tmp_path / "out").table
     rows = {r["variant"]: r for r in csv.DictReader((tmp_path / "out/table.csv").open())}
     assert rows["SAC (model-free)"]["probability_of_improvement"] == ""
-    assert float(rows["MBPO scale"]["probability_of_improvement"]) == 1.0
-    assert float(rows["MBPO scale"]["sample_efficiency"]) > 1
-    assert rows["MBPO target"]["sample_efficiency"] == "0.00"
+    assert float(rows["MBPO + scale"]["probability_of_improvement"]) == 1.0
+    assert float(rows["MBPO + scale"]["sample_efficiency"]) > 1
+    assert rows["MBPO + target"]["sample_efficiency"] == "0.00"
     assert "Sample efficiency: frames" in table
     # A seed with a return that is not finite is left out of the sample efficiency.
     text = (tmp_path / "m/eval.csv").read_text().splitlines()
     text[1] = ",".join([*text[1].split(",")[:4], "nan", *text[1].split(",")[5:]])
     (tmp_path / "m/eval.csv").write_text("\n".join(text) + "\n")
-    curve = gather([tmp_path / "m"])["cheetah-run"]["MBPO scale"]
+    curve = gather([tmp_path / "m"])["cheetah-run"]["MBPO + scale"]
     assert curve.until(10_000)[1].shape == (2, 10)

@@ -115,19 +115,50 @@ def test_report_of_a_run_without_evaluations(tmp_path, keep):
     assert "No evaluation has been written yet" in report.write_report(folder).read_text()
 
 
-def test_headline_gives_differences_and_no_cause(tmp_path):
+def test_headline_gives_the_verdict_first_and_no_cause(tmp_path):
     run = report.read_run(fake_run(tmp_path / "run"))
     sentences = report.headline(run)
     final = {v: x[:, -1] for v, x in run.evals.items()}
-    assert sentences[0].startswith("**scale,target** has the highest of 4 mean final returns")
-    lead = statistics.difference(final["scale"], final["scale,target"])
-    assert f"The difference to scale is {statistics.format_interval(lead)}." in sentences[0]
-    [scale] = [x for x in sentences if x.startswith("**scale**")]
+    assert sentences[0] == (
+        "**Higher final return than `none`: `scale`, `target`, `scale,target`.** 3 seeds each."
+    )
+    [scale] = [x for x in sentences if x.startswith("`scale` minus `none`")]
     gap = statistics.difference(final["none"], final["scale"])
     fits = report.late_reward_r2(run, "scale"), report.late_reward_r2(run, "none")
     assert statistics.format_interval(gap) in scale and "{:.2f} and {:.2f}.".format(*fits) in scale
     for word in ("explanation", "because", "must have", "does not explain", "too small"):
         assert word not in " ".join(sentences)
+
+
+@pytest.mark.parametrize(
+    ("returns", "verdict"),
+    [
+        ("100,90 100,95", "**No detectable difference between `none` and `scale`**: 2.50 (-"),
+        ("10,11 90,91", "**`scale` has a higher final return than `none`**: 80 ("),
+        ("90,91 10,11", "**`scale` has a lower final return than `none`**: -80 ("),
+        (
+            "10 90",
+            "**No verdict on `scale` and `none`**: the difference of their final returns is 80",
+        ),
+    ],
+)
+def test_verdict_on_two_variants(tmp_path, returns, verdict):
+    by_variant = [x.split(",") for x in returns.split()]
+    folder = fake_run(
+        tmp_path / "run", variants=("none", "scale"), steps=1000, seeds=len(by_variant[0])
+    )
+    lines = (folder / "eval.csv").read_text().splitlines()
+    values = [value for of_variant in by_variant for value in of_variant]
+    for i, value in enumerate(values, 1):
+        parts = lines[i].split(",")
+        lines[i] = ",".join([*parts[:4], value, *parts[5:]])
+    (folder / "eval.csv").write_text("\n".join(lines) + "\n")
+    first = report.headline(report.read_run(folder))[0]
+    assert first.startswith(verdict), first
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["steps"] = 9000
+    (folder / "config.json").write_text(json.dumps(config))
+    assert report.headline(report.read_run(folder))[0] == f"So far: {first}"
 
 
 def test_headline_with_returns_that_are_not_finite(tmp_path):
@@ -137,29 +168,85 @@ def test_headline_with_returns_that_are_not_finite(tmp_path):
         re.sub(r"^(none,.,1000,1000),[^,]*", r"\1,nan", text, flags=re.M)
     )
     sentences = report.headline(report.read_run(folder))
-    assert sentences[0].startswith("**scale** has the highest of 2")
-    assert "to none is not defined" in sentences[0]
+    assert sentences[0].startswith("**No verdict on `scale` and `none`**")
+    assert "is not defined" in sentences[0]
     report.write_report(folder)
+
+
+def test_intervals_show_no_impossible_values(tmp_path):
+    """Cut the interval of a return at 1,000, the most that a task of dm_control gives."""
+    folder = fake_run(tmp_path / "run", algo="model-free", steps=1000, seeds=2)
+    text = (folder / "eval.csv").read_text()
+    text = re.sub(r"^(none,0,1000,1000),[^,]*", r"\1,900", text, flags=re.M)
+    (folder / "eval.csv").write_text(
+        re.sub(r"^(none,1,1000,1000),[^,]*", r"\1,990", text, flags=re.M)
+    )
+    assert report.headline(report.read_run(folder))[0] == (
+        "**Final return 945 (373 to 1,000)**, 2 seeds."
+    )
+    page = " ".join(report.write_report(folder).read_text().split())
+    assert "945 (373 to 1,000)" in page and "cut at the lowest and the highest possible" in page
+    assert statistics.format_mean([0.5, 0.9], statistics.R2) == "0.70 (-1.84 to 1.00)"
+
+
+def test_few_seeds_are_thin_lines_and_many_a_band(tmp_path):
+    for seeds in (1, 4, 5):
+        values = np.random.default_rng(0).normal(size=(seeds, 6))
+        [axes] = figures.curves([figures.Panel({"MBPO": (np.arange(6), values)}, "y")]).axes
+        thin = [line for line in axes.get_lines() if line.get_linewidth() < 1]
+        assert len(thin) == (4 if seeds == 4 else 0)
+        assert len(axes.collections) == (seeds == 5)
+
+
+def test_nothing_of_a_figure_is_cut_off():
+    """Draw long titles and labels, and compare their extents with that of the figure."""
+    name = "own_tasks:PendulumMilli-v0 in units that need a long title"
+    bar = figures.Bars(f"{name}\n15k frames", "a label " * 5, {"MBPO + scale, target": (1, 0, 2)})
+    lines = {"MBPO + scale, target (model.learning_rate=0.001)": (np.arange(3), np.ones((1, 3)))}
+    panel = figures.Panel(lines, "return (reward per episode)", name)
+    for figure in (
+        figures.bars([bar] * 3, title=name * 3, note=name * 3),
+        figures.curves([panel] * 3, title=name * 3, note=name * 3),
+        figures.curves([panel]),
+    ):
+        figures.png(figure)
+        renderer = figure.canvas.get_renderer()
+        for axes in figure.axes:
+            box = axes.get_tightbbox(renderer)
+            assert box.x0 >= 0 and box.y0 >= 0, axes.get_title()
+            assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
+        assert figure.get_figwidth() <= figures.WIDTH
+
+
+def test_videos_are_embedded_up_to_a_size(tmp_path, monkeypatch):
+    folder = fake_run(tmp_path / "run", steps=1000)
+    (folder / "video-none.mp4").write_bytes(b"abc")
+    (folder / "video-scale+target.mp4").write_bytes(b"x" * 100)
+    monkeypatch.setattr("dynajax.report.run_report.MAX_VIDEOS", 50)
+    page = report.write_report(folder).read_text()
+    assert page.count("<video ") == 1 and "data:video/mp4;base64,YWJj" in page
+    assert '<a href="video-scale%2Btarget.mp4">video-scale+target.mp4</a>' in page
 
 
 def test_styles_are_distinct_and_the_same_in_every_figure():
     names = ["SAC (model-free)", *VARIANTS, *(f"scale;model.learning_rate={i}" for i in range(9))]
     looks = figures.styles(names)
     assert len({tuple(look.values()) for look in looks.values()}) == len(names)
-    assert figures.styles(["MBPO scale,target", "MBPO"]) == {
-        "MBPO scale,target": looks["scale,target"],
+    assert figures.styles(["MBPO + scale, target", "MBPO"]) == {
+        "MBPO + scale, target": looks["scale,target"],
         "MBPO": looks["none"],
     }
-    agent = figures.styles(["SimBa (model-free)", "MBPO SimBa", "MBPO SimBa scale", "MBPO scale"])
-    assert agent["MBPO SimBa scale"] == looks["scale"]
+    both = ["MBPO (SimBa)", "MBPO + scale (SimBa)", "MBPO + scale (SAC)"]
+    agent = figures.styles(["SimBa (model-free)", *both])
+    assert agent["MBPO + scale (SimBa)"] == looks["scale"]
     assert agent["SimBa (model-free)"] == looks["SAC (model-free)"]
     assert len({tuple(look.values()) for look in agent.values()}) == 4
 
 
-def test_labels_name_the_agent_and_the_trust_rule(tmp_path):
+def test_labels_name_the_agent_if_asked_to(tmp_path):
     def labels(name, **arguments):
         run = report.read_run(fake_run(tmp_path / name, steps=1000, seeds=1, **arguments))
-        return [report.label(run, v) for v in run.config["variants"]]
+        return [report.label(run, v, agent=True) for v in run.config["variants"]]
 
     variants = ("none", "scale", "none;model.learning_rate=0.001")
     assert labels("a", algo="model-free") == ["SAC (model-free)"]
@@ -167,14 +254,13 @@ def test_labels_name_the_agent_and_the_trust_rule(tmp_path):
     own = labels("c", algo="model-free", agent="module:toy", trust="m2ac")
     assert own == ["module:toy (model-free)"]
     rate = "model.learning_rate=0.001"
-    assert labels("d", variants=variants) == ["MBPO", "MBPO scale", f"MBPO {rate}"]
-    assert labels("e", variants=variants, agent="simba", trust="m2ac") == [
-        "MBPO SimBa trust=m2ac",
-        "MBPO SimBa scale trust=m2ac",
-        f"MBPO SimBa {rate} trust=m2ac",
+    assert labels("d", variants=variants) == [
+        "MBPO (SAC)",
+        "MBPO + scale (SAC)",
+        f"MBPO (SAC, {rate})",
     ]
-    page = report.write_report(tmp_path / "e").read_text()
-    assert "cheetah-run: MBPO SimBa trust=m2ac, preset quick" in page
+    page = report.write_report(tmp_path / "d").read_text()
+    assert "<h1>cheetah-run: MBPO</h1>" in page
     assert "SimBa (model-free)</span>" in report.write_report(tmp_path / "b").read_text()
 
 
@@ -191,7 +277,7 @@ def test_run_of_an_older_version_is_refused_in_one_line(tmp_path):
 def test_text_of_a_run_is_escaped_in_the_report(tmp_path):
     folder = fake_run(tmp_path / "run", variants=("none", "<i>&"), steps=1000)
     page = report.write_report(folder).read_text()
-    assert "<b>&lt;i&gt;&amp;</b>" in page and "<i>" not in page and "**" not in page
+    assert "<code>&lt;i&gt;&amp;</code>" in page and "<i>" not in page and "**" not in page
 
 
 def test_x_axis_is_frames_if_a_step_has_several(tmp_path, monkeypatch):
@@ -205,7 +291,7 @@ def test_x_axis_is_frames_if_a_step_has_several(tmp_path, monkeypatch):
     )
     folder = fake_run(tmp_path / "twice", repeat=2, steps=3000)
     page = report.write_report(folder).read_text()
-    assert "3,000 environment steps (6,000 frames)" in page and "2 frames per step" in page
+    assert "3,000 environment steps (6,000 frames, 2 frames per step)" in page
     assert "5.0 environment steps (10.0 frames) a second" in page
     main = drawn[0]
     assert main.xlabel == "frames" and main.lines["none"][0].tolist() == [2000, 4000, 6000]
@@ -250,7 +336,7 @@ def test_report_has_dimensions_trust_rule_start_values_published_curves_and_mach
     folder = fake_run(tmp_path / "run", env="quadruped-walk", trust="m2ac", repeat=2, steps=2000)
     page = report.write_report(folder).read_text()
     for text in (
-        "change of each state dimension",
+        "variance of each state dimension",
         "Trust rule: <b>m2ac</b>",
         "Accepted share by rollout step",
         "Penalty",
@@ -274,4 +360,4 @@ def test_report_without_dimensions_trust_rule_or_published_curves(tmp_path):
     (folder / "metrics.jsonl").write_text(re.sub(r', "r2_state_dims": \[[^]]*\]', "", lines))
     page = report.write_report(folder).read_text()
     assert "No trust rule" in page and "Accepted share by rollout step" not in page
-    assert "Published results" not in page and "change of each state dimension" not in page
+    assert "Published results" not in page and "variance of each state dimension" not in page

@@ -90,7 +90,7 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     code, printed, err = finish(sweep(write(folder), "--parallel=2"))
     assert code == 0, err
-    assert "2 runs: 2 done" in printed and "MBPO scale,target" in printed
+    assert "2 runs: 2 done" in printed and "MBPO + scale, target" in printed
     return folder / "runs" / "study"
 
 
@@ -101,7 +101,7 @@ def test_study_writes_figures_and_table(whole):
     assert [line.split(",")[1].strip('"') for line in lines[1:]] == [
         "SAC (model-free)",
         "MBPO",
-        "MBPO scale",
+        "MBPO + scale",
     ]
     for name in RUNS:
         info = json.loads((whole / name / "config.json").read_text())
@@ -116,7 +116,7 @@ def test_second_sweep_changes_nothing(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()}
     code, printed, err = finish(sweep(whole.parents[1] / "study.toml"))
     assert code == 0, err
-    assert "nothing to do" in printed and "MBPO scale,target" in printed
+    assert "nothing to do" in printed and "MBPO + scale, target" in printed
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file()} == before
 
 
@@ -359,9 +359,9 @@ def planned(tmp_path) -> study.StudyRun:
         "{",
         "[]",
         "null",
-        '{"state": "running"}',
-        '{"state": "running", "time": "now"}',
-        '{"time": 1, "attempts": "x"}',
+        '{"attempts": 1}',
+        '{"state": 3}',
+        '{"state": "running", "attempts": "x"}',
     ],
 )
 def test_damaged_note_is_ignored(planned, tmp_path, text):

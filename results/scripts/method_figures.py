@@ -3,7 +3,8 @@
   python results/scripts/method_figures.py results/diagnosis/humanoid-stand --out=docs/pictures
 
 `experiments/diagnose.py --env=TASK --out=FOLDER` writes the folder: random transitions of three seeds,
-and small ensembles fitted to them with every fix. Writes targets.png, channels.png and reward.png.
+and small ensembles fitted to them with every fix. Writes targets.png, channels.png, reward.png and
+fixes.png.
 """
 
 import csv
@@ -16,7 +17,7 @@ from absl import flags
 
 from dynajax import UsageError
 from dynajax.cli import common
-from dynajax.report import dimensions, figures, statistics
+from dynajax.report import dimensions, figures
 from dynajax.runs.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 #: Size of a panel in inches.
-_SIZE = (5.6, 3.5)
+_SIZE = (7.2, 3.9)
 
 
 class Diagnosed(NamedTuple):
@@ -74,7 +75,7 @@ def targets(task: Diagnosed) -> "Figure":
     delta, following = (np.maximum(task.by_dim(f"var_{n}"), 1e-12) for n in ("delta", "next"))
     reward = task.by_seed("var_reward", "none").mean()
     with figures.house_style():
-        figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
+        figure, (axes,) = figures.canvas(1, _SIZE)
         axes.vlines(x, delta, following, color="#c9c9c9", linewidth=1)
         axes.scatter(x, delta, 12, color=figures.VERMILLION, label="s' - s, as published")
         axes.scatter(x, following, 12, color=figures.PURPLE, marker="s", label="s' itself: target")
@@ -88,19 +89,11 @@ def targets(task: Diagnosed) -> "Figure":
 
 
 def learned(task: Diagnosed) -> "Figure":
-    """Draw the R² of every dimension with three combinations of fixes."""
-    x = np.arange(len(task.dims))
-    with figures.house_style():
-        figure, (axes,) = figures.canvas(1, _SIZE, _SIZE)
-        for i, fixes in enumerate(("none", "scale,target", "scale,auto,beta")):
-            r2 = np.maximum(task.by_dim(f"r2 {fixes}"), dimensions.FLOOR)
-            axes.scatter(x + 0.2 * (i - 1), r2, 12, color=_COLOURS[fixes], label=fixes)
-        axes.axhline(0, color="#8a8a8a", linewidth=1)
-        axes.set_ylim(dimensions.FLOOR - 0.05, 1.05)
-        axes.set_ylabel("explained variance of the change")
-        axes.set_title("What the model learns of each dimension")
-        _finish(figure, axes, task.names)
-    return figure
+    """Draw the error of every dimension with three combinations of fixes."""
+    values = {
+        name: task.by_dim(f"r2 {name}") for name in ("none", "scale,target", "scale,auto,beta")
+    }
+    return dimensions.draw_r2(task.names, values, _SIZE, _COLOURS)
 
 
 def _finish(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
@@ -110,23 +103,26 @@ def _finish(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
 
 
 def reward(task: Diagnosed) -> "Figure":
-    """Draw the R² of the reward with every combination of fixes."""
-    with figures.house_style():
-        figure, (axes,) = figures.canvas(1, (5.6, 2.9), (5.6, 2.9))
-        for place, (fixes, colour) in enumerate(_COLOURS.items()):
-            point, low, high = map(float, statistics.interval(task.by_seed("reward_r2", fixes)))
-            axes.barh(place, max(point, -1), 0.66, color=colour, alpha=0.85)
-            axes.plot(np.clip([low, high], -1, 1), [place] * 2, color=figures.BLACK, linewidth=1.4)
-            axes.text(1.06, place, statistics.format_number(point), va="center", fontsize=9)
-        axes.axvline(0, color=figures.BLACK, linewidth=0.8)
-        axes.set_yticks(range(len(_COLOURS)), list(_COLOURS))
-        axes.set_ylim(len(_COLOURS) - 0.4, -0.6)
-        axes.set_xlim(-1, 1.3)
-        axes.set_xticks([-1, -0.5, 0, 0.5, 1])
-        axes.grid(axis="y", visible=False)
-        axes.set_title("What the model learns of the reward")
-        axes.set_xlabel("R² on held-out transitions")
-    return figure
+    """Draw the error of the reward with every combination of fixes."""
+    values = {name: task.by_seed("reward_r2", name) for name in _COLOURS}
+    return dimensions.draw_errors({"Error of the reward": values}, _COLOURS, (7.2, 3.1))
+
+
+def fixes(task: Diagnosed) -> "Figure":
+    """Draw the first figure of a report: the errors with every combination of fixes."""
+    names = list(dict.fromkeys(line["fix"] for line in task.fits))
+    columns = {
+        "Reward": "reward_r2",
+        "State, median dimension": "state_r2",
+        "Five worst dimensions": "state_r2_worst5",
+    }
+    return dimensions.draw_errors(
+        {
+            title: {name: task.by_seed(column, name) for name in names}
+            for title, column in columns.items()
+        },
+        {name: _COLOURS.get(name, figures.SKY) for name in names},
+    )
 
 
 def main(folders: Sequence[str]) -> None:
@@ -137,7 +133,12 @@ def main(folders: Sequence[str]) -> None:
     folder = common.expand_path(folders[0])
     dims = [line for line in _table(folder / "dims.csv") if line["kind"] != "reward"]
     task = Diagnosed(dims, _table(folder / "fixes.csv"))
-    drawn = {"targets": targets(task), "channels": learned(task), "reward": reward(task)}
+    drawn = {
+        "targets": targets(task),
+        "channels": learned(task),
+        "reward": reward(task),
+        "fixes": fixes(task),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():

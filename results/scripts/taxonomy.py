@@ -9,6 +9,7 @@ next to it.
 """
 
 import csv
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import scipy
 
 from dynajax.cli import common
 from dynajax.report import figures
-from dynajax.report.statistics import format_mean
+from dynajax.report.statistics import POSITIVE, R2, Bounds, format_mean
 from dynajax.runs.directory import write_atomically, write_csv
 from dynajax.types import UsageError
 
@@ -93,6 +94,11 @@ def read(path: Path) -> tuple[list[dict[str, str]], dict[str, Lines]]:
     return outcomes, lines
 
 
+def _bounds(name: str) -> Bounds:
+    """Return the lowest and the highest value that a property can have."""
+    return R2 if "R²" in name else POSITIVE
+
+
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(
         "| " + " | ".join(row) + " |\n" + ("|" + "---|" * len(row) + "\n" if i == 0 else "")
@@ -119,11 +125,17 @@ def main(argv: Sequence[str]) -> None:
         table.append(line)
         short = list(PROPERTIES)[:7]
         text.append(
-            [x["task"], x["outcome"], x["mbpo"] or "-", *(format_mean(measured[n]) for n in short)]
+            [
+                x["task"],
+                x["outcome"],
+                x["mbpo"] or "-",
+                *(format_mean(measured[n], _bounds(n)) for n in short),
+            ]
         )
     write_csv(path.parent / "table.csv", table)
     header = ["task", "published MBPO", "SAC = 100", *list(PROPERTIES)[:7]]
-    write_atomically(path.parent / "table.md", _markdown([header, *text]).encode())
+    note = "\nMean of three seeds and 95 % t interval, cut at impossible values (R² above 1).\n"
+    write_atomically(path.parent / "table.md", (_markdown([header, *text]) + note).encode())
 
     judged: list[dict[str, Any]] = []
     names = [*PROPERTIES, "share of direct dimensions"]
@@ -151,34 +163,66 @@ def main(argv: Sequence[str]) -> None:
         [f"{v:.2f}" if isinstance(v, float) else str(v) for v in x.values()] for x in judged
     ]
     write_atomically(path.parent / "taxonomy.md", _markdown(rows).encode())
-    figure = figures.png(_figure(table, fails, [x["property"] for x in judged[:4]]))
+    figure = figures.png(_figure(table, fails))
     write_atomically(path.parent / "taxonomy.png", figure)
     print(_markdown(rows), end="")
 
 
-def _figure(table: Sequence[dict[str, Any]], fails: np.ndarray, names: Sequence[str]) -> Any:
-    """Return a figure of every task along the properties that separate best."""
+#: The property that separates best, with what it is in words.
+_SHOWN = "state R², published targets"
+_X_LABEL = "R² of the state's change, published targets (mean of 3 seeds, offline)"
+
+
+def _figure(table: Sequence[dict[str, Any]], fails: np.ndarray) -> Any:
+    """Return a scatter of the published return of every task against the R² of its state."""
+    r2 = np.array([line[_SHOWN] for line in table])
+    returns = np.array([float(line["mbpo"] or "nan") for line in table])
+    known = np.isfinite(returns)
     with figures.house_style():
-        figure, grid = figures.canvas(len(names), (7, 4), (4.6, 3.9))
-        for axes, name in zip(grid, names, strict=True):
-            values = np.array([line[name] for line in table])
-            order = np.argsort(values)
-            colours = [figures.VERMILLION if fails[i] else figures.BLUE for i in order]
-            # How far an R² is below -1 is of no interest.
-            shown = np.maximum(values[order], -1) if "Σ" not in name else values[order]
-            axes.scatter(shown, range(len(order)), 26, color=colours)
-            axes.set_yticks(range(len(order)), [table[i]["task"] for i in order], fontsize=7.5)
-            if "Σ" in name:
-                axes.set_xscale("log")
-            axes.set_title(name)
-        figure.suptitle(
-            "Published MBPO fails (red) or works (blue)",
-            fontsize=11.5,
-            fontweight="bold",
-            x=0.02,
-            ha="left",
-        )
+        figure, (axes,) = figures.canvas(1, (8.4, 5.0))
+        for group, colour, mark, name in (
+            (fails, figures.ORANGE, "s", "published MBPO fails"),
+            (~fails, figures.BLUE, "o", "published MBPO works"),
+        ):
+            axes.scatter(
+                r2[known & group], returns[known & group], 46, colour, marker=mark, label=name
+            )
+        axes.set_yscale("symlog", linthresh=10)
+        axes.set_ylim(-1.5, 2500)
+        axes.set_yticks([0, 10, 100, 1000], ["0", "10", "100", "1,000"])
+        axes.axhline(100, color="#8a8a8a", linewidth=1)
+        axes.set_xlim(-0.25, 1.05)
+        axes.set_xlabel(_X_LABEL)
+        axes.set_ylabel("published return of MBPO (SAC = 100)")
+        axes.set_title("How well a model predicts a task, and how well MBPO learns it")
+        axes.legend(loc="lower right")
+        _label_tasks(axes, [line["task"] for line in table], r2, returns)
+        unknown = [
+            f"{line['task']} ({value:.2f})"
+            for line, value, k in zip(table, r2, known, strict=True)
+            if not k
+        ]
+        if unknown:
+            note = f"Not shown, as no return was published (R² in brackets): {', '.join(unknown)}."
+            figure.supxlabel(
+                textwrap.fill(note, 110), fontsize=8.5, color="#8a8a8a", x=0.02, ha="left"
+            )
     return figure
+
+
+def _label_tasks(axes: Any, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
+    """Write the names of tasks right of their marks, or left where another mark is on the right."""
+    axes.figure.draw_without_rendering()
+    points = axes.transData.transform(np.stack([x, y], 1)) * 72 / axes.figure.dpi
+    for i, name in enumerate(names):
+        if not np.isfinite(y[i]):
+            continue
+        across, up = (points - points[i]).T
+        taken = ((across > 0) & (across < 90) & (np.abs(up) < 12)).any()
+        offset, side = ((-6, 0), "right") if taken else ((6, 0), "left")
+        axes.annotate(
+            name, (x[i], y[i]), offset, textcoords="offset points", ha=side, va="center", fontsize=9
+        )
 
 
 if __name__ == "__main__":

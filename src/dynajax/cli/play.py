@@ -19,6 +19,7 @@ from dynajax.cli import flags as shared
 from dynajax.policy import Policy, export, load_policy, play, standalone
 from dynajax.policy.selection import learner_names, select_learner
 from dynajax.report import statistics
+from dynajax.report.run import return_bounds
 from dynajax.runs import video
 from dynajax.types import UsageError
 
@@ -60,7 +61,8 @@ def play_policy(folder: Path, learner: int, policy: Policy) -> None:
         print(f"  {play.view(policy, config, FLAGS.seed)} episodes shown")
         return
     returns = play.episodes(policy, config, spec, FLAGS.seed).returns[0]
-    mean, low, high = map(float, statistics.interval(returns))
+    bounds = return_bounds(config.env)
+    mean, low, high = map(float, statistics.interval(returns, bounds=bounds))
     interval = f" (95 % {low:,.1f} to {high:,.1f})" if len(returns) > 1 else ""
     print("  returns " + ", ".join(f"{value:,.1f}" for value in returns))
     task = f" on {FLAGS.env}" if FLAGS.env else ""

@@ -7,16 +7,21 @@ After an interruption the same command resumes the study; it does nothing once a
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 
+import dynajax
+from dynajax import report
 from dynajax.cli import common
 from dynajax.cli import flags as shared
 from dynajax.config import as_dict
@@ -88,9 +93,14 @@ def _execute(plan: study.Study, path: Path, names: Sequence[str], out: Path) -> 
             shutil.copyfile(path, out / "study.toml")
         for name in names:
             status.write_note(out, name, state="queued", attempts=0, message="")
-        print(f"{plan.name}: {len(names)} of {len(plan.runs)} runs to do in {out}", flush=True)
-        jobs = [_make_job(run, out) for run in plan.runs if run.name in names]
-        _print_progress(_start(jobs, plan, out), names, out)
+        print(
+            f"{plan.name}: {len(names)} of {len(plan.runs)} runs to do in {out}; the output of each "
+            "is in launch/NAME.log there",
+            flush=True,
+        )
+        runs = [run for run in plan.runs if run.name in names]
+        jobs = [_make_job(run, out) for run in runs]
+        _print_progress(_start(jobs, plan, out), runs, out)
 
 
 @contextlib.contextmanager
@@ -141,35 +151,87 @@ def _start(jobs: Sequence[Job], plan: study.Study, out: Path) -> Iterator[None]:
     return backends.scheduler(FLAGS.on, jobs, plan, out, FLAGS.parallel)
 
 
-def _print_progress(progress: Iterator[None], names: Sequence[str], out: Path) -> None:
-    """Print a line whenever a run starts, ends, or starts again."""
-    shown = dict.fromkeys(names, ("queued", 0))
+def _print_progress(progress: Iterator[None], runs: Sequence[study.StudyRun], out: Path) -> None:
+    """Print a line whenever a run starts, evaluates, ends, or starts again."""
+    relays = [Relay(run, out) for run in runs]
     for _ in progress:
-        _print_changes(shown, out)
-    _print_changes(shown, out)
+        for relay in relays:
+            relay.print_news()
+    for relay in relays:
+        relay.print_news()
 
 
-def _print_changes(shown: dict[str, tuple[str, int]], out: Path) -> None:
-    """Print the runs whose state differs from what was shown, and remember the new state."""
-    for name, before in shown.items():
-        note = status.read_note(out, name)
-        current = note.get("state", "queued"), note.get("attempts", 0)
-        if current != before:
-            shown[name] = current
-            start = f", start {current[1]}" if current[1] > 1 else ""
-            message = f" ({note['message']})" if note.get("message") else ""
-            print(f"{name}: {current[0]}{start}{message}", flush=True)
+class Relay:
+    """Print what happens to one run of a study, as read from its folders on any machine."""
+
+    def __init__(self, run: study.StudyRun, out: Path) -> None:
+        self._run, self._out = run, out
+        self._state = ("queued", 0)
+        self._size = self._eval_size()  # of the evaluations that were read
+        self._step = status.run_status(run, out).step  # of the last one that was printed
+
+    def print_news(self) -> None:
+        """Print the evaluations since the last call, and the state if it has changed."""
+        note = status.read_note(self._out, self._run.name)
+        state = note.get("state", "queued"), note.get("attempts", 0)
+        began = state != self._state and state[0] == "running"
+        if began:
+            self._print_state(state, note)
+        if (size := self._eval_size()) != self._size:
+            self._size = size
+            self._print_evaluations()
+        if state != self._state and not began:
+            self._print_state(state, note)
+        self._state = state
+
+    def _eval_size(self) -> int:
+        try:
+            return (self._out / self._run.name / "eval.csv").stat().st_size
+        except OSError:
+            return 0
+
+    def _print_state(self, state: tuple[str, int], note: dict[str, Any]) -> None:
+        start = f", start {state[1]}" if state[1] > 1 else ""
+        message = f" ({note['message']})" if note.get("message") else ""
+        print(f"{self._run.name}: {state[0]}{start}{message}", flush=True)
+
+    def _print_evaluations(self) -> None:
+        try:
+            results = report.read_run(self._out / self._run.name)
+        except UsageError:  # its config.json is being replaced
+            return
+        for index, step in enumerate(results.steps.tolist()):
+            if step > self._step:
+                self._step = step
+                means = status.mean_returns(results, index)
+                print(
+                    f"{self._run.name}: step {step:,} of {self._run.config.steps:,}, return "
+                    f"{status.format_returns(means)}",
+                    flush=True,
+                )
 
 
 def _compare(folders: Sequence[Path], out: Path) -> int:
-    """Write the study's figures and table unless they are newer than every run; print the table."""
-    latest = max((folder / "eval.csv").stat().st_mtime for folder in folders)
-    table = out / "table.md"
-    if not table.exists() or table.stat().st_mtime < latest:
+    """Write the study's figures and table unless they show these very results; print the table."""
+    table, drawn = out / "table.md", out / "launch" / "drawn.sha256"
+    results = _digest(folders)
+    if not table.exists() or not drawn.exists() or drawn.read_text() != results:
         command = [sys.executable, *_program("plot", "plot"), *map(str, folders)]
         done = subprocess.run([*command, f"--out={out}"], stdout=subprocess.DEVNULL)
         if done.returncode:
             return done.returncode
+        drawn.parent.mkdir(exist_ok=True)
+        drawn.write_text(results)
     print(table.read_text(), end="")
     print(f"figures: {out / 'headline.png'}, {out / 'comparison.png'}")
     return 0
+
+
+def _digest(folders: Sequence[Path]) -> str:
+    """Return a digest of what the figures show: the runs, and their settings and evaluations."""
+    digest = hashlib.sha256(dynajax.__version__.encode())
+    for folder in folders:
+        settings = json.loads((folder / "config.json").read_text())["config"]
+        digest.update(f"\n{folder.name} {json.dumps(settings)}\n".encode())
+        digest.update((folder / "eval.csv").read_bytes())
+    return digest.hexdigest()

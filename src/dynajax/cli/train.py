@@ -115,10 +115,9 @@ def main(arguments: Sequence[str]) -> int:
         if first:
             print(f"interrupted and saved; the same command resumes it: {result.folder}")
         return exit_status.INTERRUPTED
-    report = write_report(result.folder) if first else None
     if FLAGS.video:
         for path in video.record(config, result.folder, result.state, result.learner_indices):
             print(f"video: {path}")
     if first:
-        print(f"report: {report}")
+        print(f"report: {write_report(result.folder)}")  # it shows the videos
     return 0

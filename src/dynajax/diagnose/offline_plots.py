@@ -7,52 +7,30 @@ import numpy as np
 
 from dynajax.diagnose import measures
 from dynajax.diagnose.offline import OfflineResult
-from dynajax.report import dimensions, figures, statistics
-from dynajax.report.dimensions import FLOOR, MANY, label_dims
+from dynajax.report import dimensions, figures
+from dynajax.report.dimensions import MANY, label_dims
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def r2_bars(result: OfflineResult, best: str) -> "Figure":
-    """Draw R² under every fix: of the reward, of the state, and of the worst dimensions."""
+def errors(result: OfflineResult, best: str) -> "Figure":
+    """Draw 1 - R² under every fix: of the reward, of the state, and of the worst dimensions."""
     state_r2 = result.held_out["state_r2"]
     columns = {
         "Reward": result.held_out["reward_r2"],
-        "State (median dimension)": measures.median(state_r2),
+        "State, median dimension": measures.median(state_r2),
         "Five worst dimensions": measures.mean_of_lowest(state_r2),
     }
-    names = list(result.fixes)
-    height = 1.2 + 0.32 * len(names)
-    with figures.house_style():
-        figure, grid = figures.canvas(3, (3.5, height), (3.5, height))
-        for i, (axes, (title, values)) in enumerate(zip(grid, columns.items(), strict=True)):
-            _draw_bars(axes, names, values, best)
-            axes.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
-            axes.set_title(title)
-    return figure
-
-
-def _draw_bars(axes: "Axes", names: Sequence[str], values: np.ndarray, best: str) -> None:
-    """Draw a bar for each column of `values` (seeds, F)."""
-    colours = {best: figures.GREEN, "none": figures.VERMILLION}
-    for place, name in enumerate(names):
-        point, low, high = (float(x) for x in statistics.interval(values[:, place]))
-        if not np.isfinite(point):
-            continue
-        colour = colours.get(name, figures.SKY)
-        axes.barh(place, max(point, FLOOR), 0.66, color=colour, alpha=0.85)
-        if np.isfinite(low):
-            axes.plot(np.clip([low, high], FLOOR, 1), [place] * 2, color=figures.BLACK)
-        axes.text(1.06, place, statistics.format_number(point), va="center", fontsize=9)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(FLOOR, 1.35)
-    axes.set_xticks([-1, -0.5, 0, 0.5, 1])
-    axes.axvline(0, color=figures.BLACK, linewidth=0.8)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("R²")
+    colours = dict.fromkeys(result.fixes, figures.SKY)
+    colours |= {"none": figures.VERMILLION, best: figures.GREEN}
+    return dimensions.draw_errors(
+        {
+            title: {name: values[:, f] for f, name in enumerate(result.fixes)}
+            for title, values in columns.items()
+        },
+        colours,
+    )
 
 
 def target_variances(result: OfflineResult) -> "Figure":
@@ -61,7 +39,7 @@ def target_variances(result: OfflineResult) -> "Figure":
     var_delta, var_next = (result.targets[n].mean(0) for n in ("var_delta", "var_next"))
     var_reward = float(result.targets["var_reward"].mean())
     with figures.house_style():
-        figure, (axes,) = figures.canvas(1, (9.6, 3.4), (9.6, 3.4))
+        figure, (axes,) = figures.canvas(1, (9.6, 3.4))
         floor = measures.CONSTANT**2
         a, b = np.maximum(var_delta, floor), np.maximum(var_next, floor)
         direct = var_delta > var_next
@@ -81,7 +59,7 @@ def target_variances(result: OfflineResult) -> "Figure":
 
 
 def r2_by_dim(result: OfflineResult, shown: Sequence[str]) -> "Figure":
-    """Draw R² of each dimension under some fixes."""
+    """Draw 1 - R² of each dimension under some fixes."""
     state_r2 = result.held_out["state_r2"]
     values = {name: state_r2[:, result.fixes.index(name)].mean(0) for name in shown}
     return dimensions.draw_r2(result.dims, values, (9.6, 3.2))

@@ -19,16 +19,18 @@ from dynajax.runs.directory import write_atomically, write_csv
 _IDEAL = "ideal"
 _GREY: figures.Style = {"color": "#8a8a8a", "linestyle": "-."}
 
-_BARS = """R² on transitions that no fit used: 1 is perfect, 0 is no better than predicting the mean
-(values below -1 are clipped). Left: the reward. Middle: the change of the state, median dimension.
-Right: mean of the five dimensions with the lowest R². One bar for each combination of fixes: red is
-published MBPO, green the highest sum of the first two panels. Lines: 95 % t interval over seeds."""
+_ERRORS = """Share of the variance that the model does not explain, 1 - R², on transitions that no fit
+used: lower is better, and 1 (grey line) is no better than predicting the mean. Left: the reward. Middle:
+the change of the state, median dimension. Right: mean of the five dimensions with the lowest R². A row
+for each combination of fixes: red is published MBPO, green the highest sum of the first two panels'
+R². Large dots: mean over seeds. Small dots: single seeds."""
 _VARIANCES = """Variance of each dimension of the observation (s', squares) and of its change in one step
 (s' - s, circles), and of the reward (dashed). Published MBPO weights the circles and the reward
 equally, so targets of small variance contribute less to the loss. Where the square is lower, s' is the
 smaller target."""
-_R2_DIMS = """R² of the change of each dimension: 1 is perfect, 0 is no better than predicting the mean
-change (values below -1 are clipped)."""
+_R2_DIMS = """Share of the variance of each dimension's change in one step that the model does not explain,
+1 - R², mean over seeds: lower is better, and 1 (grey line) is no better than predicting the mean
+change."""
 #: Title -> caption of the panels on multi-step predictions and calibration.
 _RELIABILITY = {
     "Multi-step predictions: state": """The model continues from its own predictions with the real
@@ -129,7 +131,7 @@ def write(result: OfflineResult, folder: Path, command: str) -> list[str]:
 def _html(result: OfflineResult, sentences: Sequence[str], command: str) -> bytes:
     shown = statements.compared(result)
     figure = {
-        "r2_bars": (offline_plots.r2_bars(result, statements.best(result)), _BARS),
+        "errors": (offline_plots.errors(result, statements.best(result)), _ERRORS),
         "target_variances": (offline_plots.target_variances(result), _VARIANCES),
         "r2_dims": (offline_plots.r2_by_dim(result, shown), _R2_DIMS),
     }
@@ -156,7 +158,7 @@ def _origin(result: OfflineResult) -> str:
         f"seed{'s' if seeds > 1 else ''}. The models are small and trained briefly, in the same "
         "way under every fix: compare fixes, and expect higher values from longer training. "
         + (
-            "Ranges are 95 % t intervals over seeds."
+            "Ranges are 95 % t intervals over seeds, cut at impossible values such as an R² above 1."
             if seeds > 1
             else "**A single seed has no interval.**"
         )
@@ -170,12 +172,18 @@ def _panels(result: OfflineResult, fixes: Sequence[str]) -> list[tuple[Panel, st
 
     def multi_step(values: np.ndarray) -> Panel:
         lines = {n: (steps, np.clip(values[:, f], FLOOR, 1)) for n, f in index.items()}
-        return Panel(lines, "R²", floor=FLOOR, xlabel="steps")
+        return Panel(lines, "R²", floor=FLOOR, bounds=statistics.R2, xlabel="steps")
 
     def calibration(values: np.ndarray) -> Panel:
         lines = {_IDEAL: (shares, shares[None])}
         lines |= {n: (shares, values[:, f]) for n, f in index.items()}
-        return Panel(lines, "share inside", include=1.0, xlabel="probability of the interval")
+        return Panel(
+            lines,
+            "share inside",
+            include=1.0,
+            bounds=statistics.SHARE,
+            xlabel="probability of the interval",
+        )
 
     panels = [
         multi_step(measures.median(result.open_loop["state_r2"])),
@@ -192,17 +200,20 @@ def _panels(result: OfflineResult, fixes: Sequence[str]) -> list[tuple[Panel, st
 def _numbers(result: OfflineResult) -> Table:
     held_out, steps = result.held_out, result.open_loop["state_r2"].shape[2]
     columns = {
-        "reward R²": held_out["reward_r2"],
-        "reward bias": held_out["reward_bias"],
-        "reward aleatoric std": held_out["reward_aleatoric_std"],
-        "state R²": measures.median(held_out["state_r2"]),
-        "worst five": measures.mean_of_lowest(held_out["state_r2"]),
-        "coverage of 80 %": held_out["coverage"][..., 1],
-        "reward R², new episodes": result.new_episodes["reward_r2"],
-        f"state R² after {steps} steps": measures.median(result.open_loop["state_r2"][:, :, -1]),
+        "reward R²": (held_out["reward_r2"], statistics.R2),
+        "reward bias": (held_out["reward_bias"], statistics.UNBOUNDED),
+        "reward aleatoric std": (held_out["reward_aleatoric_std"], statistics.POSITIVE),
+        "state R²": (measures.median(held_out["state_r2"]), statistics.R2),
+        "worst five": (measures.mean_of_lowest(held_out["state_r2"]), statistics.R2),
+        "coverage of 80 %": (held_out["coverage"][..., 1], statistics.SHARE),
+        "reward R², new episodes": (result.new_episodes["reward_r2"], statistics.R2),
+        f"state R² after {steps} steps": (
+            measures.median(result.open_loop["state_r2"][:, :, -1]),
+            statistics.R2,
+        ),
     }
     rows = [
-        [fix, *(statistics.format_mean(x[:, f]) for x in columns.values())]
+        [fix, *(statistics.format_mean(x[:, f], bounds) for x, bounds in columns.values())]
         for f, fix in enumerate(result.fixes)
     ]
     return Table(["fix", *columns], rows)

@@ -21,7 +21,7 @@ from dynajax.report.charts import Chart
 from dynajax.report.dimensions import label_dims
 from dynajax.report.figures import Panel, Series
 from dynajax.report.html import Table
-from dynajax.report.statistics import format_mean
+from dynajax.report.statistics import R2, UNBOUNDED, Bounds, format_mean
 from dynajax.runs.directory import write_atomically, write_csv
 from dynajax.runs.lock import try_lock
 from dynajax.types import EnvSpec
@@ -128,6 +128,11 @@ def _variants(findings: Sequence[Findings]) -> list[str]:
     return list(dict.fromkeys(f.variant for f in findings))
 
 
+def _bounds(name: str) -> Bounds:
+    """Return the lowest and the highest value that a number can have."""
+    return R2 if name.endswith("_r2") else UNBOUNDED
+
+
 def _last(findings: Sequence[Findings]) -> list[Findings]:
     """Return the findings at the newest checkpoint."""
     newest = max(f.step for f in findings)
@@ -143,7 +148,10 @@ def sentences(findings: Sequence[Findings]) -> list[str]:
     for variant in _variants(findings):
         numbers = [f.numbers for f in _last([f for f in findings if f.variant == variant])]
         names = dict.fromkeys(n for of_seed in numbers for n in of_seed)
-        text = {n: format_mean([of_seed.get(n, np.nan) for of_seed in numbers]) for n in names}
+        text = {
+            n: format_mean([of_seed.get(n, np.nan) for of_seed in numbers], _bounds(n))
+            for n in names
+        }
         parts = []
         if "critic_bias" in text:
             parts.append(
@@ -283,7 +291,7 @@ def _open_loop_panels(last: Sequence[Findings]) -> list[tuple[Panel, str]]:
             if measured:
                 values = np.stack([measures.median(m) if m.ndim > 1 else m for m in measured])
                 lines[variant] = np.arange(1, values.shape[1] + 1), np.clip(values, -1, 1)
-        panels.append((Panel(lines, "R²", title, xlabel="steps"), caption))
+        panels.append((Panel(lines, "R²", title, bounds=R2, xlabel="steps"), caption))
     return panels
 
 
@@ -293,7 +301,7 @@ def _draw_std(last: Sequence[Findings], spec: EnvSpec) -> "Figure":
     style = figures.styles(variants)
     x = np.arange(spec.obs_dim)
     with figures.house_style():
-        figure, (axes,) = figures.canvas(1, (9.6, 3.2), (9.6, 3.2))
+        figure, (axes,) = figures.canvas(1, (9.6, 3.2))
         for i, variant in enumerate(variants):
             dims = [f.dims for f in last if f.variant == variant and f.dims]
             if not dims:
@@ -319,7 +327,9 @@ def _numbers(last: Sequence[Findings]) -> Table:
     rows = []
     for name in dict.fromkeys(n for f in last for n in f.numbers):
         cells = [
-            format_mean([f.numbers.get(name, np.nan) for f in last if f.variant == variant])
+            format_mean(
+                [f.numbers.get(name, np.nan) for f in last if f.variant == variant], _bounds(name)
+            )
             for variant in variants
         ]
         rows.append([name.replace("_", " "), *cells])

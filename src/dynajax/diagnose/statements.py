@@ -12,7 +12,7 @@ import numpy as np
 
 from dynajax.diagnose import measures
 from dynajax.diagnose.offline import OfflineResult
-from dynajax.report.statistics import format_mean, format_number
+from dynajax.report.statistics import R2, SHARE, Bounds, format_mean, format_number
 
 #: Published MBPO bounds the log-variance by 0.5: it cannot predict the noise of a raw target whose
 #: variance is larger than this.
@@ -73,10 +73,11 @@ def sentences(result: OfflineResult) -> list[str]:
     return [*_predictions(result), _variances(result), *_dims(result), *_reliability(result)]
 
 
-def by_fix(result: OfflineResult, values: np.ndarray) -> str:
+def by_fix(result: OfflineResult, values: np.ndarray, bounds: Bounds = R2) -> str:
     """Return values (R, F) of the compared fixes: "0.21 (0.11 to 0.31) with none, 0.72 (...) ..."."""
     return ", ".join(
-        f"{format_mean(values[:, result.fixes.index(fix)])} with {fix}" for fix in compared(result)
+        f"{format_mean(values[:, result.fixes.index(fix)], bounds)} with {fix}"
+        for fix in compared(result)
     )
 
 
@@ -103,11 +104,11 @@ def _predictions(result: OfflineResult) -> list[str]:
     )
     option = f"--fix={chosen}" if chosen != "none" else "the published targets"
     advice = (
-        f"Among {len(result.fixes)} combinations of fixes, {chosen} ({option}) has the highest "
-        "sum of reward and state R². The best of several is overestimated by selection, and only "
-        "a run shows the effect of a fix on the return."
+        f"**{chosen}** ({option}) has the highest sum of reward and state R² among "
+        f"{len(result.fixes)} combinations of fixes. The best of several is overestimated by "
+        "selection, and only a run shows the effect of a fix on the return."
     )
-    return [reward, state, advice]
+    return [advice, reward, state]
 
 
 def _variances(result: OfflineResult) -> str:
@@ -131,7 +132,8 @@ def _dims(result: OfflineResult) -> list[str]:
             f"so s' is the smaller target there: {list_dims(result.dims, kinds.direct)}."
         )
         values = [
-            f"{format_mean(np.nanmean(r2[:, result.fixes.index(fix)][:, kinds.direct], 1))} with {fix}"
+            f"{format_mean(np.nanmean(r2[:, result.fixes.index(fix)][:, kinds.direct], 1), R2)} "
+            f"with {fix}"
             for fix in ("scale", "scale,auto")
             if fix in result.fixes
         ]
@@ -169,7 +171,7 @@ def _reliability(result: OfflineResult) -> list[str]:
     )
     return [
         "Share of the true next states in new episodes inside the predicted 80 % intervals: "
-        f"{by_fix(result, coverage)}. Less than 0.8 means overconfidence, more means too much "
+        f"{by_fix(result, coverage, SHARE)}. Less than 0.8 means overconfidence, more means too much "
         "noise.",
         "R² of the state's change since the start in new episodes, for predictions that continue "
         f"from themselves (median dimension): {open_loop}. At 0 a rollout of that length is no "

@@ -6,22 +6,23 @@ runner keep up to date.
 """
 
 import json
+import os
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dynajax import report
 from dynajax.launch.study import StudyRun
+from dynajax.report.statistics import interval
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.directory import write_atomically
 from dynajax.runs.progress import duration
 from dynajax.types import UsageError
 
 #: The types of the entries of a note.
-_NOTE_TYPES = {"time": int | float, "state": str, "attempts": int, "message": str, "job": str}
+_NOTE_TYPES = {"state": str, "attempts": int, "message": str, "job": str}
 #: Seconds between two updates of a training run's note.
 NOTE_INTERVAL = 10.0
 #: Seconds without an update after which the run counts as stopped.
@@ -52,7 +53,7 @@ def read_note(out: Path, name: str) -> dict[str, Any]:
         note = json.loads(note_path(out, name).read_text())
     except (OSError, ValueError):
         return {}
-    if not isinstance(note, dict) or "time" not in note:
+    if not isinstance(note, dict) or "state" not in note:
         return {}
     valid = all(isinstance(note[key], _NOTE_TYPES.get(key, object)) for key in note)
     return note if valid else {}
@@ -62,8 +63,34 @@ def write_note(out: Path, name: str, **content: Any) -> None:
     """Update the given entries of a run's note."""
     path = note_path(out, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    merged = {**read_note(out, name), **content, "time": time.time()}
+    merged = {**read_note(out, name), **content}
     write_atomically(path, (json.dumps(merged) + "\n").encode())
+
+
+def _note_age(out: Path, name: str) -> float:
+    """Return the seconds since a run's note was last written.
+
+    The clocks of the machine that wrote the note and of this one may differ, so the time of the note
+    is compared with that of a file which is written now: the file system gives both.
+    """
+    path = note_path(out, name)
+    try:
+        # An open file has its present time; a path may have one that NFS remembers.
+        with open(path) as note, tempfile.TemporaryFile(dir=path.parent) as new:
+            new.write(b" ")
+            new.flush()
+            os.fsync(new.fileno())
+            return os.fstat(new.fileno()).st_mtime - os.fstat(note.fileno()).st_mtime
+    except OSError:
+        return _age_without_writing(path)
+
+
+def _age_without_writing(path: Path) -> float:
+    """Return the age of a note in a folder that this user cannot write into."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return float("inf")
 
 
 def saved_step(folder: Path) -> int:
@@ -82,12 +109,12 @@ def run_status(run: StudyRun, out: Path) -> RunStatus:
     step = int(results.steps[-1]) if results is not None and results.steps.size else 0
     returns, left = {}, None
     if results is not None and step:
-        returns = {v: float(np.nanmean(values[:, -1])) for v, values in results.evals.items()}
+        returns = mean_returns(results, -1)
         left = _seconds_left(results.metrics["time"], step, run.config.steps)
     state = note.get("state", "missing")
     if results is not None and _is_finished(run, results, step):
         state, step, left = "done", run.config.steps, None
-    elif state == "done" or (state == "running" and time.time() - note["time"] > NOTE_TIMEOUT):
+    elif state == "done" or (state == "running" and _note_age(out, run.name) > NOTE_TIMEOUT):
         state = "stopped"
     if state != "running":
         left = None
@@ -120,18 +147,27 @@ def _seconds_left(times: list[dict[str, Any]], step: int, steps: int) -> float |
     return (steps - step) / rate if rate else None
 
 
+def mean_returns(run: report.Run, index: int) -> dict[str, float]:
+    """Return the mean over seeds of each variant's return at an evaluation."""
+    return {v: float(interval(values[:, index]).point) for v, values in run.evals.items()}
+
+
+def format_returns(returns: Mapping[str, float]) -> str:
+    """Return the mean return of each variant: "12.3", or "none 12.3 | scale 45.6"."""
+    several = len(returns) > 1
+    return " | ".join(f"{v} {x:.4g}" if several else f"{x:.4g}" for v, x in returns.items()) or "-"
+
+
 def table(runs: Iterable[RunStatus]) -> str:
     """Return a table of the runs, and the number of runs in each state."""
     runs = list(runs)
     header = ("run", "state", "step", "return", "time left")
     cells = []
     for run in runs:
-        several = len(run.returns) > 1
-        scores = (f"{v} {x:.4g}" if several else f"{x:.4g}" for v, x in run.returns.items())
         state = f"{run.state} ({run.attempts} starts)" if run.attempts > 1 else run.state
         left = "-" if run.seconds_left is None else duration(run.seconds_left)
         cells.append(
-            (run.name, state, f"{run.step:,} of {run.steps:,}", " | ".join(scores) or "-", left)
+            (run.name, state, f"{run.step:,} of {run.steps:,}", format_returns(run.returns), left)
         )
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     lines = [

@@ -4,19 +4,18 @@ The IQM of normalised returns with stratified bootstrap intervals, over training
 probabilities of improvement (Agarwal et al., 2021).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynajax.report import method_table, statistics
-from dynajax.report.curves import Curve, Tasks
+from dynajax.report.curves import Tasks
 from dynajax.report.figures import Bars, Panel
+from dynajax.report.methods import method_changes
+from dynajax.report.run import DM_CONTROL_RETURNS, is_dm_control
 from dynajax.report.statistics import ConfidenceInterval
 
-#: The highest return of an episode in the tasks of dm_control: 1,000 rewards of at most 1.
-DM_CONTROL_MOST = 1000.0
 #: (method, task -> frames) -> normalised returns (seeds,) for each task.
 _Scores = Callable[[str, Mapping[str, int]], list[np.ndarray]]
 
@@ -40,18 +39,15 @@ def aggregate(tasks: Tasks) -> tuple[Aggregate | None, list[str]]:
     """
     if len(tasks) < 2:
         return None, []
-    methods = [
-        name
-        for name in next(iter(tasks.values()))
-        if all(name in curves for curves in tasks.values())
-    ]
-    if not methods:
-        return None, ["No method has run on all tasks, so there is no figure over tasks."]
+    methods, notes = _methods(tasks)
+    if len(methods) < 2:
+        text = "No two methods have run on all tasks, so there is no figure over tasks."
+        return None, [*notes, text]
     ends = {task: method_table.common_frames(task, curves)[0] for task, curves in tasks.items()}
     units, unit = _units(tasks, ends, methods)
     methods = [name for name in methods if all(name in of_task for of_task in units.values())]
     if not methods:
-        return None, ["Returns of these tasks have no common unit: no figure over tasks."]
+        return None, [*notes, "Returns of these tasks have no common unit: no figure over tasks."]
 
     def scores(name: str, at: Mapping[str, int]) -> list[np.ndarray]:
         return [tasks[t][name].at(at[t]) / units[t][name] for t in tasks]
@@ -66,15 +62,31 @@ def aggregate(tasks: Tasks) -> tuple[Aggregate | None, list[str]]:
     if improvements:
         title = "Improvement over model-free"
         panels.append(Bars(title, "probability", improvements, 0.5, 1.0))
-    return Aggregate(panels, f"All {len(tasks)} tasks", rows), []
+    return Aggregate(panels, f"All {len(tasks)} tasks", rows), notes
+
+
+def _methods(tasks: Tasks) -> tuple[list[str], list[str]]:
+    """Return the methods that have run on all tasks, and notes on those with different settings."""
+    first, *others = tasks.values()
+    methods, notes = [], []
+    for name in (n for n in first if all(n in curves for curves in others)):
+        configs = [curves[name].run.config for curves in tasks.values()]
+        changed = {c for config in configs for c in method_changes(configs[0], config)}
+        if changed:
+            different = ", ".join(sorted(changed))
+            notes.append(f"{name} is left out of the figure over tasks: {different} on some tasks.")
+        else:
+            methods.append(name)
+    return methods, notes
 
 
 def _units(
     tasks: Tasks, ends: Mapping[str, int], methods: Sequence[str]
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Return what to divide returns by, task -> method -> unit, and the unit's name."""
-    if all(_is_dm_control(task) for task in tasks):
-        return {task: dict.fromkeys(methods, DM_CONTROL_MOST) for task in tasks}, "return / 1,000"
+    if all(is_dm_control(task) for task in tasks):
+        most = DM_CONTROL_RETURNS[1]
+        return {task: dict.fromkeys(methods, most) for task in tasks}, "return / 1,000"
     units = {t: method_table.baseline_iqms(t, curves, ends[t])[0] for t, curves in tasks.items()}
     return units, "return, same agent, model-free = 1"
 
@@ -82,9 +94,11 @@ def _units(
 def _over_training(
     tasks: Tasks, methods: Sequence[str], scores: _Scores
 ) -> tuple[Panel | None, list[dict[str, Any]]]:
-    """Return the IQM at each evaluation that all curves have, as a panel and as rows."""
+    """Return the IQM over the frames that all curves cover, as a panel and as rows."""
     curves = [of_task[name] for of_task in tasks.values() for name in methods]
-    common = sorted(set.intersection(*map(_complete, curves)))
+    # More points than the curve with the fewest evaluations has would only be interpolated.
+    fewest = min(curves, key=lambda c: len(c.frames))
+    common = [int(f) for f in fewest.frames if all(c.at(int(f)).size for c in curves)]
     if not common:
         return None, []
     rows: list[dict[str, Any]] = []
@@ -117,13 +131,3 @@ def _improvements(
             base = [b.at(ends[t]) for t, b in zip(tasks, known, strict=True)]
             improvements[name] = statistics.probability_of_improvement(scores, base)
     return improvements
-
-
-def _complete(curve: Curve) -> set[int]:
-    """Return the frames of the evaluations in which some seed has a finite return."""
-    finite = np.isfinite(curve.returns).any(0)
-    return {int(f) for f in curve.frames[finite]}
-
-
-def _is_dm_control(task: str) -> bool:
-    return ":" not in task and not re.search(r"-v\d+$", task)

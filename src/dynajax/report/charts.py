@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynajax.report import statistics
 from dynajax.report.figures import Panel, Series
 
 #: Values above this would flatten all others on a linear axis.
@@ -26,6 +27,7 @@ class Chart(NamedTuple):
     floor: float | None = None
     include: float | None = None
     r2: bool = False  # values of R², clipped to at least -1
+    bounds: statistics.Bounds = statistics.UNBOUNDED  # see `Panel`
 
 
 def panels(
@@ -57,6 +59,7 @@ def panels(
                 scale=scale,
                 floor=chart.floor,
                 include=chart.include,
+                bounds=statistics.R2 if chart.r2 else chart.bounds,
             )
             drawn.append((panel.in_frames(repeat), chart.meaning))
     return drawn
@@ -72,6 +75,7 @@ MODEL = (
         "perfect, 0 is no better than predicting the mean (values below -1 are clipped). The agent "
         "cannot improve a reward that its model does not predict.",
         floor=-1.0,
+        bounds=statistics.R2,
     ),
     Chart(
         "r2_state",
@@ -79,6 +83,7 @@ MODEL = (
         "R² of the state's change",
         "The same for the change of the state in one step; median over the state dimensions.",
         floor=-1.0,
+        bounds=statistics.R2,
     ),
     Chart(
         "target_variance_ratio",
@@ -136,6 +141,7 @@ MODEL = (
         "Share of the true values inside the predicted 80 % intervals. Lower values mean "
         "overconfidence, higher values mean too much noise.",
         include=0.8,
+        bounds=statistics.SHARE,
     ),
     Chart(
         "fit_steps",
@@ -155,6 +161,7 @@ SYNTHETIC = (
         "Share of the synthetic transitions that the agent learns from: those that are finite, "
         "whose rollout has not ended, and that the trust rule accepts, if there is one.",
         include=1.0,
+        bounds=statistics.SHARE,
     ),
     Chart(
         "penalty",

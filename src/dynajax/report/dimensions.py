@@ -1,18 +1,22 @@
-"""Draw figures whose x axis has a place for each dimension of the observation."""
+"""Draw errors of predictions: by dimension of the observation, and on a logarithmic axis."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dynajax.report import figures
+from dynajax.report import figures, statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Lower values of R² are drawn here.
+#: Lower values of R² are drawn here, where the axis is linear.
 FLOOR = -1.0
+#: Smaller values of 1 - R² are drawn here.
+LEAST = 1e-6
+#: Label of an axis of 1 - R².
+UNEXPLAINED = "unexplained variance, 1 - R²"
 #: Number of dimensions from which on marks are small.
 MANY = 120
 
@@ -59,33 +63,102 @@ def label_dims(axes: "Axes", dims: Sequence[str]) -> None:
     )
 
 
-def draw_r2(
-    dims: Sequence[str], values: Mapping[str, np.ndarray], size: tuple[float, float]
+def set_error_axis(axes: "Axes", values: np.ndarray, *, vertical: bool) -> None:
+    """Make an axis logarithmic for values of 1 - R², and mark what predicting the mean gives.
+
+    Args:
+      values: all that is drawn.
+      vertical: for the y axis, else the x axis.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    finite = values[np.isfinite(values)]
+    low, high = min(finite.min(initial=1.0), 0.5), max(finite.max(initial=1.0), 2.0)
+    limits = low / 1.4, high * 1.4
+    if vertical:
+        axes.set_yscale("log")
+        axes.set_ylim(limits)
+        axes.axhline(1, color="#8a8a8a", linewidth=1)
+    else:
+        axes.set_xscale("log")
+        axes.set_xlim(limits)
+        axes.axvline(1, color="#8a8a8a", linewidth=1)
+    axis = axes.yaxis if vertical else axes.xaxis
+    if high / low < 100:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def unexplained(r2: np.ndarray) -> Any:
+    """Return 1 - R², at least `LEAST`, for a logarithmic axis."""
+    return np.maximum(1 - r2, LEAST)
+
+
+def draw_errors(
+    columns: Mapping[str, Mapping[str, np.ndarray]],
+    colours: Mapping[str, str],
+    size: tuple[float, float] | None = None,
 ) -> "Figure":
-    """Draw R² of each dimension for several methods.
+    """Draw 1 - R² of several methods: the mean over seeds, and each seed as a small dot.
+
+    Args:
+      columns: R² (seeds,) by the title of the axes and the name of the method.
+      colours: of the methods, which have the same order in all columns.
+      size: inches of a figure with a single column.
+    """
+    names = list(colours)
+    height = 1.2 + 0.32 * len(names)
+    with figures.house_style():
+        figure, grid = figures.canvas(len(columns), size or (figures.WIDTH, height), height)
+        for i, (axes, (title, values)) in enumerate(zip(grid, columns.items(), strict=True)):
+            drawn = []
+            for place, name in enumerate(names):
+                seeds = unexplained(values[name])
+                mean = unexplained(statistics.interval(values[name]).point)
+                drawn += [*seeds, float(mean)]
+                axes.scatter(seeds, np.full(len(seeds), place), 9, color=colours[name], alpha=0.6)
+                axes.scatter(mean, place, 52, color=colours[name], zorder=3)
+            set_error_axis(axes, np.array(drawn), vertical=False)
+            axes.set_yticks(range(len(names)), names if i == 0 else [""] * len(names))
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
+            axes.set_title(title)
+            axes.set_xlabel(UNEXPLAINED)
+    return figure
+
+
+def draw_r2(
+    dims: Sequence[str],
+    values: Mapping[str, np.ndarray],
+    size: tuple[float, float],
+    colours: Mapping[str, str] | None = None,
+) -> "Figure":
+    """Draw 1 - R² of each dimension for several methods.
 
     Args:
       dims: D names.
-      values: (D,) by the name of the method; NaN where R² is not defined.
+      values: R² (D,) by the name of the method; NaN where R² is not defined.
       size: inches.
+      colours: of the methods, by default those of `figures.styles`.
     """
     x, style = np.arange(len(dims)), figures.styles(list(values))
     with figures.house_style():
-        figure, (axes,) = figures.canvas(1, size, size)
+        figure, (axes,) = figures.canvas(1, size)
         for i, (name, r2) in enumerate(values.items()):
             offset = (i - (len(values) - 1) / 2) * 0.16
             axes.scatter(
                 x + offset,
-                np.maximum(r2, FLOOR),
+                unexplained(r2),
                 11 if len(x) < MANY else 5,
-                color=style[name]["color"],
+                color=(colours or {}).get(name) or style[name]["color"],
                 label=name,
                 alpha=0.9,
             )
-        axes.axhline(0, color="#8a8a8a", linewidth=1)
-        axes.set_ylim(FLOOR - 0.05, 1.05)
-        axes.set_ylabel("R²")
-        axes.set_title("R² of each state dimension")
+        set_error_axis(axes, unexplained(np.array(list(values.values()))), vertical=True)
+        axes.set_ylabel(UNEXPLAINED)
+        axes.set_title("Error of each state dimension")
         if len(values) > 1:
             place = {"loc": "outside lower center", "ncols": min(len(values), 4)}
             figure.legend(**place)  # type: ignore[arg-type]

@@ -31,14 +31,24 @@ _COLOURS = {
     "scale,target": BLUE,
     "scale": SKY,
     "target": PURPLE,
+    "dynajax": GREEN,
 }
 #: Of variants that are not in `_COLOURS`.
-_OTHER_COLOURS = (GREEN, ORANGE)
+_OTHER_COLOURS = (ORANGE, GREEN)
 _DASHES = ("-", "--", "-.")
-#: Muted colours of published curves; each method of `published.METHODS` has a different mark.
-_PUBLISHED_COLOURS = ("#8c8c8c", "#c2a15e", "#7d9fc4", "#b58bb9", "#86b08c", "#cd8d8d")
-_MARKS = "os^DvPX<>*h"
-_INK, _FAINT = "#333333", "#8a8a8a"
+#: Muted colours of published curves, which are drawn behind those of the runs.
+_PUBLISHED_COLOURS = ("#a8842c", "#5b83ad", "#9a6aa0", "#5f9068", "#b86a6a", "#6f6f6f")
+_MARKS = "os^DvP"
+#: Curves of a figure that have colours; further published curves are grey.
+_MOST_COLOURS = 6
+_INK, _FAINT, _GREY = "#333333", "#8a8a8a", "#c4c4c4"
+#: Number of seeds from which on an interval is shaded. With fewer it would fill the figure, so that
+#: each seed is drawn as a thin line instead.
+MIN_SEEDS = 5
+#: What the lines of a figure of curves are.
+LINES = f"Thick: mean over seeds. Thin: single seeds. Shaded, from {MIN_SEEDS} seeds on: 95 % t interval"
+#: Largest width of a figure in inches: its text can be read if it is shown 800 pixels wide.
+WIDTH = 9.6
 STEPS, FRAMES = "environment steps", "frames"
 RETURN = "return (reward per episode)"
 
@@ -66,6 +76,9 @@ _STYLE: Any = {
     "figure.facecolor": "white",
 }
 
+#: How labels are wrapped.
+_WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
+
 Style = dict[str, str]
 #: (steps (T,), values (seeds, T)) for each name; NaN where there is no value.
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -84,6 +97,9 @@ class Panel(NamedTuple):
     mark: float | None = None  # an x to mark with a vertical line
     xlabel: str = STEPS
     bands: Mapping[str, statistics.ConfidenceInterval] | None = None  # (T,) instead of t intervals
+    bounds: statistics.Bounds = statistics.UNBOUNDED  # of the values: intervals are cut there
+    #: Further seeds, or parts of them: (steps (T,), values (seeds, T)) drawn thin by name.
+    single: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]] | None = None
     published: Sequence[Published] = ()  # drawn behind the lines, by frames
 
     def in_frames(self, repeat: int) -> "Panel":
@@ -116,9 +132,8 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
     """Return a colour and a dash for each name, the same in every figure that shows it.
 
     The variants of the paper have fixed colours; others take the remaining colours, then dashes. A
-    label of a comparison has the colour of its variant ("MBPO scale" and "MBPO SimBa scale" that
-    of "scale", "SimBa (model-free)" that of "model-free"); if several have the same variant, the
-    first has the colour.
+    label of a comparison has the colour of its variant ("MBPO + scale" that of "scale", "SimBa
+    (model-free)" that of "model-free"); if several have the same variant, the first has the colour.
     """
     looks: dict[str, Style] = {}
     free = [
@@ -137,58 +152,134 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 def _variant(name: str) -> str:
-    """Return the variant that a label names."""
-    if name.endswith(" (model-free)"):
+    """Return the variant, or the algorithm, that a label of `run.label` names."""
+    if name.endswith("(model-free)"):
         return "model-free"
-    algorithm, *rest = name.split(" ")
+    base = name.partition(" (")[0]
+    algorithm, _, fixes = base.partition(" + ")
     if algorithm != "MBPO":
-        return name
-    return rest[-1] if rest else "none"
+        return base
+    return fixes.replace(", ", ",") or "none"
 
 
 def curves(
-    panels: Sequence[Panel], *, title: str = "", alone: tuple[float, float] = (7.2, 4.3)
+    panels: Sequence[Panel],
+    *,
+    title: str = "",
+    note: str = "",
+    alone: tuple[float, float] = (7.2, 4.3),
 ) -> "Figure":
-    """Draw panels of curves in at most three columns: mean over seeds, 95 % t interval shaded.
+    """Draw panels of curves in at most three columns: means over seeds, see `LINES`.
 
     Args:
+      note: text below the figure.
       alone: size in inches if there is only one panel.
     """
     names = dict.fromkeys(name for panel in panels for name in panel.lines)
     style = styles(list(names))
-    published_labels = published.labels([c for panel in panels for c in panel.published])
+    coloured, grey = published_colours(panels)
+    if coloured:
+        note += "\nDotted, with names at their ends: published means over seeds."
+    if grey:
+        note += f"\nGrey: published means of {', '.join(grey)}."
     with house_style():
-        figure, grid = canvas(len(panels), alone, (4.6, 3.4))
+        figure, grid = canvas(len(panels), alone)
         for axes, panel in zip(grid, panels, strict=True):
-            _draw_published(axes, panel.published, published_labels)
+            _draw_published(axes, panel.published, coloured)
             _draw(axes, panel, style)
+            _label_published(axes, panel.published, coloured)
         handles = {str(h.get_label()): h for axes in grid for h in axes.get_lines()}
-        # The runs come before the published curves.
-        order = [*names, *published_labels.values()]
-        handles = {n: handles[n] for n in order if n in handles}
-        if handles:
-            # About twelve characters fit on an inch. The rows are filled evenly.
-            fit = max(1, int(12 * figure.get_figwidth() / (max(map(len, handles)) + 8)))
-            rows = -(-len(handles) // fit)
-            columns = -(-len(handles) // rows)
-            figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1))
-            place: Any = {"loc": "outside lower center", "ncols": columns, "handlelength": 2.2}
-            figure.legend(list(handles.values()), list(handles), **place)
-        if title:
-            _title(figure, title)
+        handles = {n: handles[n] for n in names if n in handles}
+        _legend(figure, handles, title)
+        _note(figure, note)
+        _finish(figure, grid)
     return figure
 
 
+def _legend(figure: "Figure", handles: Mapping[str, Any], title: str) -> None:
+    """Write the title of a figure and below it the legend, in rows that are filled evenly."""
+    if not handles:
+        _title(figure, title)
+        return
+    # About twelve characters fit on an inch.
+    fit = max(1, int(12 * figure.get_figwidth() / (max(map(len, handles)) + 8)))
+    rows = -(-len(handles) // fit)
+    columns = -(-len(handles) // rows)
+    figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1))
+    # The layout would draw a title of the figure over a legend outside of the axes.
+    text = _wrap_title(figure, title)
+    figure.set_figheight(figure.get_figheight() + 0.2 * text.count("\n"))
+    look: Any = {"title_fontproperties": {"size": 11.5, "weight": "bold"}} if text else {}
+    look |= {"loc": "outside upper left", "ncols": columns, "handlelength": 2.2}
+    figure.legend(
+        list(handles.values()), list(handles), title=text or None, alignment="left", **look
+    )
+
+
+def _finish(figure: "Figure", grid: Sequence["Axes"]) -> None:
+    """Wrap titles and labels at the width of their axes, which is known once they are laid out."""
+    matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    first = grid[0].get_ylabel()
+    for axes in grid[1:]:
+        if axes.get_ylabel() == first:
+            axes.set_ylabel("")
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    titles, labels = [0], [0]
+    for axes in grid:
+        width = axes.get_window_extent().width / figure.dpi
+        # About eleven characters of a title, and thirteen of a label, fit on an inch.
+        title = [
+            part
+            for line in axes.get_title(loc="left").split("\n")
+            for part in textwrap.wrap(line, max(12, int(11 * width)))
+        ]
+        label = textwrap.wrap(axes.get_xlabel(), max(12, int(13 * width)), **_WHOLE_WORDS)
+        axes.set_title("\n".join(title))
+        axes.set_xlabel("\n".join(label))
+        titles.append(len(title) - 1)
+        labels.append(len(label) - 1)
+    rows = -(-len(grid) // _columns(len(grid)))
+    figure.set_figheight(figure.get_figheight() + 0.17 * rows * (max(titles) + max(labels)))
+
+
+def published_colours(panels: Sequence[Panel]) -> tuple[dict[str, str], list[str]]:
+    """Return the colours of published methods by key, and the names of those drawn in grey."""
+    runs = len({name for panel in panels for name in panel.lines})
+    keys = list(dict.fromkeys(c.key for panel in panels for c in panel.published))
+    free = max(0, _MOST_COLOURS - runs)
+    names = [published.METHODS[key].name for key in keys[free:]]
+    return dict(zip(keys[:free], _PUBLISHED_COLOURS, strict=False)), names
+
+
 def _title(figure: "Figure", title: str) -> None:
-    # About ten characters of this size fit on an inch.
-    text = textwrap.fill(title, int(10 * figure.get_figwidth()))
+    text = _wrap_title(figure, title)
+    figure.set_figheight(figure.get_figheight() + 0.2 * text.count("\n"))
     figure.suptitle(text, fontsize=11.5, fontweight="bold", x=0.02, ha="left")
+
+
+def _wrap_title(figure: "Figure", title: str) -> str:
+    # About ten characters of this size fit on an inch.
+    return textwrap.fill(title, int(10 * figure.get_figwidth()))
+
+
+def _note(figure: "Figure", note: str) -> None:
+    """Write a text below a figure, and make the figure higher for it."""
+    # About fifteen characters of this size fit on an inch.
+    width = int(15 * figure.get_figwidth())
+    lines = [part for line in note.strip().split("\n") for part in textwrap.wrap(line, width)]
+    if lines:
+        figure.set_figheight(figure.get_figheight() + 0.15 * len(lines))
+        look: Any = {"fontsize": 8.5, "color": _FAINT, "x": 0.02, "ha": "left"}
+        figure.supxlabel("\n".join(lines), **look)
 
 
 def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
     """Draw one panel at half the width of a report, which has one legend for all of them."""
     with house_style():
-        figure, (axes,) = canvas(1, (4.8, 2.9), (4.8, 2.9))
+        figure, (axes,) = canvas(1, (4.8, 2.9))
         _draw(axes, panel, style)
     return figure
 
@@ -198,21 +289,16 @@ def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
     names = list(dict.fromkeys(name for panel in panels for name in panel.values))
     style = styles(names)
     shared = all(len(panel.values) == len(names) for panel in panels)
-    height = 1.5 + 0.34 * max((len(panel.values) for panel in panels), default=1)
+    height = 1.5 + 0.36 * max((len(panel.values) for panel in panels), default=1)
     with house_style():
-        figure, grid = canvas(len(panels), (7.2, height), (3.9 if shared else 4.9, height))
+        figure, grid = canvas(len(panels), (7.2, height), height)
         for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
             _draw_bars(axes, panel, style)
             if shared and i % _columns(len(panels)):
                 axes.tick_params(labelleft=False)
         _title(figure, title)
-        if note:
-            # About sixteen characters of this size fit on an inch.
-            width = int(16 * figure.get_figwidth())
-            lines = [part for line in note.split("\n") for part in textwrap.wrap(line, width)]
-            figure.set_figheight(figure.get_figheight() + 0.14 * (len(lines) - 1))
-            look: Any = {"fontsize": 8.5, "color": _FAINT, "x": 0.02, "ha": "left"}
-            figure.supxlabel("\n".join(lines), **look)
+        _note(figure, note)
+        _finish(figure, grid)
     return figure
 
 
@@ -225,25 +311,32 @@ def mixed(panels: Sequence[Panel | Bars], *, title: str) -> "Figure":
     most = max(len(p.values) for p in panels if isinstance(p, Bars))
     height = max(3.6, 1.6 + 0.34 * most)
     with house_style():
-        figure, grid = canvas(len(panels), (7.2, height), (4.9, height))
+        figure, grid = canvas(len(panels), (7.2, height), height)
         for axes, panel in zip(grid, panels, strict=True):
             if isinstance(panel, Bars):
                 _draw_bars(axes, panel, style)
             else:
                 _draw(axes, panel, style)
         _title(figure, title)
+        _finish(figure, grid)
     return figure
 
 
-def png(figure: "Figure", dpi: int = 160) -> bytes:
-    """Return a figure as a PNG file; the same figure always gives the same bytes."""
+def encode(figure: "Figure", kind: str = "png", dpi: int = 160) -> bytes:
+    """Return a figure as a file of a kind, "png" or "pdf"; equal figures give equal bytes."""
     matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    metadata = {"Software": None} if kind == "png" else {"CreationDate": None}
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     return buffer.getvalue()
+
+
+def png(figure: "Figure", dpi: int = 160) -> bytes:
+    """Return a figure as a PNG file, see `encode`."""
+    return encode(figure, "png", dpi)
 
 
 def matplotlib() -> ModuleType:
@@ -284,17 +377,17 @@ def blank(width: float, height: float) -> "Figure":
 
 
 def canvas(
-    count: int, alone: tuple[float, float], each: tuple[float, float]
+    count: int, alone: tuple[float, float], height: float = 3.0
 ) -> tuple["Figure", list["Axes"]]:
     """Return a figure with `count` axes; call it inside `house_style`.
 
     Args:
       alone: size in inches if `count` is 1.
-      each: size in inches of each of several axes.
+      height: of each of several axes, in inches.
     """
     columns = _columns(count)
     rows = -(-count // columns)
-    figure = blank(*(alone if count == 1 else (each[0] * columns, each[1] * rows)))
+    figure = blank(*(alone if count == 1 else (WIDTH, height * rows)))
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for unused in axes[count:]:
         unused.remove()
@@ -304,7 +397,6 @@ def canvas(
 def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
     values, bands = _draw_lines(axes, panel, style)
     values += [c.mean for c in panel.published]
-    bands += [c.mean + side * np.nan_to_num(c.std) for c in panel.published for side in (-1, 1)]
     data = np.concatenate(values)
     data = data[data > 0] if panel.scale == "log" else data
     if data.size:
@@ -314,7 +406,7 @@ def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
         axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=_FAINT)
     if panel.mark is not None:
         axes.axvline(panel.mark, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_title("\n".join(textwrap.fill(line, 44) for line in panel.title.split("\n")))
+    axes.set_title(panel.title)
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
     axes.set_xlim(left=0)
@@ -334,39 +426,79 @@ def _draw_lines(
                 look |= {"linestyle": ":", "linewidth": 1.5}
             elif len(steps) < 4:
                 look |= {"marker": "o", "markersize": 4}
-            mean, low, high = (panel.bands or {}).get(name) or statistics.interval(values)
+            band = (panel.bands or {}).get(name)
+            mean, low, high = band or statistics.interval(values, bounds=panel.bounds)
             axes.plot(steps, mean, **look)
-            if not dotted:
-                axes.fill_between(steps, low, high, color=look["color"], alpha=shade, linewidth=0)
             drawn.append(values[np.isfinite(values)])
-            bounds += [low[np.isfinite(low)], high[np.isfinite(high)]]
+            if dotted:
+                continue
+            if band is not None or len(values) >= MIN_SEEDS:
+                axes.fill_between(steps, low, high, color=look["color"], alpha=shade, linewidth=0)
+                bounds += [low[np.isfinite(low)], high[np.isfinite(high)]]
+            elif len(values) > 1:
+                _draw_single(axes, steps, values, style[name])
+    for name, parts in (panel.single or {}).items():
+        for steps, values in parts:
+            _draw_single(axes, steps, values, style[name])
+            drawn.append(values[np.isfinite(values)])
     return drawn, bounds
 
 
-def _draw_published(axes: "Axes", curves: Sequence[Published], labels: Mapping[str, str]) -> None:
-    """Draw means over seeds, with the standard deviation shaded."""
-    order = list(published.METHODS)
-    for c in curves:
-        i = order.index(c.key)
-        colour = _PUBLISHED_COLOURS[i % len(_PUBLISHED_COLOURS)]
-        look: dict[str, Any] = {
-            "color": colour,
-            "marker": _MARKS[i % len(_MARKS)],
-            "markersize": 4,
-            "zorder": 1,
-        }
-        axes.plot(c.frames, c.mean, linewidth=1.2, linestyle=":", label=labels[c.key], **look)
-        if len(c.frames) > 1:
-            low, high = c.mean - c.std, c.mean + c.std
-            axes.fill_between(c.frames, low, high, color=colour, alpha=0.1, linewidth=0, zorder=0)
-        else:
-            axes.errorbar(c.frames, c.mean, np.nan_to_num(c.std), color=colour, capsize=2, zorder=0)
+def _draw_single(axes: "Axes", steps: np.ndarray, values: np.ndarray, style: Style) -> None:
+    """Draw each of some seeds as a thin line."""
+    look: dict[str, Any] = {**style, "linewidth": 0.8, "alpha": 0.5, "label": "_"}
+    if len(steps) == 1:
+        look |= {"marker": ".", "markersize": 4}
+    axes.plot(steps, values.T, **look)
+
+
+def _draw_published(axes: "Axes", curves: Sequence[Published], coloured: Mapping[str, str]) -> None:
+    """Draw means over seeds, in grey without a colour."""
+    marks = dict(zip(coloured, _MARKS, strict=False))
+    for c in sorted(curves, key=lambda c: c.key in coloured):
+        look: dict[str, Any] = {"color": _GREY, "linewidth": 1, "zorder": 0, "marker": "."}
+        if c.key in coloured:
+            look = {"color": coloured[c.key], "linewidth": 1.2, "linestyle": ":", "zorder": 1}
+            look |= {"marker": marks[c.key], "markersize": 3.5}
+        axes.plot(c.frames, c.mean, label=f"_{c.key}", **look)
+
+
+def _label_published(
+    axes: "Axes", curves: Sequence[Published], coloured: Mapping[str, str]
+) -> None:
+    """Write the names of published methods next to the ends of their curves."""
+    shown = [c for c in curves if c.key in coloured]
+    if not shown:
+        return
+    right = max(float(line.get_xdata()[-1]) for line in axes.get_lines())  # type: ignore[index,arg-type]
+    axes.set_xlim(right=1.24 * right)
+    low, high = axes.get_ylim()
+    figure: Any = axes.figure
+    rows = axes.get_subplotspec().get_gridspec().nrows  # type: ignore[union-attr]
+    # The height of a line of text, as a share of the axes, which have two thirds of their place.
+    line = 0.13 / (0.66 * figure.get_figheight() / rows) * (high - low)
+    ends = sorted(shown, key=lambda c: float(c.mean[-1]))
+    places = np.array([float(c.mean[-1]) for c in ends])
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + line)
+    places = np.minimum(places, high - line * np.arange(len(places))[::-1])
+    for c, y in zip(ends, places, strict=True):
+        place = (float(c.frames[-1]), float(c.mean[-1]))
+        axes.annotate(
+            published.METHODS[c.key].name,
+            place,
+            (1.03 * right, y),
+            color=coloured[c.key],
+            fontsize=8.5,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": coloured[c.key], "linewidth": 0.5},
+        )
 
 
 def _limit(axes: "Axes", panel: Panel, data: np.ndarray, bands: np.ndarray) -> None:
     low, high = float(data.min()), float(data.max())
     if panel.scale == "linear" and bands.size:
-        # The t interval of two seeds is huge, and must not flatten the curves.
+        # The t interval of few seeds is huge, and must not flatten the curves.
         room = 0.3 * (high - low)
         low = max(min(low, float(bands.min())), low - room)
         high = min(max(high, float(bands.max())), high + room)
@@ -389,7 +521,8 @@ def _limit(axes: "Axes", panel: Panel, data: np.ndarray, bands: np.ndarray) -> N
 
 def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
     names = list(panel.values)
-    reach = max((np.nanmax([*v, 0.0]) for v in panel.values.values()), default=1.0) or 1.0
+    ends = [0.0, *(x for v in panel.values.values() for x in v if np.isfinite(x))]
+    reach = (max(ends) - min(ends)) or 1.0
     for place, name in enumerate(names):
         point, low, high = panel.values[name]
         hatch = None if style[name]["linestyle"] == "-" else "///"
@@ -410,12 +543,13 @@ def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
         axes.text(end + 0.03 * reach, place, text, va="center", fontsize=9)
     if panel.reference is not None:
         axes.axvline(panel.reference, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 24, **_WHOLE_WORDS) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(right=1.2 * max(reach, panel.most or 0.0))
+    axes.set_xlim(right=max(*ends, panel.most or 0.0) + 0.2 * reach)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title("\n".join(textwrap.fill(line, 44) for line in panel.title.split("\n")))
+    axes.set_title(panel.title)
     axes.set_xlabel(panel.xlabel)
 
 

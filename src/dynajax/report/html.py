@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from dynajax.report.figures import Panel, Style, png, small
+from dynajax.report.figures import LINES, Panel, Style, png, small
 
 
 class Image(NamedTuple):
@@ -19,6 +19,13 @@ class Image(NamedTuple):
     source: str  # a data URI
     caption: str
     wide: bool = False  # as wide as the report
+
+
+class Video(NamedTuple):
+    """A video with its heading."""
+
+    heading: str
+    source: str  # a data URI
 
 
 class Grid(NamedTuple):
@@ -41,6 +48,11 @@ def image(heading: str, data: bytes, caption: str, *, wide: bool = False) -> Ima
     return Image(heading, source, caption, wide)
 
 
+def video(heading: str, data: bytes) -> Video:
+    """Return a video that contains the MP4 `data`."""
+    return Video(heading, f"data:video/mp4;base64,{base64.b64encode(data).decode()}")
+
+
 def figure_grid(panels: Sequence[tuple[Panel, str]], style: Mapping[str, Style]) -> Grid:
     """Draw panels as small figures with their captions; panels without lines are left out."""
     images = [
@@ -52,7 +64,7 @@ def figure_grid(panels: Sequence[tuple[Panel, str]], style: Mapping[str, Style])
 
 
 def plain_text(sentence: str) -> str:
-    """Return a sentence without its marks of emphasis, for a terminal."""
+    """Return a sentence without its marks of bold text, for a terminal."""
     return sentence.replace("**", "")
 
 
@@ -72,9 +84,11 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["emphasis"] = _emphasis
+    environment.globals["lines"] = LINES
     return environment
 
 
 def _emphasis(sentence: str) -> Markup:
-    """Escape a sentence and make what stands between ** bold."""
-    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(sentence))))
+    """Escape a sentence, and mark what stands between ** as bold and between ` as code."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(sentence)))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))

@@ -15,7 +15,7 @@ from dynajax.report.statistics import ConfidenceInterval
 from dynajax.types import UsageError
 
 #: The unit of returns relative to the baseline.
-BASELINE_UNIT = "same agent, model-free = 100"
+BASELINE_UNIT = "model-free = 100"
 #: Explanation of the last columns of the table.
 _COLUMNS = (
     "The baseline of a method is the same agent, model-free. P(improvement): probability that a "
@@ -39,17 +39,21 @@ def _count_name(curves: dict[str, Curve]) -> str:
 
 
 def common_frames(task: str, curves: dict[str, Curve]) -> tuple[int, list[str]]:
-    """Return the last frames at which all curves of a task have an evaluation, and notes on them.
+    """Return the largest number of frames that all curves of a task cover, and notes on them.
 
     Raises:
-      UsageError: there is no such evaluation.
+      UsageError: there is no such number, or a curve has no finite return there.
     """
     count = _count_name(curves)
-    common = set.intersection(*(set(c.frames.tolist()) for c in curves.values()))
-    if not common:
-        raise UsageError(f"{task}: its runs have no evaluation step in common")
-    frames = max(common)
-    notes = []
+    last = min(curves.values(), key=lambda c: int(c.frames[-1]))
+    late = max(curves.values(), key=lambda c: int(c.frames[0]))
+    frames = int(last.frames[-1])
+    if frames < late.frames[0]:
+        raise UsageError(
+            f"{task}: {last.label} ends at {frames:,} {count}, before the first evaluation of "
+            f"{late.label} at {int(late.frames[0]):,}; compare them when it has been trained longer"
+        )
+    notes = [note for curve in curves.values() for note in curve.notes]
     ends = sorted({int(c.frames[-1]) for c in curves.values()})
     presets = sorted({c.run.config["preset"] for c in curves.values()})
     if len(ends) > 1:
@@ -57,6 +61,8 @@ def common_frames(task: str, curves: dict[str, Curve]) -> tuple[int, list[str]]:
             f"{task}: compared at {frames:,} {count}, the largest number that all runs have "
             f"(they end at {' and '.join(f'{e:,}' for e in ends)})."
         )
+    if any(frames not in c.frames for c in curves.values()):
+        notes.append(f"{task}: returns between two evaluations are interpolated linearly.")
     if len(presets) > 1:
         notes.append(
             f"{task}: runs of presets {' and '.join(presets)}, compared at {frames:,} {count}."
@@ -106,7 +112,7 @@ def compare(tasks: Tasks) -> tuple[list[dict[str, Any]], list[Bars], list[str]]:
         shown = {n: 100 * final[n] / iqms[n] for n in iqms} if relative else final
         panels.append(
             Bars(
-                f"{task}\n{protocol(curves, frames)}",
+                f"{task}\n{_thousands(frames)} {_count_name(curves)}",
                 f"final return, {BASELINE_UNIT}" if relative else "final return",
                 {n: statistics.stratified_bootstrap([v]) for n, v in shown.items()},
                 100.0 if relative else None,
@@ -158,11 +164,8 @@ def _row(
     return row
 
 
-def protocol(curves: dict[str, Curve], frames: int) -> str:
-    """Return preset and length of runs for a title: "preset quick, 10k steps"."""
-    presets = "+".join(sorted({c.run.config["preset"] for c in curves.values()}))
-    length = f"{frames / 1000:g}k" if frames >= 1000 else frames
-    return f"preset {presets}, {length} {_count_name(curves)}"
+def _thousands(count: int) -> str:
+    return f"{count / 1000:g}k" if count >= 1000 else str(count)
 
 
 def _number(value: float) -> str:

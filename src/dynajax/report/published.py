@@ -24,23 +24,24 @@ class Method(NamedTuple):
     widths: str | None  # of its networks, actor/critic where they differ; None: not known
 
 
-#: By the name that `--published` takes; numbers from the papers and configurations of the methods.
+#: By the name that `--published` takes; numbers from the papers and configurations of the methods. The
+#: best known come first: a figure has colours for a few.
 METHODS = {
     "sac": Method("SAC", None, None),
     "simba": Method("SimBa", 2, "128/512 wide"),
-    "simba-utd4": Method("SimBa", 4, "128/512 wide"),
-    "simba-utd8": Method("SimBa", 8, "128/512 wide"),
-    "simba-utd8-resets": Method("SimBa with resets", 8, "128/512 wide"),
-    "simbav2-utd1": Method("SimbaV2", 1, None),
-    "simbav2-utd2": Method("SimbaV2", 2, None),
-    "simbav2-utd4": Method("SimbaV2", 4, None),
-    "simbav2": Method("SimbaV2", 8, None),
-    "simbav2-resets": Method("SimbaV2 with resets", 8, None),
-    "bro-utd2": Method("BRO", 2, "256/512 wide"),
     "bro": Method("BRO", 10, "256/512 wide"),
-    "mr.q": Method("MR.Q", 1, "512 wide"),
     "td-mpc2": Method("TD-MPC2", 1, "512 wide"),
+    "simbav2": Method("SimbaV2", 8, None),
+    "mr.q": Method("MR.Q", 1, "512 wide"),
     "wimle": Method("WIMLE", 10, "model 512 wide"),
+    "simba-utd4": Method("SimBa with UTD 4", 4, "128/512 wide"),
+    "simba-utd8": Method("SimBa with UTD 8", 8, "128/512 wide"),
+    "simba-utd8-resets": Method("SimBa with UTD 8 and resets", 8, "128/512 wide"),
+    "simbav2-utd1": Method("SimbaV2 with UTD 1", 1, None),
+    "simbav2-utd2": Method("SimbaV2 with UTD 2", 2, None),
+    "simbav2-utd4": Method("SimbaV2 with UTD 4", 4, None),
+    "simbav2-resets": Method("SimbaV2 with resets", 8, None),
+    "bro-utd2": Method("BRO with UTD 2", 2, "256/512 wide"),
     "xqc": Method("XQC", 2, None),
     "dr.q": Method("DR.Q", 1, "512 wide"),
     "flashsac": Method("FlashSAC", None, None),
@@ -143,7 +144,7 @@ def labels(curves: Sequence[Published]) -> dict[str, str]:
         seeds = sorted({n for c in curves if c.key == key for n in c.seeds})
         repeats = sorted({c.repeat for c in curves if c.key == key})
         parts = [
-            "" if method.updates is None else f"UTD {method.updates}",
+            "" if method.updates is None or "UTD" in method.name else f"UTD {method.updates}",
             f"repeat {_range(repeats)}",
             method.widths or "",
             f"{_range(seeds)} seeds",

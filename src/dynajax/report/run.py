@@ -2,12 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynajax.algorithms import ALGORITHMS, Algorithm
 from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
 
@@ -15,6 +17,11 @@ from dynajax.types import UsageError
 _AGENT_NAMES = {"sac": "SAC", "simba": "SimBa", "bro": "BRO"}
 #: What reports need of a configuration.
 _NEEDED = ("agent_name", "algo", "env", "preset", "steps", "task", "trust_name", "variants")
+
+
+#: The lowest and the highest return of an episode in most tasks of dm_control: the sum of 1,000
+#: rewards from 0 to 1.
+DM_CONTROL_RETURNS = (0.0, 1000.0)
 
 
 class Run(NamedTuple):
@@ -110,6 +117,18 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     yield from ((n, text) for n, text in enumerate(complete.split("\n"), 1) if text)
 
 
+def is_dm_control(task: str) -> bool:
+    """Return whether a task is one of the DeepMind Control Suite."""
+    return ":" not in task and not re.search(r"-v\d+$", task)
+
+
+def return_bounds(task: str) -> tuple[float, float]:
+    """Return the lowest and the highest possible return, infinite where they are not known."""
+    # The costs of lqr are not limited.
+    known = is_dm_control(task) and not task.startswith("lqr-")
+    return DM_CONTROL_RETURNS if known else (-np.inf, np.inf)
+
+
 def series(run: Run, kind: str, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return a metric over training, by the label of the variant's curve.
 
@@ -152,22 +171,73 @@ def last_state_r2(run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def label(run: Run, variant: str) -> str:
+def label(
+    run: Run, variant: str, *, agent: bool = False, extra: Sequence[str] = (), bare: bool = False
+) -> str:
     """Return the name of a variant in comparisons of runs.
 
-    Examples: "SAC (model-free)", "MBPO", "MBPO scale,target", "MBPO SimBa scale trust=m2ac".
+    A run is named after the algorithm whose settings it has, or after the one from which it differs
+    in the fewest settings; those that differ are listed. Examples: "SimBa (model-free)", "MBPO",
+    "MBPO + scale, target", "dynajax (real_fraction=0.9)", "MBPO + scale + trust m2ac".
+
+    Args:
+      agent: name the agent of a run with a model, to tell it from the same run of another agent.
+      extra: what else distinguishes the run, such as "learn.utd=1".
+      bare: leave out what distinguishes the variant: its fixes and values.
     """
-    config = run.config
+    config, (fixes, *values) = run.config, variant.split(";")
     if config["algo"] == "model-free":
-        words, trust = [model_free_label(run)], "none"
-    else:
-        agent, trust = config["agent_name"], config["trust_name"]
-        words = ["MBPO", *([_AGENT_NAMES.get(agent, agent)] if agent != "sac" else [])]
-    if variant != "none":
-        words.append(variant.removeprefix("none;"))
-    if trust != "none":
-        words.append(f"trust={trust}")
-    return " ".join(words)
+        base = model_free_label(run)
+        own = [*([fixes] if fixes != "none" else []), *values]
+        details = [*([] if bare else own), *extra]
+        return f"{base.removesuffix(')')}, {', '.join(details)})" if details else base
+    row, changed = _closest_algorithm(config)
+    words = [row.title]
+    if not bare and fixes != (row.fix or "none"):
+        words.append("no fix" if fixes == "none" else fixes.replace(",", ", "))
+    if config["trust_name"] != row.trust:
+        words.append(f"trust {config['trust_name']}")
+    if (oracle := config.get("oracle", "none")) != "none":
+        words.append(f"oracle {oracle}")
+    if len(changed) > 2:
+        changed = [f"{len(changed)} settings of the algorithm changed"]
+    name = config["agent_name"]
+    details = [
+        *([_AGENT_NAMES.get(name, name)] if agent else []),
+        *changed,
+        *([] if bare else values),
+        *extra,
+    ]
+    return " + ".join(words) + (f" ({', '.join(details)})" if details else "")
+
+
+def _closest_algorithm(config: Mapping[str, Any]) -> tuple[Algorithm, list[str]]:
+    """Return the algorithm with the fewest settings that differ, and these, as "NAME=VALUE".
+
+    Runs of older versions combined today's settings under another name.
+    """
+    rows = {name: row for name, row in ALGORITHMS.items() if name != "model-free"}
+    # `min` returns the first of equals: the algorithm that the run was started with.
+    names = [config["algo"], *(name for name in rows if name != config["algo"])]
+    found = [(rows[name], _changed_settings(config, rows[name])) for name in names if name in rows]
+    if not found:
+        return Algorithm(str(config["algo"]), "", {}, config["trust_name"]), []
+    row, changed = min(
+        found, key=lambda item: len(item[1]) + (item[0].trust != config["trust_name"])
+    )
+    return row, changed
+
+
+def _changed_settings(config: Mapping[str, Any], row: Algorithm) -> list[str]:
+    """Return the settings of an algorithm that a configuration has, but with another value."""
+    changed = []
+    for path, value in row.settings.items():
+        group, name = path.split(".")
+        wanted = list(value) if isinstance(value, tuple) else value
+        used = (config.get(group) or {}).get(name, wanted)
+        if used != wanted:
+            changed.append(f"{name}={','.join(map(str, used)) if isinstance(used, list) else used}")
+    return changed
 
 
 def model_free_label(run: Run) -> str:

@@ -14,25 +14,34 @@ import numpy as np
 
 from dynajax.report import charts, dimensions, figures, html, published, statistics
 from dynajax.report.figures import Panel, Series
-from dynajax.report.html import Image, Table
-from dynajax.report.run import Run, curve_label, label, last_state_r2, read_run, series
+from dynajax.report.html import Image, Table, Video
+from dynajax.report.run import (
+    Run,
+    curve_label,
+    label,
+    last_state_r2,
+    read_run,
+    return_bounds,
+    series,
+)
 from dynajax.runs.directory import write_atomically
 
 #: Inches of a figure as wide as the report, so that its text is readable on a phone.
 _WIDE = (5.6, 3.7)
-_CURVES_CAPTION = """Evaluation with the deterministic policy: mean over seeds, with the 95 % t interval
-over seeds shaded. Higher is better."""
+_CURVES_CAPTION = f"""Evaluation with the deterministic policy; higher is better. {figures.LINES}, cut
+at the lowest and the highest possible return where these are known."""
 _PUBLISHED_CAPTION = """The same curves by frames (simulator steps), with published curves of the same
-task: mean over seeds, with the standard deviation shaded where one was published. Published curves end
-where this run does, or at their first evaluation if that is later. UTD is gradient updates per agent
-step, repeat is frames per agent step; widths are those of the networks (actor/critic)."""
-_DIMS_CAPTION = """R² of the change of each state dimension in one step, for the last fit on held-out
-transitions: 1 is perfect, 0 is no better than predicting the mean (values below -1 are clipped); mean
-over seeds. Dimensions that did not vary have no mark."""
+task: means over seeds, dotted with their names at their ends, or grey. They end where this run does, or
+at their first evaluation if that is later."""
+_DIMS_CAPTION = """Share of the variance of each state dimension's change in one step that the model does
+not explain, 1 - R², for the last fit on held-out transitions: lower is better, and 1 (grey line) is no
+better than predicting the mean; mean over seeds. Dimensions that did not vary have no mark."""
 _START_CAPTION = """Discounted values of the first states of the episodes of the last evaluation, mean over
 seeds. The critic's value includes the entropy bonus of SAC, the return does not."""
 _ACCEPTED_CAPTION = """Share of the rollouts whose step of this number the agent learned from, at the last
 evaluation."""
+#: Largest size of all embedded videos together, in bytes; the others are linked.
+MAX_VIDEOS = 16 * 2**20
 
 
 def write_report(folder: str | Path) -> Path:
@@ -45,13 +54,12 @@ def write_report(folder: str | Path) -> Path:
       UsageError: see `read_run`.
     """
     run = read_run(folder)
-    title = f"{run.config['env']}: {label(run, 'none')}, preset {run.config['preset']}"
-    if run.config.get("oracle", "none") != "none":
-        title += f", oracle {run.config['oracle']}"
-    if run.repeat > 1:
-        title += f", {run.repeat} frames per step"
+    variants = run.config["variants"]
+    # Several variants are named in the legend. Without fixes, the label is that of the algorithm.
+    title = f"{run.config['env']}: {label(run, variants[0], bare=len(variants) > 1)}"
     evals: Series = {curve_label(run, v): (run.steps, values) for v, values in run.evals.items()}
-    panel = Panel(evals, figures.RETURN, include=0.0).in_frames(run.repeat)
+    bounds = return_bounds(run.config["env"])
+    panel = Panel(evals, figures.RETURN, include=0.0, bounds=bounds).in_frames(run.repeat)
     write_atomically(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
     path = run.folder / "report.html"
     write_atomically(path, _html(run, title, panel))
@@ -66,8 +74,11 @@ def _html(run: Run, title: str, panel: Panel) -> bytes:
         *charts.panels(charts.CRITIC, partial(series, run, "learn"), run.repeat),
     ]
     sources, published_curves = _published(run, panel)
+    videos, links = _videos(run.folder)
     context = {
         "sentences": headline(run),
+        "videos": videos,
+        "video_links": links,
         "curves": html.image("", curves, _CURVES_CAPTION, wide=True),
         "final_returns": _final_returns(run),
         "styles": style,
@@ -109,7 +120,21 @@ def _published(run: Run, panel: Panel) -> tuple[list[str], Image | None]:
     both = panel._replace(lines=lines, xlabel=figures.FRAMES, published=shown)
     size = (_WIDE[0], _WIDE[1] + 0.9)
     data = figures.png(figures.curves([both], alone=size))
-    return published.sources(shown), html.image("", data, _PUBLISHED_CAPTION, wide=True)
+    sources = [*published.labels(shown).values(), *published.sources(shown)]
+    return sources, html.image("", data, _PUBLISHED_CAPTION, wide=True)
+
+
+def _videos(folder: Path) -> tuple[list[Video], list[str]]:
+    """Return the videos of a run to embed, and the names of those that are too large for that."""
+    embedded, linked, size = [], [], 0
+    for path in sorted(folder.glob("video-*.mp4")):
+        size += path.stat().st_size
+        if size > MAX_VIDEOS:
+            linked.append(path.name)
+        else:
+            name = path.stem.removeprefix("video-").replace("+", ",")
+            embedded.append(html.video(name, path.read_bytes()))
+    return embedded, linked
 
 
 def _dims(run: Run) -> Image | None:
@@ -148,9 +173,12 @@ def headline(run: Run) -> list[str]:
     if not run.evals or not run.steps.size:
         return ["**No evaluation has been written yet.**"]
     final = {v: values[:, -1] for v, values in run.evals.items()}
-    sentences = [_result(run, final), _extent(run, final)]
-    if "none" in final:
-        sentences += [_difference_to_none(run, v, final) for v in final if v != "none"]
+    sentences = [_verdict(run, final), _extent(run, final)]
+    reference, *others = _ordered(final)
+    if others:
+        sentences += [_difference(run, v, reference, final) for v in others]
+    if len(others) > 1:
+        sentences.append("These intervals are not corrected for the number of comparisons.")
     dropped = max((line.get("dropped") or 0 for line in run.metrics["time"]), default=0)
     if dropped:
         sentences.append(
@@ -160,27 +188,62 @@ def headline(run: Run) -> list[str]:
     return sentences
 
 
-def _result(run: Run, final: Mapping[str, np.ndarray]) -> str:
-    means = {v: float(statistics.interval(x).point) for v, x in final.items()}
-    first, *others = sorted(means, key=lambda v: -np.nan_to_num(means[v], nan=-np.inf))
-    result = f"**{statistics.format_mean(final[first])}**"
+def _ordered(final: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the variants, the one that the others are compared with first."""
+    return sorted(final, key=lambda v: v != "none")
+
+
+def _verdict(run: Run, final: Mapping[str, np.ndarray]) -> str:
+    """Return the result of a run in one sentence."""
+    reference, *others = _ordered(final)
+    seeds = max(len(x) for x in final.values())
+    so_far = "So far: " if run.steps[-1] < run.config["steps"] else ""
     if not others:
-        return f"Final return {result}."
-    lead = statistics.difference(final[others[0]], final[first])
-    return (
-        f"**{curve_label(run, first)}** has the highest of {len(final)} mean final returns: "
-        f"{result}. The difference to {curve_label(run, others[0])} is "
-        f"{statistics.format_interval(lead)}."
-    )
+        result = statistics.format_mean(final[reference], return_bounds(run.config["env"]))
+        return f"{so_far}**Final return {result}**, {_count(seeds)}."
+    gaps = {v: statistics.difference(final[reference], final[v]) for v in others}
+    names = f"`{reference}`"
+    if len(others) == 1:
+        [(other, gap)] = gaps.items()
+        result = f": {statistics.format_interval(gap)}, {_count(seeds)} each."
+        if not np.isfinite(gap.low):
+            return (
+                f"{so_far}**No verdict on `{other}` and {names}**: the difference of their final "
+                f"returns is {statistics.format_number(gap.point)}, but an interval needs two seeds "
+                "with finite returns."
+            )
+        if gap.low > 0 or gap.high < 0:
+            relation = "higher" if gap.low > 0 else "lower"
+            return f"{so_far}**`{other}` has a {relation} final return than {names}**{result}"
+        return f"{so_far}**No detectable difference between {names} and `{other}`**{result}"
+    groups = {
+        f"Higher final return than {names}": [v for v, gap in gaps.items() if gap.low > 0],
+        f"Lower final return than {names}": [v for v, gap in gaps.items() if gap.high < 0],
+        f"No detectable difference to {names}": [
+            v for v, gap in gaps.items() if gap.low <= 0 <= gap.high
+        ],
+        f"No verdict against {names}": [v for v, gap in gaps.items() if not np.isfinite(gap.low)],
+    }
+    parts = [
+        f"**{relation}: {', '.join(f'`{v}`' for v in found)}.**"
+        for relation, found in groups.items()
+        if found
+    ]
+    return f"{so_far}{' '.join(parts)} {_count(seeds).capitalize()} each."
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _extent(run: Run, final: Mapping[str, np.ndarray]) -> str:
     config, end = run.config, int(run.steps[-1])
     seeds = max(len(x) for x in final.values())
     done = f"Not finished: {end:,} of {config['steps']:,}" if end < config["steps"] else f"{end:,}"
+    each = f", {run.repeat} frames per step" if run.repeat > 1 else ""
     return (
-        f"{done} environment steps ({run.frames[-1]:,} frames) on {config['env']}, preset "
-        f"{config['preset']}, {seeds} seed{'s' if seeds > 1 else ''}"
+        f"{done} environment steps ({run.frames[-1]:,} frames{each}) on {config['env']}, agent "
+        f"{config['agent_name']}, preset {config['preset']}, {_count(seeds)}"
         f"{' per variant' if len(final) > 1 else ''}. "
         + (
             "Ranges are 95 % t intervals over seeds; if the interval of a difference contains 0, "
@@ -191,11 +254,11 @@ def _extent(run: Run, final: Mapping[str, np.ndarray]) -> str:
     )
 
 
-def _difference_to_none(run: Run, variant: str, final: Mapping[str, np.ndarray]) -> str:
-    """Compare a variant with the published targets."""
-    gap = statistics.difference(final["none"], final[variant])
-    sentence = f"**{variant}** minus none: final return {statistics.format_interval(gap)}"
-    fits = [late_reward_r2(run, v) for v in (variant, "none")]
+def _difference(run: Run, variant: str, reference: str, final: Mapping[str, np.ndarray]) -> str:
+    """Compare a variant with the reference."""
+    gap = statistics.difference(final[reference], final[variant])
+    sentence = f"`{variant}` minus `{reference}`: final return {statistics.format_interval(gap)}"
+    fits = [late_reward_r2(run, v) for v in (variant, reference)]
     if np.isfinite(fits).all():
         ours, none = (f"{r2:.2f}" for r2 in fits)
         sentence += f"; reward R² in the second half of the fits {ours} and {none}"
@@ -238,7 +301,7 @@ def _final_returns(run: Run) -> Table:
         rows.append(
             [
                 curve_label(run, variant),
-                statistics.format_mean(values[:, -1]),
+                statistics.format_mean(values[:, -1], return_bounds(run.config["env"])),
                 f"{peak:,.0f}" if np.isfinite(peak) else "-",
                 *([f"{r2:.2f}" if np.isfinite(r2) else "-"] if has_model else []),
                 str(len(values)),

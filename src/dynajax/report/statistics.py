@@ -14,6 +14,17 @@ Values = np.ndarray | Sequence[float]
 Statistic = Callable[..., Any]
 
 
+#: The lowest and the highest value that a quantity can have.
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (-np.inf, np.inf)
+#: Of R², a share of the variance.
+R2: Bounds = (-np.inf, 1.0)
+#: Of a standard deviation.
+POSITIVE: Bounds = (0.0, np.inf)
+#: Of a share or a probability.
+SHARE: Bounds = (0.0, 1.0)
+
+
 class ConfidenceInterval(NamedTuple):
     """An estimate and its 95 % interval, in the units of the values; NaN where there is none."""
 
@@ -109,7 +120,9 @@ def _bootstrap(
     return ConfidenceInterval(point, float(bounds.low), float(bounds.high))
 
 
-def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> ConfidenceInterval:
+def interval(
+    values: Values, axis: int = 0, confidence: float = 0.95, bounds: Bounds = UNBOUNDED
+) -> ConfidenceInterval:
     """Return the mean over seeds with Student's t interval, for learning curves and tables.
 
     The bootstrap would give far too narrow an interval for a handful of seeds. Values that are not
@@ -117,6 +130,7 @@ def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> Confide
 
     Args:
       values: any shape, with the seeds on `axis`.
+      bounds: the interval is cut at values that are impossible.
 
     Returns:
       Arrays of the shape of `values` without the axis; NaN where no value is finite.
@@ -130,7 +144,9 @@ def interval(values: Values, axis: int = 0, confidence: float = 0.95) -> Confide
         error = np.sqrt(np.square(deviation).sum(axis) / (count - 1) / count)
         reach = scipy.stats.t.ppf(0.5 + confidence / 2, np.maximum(count - 1, 1)) * error
     reach = np.where(count > 1, reach, np.nan)
-    return ConfidenceInterval(mean, mean - reach, mean + reach)
+    return ConfidenceInterval(
+        mean, np.maximum(mean - reach, bounds[0]), np.minimum(mean + reach, bounds[1])
+    )
 
 
 def probability_of_improvement(
@@ -271,6 +287,6 @@ def format_interval(estimate: ConfidenceInterval) -> str:
     return format_number(point) + bounds
 
 
-def format_mean(values: Values) -> str:
-    """Return the mean of (seeds,) values with its t interval, see `format_interval`."""
-    return format_interval(interval(values))
+def format_mean(values: Values, bounds: Bounds = UNBOUNDED) -> str:
+    """Return the mean of (seeds,) values with its t interval, see `interval`."""
+    return format_interval(interval(values, bounds=bounds))
