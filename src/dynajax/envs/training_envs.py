@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dynajax.config import Config
+from dynajax.envs import terminations
 from dynajax.envs.vector import VectorEnv, default_workers, episode_seed
 from dynajax.types import EnvSpec, Transition, UsageError
 
@@ -114,12 +115,9 @@ class TrainingEnvs:
         next_obs, reward, terminated, truncated = self._vector_env.step(self._indices, actions)
         valid = all_finite(next_obs, reward)
         if self._needs_termination and (terminated & valid).any():
-            name = self._spec.name
-            raise UsageError(
-                f"--env={name}: an episode terminated, but model rollouts have no termination "
-                f"function; add one with dynajax.register_termination({name.rpartition(':')[2]!r}, "
-                "function), or choose --algo=model-free"
-            )
+            first = np.flatnonzero(terminated & valid)[0]
+            steps = len(self._actions[first]) + 1
+            raise UsageError(terminations.unknown_message(self._spec.name, steps))
         discount = 1 - terminated.astype(np.float32)
         unmasked = Transition(self.obs, actions, reward, discount, next_obs)
         transition = Transition(
