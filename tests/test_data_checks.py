@@ -1,6 +1,7 @@
-"""What a task returns, compared with what the learners assume: terminations."""
+"""What a task returns, compared with what the learners assume: terminations and float32."""
 
 import json
+from typing import ClassVar
 
 import gymnasium
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ from gymnasium import spaces
 from conftest import SMALL
 from dynajax import envs, make_config, train
 from dynajax.engines.data_checks import DataChecks
+from dynajax.envs import checks, terminations
 from dynajax.envs import mjx as envs_mjx
-from dynajax.envs import terminations
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.terminations import Counts
 from dynajax.envs.training_envs import TrainingEnvs
+from dynajax.envs.vector import VectorEnv
 from dynajax.runtime.program import build
 from dynajax.types import EnvSpec, Transition, UsageError
 
@@ -142,6 +144,13 @@ def test_terminations_of_all_real_transitions_are_counted_once(register):
         assert [int(x.sum()) for x in counts] == expected.tolist()
 
 
+class Engine:
+    """An engine whose values are well resolved."""
+
+    def value_ranges(self, state):
+        return np.array([[[0.0] * 3, [1.0] * 3, [1.0] * 3]])
+
+
 def test_warning_is_given_once(register):
     name = register(Count, early)
     program = build(make_config(name, preset="paper", settings=SIZES), envs.spec(name))
@@ -152,7 +161,7 @@ def test_warning_is_given_once(register):
             n = np.float32([[t % 9 + 1, 0]])
             data = Transition(n - 1, zero[:, None], zero, np.float32(n[:, 0] < 9), n)
             state = program.insert(state, data, np.ones(1, bool))
-        messages = list(check(state, until))
+        messages = list(check(Engine(), state, until))
         assert len(messages) == (until == 20)
 
 
@@ -193,3 +202,104 @@ def test_own_time_limit_that_is_returned_as_terminated(register):
         for _ in range(9):
             host.step(np.zeros((1, 1), np.float32))
     assert "\n" not in str(error.value)
+
+
+# --- Large offsets --------------------------------------------------------------------------------
+
+
+class Far(gymnasium.Env):
+    """A position in metres with a false origin, a clock, a constant, and a reward."""
+
+    observation_space: ClassVar = spaces.Dict(
+        {
+            "position": spaces.Box(-np.inf, np.inf, (2,)),
+            "constant": spaces.Box(-np.inf, np.inf, (1,), np.float64),
+        }
+    )
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, origin=0.0, moves=1.0, reward=0.0):
+        self.origin, self.moves, self.reward = origin, moves, reward
+
+    def _obs(self):
+        where = np.array([1.0, self.origin + self.moves * self.at])
+        # A float64 simulator leaves rounding in what should be constant.
+        return {"position": where, "constant": np.array([1e6 * (1 + 1e-15 * self.at)])}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = 0.0
+        return self._obs(), {}
+
+    def step(self, action):
+        self.at += float(action[0])
+        return self._obs(), self.reward + self.at, False, False, {}
+
+
+def warning_of(register, repeat=1, workers=0, **arguments):
+    name = register(lambda **_: Far(**arguments), limit=50)
+    vector = VectorEnv(name, 2, repeat=repeat, workers=workers)
+    vector.reset([0, 1], [0, 0])
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        vector.step([0, 1], rng.uniform(-1, 1, (2, 1)))
+    ranges = vector.value_ranges([0, 1])
+    assert ranges.shape == (2, 3, 4)
+    vector.close()
+    return checks.precision_warning(name, envs.spec(name).obs_names, ranges)
+
+
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_values_that_float32_resolves_give_no_warning(register, repeat):
+    assert warning_of(register, repeat) is None
+    assert warning_of(register, repeat, origin=300.0, reward=-300.0) is None
+    assert warning_of(register, repeat, moves=1e-9, reward=0.0) is None
+
+
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_large_offset_of_an_observation_is_reported(register, repeat):
+    message = warning_of(register, repeat, origin=5e6)
+    assert "observation 2 (position[1]) is around 5e+06 and varies by" in message
+    assert "float32 resolves only 0.5 there; subtract a constant such as 5e+06" in message
+    assert "\n" not in message and "more" not in message
+
+
+def test_observation_that_float32_makes_constant_is_reported(register):
+    assert "position[1]" in warning_of(register, origin=1.7e9)
+
+
+def test_small_changes_in_a_wide_range_are_reported(register):
+    """The range is resolved, but not the change in one step, which the model predicts."""
+    ranges = np.array([[[0.0, 5e6, 0.0], [1.0, 5.002e6, 1.0], [0.1, 0.7, 0.0]]])
+    message = checks.precision_warning("Own-v0", ("x", "y"), ranges)
+    assert "observation 1 (y) is around 5.001e+06 and varies by 2e+03" in message
+    assert "by at most 0.7 in a step" in message
+
+
+def test_large_constant_reward_is_reported(register):
+    message = warning_of(register, reward=1e8)
+    assert "the reward is around 1e+08" in message and "in a step" not in message
+
+
+def test_far_action_bounds_are_reported():
+    spec = EnvSpec("Own-v0", 1, 2, 10, ("x",), None, ((-1.0, 1e6), (1.0, 1e6 + 1)))
+    message = checks.bounds_warning(spec)
+    assert message.startswith("--env=Own-v0: action 1 is between 1000000 and 1000001, but float32")
+    assert checks.bounds_warning(spec._replace(bounds=((-1.0, 0.0), (1.0, 1e6)))) is None
+    assert checks.bounds_warning(spec._replace(bounds=None)) is None
+
+
+def test_ranges_are_no_longer_recorded_after_the_first_observations():
+    ranges = checks.ValueRanges(1)
+    for t in range(checks.ValueRanges.MEASURED + 10):
+        ranges.add(np.array([float(t)]), None if t == 0 else -float(t))
+    assert not ranges.open
+    last = checks.ValueRanges.MEASURED - 1
+    np.testing.assert_array_equal(ranges.array(), [[0, -last], [last, -1], [1, 1]])
+
+
+def test_training_reports_a_large_offset_once(register, tmp_path, capsys):
+    name = register(lambda **_: Far(origin=5e6), terminations.never)
+    config = make_config(name, algo="model-free", preset="paper", steps=100, settings=SIZES)
+    train(config, tmp_path)
+    assert capsys.readouterr().out.count("(position[1]) is around 5e+06") == 1

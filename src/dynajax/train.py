@@ -12,6 +12,7 @@ from dynajax import envs, schedule
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
 from dynajax.engines.data_checks import DataChecks
+from dynajax.envs import checks
 from dynajax.envs.terminations import TIME_LIMIT
 from dynajax.runs.writer import MAX_DROPPED_STEPS, RunWriter
 from dynajax.runtime import distributed
@@ -82,7 +83,7 @@ def train(
         while step < config.steps and not interrupted():
             state, interval = run_until_evaluation(program, engine, clock, state, step, stop)
             step = interval.step
-            for message in check(state, step):
+            for message in check(engine, state, step):
                 writer.warn(message)
             _write(interval, state, program, engine, clock, writer)
             _check_finite(interval, config)
@@ -173,6 +174,8 @@ def configuration_warnings(program: Program) -> list[str]:
             "--set rollout.real_fraction=1: the agent learns from no synthetic transition, so the "
             "model is trained but never used for policy updates"
         )
+    if message := checks.bounds_warning(spec):
+        messages.append(message)
     if config.has_model and spec.termination is None:
         name = config.env.rpartition(":")[2]
         messages.append(

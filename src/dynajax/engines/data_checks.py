@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dynajax.envs import terminations
+from dynajax.engines.base import Engine
+from dynajax.envs import checks, terminations
 from dynajax.runtime import distributed
 from dynajax.runtime.program import Program
 from dynajax.types import TrainState
@@ -13,7 +14,8 @@ from dynajax.types import TrainState
 class DataChecks:
     """Compare what a task returns with what the learners assume; each warning is given once.
 
-    An interval costs one call of the task's termination function on its transitions.
+    An interval costs one call of the task's termination function on its transitions. The ranges of
+    observations and rewards are read once.
 
     Args:
       program: the run's; its termination function is checked if there is a model.
@@ -22,10 +24,11 @@ class DataChecks:
 
     def __init__(self, program: Program, step: int) -> None:
         self._program, self._step = program, step
+        self._check_ranges = True
         self._counts = terminations.Counts(*np.zeros((4, program.config.num_learners), int))
         self._warned = False
 
-    def __call__(self, state: TrainState, step: int) -> Iterator[str]:
+    def __call__(self, engine: Engine, state: TrainState, step: int) -> Iterator[str]:
         """Yield warnings about the transitions up to an agent step.
 
         Raises:
@@ -37,6 +40,13 @@ class DataChecks:
             message = terminations.compare(spec.name, spec.termination, counts)
             if message and not self._warned:
                 self._warned = True
+                yield message
+        # Fewer observations would show less than their ranges.
+        if self._check_ranges and step >= min(config.random_steps, config.steps):
+            self._check_ranges = False
+            ranges = distributed.gather(engine.value_ranges(state), config.num_learners)
+            message = checks.precision_warning(spec.name, spec.obs_names, ranges)
+            if message:
                 yield message
         self._step = step
 

@@ -8,7 +8,7 @@ import numpy as np
 from dynajax.config import Config
 from dynajax.envs import terminations
 from dynajax.envs.vector import VectorEnv, default_workers, episode_seed
-from dynajax.types import EnvSpec, Transition, UsageError
+from dynajax.types import EnvSpec, TrainState, Transition, UsageError
 
 # After this many resets that are not finite, assume that further ones will not be either.
 _MAX_RESETS = 10
@@ -136,6 +136,10 @@ class TrainingEnvs:
     def snapshot(self) -> np.ndarray:
         """Return the physics states of all environments: (S, L) float64, see `envs.states`."""
         return self._vector_env.snapshot(self._indices)
+
+    def value_ranges(self, state: TrainState) -> np.ndarray:
+        """Return the ranges of the first observations and rewards; see `Engine`."""
+        return self._vector_env.value_ranges(self._indices)
 
     def pop_finished(self) -> list[tuple[int, float, int]]:
         """Return (learner, return, length) of the episodes that ended since the last call."""
