@@ -23,7 +23,7 @@ def least_squares(obs, next_obs, weights):
     """
     total = jnp.maximum(weights.sum(), 1.0)
     centered = obs - weights @ obs / total
-    return weights @ (centered * next_obs) / jnp.maximum(weights @ centered**2, 1e-12)
+    return weights @ (centered * next_obs) / jnp.maximum(weights @ centered**2, 1e-30)
 
 
 slope = dynajax.Fix("predict s' minus its least-squares slope on s", skip=least_squares)

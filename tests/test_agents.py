@@ -274,6 +274,22 @@ def test_statistics_are_accurate_after_a_late_change_far_from_zero(far):
     np.testing.assert_allclose(normalized, [expected], atol=1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-7, 1e-12, 1e6])
+def test_normalized_observations_do_not_depend_on_units(unit):
+    obs = np.float32(np.random.default_rng(0).normal(3, 1, (50, 2)))
+
+    def normalized(obs):
+        def add(statistics, obs):
+            return normalization.update(statistics, obs, jnp.array(True)), None
+
+        statistics, _ = jax.lax.scan(add, normalization.init(2), obs)
+        return normalization.normalize(statistics, obs, 10.0)
+
+    np.testing.assert_allclose(
+        normalized(jnp.float32(unit * obs)), normalized(jnp.asarray(obs)), rtol=1e-3, atol=1e-4
+    )
+
+
 def test_constant_dimension_keeps_its_unit():
     statistics = normalization.init(2)
     for t in range(1000):

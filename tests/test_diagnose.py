@@ -76,6 +76,44 @@ def test_known_r2_and_bias_of_a_linear_gaussian_system():
     assert measured["reward_coverage"][0] < 0.48
 
 
+@pytest.mark.parametrize("unit", [1e-7, 1e-12])
+def test_measures_do_not_depend_on_units(unit):
+    t = linear(size=2000).transitions
+    true = np.concatenate([t.next_obs, t.reward[:, None]], 1)
+    mean = np.stack([true + 0.1, true - 0.2])
+    variance = np.full_like(mean, 0.04)
+
+    def measured(unit):
+        obs, scaled = unit * t.obs, unit * true
+        parts = [
+            measures.one_step(unit * mean, unit**2 * variance, obs, scaled),
+            measures.target_statistics(obs, scaled[:, :-1], scaled[:, -1]),
+            measures.open_loop(unit * mean[None], obs, scaled[None], np.ones((1, len(true)), bool)),
+        ]
+        parts[0] |= {n: parts[0][n] / unit for n in ("rmse", "aleatoric_std", "epistemic_std")}
+        parts[1] |= {n: parts[1][n] / unit**2 for n in ("var_delta", "var_next", "var_reward")}
+        parts[1]["mean_reward"] = parts[1]["mean_reward"] / unit
+        return parts
+
+    for one, other in zip(measured(unit), measured(1.0), strict=True):
+        for name, value in other.items():
+            assert np.isfinite(value).all(), name
+            np.testing.assert_allclose(one[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1.0, 1234.5])
+def test_measures_of_rounding_are_those_of_a_constant(unit):
+    clock = np.float32(unit * (0.5 + 0.01 * np.arange(101)))[:, None]
+    obs, next_obs = clock[:-1], clock[1:]
+    assert (next_obs - obs).std() > 0
+    assert np.isnan(measures.state_r2(next_obs, obs, next_obs)).all()
+    assert np.isfinite(measures.r2(next_obs, next_obs)).all()
+    measured = measures.target_statistics(obs, next_obs, np.full(100, np.float32(unit)))
+    assert measured["var_delta"] == 0 and measured["var_next"] > 0 and measured["var_reward"] == 0
+    assert measured["typical"] == pytest.approx(1, abs=1e-3)
+    assert np.isnan(measured["top_share"]).all() and np.isnan(measured["reward_top_share"])
+
+
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 def test_known_calibration(factor):
     """Intervals of standard deviations that are wrong by a factor have a known coverage."""

@@ -115,6 +115,29 @@ def test_critic_bias_with_known_value(share):
     assert bias["critic_bias_error"] == pytest.approx(0, abs=1e-6)
 
 
+def test_critic_measures_do_not_depend_on_the_unit_of_the_reward():
+    agent, state = agent_with_value(2.0)
+    rng = np.random.default_rng(0)
+    followed = follow("Ones-v0", agent, state)
+    followed = followed._replace(
+        reward=np.float32(rng.random(followed.reward.shape)),
+        log_prob=np.zeros_like(followed.log_prob),
+    )
+    values = rng.random((2, 2, followed.obs.shape[1])).astype(np.float32)
+
+    def measured(unit):
+        with pytest.MonkeyPatch.context() as patch:
+            each = iter(unit * values)
+            patch.setattr(online, "_value", lambda *_: next(each))
+            return online.critic_bias(
+                agent, state, followed._replace(reward=np.float32(unit) * followed.reward)
+            )
+
+    one, small = measured(1.0), measured(1e-9)
+    for name in ("critic_bias", "critic_bias_min", "critic_correlation", "critic_bias_error"):
+        assert small[name] == pytest.approx(one[name], rel=1e-3), name
+
+
 def test_return_ends_with_the_episode_and_has_the_entropy_bonus():
     agent, state = agent_with_value(0.0)
     followed = follow("OnesEnd-v0", agent, state)

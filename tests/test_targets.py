@@ -129,10 +129,37 @@ def test_constant_dimension_has_std_one(constant, size):
     np.testing.assert_allclose(mean, constant, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("std", "given"), [(5e-7, 1.0), (2e-6, 2e-6)])
-def test_std_below_a_millionth_is_that_of_a_constant_dimension(std, given):
-    values = jnp.array([[-std], [std]])
-    np.testing.assert_allclose(targets.moments(values, jnp.ones(2))[1], [given], rtol=1e-5)
+@pytest.mark.parametrize(
+    ("offset", "std", "given"),
+    [
+        (0.0, 1e-7, 1e-7),
+        (0.0, 1e-14, 1e-14),
+        (0.0, 1e-16, 1.0),
+        (1.0, 1e-5, 1e-5),
+        (1.0, 2.0**-23, 1.0),
+        (1e3, 2.0**-14, 1.0),
+        (1e-7, 2.0**-47, 1.0),
+        (1e-7, 1e-10, 1e-10),
+    ],
+)
+def test_std_in_the_size_of_rounding_is_that_of_a_constant_dimension(offset, std, given):
+    values = jnp.float32([[offset - std], [offset + std]])
+    np.testing.assert_allclose(targets.moments(values, jnp.ones(2))[1], [given], rtol=1e-2)
+    np.testing.assert_array_equal(targets.varies(values, jnp.ones(2)), [given != 1])
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-7, 1e-11])
+def test_change_that_varies_by_rounding_only_is_constant(unit):
+    """A clock moves by the same amount in each step, up to the rounding of the time."""
+    clock = np.float32(unit * (0.5 + 0.01 * np.arange(N + 1)))
+    obs, next_obs = (jnp.tile(x[:, None], D) for x in (clock[:-1], clock[1:]))
+    change = np.asarray(next_obs - obs)[:, 0]
+    assert change.std() > 0
+    transform = fit(("scale",), (obs, jnp.zeros(N), next_obs, jnp.ones(N)))
+    np.testing.assert_array_equal(transform.scale, np.ones(D + 1))
+    np.testing.assert_allclose(transform.shift[:D], unit * 0.01, rtol=1e-4)
+    moving = fit(("scale", "target"), (obs, jnp.zeros(N), next_obs, jnp.ones(N)))
+    np.testing.assert_allclose(moving.scale[:D], clock[1:].std(), rtol=1e-3)
 
 
 def test_moments_are_accurate_far_from_zero():

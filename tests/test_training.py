@@ -486,6 +486,26 @@ def test_dimension_that_starts_to_vary_gets_new_output_weights():
     assert skips[0][1] == expected[1] and skips[0][0] == skips[1][0]
 
 
+@pytest.mark.parametrize(("before", "after"), [(1e-9, 1.0), (1.0, 1e-9)])
+def test_output_weights_are_new_after_a_jump_of_the_scale(before, after):
+    """Adam would hardly move a head whose second moment is multiplied by 1e18."""
+    config = ModelConfig(**SIZES | {"fit_steps": 1, "learning_rate": 0.0})
+    dynamics, data = make_model(config, SPEC), linear_data()
+
+    @jax.jit
+    def prepare(model, data):
+        return training.prepare(dynamics, VARIANTS, SCALE, model, data, HOLDOUT)[0]
+
+    first = prepare(init(config, KEY), changed(data, reward=before * data.unpack().reward))
+    first = first._replace(opt_state=jax.tree.map(jnp.ones_like, first.opt_state))
+    second = prepare(first, changed(data, reward=after * data.unpack().reward))
+    kernel = np.asarray(second.params["network"]["head"]["kernel"])
+    assert np.isfinite(kernel).all() and 0.01 < np.abs(kernel[..., [2, 5]]).max() < 1
+    for moment in (second.opt_state[0].mu, second.opt_state[0].nu):
+        assert not np.asarray(moment["network"]["head"]["kernel"])[..., [2, 5]].any()
+        assert np.asarray(moment["network"]["head"]["kernel"])[..., [0, 1, 3, 4]].all()
+
+
 def test_scale_does_not_depend_on_units():
     def in_other_units(obs_unit, reward_unit):
         data = linear_data()
@@ -498,15 +518,21 @@ def test_scale_does_not_depend_on_units():
         )
 
     changes = [(np.array([1e-3, 1e3], np.float32), 30.0), (np.array([70.0, 0.02]), 1e-3)]
-    errors = {
+    changes += [(np.array([1e-7, 1e-12], np.float32), 1e-10)]
+    metrics = {
         name: [
-            float(fit(FIXED, init(FIXED, KEY), data, KEY, variant)[1]["holdout_mse"])
+            fit(FIXED, init(FIXED, KEY), data, KEY, variant)[1]
             for data in [linear_data(), *(in_other_units(*change) for change in changes)]
         ]
         for name, variant in (("scale", SCALE), ("none", NONE), ("both", jnp.array(2)))
     }
+    errors = {name: [float(m["holdout_mse"]) for m in each] for name, each in metrics.items()}
     for name in ("scale", "both"):
         np.testing.assert_allclose(errors[name], errors[name][0], rtol=1e-3)
+        for measure in ("r2_state_dims", "r2_reward"):
+            each = [m[measure] for m in metrics[name]]
+            np.testing.assert_allclose(each, [each[0]] * len(each), rtol=1e-2, atol=1e-3)
+    assert np.isfinite(metrics["none"][-1]["r2_state_dims"]).all()
     assert max(errors["none"][1:]) > 10 * errors["none"][0]
 
 

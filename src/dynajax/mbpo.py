@@ -258,6 +258,26 @@ class MBPO:
         )
         return self._calibrate(learner._replace(key=key), state, data), metrics
 
+    def count_terminations(
+        self, learner: LearnerState, slots: Int[Array, " W"]
+    ) -> tuple[Int[Array, ""], ...]:
+        """Compare the task's termination function with real transitions.
+
+        Args:
+          slots: numbers of transitions in the order of insertion; negative ones do not count.
+
+        Returns:
+          The numbers of transitions, terminations, predicted terminations, and those in both.
+        """
+        block = replay.gather(learner.real_buffer, slots % learner.real_buffer.capacity)
+        data, valid = block.unpack(), block.valid & (slots >= 0)
+        terminated, predicted = data.discount == 0, jnp.zeros_like(valid)
+        if self.spec.termination is not None:
+            ended = jax.vmap(self.spec.termination)(data.obs, data.action, data.next_obs)
+            predicted = ended.astype(bool)
+        counted = jnp.ones_like(valid), terminated, predicted, predicted & terminated
+        return tuple((x & valid).sum() for x in counted)
+
     def reset(self, learner: LearnerState) -> LearnerState:
         """Return a learner with a new agent; data and model stay (Nikishin et al., 2022)."""
         key, reset_key = jax.random.split(learner.key)

@@ -11,6 +11,9 @@ import jax
 from dynajax import envs, schedule
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
+from dynajax.engines.data_checks import DataChecks
+from dynajax.envs import checks
+from dynajax.envs.terminations import TIME_LIMIT
 from dynajax.runs.writer import MAX_DROPPED_STEPS, RunWriter
 from dynajax.runtime import distributed
 from dynajax.runtime.program import Program, build
@@ -71,6 +74,8 @@ def train(
         state, step, messages = _start_or_resume(program, engine, clock, writer)
         writer.begin(step, memory, [*configuration_warnings(program), *messages])
 
+        check = DataChecks(program, step)
+
         def stop(step: int) -> bool:
             writer.update_progress(step)
             return interrupted()
@@ -78,6 +83,8 @@ def train(
         while step < config.steps and not interrupted():
             state, interval = run_until_evaluation(program, engine, clock, state, step, stop)
             step = interval.step
+            for message in check(engine, state, step):
+                writer.warn(message)
             _write(interval, state, program, engine, clock, writer)
             _check_finite(interval, config)
     state = state._replace(learners=placement.unpad(state.learners))
@@ -167,12 +174,14 @@ def configuration_warnings(program: Program) -> list[str]:
             "--set rollout.real_fraction=1: the agent learns from no synthetic transition, so the "
             "model is trained but never used for policy updates"
         )
+    if message := checks.bounds_warning(spec):
+        messages.append(message)
     if config.has_model and spec.termination is None:
         name = config.env.rpartition(":")[2]
         messages.append(
             f"it is not known when episodes of {config.env} terminate, and training stops at the "
             f"first one that does; call dynajax.register_termination({name!r}, function), or use "
-            "--algo=model-free"
+            f"--algo=model-free; {TIME_LIMIT}"
         )
     return messages
 

@@ -7,7 +7,7 @@ ensemble is the uniform mixture of its members' Gaussians, from which rollouts s
 import numpy as np
 import scipy
 
-from dynajax.models.targets import CONSTANT
+from dynajax.networks.normalization import RESOLUTION, SMALLEST_STD
 
 #: Measures by name.
 Measures = dict[str, np.ndarray]
@@ -17,16 +17,31 @@ COVERAGES = (0.5, 0.8, 0.95)
 _TOP = 0.01
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole, NaN where `whole` is the variance of a constant."""
+def _rounding(values: np.ndarray) -> np.ndarray:
+    """Return the standard deviations (X) that float32 rounding can give to values (N, X)."""
+    rms = np.sqrt(np.square(np.asarray(values, float)).mean(0))
+    return np.maximum(RESOLUTION * rms, SMALLEST_STD)
+
+
+def varies(values: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
+    """Return which dimensions (X) of values (N, X) vary by more than float32 rounding.
+
+    Args:
+      parts: (N, X), the values that `values` are differences of; by default `values` themselves.
+    """
+    return np.asarray(values, float).std(0) > _rounding(values if parts is None else parts)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, defined: np.ndarray | bool = True) -> np.ndarray:
+    """Return part / whole, NaN where it is not defined or `whole` is 0."""
     whole = np.asarray(whole, float)
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > CONSTANT**2)
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=defined & (whole > 0))
 
 
 def r2(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Return R² = 1 - MSE / Var(true) over the first axis; NaN for a constant."""
     predicted, true = np.asarray(predicted, float), np.asarray(true, float)
-    return 1 - _ratio(np.square(predicted - true).mean(0), true.var(0))
+    return 1 - _ratio(np.square(predicted - true).mean(0), true.var(0), varies(true))
 
 
 def state_r2(predicted: np.ndarray, obs: np.ndarray, next_obs: np.ndarray) -> np.ndarray:
@@ -36,7 +51,8 @@ def state_r2(predicted: np.ndarray, obs: np.ndarray, next_obs: np.ndarray) -> np
     """
     obs, next_obs = np.asarray(obs, float), np.asarray(next_obs, float)
     error = np.square(np.asarray(predicted, float) - next_obs).mean(0)
-    return 1 - _ratio(error, (next_obs - obs).var(0))
+    change = next_obs - obs
+    return 1 - _ratio(error, change.var(0), varies(change, next_obs))
 
 
 def mean_of_lowest(values: np.ndarray, count: int = 5) -> np.ndarray:
@@ -77,29 +93,28 @@ def one_step(mean: np.ndarray, variance: np.ndarray, obs: np.ndarray, true: np.n
     middle = np.asarray(mean, float).mean(0)
     aleatoric_std = np.sqrt(np.asarray(variance, float).mean((0, 1)))
     epistemic_std = np.sqrt(np.asarray(mean, float).var(0).mean(0))
-    reward_std = true[:, -1].std()
-    moving = (true[:, :-1] - obs).std(0) > CONSTANT
+    reward_std, reward_varies = true[:, -1].std(), varies(true[:, -1])
+    moving = varies(true[:, :-1] - obs, true[:, :-1])
     inside = coverage(mean, variance, true)
     return {
         "reward_r2": r2(middle[:, -1], true[:, -1]),
         "reward_bias": bias(middle[:, -1], true[:, -1], reward_std),
-        "reward_aleatoric_std": _ratio_of_std(aleatoric_std[-1], reward_std),
+        "reward_aleatoric_std": _ratio(aleatoric_std[-1], reward_std, reward_varies),
         "state_r2": state_r2(middle[:, :-1], obs, true[:, :-1]),
         "rmse": np.sqrt(np.square(middle - true).mean(0))[:-1],
         "aleatoric_std": aleatoric_std[:-1],
         "epistemic_std": epistemic_std[:-1],
         "coverage": inside[:, :-1][:, moving].mean(1) if moving.any() else np.full(3, np.nan),
-        "reward_coverage": inside[:, -1] if reward_std > CONSTANT else np.full(3, np.nan),
+        "reward_coverage": inside[:, -1] if reward_varies else np.full(3, np.nan),
     }
 
 
 def bias(predicted: np.ndarray, true: np.ndarray, std: float) -> np.ndarray:
-    """Return the mean of `predicted` minus that of `true` (B,), in standard deviations."""
-    return _ratio_of_std(predicted.mean() - true.mean(), std)
+    """Return the mean of `predicted` minus that of `true` (B,), in standard deviations.
 
-
-def _ratio_of_std(part: float, std: float) -> np.ndarray:
-    return np.asarray(part / std if std > CONSTANT else np.nan)
+    It is NaN if `true` is constant.
+    """
+    return _ratio(predicted.mean() - true.mean(), np.asarray(std), varies(true))
 
 
 def open_loop(
@@ -136,7 +151,8 @@ def open_loop(
         measured["state_r2"][h] = state_r2(middle[h, at, :-1], begin, end)
         measured["reward_r2"][h] = r2(totals[h, at], true_totals[h, at])
         between = predicted[h][:, at, :-1].var(0).mean(0)
-        measured["epistemic_std"][h] = median(np.sqrt(_ratio(between, (end - begin).var(0))))
+        ratio = _ratio(between, (end - begin).var(0), varies(end - begin, end))
+        measured["epistemic_std"][h] = median(np.sqrt(ratio))
     return measured
 
 
@@ -160,22 +176,28 @@ def target_statistics(obs: np.ndarray, next_obs: np.ndarray, reward: np.ndarray)
     """Return statistics of the targets that a model can have.
 
     Returns:
-      By dimension (D,): "var_delta" Var(s' - s), "var_next" Var(s'), "top_share" (see `top_share`,
+      By dimension (D,): "var_delta" Var(s' - s), "var_next" Var(s'), 0 if they are no more than
+      rounding, as is "var_reward"; "top_share" (see `top_share`,
       of the change), "typical" (median over root mean square of the change). Scalars:
       "mean_reward", "var_reward", "reward_top_share", "ratio_delta" and "ratio_next" (the sum of
       the variances of all dimensions over the variance of the reward).
     """
     obs, next_obs, reward = (np.asarray(x, float) for x in (obs, next_obs, reward))
     delta = next_obs - obs
-    var_delta, var_next, var_reward = delta.var(0), next_obs.var(0), reward.var(0)
+    moving, reward_varies = varies(delta, next_obs), varies(reward)
+    var_delta = np.where(moving, delta.var(0), 0.0)
+    var_next = np.where(varies(next_obs), next_obs.var(0), 0.0)
+    var_reward = np.where(reward_varies, reward.var(0), 0.0)
+    size = np.square(delta).mean(0)
+    typical = _ratio(np.square(np.median(np.abs(delta), 0)), size, size > _rounding(next_obs) ** 2)
     return {
         "var_delta": var_delta,
         "var_next": var_next,
-        "top_share": top_share(delta - delta.mean(0)),
-        "typical": _ratio(np.square(np.median(np.abs(delta), 0)), np.square(delta).mean(0)) ** 0.5,
+        "top_share": top_share(np.where(moving, delta - delta.mean(0), 0.0)),
+        "typical": typical**0.5,
         "mean_reward": reward.mean(),
         "var_reward": var_reward,
-        "reward_top_share": top_share((reward - np.median(reward))[:, None])[0],
+        "reward_top_share": top_share((reward_varies * (reward - np.median(reward)))[:, None])[0],
         "ratio_delta": _ratio(var_delta.sum(), var_reward),
         "ratio_next": _ratio(var_next.sum(), var_reward),
     }

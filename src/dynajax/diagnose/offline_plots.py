@@ -40,7 +40,9 @@ def target_variances(result: OfflineResult) -> "Figure":
     var_reward = float(result.targets["var_reward"].mean())
     with figures.house_style():
         figure, (axes,) = figures.canvas(1, (9.6, 3.4))
-        floor = measures.CONSTANT**2
+        # A constant has no logarithm; it is drawn below everything that varies.
+        drawn = np.concatenate([var_delta, var_next, [var_reward]])
+        floor = min(1e-12, drawn[drawn > 0].min(initial=np.inf))
         a, b = np.maximum(var_delta, floor), np.maximum(var_next, floor)
         direct = var_delta > var_next
         axes.vlines(x, a, b, color=np.where(direct, figures.VERMILLION, "#c9c9c9"), linewidth=1.2)

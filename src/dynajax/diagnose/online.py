@@ -206,7 +206,8 @@ def critic_bias(agent: Agent, state: Any, paths: Paths) -> dict[str, float]:
     returns, value, low = returns[valid], first.mean(0)[valid], first.min(0)[valid]
     if not len(returns):
         return {}
-    unit = max(float(np.abs(returns).mean()), 1e-12)
+    tiny = float(np.finfo(np.float32).tiny)
+    unit = max(float(np.abs(returns).mean()), tiny)
     gap = value - returns
     product_of_stds = value.std() * returns.std()
     covariance = ((value - value.mean()) * (returns - returns.mean())).mean()
@@ -216,7 +217,7 @@ def critic_bias(agent: Agent, state: Any, paths: Paths) -> dict[str, float]:
         "critic_bias": float(gap.mean() / unit),
         "critic_bias_error": float(gap.std() / math.sqrt(len(gap)) / unit),
         "critic_bias_min": float((low - returns).mean() / unit),
-        "critic_correlation": float(covariance / max(product_of_stds, 1e-12)),
+        "critic_correlation": float(covariance / max(product_of_stds, tiny)),
     }
 
 

@@ -16,6 +16,7 @@ from dynajax.config import Config
 from dynajax.diagnose import measures
 from dynajax.diagnose.online import Findings
 from dynajax.diagnose.rollout_plots import path_images
+from dynajax.networks.normalization import SMALLEST_STD
 from dynajax.report import charts, figures, html
 from dynajax.report.charts import Chart
 from dynajax.report.dimensions import label_dims
@@ -308,7 +309,7 @@ def _draw_std(last: Sequence[Findings], spec: EnvSpec) -> "Figure":
                 continue
             offset = (i - (len(variants) - 1) / 2) * 0.15
             aleatoric, epistemic = (
-                np.maximum(np.mean([of_seed[n] for of_seed in dims], 0), 1e-9)
+                np.maximum(np.mean([of_seed[n] for of_seed in dims], 0), SMALLEST_STD)
                 for n in ("aleatoric_std", "epistemic_std")
             )
             colour = style[variant]["color"]

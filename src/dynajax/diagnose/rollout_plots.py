@@ -7,7 +7,7 @@ import numpy as np
 
 from dynajax import envs
 from dynajax.config import Config
-from dynajax.diagnose import skeleton
+from dynajax.diagnose import measures, skeleton
 from dynajax.diagnose.online import Findings, PredictedPath
 from dynajax.report import figures, html
 from dynajax.types import EnvSpec
@@ -56,9 +56,10 @@ def draw_path(
     colour = figures.styles([variant])[variant]["color"]
     length = len(path.real)
     times = np.unique(np.linspace(0, length - 1, _POSES).astype(int)).tolist()
-    scale = np.maximum(path.real.std(0), 1e-6)
+    varies = measures.varies(path.real)
+    scale = np.where(varies, path.real.std(0), 1.0)
     error = np.nan_to_num(np.abs(path.predicted - path.real)).mean(0) / scale
-    worst = np.argsort(-np.where(path.real.std(0) > 1e-6, error, -1))[:_DIMS]
+    worst = np.argsort(-np.where(varies, error, -1))[:_DIMS]
     with figures.house_style():
         figure = figures.blank(9.6, 3.4 + (1.8 if poses else 0))
         parts: Any = figure.subfigures(
@@ -73,7 +74,7 @@ def draw_path(
             axes.plot(path.real[:, d], color="#999999", linewidth=2.4)
             axes.plot(path.predicted[:, d], color=colour)
             low, high = path.real[:, d].min(), path.real[:, d].max()
-            room = max(high - low, 1e-6)
+            room = high - low if varies[d] else 1e-6
             axes.set_ylim(low - room, high + room)
             axes.set_title(spec.obs_names[d], fontsize=9)
             axes.set_xlabel("steps", fontsize=8)

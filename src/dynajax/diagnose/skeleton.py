@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Smaller differences in height, in metres, count as none.
+#: Differences in height below this share of the figure's extent count as none.
 _FLAT = 1e-6
 
 
@@ -90,12 +90,15 @@ def draw(
 
     The view is from the side, or from above if nothing moves up or down.
     """
-    sideways = np.ptp(sticks.real[..., 2], axis=0).max() > _FLAT
+    extent = np.ptp(sticks.real, axis=(0, 1, 2)).max()
+    sideways = np.ptp(sticks.real[..., 2], axis=0).max() > _FLAT * extent
     across, up = 0, 2 if sideways else 1
     shown = np.concatenate([poses[list(times)] for poses in sticks])[..., [across, up]]
-    low, high = shown.min((0, 1, 2)) - 0.1, shown.max((0, 1, 2)) + 0.1
+    # 0.1 m around a figure of a metre or more, and less around a smaller one.
+    margin = 0.1 * min(extent, 1.0) or 0.1
+    low, high = shown.min((0, 1, 2)) - margin, shown.max((0, 1, 2)) + margin
     # All axes have the same scale, and follow a body that moves far along the ground.
-    half = max(np.ptp(sticks.real[t][..., across]) for t in times) / 2 + 0.2
+    half = max(np.ptp(sticks.real[t][..., across]) for t in times) / 2 + 2 * margin
     follow = high[0] - low[0] > 4 * half
     for ax, t in zip(axes, times, strict=True):
         for poses, colour, width in zip(sticks, colours, (3.0, 1.6), strict=True):

@@ -29,7 +29,7 @@ class DimKinds(NamedTuple):
 def dim_kinds(result: OfflineResult) -> DimKinds:
     """Return the kind of each dimension."""
     var_delta, var_next = result.targets["var_delta"], result.targets["var_next"]
-    constant = (var_next <= measures.CONSTANT**2).mean(0) > 0.5
+    constant = (var_next == 0).mean(0) > 0.5
     return DimKinds(constant, ~constant & ((var_delta > var_next).mean(0) > 0.5))
 
 
@@ -83,7 +83,7 @@ def by_fix(result: OfflineResult, values: np.ndarray, bounds: Bounds = R2) -> st
 
 def _predictions(result: OfflineResult) -> list[str]:
     targets, chosen = result.targets, best(result)
-    constant = int((targets["var_reward"] <= measures.CONSTANT**2).sum())
+    constant = int((targets["var_reward"] == 0).sum())
     if constant:
         reward = (
             f"**Reward**: it is constant in {constant} of {len(targets['var_reward'])} data sets "

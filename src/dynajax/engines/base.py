@@ -40,6 +40,14 @@ class Engine(Protocol):
     def evaluate(self, state: TrainState, step: int) -> Evaluation:
         """Run episodes with the deterministic policy, and estimate the value of their starts."""
 
+    def value_ranges(self, state: TrainState) -> np.ndarray:
+        """Return the ranges of the first observations and rewards.
+
+        Returns:
+          (S, 3, D + 1) float64: smallest and largest values, and largest changes in one step; the
+          reward is the last entry. NaN or an empty range stands for no finite value.
+        """
+
     def train_returns(self) -> np.ndarray:
         """Return the mean return (S,) of the training episodes that ended in the interval.
 

@@ -21,6 +21,7 @@ import numpy as np
 from dynajax import schedule
 from dynajax.config import Config
 from dynajax.envs import mjx
+from dynajax.envs.checks import ValueRanges
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.terminations import never
 from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes, vmap_learners
@@ -399,6 +400,22 @@ class DeviceEngine:
 
     def _read_dropped(self) -> None:
         self.dropped = self._program.placement.unpad(jax.device_get(self._runners.num_dropped))
+
+    def value_ranges(self, state: TrainState) -> np.ndarray:
+        """Return the ranges in D_env, whose observations were never float64; see `Engine`."""
+        buffer, first = state.learners.real_buffer, slice(ValueRanges.MEASURED)
+        packed, valid = self._program.placement.unpad(
+            jax.device_get((buffer.packed[:, first], buffer.valid[:, first]))
+        )
+        data = dataclasses.replace(buffer, packed=packed.astype(np.float64), weight=None).unpack()
+        rewards = data.reward[..., None]
+        before, after = (np.concatenate([x, rewards], -1) for x in (data.obs, data.next_obs))
+        ranges = [
+            np.where(valid[..., None], after, np.inf).min(1),
+            np.where(valid[..., None], after, -np.inf).max(1),
+            np.where(valid[..., None], np.abs(after - before), 0).max(1),
+        ]
+        return np.stack(ranges, 1)
 
     def train_returns(self) -> np.ndarray:
         """Return the mean training returns of the interval; see `Engine`."""

@@ -2,17 +2,23 @@
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from gymnasium import spaces
 
-from dynajax.types import UsageError
+from dynajax.types import EnvSpec, UsageError
 
 #: Bounds of this magnitude count as infinite, because dm_control writes 1e10 for infinity.
 UNBOUNDED = 1e10
+#: Observations, rewards and actions that vary by less than this many units in the last place of
+#: float32 have lost digits, as have observations that change by less than `_LEAST_CHANGE` in a step.
+_LEAST_SPREAD = 1000
+_LEAST_CHANGE = 10
+#: Smaller variations, relative to the values, are rounding errors of a float64 simulator.
+_DOUBLE_ROUNDING = 1000 * 2.0**-52
 _MUJOCO_PIN = "mujoco is pinned to 3.17, because dm_control needs it"
 
 
@@ -102,6 +108,105 @@ def _check_action_space(name: str, space: spaces.Space) -> None:
             f"--env={name}: its action {i} can only be {low[i]:g} (bounds {low[i]:g} and "
             f"{high[i]:g}), so it has no effect; an MJCF actuator needs a ctrlrange"
         )
+
+
+def double_space(space: spaces.Space) -> spaces.Space:
+    """Return a space for `spaces.flatten` that keeps the digits of float64 observations."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict([(key, double_space(part)) for key, part in space.spaces.items()])
+    if isinstance(space, spaces.Tuple):
+        return spaces.Tuple([double_space(part) for part in space.spaces])
+    if isinstance(space, spaces.Box):
+        return spaces.Box(-np.inf, np.inf, space.shape, np.float64)
+    return space
+
+
+class ValueRanges:
+    """Ranges of a task's first observations and rewards, before they are cast to float32.
+
+    After `MEASURED` observations nothing more is recorded, so that later steps cost nothing.
+
+    Attributes:
+      open: whether more observations are recorded.
+    """
+
+    MEASURED: ClassVar[int] = 1000
+
+    def __init__(self, obs_dim: int) -> None:
+        self.open = True
+        self._count = 0
+        self._previous = np.full(obs_dim + 1, np.nan)
+        self._low, self._high = (np.full(obs_dim + 1, x) for x in (np.inf, -np.inf))
+        self._change = np.zeros(obs_dim + 1)
+
+    def add(self, obs: np.ndarray, reward: float | None) -> None:
+        """Record an observation (D,) and its reward, None for the first one of an episode."""
+        if not self.open:
+            return
+        values = np.append(np.asarray(obs, np.float64), np.nan if reward is None else reward)
+        values[~np.isfinite(values)] = np.nan
+        self._low, self._high = np.fmin(self._low, values), np.fmax(self._high, values)
+        if reward is not None:
+            self._change = np.fmax(self._change, np.abs(values - self._previous))
+        self._previous = values
+        self._count += 1
+        self.open = self._count < self.MEASURED
+
+    def array(self) -> np.ndarray:
+        """Return smallest and largest values, and largest changes in one step: (3, D + 1)."""
+        return np.stack([self._low, self._high, self._change])
+
+
+def precision_warning(name: str, obs_names: Sequence[str], ranges: np.ndarray) -> str | None:
+    """Return a warning if float32 cannot resolve an observation or the reward, or None.
+
+    Args:
+      name: task name.
+      obs_names: D names.
+      ranges: (S, 3, D + 1) float64, see `ValueRanges`; the last entry is the reward.
+    """
+    low, high, change = ranges[:, 0].min(0), ranges[:, 1].max(0), ranges[:, 2].max(0)
+    size = np.maximum(np.abs(low), np.abs(high))
+    limits = np.finfo(np.float32)
+    usable = (low <= high) & (size > limits.tiny) & (size < limits.max)
+    low, high, change, size = (np.where(usable, x, 0.0) for x in (low, high, change, size))
+    resolution = np.spacing(size.astype(np.float32)).astype(np.float64)
+    spread = high - low
+    # What a float64 simulator leaves in a constant is rounding, and lost without harm.
+    rounding = _DOUBLE_ROUNDING * size
+    # The reward is not predicted as a change, so only its spread counts.
+    change[-1] = 0.0
+    lost = ((spread > rounding) & (spread < _LEAST_SPREAD * resolution)) | (
+        (change > rounding) & (change < _LEAST_CHANGE * resolution)
+    )
+    if not lost.any():
+        return None
+    first, more = np.flatnonzero(lost)[0], lost.sum() - 1
+    label = f"observation {first} ({obs_names[first]})" if first < len(obs_names) else "the reward"
+    others = f" ({more} more like this)" if more else ""
+    offset = (low[first] + high[first]) / 2
+    changes = f" and by at most {change[first]:.3g} in a step" if first < len(obs_names) else ""
+    return (
+        f"--env={name}: {label} is around {offset:.6g} and varies by {spread[first]:.3g}{changes}, "
+        f"but float32 resolves only {resolution[first]:.2g} there{others}; subtract a constant such "
+        f"as {offset:.6g} in the task, before it is cast"
+    )
+
+
+def bounds_warning(spec: EnvSpec) -> str | None:
+    """Return a warning if float32 cannot resolve the range of an action, or None."""
+    low, high = np.array(spec.bounds or ([], []), np.float64)
+    size = np.maximum(np.abs(low), np.abs(high))
+    resolution = np.spacing(size.astype(np.float32)).astype(np.float64)
+    lost = np.flatnonzero(high - low < _LEAST_SPREAD * resolution)
+    if not lost.size:
+        return None
+    i = lost[0]
+    return (
+        f"--env={spec.name}: action {i} is between {low[i]:.9g} and {high[i]:.9g}, but float32 "
+        f"resolves only {resolution[i]:.2g} there; subtract a constant such as {low[i]:.6g} in the "
+        "task, and add it to the actions"
+    )
 
 
 def check_observation(name: str, space: spaces.Space, value: Any, part: str = "") -> None:

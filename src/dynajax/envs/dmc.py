@@ -130,15 +130,17 @@ class DMControlEnv(gymnasium.Env):
         self._randomized = states.changed_parameters(loaded, self._env.physics.model)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(self.obs_names),))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self._low.shape)
+        self.value_ranges = checks.ValueRanges(len(self.obs_names))
         self.render_mode = "rgb_array"
         self.metadata = {
             "render_modes": ["rgb_array"],
             "render_fps": round(1 / self._env.control_timestep()),
         }
 
-    def _flat(self, observation: Mapping[str, Any]) -> np.ndarray:
-        arrays = [array.ravel() for _, array in _ordered_items(observation)]
-        return np.concatenate(arrays).astype(np.float32)
+    def _flat(self, observation: Mapping[str, Any], reward: float | None = None) -> np.ndarray:
+        flat = np.concatenate([array.ravel() for _, array in _ordered_items(observation)])
+        self.value_ranges.add(flat, reward)
+        return flat.astype(np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -159,7 +161,8 @@ class DMControlEnv(gymnasium.Env):
         self._steps += 1
         terminated = timestep.last() and timestep.discount == 0
         truncated = not terminated and (timestep.last() or self._steps >= self.time_limit)
-        return self._flat(timestep.observation), float(timestep.reward), terminated, truncated, {}
+        reward = float(timestep.reward)
+        return self._flat(timestep.observation, reward), reward, terminated, truncated, {}
 
     def snapshot(self) -> np.ndarray:
         """Return the simulator's state as a float64 vector; see `envs.states`."""

@@ -90,13 +90,17 @@ class GymnasiumEnv(gymnasium.Env):
             for size in [spaces.flatdim(space)]
             for i in range(size)
         )
+        self.value_ranges = checks.ValueRanges(len(self.obs_names))
+        self._double = checks.double_space(self._space)
         self.observation_space = spaces.Box(-np.inf, np.inf, (len(self.obs_names),))
         self.action_space = spaces.Box(-1.0, 1.0, (self._low.size,))
         self.render_mode = env.render_mode
         self.metadata = env.metadata
 
-    def _flat(self, observation: Any) -> np.ndarray:
+    def _flat(self, observation: Any, reward: float | None = None) -> np.ndarray:
         checks.check_observation(self._name, self._space, observation)
+        if self.value_ranges.open:
+            self.value_ranges.add(np.asarray(spaces.flatten(self._double, observation)), reward)
         return np.asarray(spaces.flatten(self._space, observation), np.float32)
 
     def reset(
@@ -122,9 +126,10 @@ class GymnasiumEnv(gymnasium.Env):
         scaled = rescale(np.reshape(action, self._low.shape), self._low, self._high)
         result = self._call(self._env.step, scaled.astype(self._dtype))
         observation, reward, terminated, truncated, info = result
+        reward = checks.to_scalar(self._name, "reward", reward)
         return (
-            self._flat(observation),
-            checks.to_scalar(self._name, "reward", reward),
+            self._flat(observation, reward),
+            reward,
             bool(checks.to_scalar(self._name, "terminated", terminated)),
             bool(checks.to_scalar(self._name, "truncated", truncated)),
             info,

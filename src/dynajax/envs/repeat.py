@@ -5,6 +5,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dynajax.envs.checks import ValueRanges
+
 
 class ActionRepeat(gymnasium.Env):
     """An environment of `envs.make` in which each action is repeated.
@@ -76,6 +78,11 @@ class ActionRepeat(gymnasium.Env):
     def statistics(self) -> tuple[str, ...]:
         """Return the class names of the wrappers that keep running statistics."""
         return self._env.statistics
+
+    @property
+    def value_ranges(self) -> ValueRanges:
+        """Return the ranges of the first observations and rewards of frames."""
+        return self._env.value_ranges
 
     @property
     def mujoco(self) -> tuple[Any, Any] | None:

@@ -73,6 +73,10 @@ class SerialEnvs:
         """Return the physics states of `indices`; see `VectorEnv.snapshot`."""
         return np.stack([self._envs[i].snapshot() for i in indices])
 
+    def value_ranges(self, indices: np.ndarray, _: Any = None) -> np.ndarray:
+        """Return the value ranges of `indices`; see `VectorEnv.value_ranges`."""
+        return np.stack([self._envs[i].value_ranges.array() for i in indices])
+
     def close(self) -> None:
         """Close the environments."""
         for env in self._envs:

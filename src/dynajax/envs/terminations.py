@@ -6,9 +6,19 @@ which is True if the simulator would return `terminated`. The conditions are tho
 an observation that is not finite they return what the task returns.
 """
 
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
+import numpy as np
 
 from dynajax.types import Array, Termination, UsageError
+
+#: Terminations, real or predicted, from which on a function that is always wrong is refused.
+_ENOUGH = 5
+#: Share of the terminations that may differ: a task compares in float64, the function in float32.
+_TOLERANCE = 0.01
+#: What a task must do whose episodes end at a time limit.
+TIME_LIMIT = "a time limit must be returned as truncated, not as terminated"
 
 
 def never(obs: Array, action: Array, next_obs: Array) -> Array:
@@ -86,3 +96,60 @@ def register_termination(env_id: str, function: Termination) -> None:
             "function (obs, action, next_obs) -> bool"
         )
     TERMINATIONS[env_id.rpartition(":")[2]] = function
+
+
+class Counts(NamedTuple):
+    """How often a termination function agrees with real transitions; numbers or arrays."""
+
+    transitions: Any
+    terminated: Any  # according to the task
+    predicted: Any  # according to the function
+    both: Any
+
+
+def unknown_message(name: str, steps: int | None = None) -> str:
+    """Return the error for an episode that terminates although no function is registered."""
+    after = "" if steps is None else f" after {steps} agent steps"
+    return (
+        f"--env={name}: an episode terminated{after}, but model rollouts have no "
+        f"termination function; add one with dynajax.register_termination("
+        f"{name.rpartition(':')[2]!r}, function), or choose --algo=model-free; {TIME_LIMIT}"
+    )
+
+
+def compare(name: str, function: Termination | None, counts: Counts) -> str | None:
+    """Return a warning if a task and its termination function disagree, or None.
+
+    Args:
+      name: task name.
+      function: None if it is not known.
+      counts: of the real transitions so far.
+
+    Raises:
+      UsageError: the function is always wrong: it predicts none of the terminations, or nothing
+        but terminations, or only such that did not happen; or there is none, and an episode
+        terminated.
+    """
+    transitions, terminated, predicted, both = (int(np.sum(x)) for x in counts)
+    if function is None:
+        if terminated:
+            raise UsageError(unknown_message(name))
+        return None
+    missed, false = terminated - both, predicted - both
+    remedy = (
+        "it must return True exactly where the task returns terminated (see "
+        "dynajax.register_termination)"
+    )
+    if missed:
+        remedy += f"; {TIME_LIMIT}"
+    line = (
+        f"--env={name}: the termination function {{}}: of {transitions} real transitions the task "
+        f"terminated {terminated}, of which it misses {missed}, and it ends {false} others; {remedy}"
+    )
+    goes_on = transitions - terminated
+    ends_all = goes_on >= _ENOUGH and false == goes_on
+    if ends_all or (both == 0 and missed + false >= _ENOUGH):
+        raise UsageError(line.format("contradicts the task"))
+    if missed + false > _TOLERANCE * (missed + predicted):
+        return line.format("differs from the task")
+    return None

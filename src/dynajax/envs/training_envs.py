@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dynajax.config import Config
+from dynajax.envs import terminations
 from dynajax.envs.vector import VectorEnv, default_workers, episode_seed
-from dynajax.types import EnvSpec, Transition, UsageError
+from dynajax.types import EnvSpec, TrainState, Transition, UsageError
 
 # After this many resets that are not finite, assume that further ones will not be either.
 _MAX_RESETS = 10
@@ -114,12 +115,9 @@ class TrainingEnvs:
         next_obs, reward, terminated, truncated = self._vector_env.step(self._indices, actions)
         valid = all_finite(next_obs, reward)
         if self._needs_termination and (terminated & valid).any():
-            name = self._spec.name
-            raise UsageError(
-                f"--env={name}: an episode terminated, but model rollouts have no termination "
-                f"function; add one with dynajax.register_termination({name.rpartition(':')[2]!r}, "
-                "function), or choose --algo=model-free"
-            )
+            first = np.flatnonzero(terminated & valid)[0]
+            steps = len(self._actions[first]) + 1
+            raise UsageError(terminations.unknown_message(self._spec.name, steps))
         discount = 1 - terminated.astype(np.float32)
         unmasked = Transition(self.obs, actions, reward, discount, next_obs)
         transition = Transition(
@@ -138,6 +136,10 @@ class TrainingEnvs:
     def snapshot(self) -> np.ndarray:
         """Return the physics states of all environments: (S, L) float64, see `envs.states`."""
         return self._vector_env.snapshot(self._indices)
+
+    def value_ranges(self, state: TrainState) -> np.ndarray:
+        """Return the ranges of the first observations and rewards; see `Engine`."""
+        return self._vector_env.value_ranges(self._indices)
 
     def pop_finished(self) -> list[tuple[int, float, int]]:
         """Return (learner, return, length) of the episodes that ended since the last call."""

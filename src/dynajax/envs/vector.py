@@ -236,6 +236,13 @@ class VectorEnv:
             return self._local.snapshot(index)
         return self._call("snapshot", index, index)[0]
 
+    def value_ranges(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return `checks.ValueRanges` of `indices`: (len, 3, D + 1) float64."""
+        index = np.asarray(indices, np.int64)
+        if self._local:
+            return self._local.value_ranges(index)
+        return self._call("value_ranges", index, index)[0]
+
     def close(self) -> None:
         """Close the environments and stop their processes; further calls do nothing."""
         if self._local:

@@ -85,12 +85,14 @@ def _report(state: ModelState, prediction: Gaussian, data: DataSplit) -> Metrics
     next_obs, reward = targets.decode(state.stats.transform, held.obs, mean.mean(0))
     calibration = None if log_variance is None else _calibration(mean, log_variance, z)
 
-    def r2(error: Array, values: Array) -> Array:
+    def r2(error: Array, values: Array, varies: Array) -> Array:
         variance = weighted_mean(jnp.square(values - weighted_mean(values, weights)), weights)
         mse = weighted_mean(jnp.square(error), weights)
-        return jnp.where(variance > targets.CONSTANT**2, 1 - mse / variance, jnp.nan)
+        return jnp.where(varies, 1 - mse / variance, jnp.nan)
 
-    dims = r2(next_obs - held.next_obs, held.next_obs - held.obs)
+    change = held.next_obs - held.obs
+    dims = r2(next_obs - held.next_obs, change, targets.varies(change, weights, held.next_obs))
+    (reward_varies,) = targets.varies(held.reward[:, None], weights)
     z_variance = weighted_mean(jnp.square(z - weighted_mean(z, weights)), weights)
     metrics: Metrics = {}
     if terms is not None:
@@ -98,7 +100,7 @@ def _report(state: ModelState, prediction: Gaussian, data: DataSplit) -> Metrics
     metrics |= {
         "r2_state": jnp.nanmedian(dims),
         "r2_state_dims": dims,
-        "r2_reward": r2(reward - held.reward, held.reward),
+        "r2_reward": r2(reward - held.reward, held.reward, reward_varies),
         "target_variance_ratio": z_variance[:-1].sum() / z_variance[-1],
         "epistemic_std": jnp.sqrt(weighted_mean(mean.var(0).mean(-1), weights)),
     }

@@ -9,6 +9,10 @@ from dynajax.models.base import DynamicsModel, OutputHead
 from dynajax.models.targets import select_dims
 from dynajax.types import ModelState, Params, TargetTransform
 
+#: A scale that changes by this factor between two fits leaves nothing worth keeping: the weights
+#: would explode or vanish with it, and the second moments, its square, would stop Adam for long.
+JUMP = 1e4
+
 
 def rescale_head_params(head: Params, old: TargetTransform, new: TargetTransform) -> Params:
     """Return an output layer whose decoded means stay the same after a change of (m, c).
@@ -62,7 +66,8 @@ def rescale_heads(
     """Return the model under another target transform.
 
     Its mean predictions stay the same, to rounding, and Adam's moments are rescaled with them. In
-    `new_dims` nothing is kept: they get new weights and no moments.
+    `new_dims`, and where the scale changes by more than `JUMP`, nothing is kept: these dimensions
+    get new weights and no moments.
     """
     first, second = (optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu"))
     params = state.params
@@ -70,7 +75,8 @@ def rescale_heads(
         old, new = (select_dims(t, head.dims) for t in (state.stats.transform, transform))
         layer = head.get(params)
         copies = layer["bias"].shape[-1] // new.scale.shape[-1]
-        columns = jnp.tile(new_dims[head.dims], copies)
+        jumped = jnp.maximum(new.scale / old.scale, old.scale / new.scale) > JUMP
+        columns = jnp.tile(new_dims[head.dims] | jumped, copies)
         keys = jax.random.split(
             jax.random.fold_in(key, index) if index else key, layer["kernel"].shape[0]
         )

@@ -17,10 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dynajax import registry
+from dynajax.networks.normalization import RESOLUTION, SMALLEST_STD
 from dynajax.types import TargetTransform, UsageError
-
-#: A standard deviation below this belongs to a constant dimension, and is replaced by 1.
-CONSTANT = 1e-6
 
 #: A scale is at least this share of the range that a target has shown.
 RANGE_SHARE = 0.01
@@ -58,10 +56,10 @@ def _first(values: Float[Array, "N X"], weights: Float[Array, " N"]) -> Float[Ar
     return jnp.where(first[:, None], values, 0.0).sum(0)
 
 
-def moments(
+def _mean_and_std(
     values: Float[Array, "N X"], weights: Float[Array, " N"]
 ) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
-    """Return weighted means and standard deviations; a deviation under `CONSTANT` becomes 1.
+    """Return weighted means and standard deviations.
 
     Sums start from the first value, so a dimension far from zero keeps its digits and a constant one
     has no deviation at all.
@@ -69,16 +67,35 @@ def moments(
     total = jnp.maximum(weights.sum(), 1.0)
     origin = _first(values, weights)
     mean = origin + _sums(weights, values - origin) / total
-    std = jnp.sqrt(_sums(weights, jnp.square(values - mean)) / total)
-    return mean, jnp.where(std < CONSTANT, 1.0, std)
+    return mean, jnp.sqrt(_sums(weights, jnp.square(values - mean)) / total)
 
 
-def varies(values: Float[Array, "N X"], weights: Float[Array, " N"]) -> Bool[Array, " X"]:
-    """Return which dimensions are not constant."""
-    total = jnp.maximum(weights.sum(), 1.0)
-    around = values - _first(values, weights)
-    mean = _sums(weights, around) / total
-    return _sums(weights, jnp.square(around - mean)) / total >= CONSTANT**2
+def _rounding(mean: Float[Array, " X"], std: Float[Array, " X"]) -> Float[Array, " X"]:
+    """Return the standard deviation that float32 rounding can give to values with these moments."""
+    return jnp.maximum(RESOLUTION * jnp.hypot(mean, std), SMALLEST_STD)
+
+
+def moments(
+    values: Float[Array, "N X"], weights: Float[Array, " N"]
+) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
+    """Return weighted means and standard deviations; the deviation of a constant becomes 1."""
+    mean, std = _mean_and_std(values, weights)
+    return mean, jnp.where(std > _rounding(mean, std), std, 1.0)
+
+
+def varies(
+    values: Float[Array, "N X"],
+    weights: Float[Array, " N"],
+    parts: Float[Array, "N X"] | None = None,
+) -> Bool[Array, " X"]:
+    """Return which dimensions vary by more than rounding.
+
+    Args:
+      parts: the values that `values` are differences of, whose rounding they contain; by default
+        `values` themselves.
+    """
+    _, std = _mean_and_std(values, weights)
+    return std > _rounding(*_mean_and_std(values if parts is None else parts, weights))
 
 
 def unit_variance(
@@ -189,6 +206,23 @@ def raw_target(
     return jnp.concatenate([next_obs - skip * obs, reward[..., None]], -1)
 
 
+def resolved_target(
+    skip: Float[Array, " D"],
+    obs: Float[Array, "N D"],
+    reward: Float[Array, " N"],
+    next_obs: Float[Array, "N D"],
+    weights: Float[Array, " N"],
+) -> Float[Array, "N Z"]:
+    """Return raw targets y in which a dimension that varies by no more than rounding is constant.
+
+    The rounding of s' - k s is that of s', which is all that is left where s' - k s is constant.
+    """
+    raw = raw_target(skip, obs, reward, next_obs)
+    mean, std = _mean_and_std(raw, weights)
+    rounding = [_rounding(*_mean_and_std(x, weights)) for x in (next_obs, reward[:, None])]
+    return jnp.where(std > jnp.concatenate(rounding), raw, mean)
+
+
 def encode(
     transform: TargetTransform,
     obs: Float[Array, "*B D"],
@@ -237,7 +271,7 @@ def fit_transform(
         affine_rule = next((f.affine for f in fixes if f.affine), _identity)
         exponent = next((f.exponent for f in fixes if f.exponent is not None), 0.0)
         skip = jnp.where(first, skip_rule(obs, next_obs, weights), old.skip)
-        shift, scale = affine_rule(raw_target(skip, obs, reward, next_obs), weights)
+        shift, scale = affine_rule(resolved_target(skip, obs, reward, next_obs, weights), weights)
         transforms.append(TargetTransform(skip, shift, scale, jnp.asarray(exponent, jnp.float32)))
     # With a single variant skip the stack and index, so that XLA can fuse.
     if len(transforms) == 1:

@@ -7,6 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+#: A standard deviation below this share of the values' root mean square, 8 units in the last place
+#: of float32, is rounding.
+RESOLUTION = 8 * 2.0**-23
+#: A standard deviation below this is rounding too: float64 simulators leave errors of this size in
+#: a dimension that should stay at zero. So the smallest unit in which tasks vary is about 1e-12.
+SMALLEST_STD = 1e-15
+
 
 class Statistics(NamedTuple):
     """Running mean and variance of observations.
@@ -48,7 +55,7 @@ def std(statistics: Statistics) -> Float[Array, " D"]:
     """Return standard deviations; 1 for a dimension that has not varied yet."""
     variance = statistics.squares / jnp.maximum(statistics.num_obs, 1.0)
     # The rounding errors of a constant are no variance.
-    varies = variance > 1e-12 * (1 + jnp.square(statistics.mean))
+    varies = variance > jnp.square(RESOLUTION * statistics.mean) + SMALLEST_STD**2
     return jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 1.0)
 
 

@@ -194,6 +194,10 @@ class RunWriter:
             lines.append("the run is complete; set a larger --steps to continue it")
         return lines
 
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._progress.print(f"warning: {text}")
+
     def update_progress(self, step: int) -> None:
         """Update the progress display after `step` environment steps."""
         self._progress.update(step)

@@ -84,6 +84,7 @@ FUNCTIONS = {
     "act": Mapped("act", (0, None)),
     "deterministic_action": Mapped("deterministic_action", (0,)),
     "value": Mapped("value", (0,)),
+    "count_terminations": Mapped("count_terminations", (None,)),
     "insert": Mapped(
         "insert",
         (0, 0),
