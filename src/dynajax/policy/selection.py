@@ -1,5 +1,6 @@
 """Select one learner of a run, and restore its trees."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,57 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dynajax.policy import standalone
 from dynajax.runs import serialization
 from dynajax.runs.directory import reading_config
-from dynajax.types import UsageError
+from dynajax.types import EnvSpec, UsageError
+
+
+class Loaded:
+    """Base class of the dataclasses that `load_policy` and `load_model` return."""
+
+    spec: EnvSpec
+    variant: str
+    seed: int
+    step: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields alone, because cached jitted functions cannot be pickled or copied."""
+        fields: Any = self
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(fields)}
+
+    def __repr__(self) -> str:
+        """Return one line, without the weights."""
+        return (
+            f"{type(self).__name__}({self.spec.name}: {self.spec.obs_dim} observation and "
+            f"{self.spec.action_dim} action dimensions, variant {self.variant}, seed {self.seed}, "
+            f"step {self.step:,})"
+        )
+
+    def _flatten(self, obs: Any) -> np.ndarray:
+        """Return observations, flat or as the task returns them, as float32 (..., D).
+
+        Raises:
+          UsageError: they are not observations of the task.
+        """
+        size = self.spec.obs_dim
+        try:
+            flat = standalone.flatten(obs, self.spec.obs_parts)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            shape = getattr(obs, "shape", None)
+            found = shape if shape is not None else f"{type(error).__name__}: {error}"
+        else:
+            if flat.shape[-1:] == (size,):
+                return flat
+            found = flat.shape
+        own = any(
+            part.keys or part.options or part.shape != (size,) for part in self.spec.obs_parts
+        )
+        raise UsageError(
+            f"what was trained on {self.spec.name} takes observations (..., {size})"
+            f"{' or as the task returns them' if own else ''}, but got "
+            f"{' '.join(str(found).split())}"
+        )
 
 
 class SelectedLearner(NamedTuple):
