@@ -160,6 +160,8 @@ class DMControlEnv(gymnasium.Env):
             timestep = self._env.step(rescale(action, self._low, self._high))
         except self._physics_error:
             return np.full(len(self.obs_names), np.nan, np.float32), np.nan, False, True, {}
+        if timestep.first():  # dm_control begins another episode, whose first reward is None
+            raise RuntimeError("step() was called after the end of an episode; call reset() first")
         self._steps += 1
         terminated = timestep.last() and timestep.discount == 0
         truncated = not terminated and (timestep.last() or self._steps >= self.time_limit)

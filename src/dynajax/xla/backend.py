@@ -194,8 +194,13 @@ def memory(programs: Sequence[jax.stages.Lowered]) -> int:
 
 
 def needed(program: jax.stages.Compiled) -> int:
-    """Return the bytes of a program's arguments, results and temporaries on each device."""
+    """Return the bytes of a program's arguments, results and temporaries on each device.
+
+    The result is 0 if the platform does not tell.
+    """
     size: Any = program.memory_analysis()
+    if size is None:
+        return 0
     results = size.output_size_in_bytes - size.alias_size_in_bytes
     return int(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
 
