@@ -261,7 +261,7 @@ def _clock(run: Run) -> dict[str, Any] | None:
         "total": f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes",
         "rate": f"{rate:,.1f} environment steps ({rate * run.repeat:,.1f} frames)",
         "stages": [
-            {"name": stage, "seconds": s, "share": s / total} for stage, s in seconds.items()
+            {"name": stage, "seconds": s, "share": s / total} for stage, s in seconds.items() if s
         ],
     }
 
