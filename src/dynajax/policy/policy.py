@@ -64,7 +64,7 @@ class Policy(selection.Loaded):
         low, high = self.spec.bounds or (-ones, ones)
         return np.asarray(low), np.asarray(high)
 
-    @property
+    @functools.cached_property
     def float32_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the bounds rounded inwards to float32, so that no action exceeds the task's."""
         low, high = (bound.astype(np.float32) for bound in self._bounds)

@@ -42,23 +42,23 @@ class Loaded:
         Raises:
           UsageError: they are not observations of the task.
         """
-        size = self.spec.obs_dim
+        size, parts = self.spec.obs_dim, self.spec.obs_parts
+        found = str(obs.shape) if hasattr(obs, "shape") else type(obs).__name__
         try:
-            flat = standalone.flatten(obs, self.spec.obs_parts)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            shape = getattr(obs, "shape", None)
-            found = shape if shape is not None else f"{type(error).__name__}: {error}"
-        else:
+            flat = standalone.flatten(obs, parts)
             if flat.shape[-1:] == (size,):
                 return flat
-            found = flat.shape
-        own = any(
-            part.keys or part.options or part.shape != (size,) for part in self.spec.obs_parts
-        )
+            found = str(flat.shape)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            if parts and not hasattr(obs, "shape"):
+                found += f" ({type(error).__name__}: {' '.join(str(error).split())})"
+        form = f"(..., {size})"
+        if not parts:
+            form += ", flattened in the order of spec.obs_names"
+        elif any(part.keys or part.options or part.shape != (size,) for part in parts):
+            form += " or as the task returns them"
         raise UsageError(
-            f"what was trained on {self.spec.name} takes observations (..., {size})"
-            f"{' or as the task returns them' if own else ''}, but got "
-            f"{' '.join(str(found).split())}"
+            f"what was trained on {self.spec.name} takes observations {form}, but got {found}"
         )
 
 

@@ -17,6 +17,7 @@ from dynajax.report.figures import Panel, Series
 from dynajax.report.html import Image, Table
 from dynajax.report.run import Run, curve_label, label, last_state_r2, read_run, series
 from dynajax.runs.directory import write_atomically
+from dynajax.runtime.timers import STAGES
 
 #: Inches of a figure as wide as the report, so that its text is readable on a phone.
 _WIDE = (5.6, 3.7)
@@ -261,7 +262,9 @@ def _clock(run: Run) -> dict[str, Any] | None:
         "total": f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes",
         "rate": f"{rate:,.1f} environment steps ({rate * run.repeat:,.1f} frames)",
         "stages": [
-            {"name": stage, "seconds": s, "share": s / total} for stage, s in seconds.items() if s
+            {"name": STAGES.get(stage, stage), "seconds": s, "share": s / total}
+            for stage, s in seconds.items()
+            if s
         ],
     }
 
