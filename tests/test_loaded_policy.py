@@ -20,6 +20,8 @@ from dynajax import envs
 from dynajax.policy import export, standalone
 from dynajax.types import ObsPart, UsageError
 from dynajax.xla import backend
+from sizes import NETWORKS
+from test_export import random_policy
 from test_policy import train
 
 TASK = "NestedTask-v0"
@@ -215,6 +217,13 @@ def test_copies_and_pickles_after_the_first_call(run, copied):
     assert (again.spec, again.step, other.config) == (policy.spec, policy.step, model.config)
 
 
+@pytest.mark.parametrize("agent", list(NETWORKS))
+def test_policy_of_every_agent_can_be_pickled(agent):
+    policy, obs = random_policy(agent), np.ones((2, 5))
+    action = policy(obs)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(policy))(obs), action)
+
+
 def test_one_short_line_is_printed(run):
     for loaded in (dynajax.load_policy(run), dynajax.load_model(run)):
         assert "\n" not in repr(loaded) and len(repr(loaded)) < 200
@@ -244,6 +253,7 @@ def test_process_with_other_settings_of_jax(run, tmp_path):
         "JAX_NUMPY_RANK_PROMOTION": "raise",
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
         "JAX_TRANSFER_GUARD": "disallow_explicit",
+        "JAX_DISABLE_JIT": "1",
     }
     command = [sys.executable, "-c", OTHER_SETTINGS, str(run), str(tmp_path / "out.npz")]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)

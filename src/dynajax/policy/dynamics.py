@@ -4,7 +4,7 @@ import functools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ class Dynamics(selection.Loaded):
       step: environment steps of training.
       config, model: configuration and state of the ensemble, see `dynajax.models.ensemble`.
     """
+
+    noun: ClassVar[str] = "model"
 
     spec: EnvSpec
     repeat: int

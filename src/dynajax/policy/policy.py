@@ -4,7 +4,7 @@ import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -38,6 +38,8 @@ class Policy(selection.Loaded):
         upwards, because it is a maximum over evaluations; use new episodes for an unbiased estimate.
       agent, state: agent, and its learned parameters.
     """
+
+    noun: ClassVar[str] = "policy"
 
     spec: EnvSpec
     repeat: int

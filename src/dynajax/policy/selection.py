@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from dynajax.types import EnvSpec, UsageError
 class Loaded:
     """Base class of the dataclasses that `load_policy` and `load_model` return."""
 
+    noun: ClassVar[str]  # "policy" or "model", for error messages
     spec: EnvSpec
     variant: str
     seed: int
@@ -58,7 +59,7 @@ class Loaded:
         elif any(part.keys or part.options or part.shape != (size,) for part in parts):
             form += " or as the task returns them"
         raise UsageError(
-            f"what was trained on {self.spec.name} takes observations {form}, but got {found}"
+            f"the {self.noun} of {self.spec.name} takes observations {form}, but got {found}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run prints: its description, a line per evaluation, and a progress bar on a terminal."""
+"""Printed messages of a run, and a progress bar on a terminal."""
 
 import math
 import sys
