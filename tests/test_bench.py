@@ -1,15 +1,25 @@
 """The benchmark command, and how its measurements alternate."""
 
+import contextlib
 import csv
 import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
+from absl import flags
 
+import dynajax
+import scripts
+from dynajax import envs
+from dynajax.cli import common
 from dynajax.profiling import benchmark
+from dynajax.types import UsageError
 from sizes import SMALL, as_flags
 
 ROOT = Path(__file__).parents[1]
@@ -151,3 +161,104 @@ def test_bench_refuses_in_one_line(flag, message, tmp_path):
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+# --- Numbers that are missing --------------------------------------------------------------------
+
+
+@pytest.fixture
+def command():
+    """Return the module of the command, with its flags at their defaults."""
+    with scripts.loaded(ROOT / "experiments" / "bench.py") as module:
+        flags.FLAGS.mark_as_parsed()
+        yield module
+
+
+def test_evaluation_stage_outlasts_an_episode():
+    """dm_control's reward is None after the last step of an episode, which float() refuses."""
+    config = dynajax.make_config("pendulum-swingup", settings={"eval.episodes": 2})
+    work = object.__new__(benchmark.Workload)
+    work.config, work._state, work._stack = config, None, contextlib.ExitStack()
+    work.program = SimpleNamespace(
+        deterministic_action=lambda state, obs: np.zeros((1, 2, 1), np.float32),
+        placement=SimpleNamespace(unpad=lambda x: x),
+    )
+    limit = envs.spec(config.env, **config.stepping).time_limit
+    with work._stack:
+        run = work._evaluation()
+        for _ in range(limit // benchmark._EVAL_STEPS + 2):
+            run()
+
+
+def test_step_after_the_end_of_an_episode_is_refused():
+    env = envs.make("pendulum-swingup")
+    env.reset(seed=0)
+    env._env._step_limit = 2
+    for _ in range(2):
+        *_, truncated, _ = env.step(np.zeros(1))
+    assert truncated
+    with pytest.raises(RuntimeError, match=r"after the end of an episode; call reset\(\) first"):
+        env.step(np.zeros(1))
+
+
+def test_platform_without_memory_figures(command, tmp_path):
+    compiled = jax.jit(lambda x: x + 1).lower(np.ones(3, np.float32)).compile()
+    without = SimpleNamespace(memory_analysis=lambda: None, as_text=compiled.as_text)
+    known, unknown = (benchmark.program_properties(p, set()) for p in (compiled, without))
+    assert known.state_bytes == 12 and unknown.state_bytes is unknown.donated is None
+    assert dynajax.xla.backend.needed(without) == 0
+    lines = [
+        {"env": "walk", "learners": 1, "stage": "program learn", **properties._asdict()}
+        for properties in (known, unknown)
+    ]
+    assert "0.0 MiB of state per learner" in command.format_line(lines[0])
+    assert "- MiB of state per learner, - of temporaries, - donated" in command.format_line(
+        lines[1]
+    )
+    command.write(lines, tmp_path)
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        assert [line["donated"] for line in csv.DictReader(file)] == ["0", ""]
+    assert not (tmp_path / "bench.png").exists()  # there is nothing to draw
+
+
+def test_table_that_was_cut_off_or_is_another(command, tmp_path):
+    path = tmp_path / "bench.csv"
+    path.write_text("env,learners,stage,ms,x_ideal\nwalk,1,act,2,4\nwalk,1,fit,\nwalk,1,learn\n")
+    old = command.read_table(path)
+    lines = [
+        {"env": "walk", "learners": 1, "stage": stage, "ms": 1.0, "x_ideal": 2.0}
+        for stage in ("act", "fit", "learn", "new")
+    ]
+    first, *rest = command.compare(lines, old, path).splitlines()[1:]
+    assert first.split()[-4:] == ["2.000", "1.000", "2.00x", "2.00x"] and not rest
+    path.write_text("env,learners,stage,ms\nwalk,1,act,2\n")  # an older table without a column
+    assert command.compare(lines, command.read_table(path), path).endswith("2.00x         ")
+    for text in ("a,b\n1,2\n", "env,learners,stage,ms\nwalk,1,act,fast\n"):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=r"--compare=.*not a table of this benchmark"):
+            command.read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("status", "out", "err", "reason"),
+    [
+        (0, "", "", "printed no times"),
+        (0, "{}{", "", "printed no times"),
+        (0, '{"task": null}', "", "printed no times"),
+        (-9, "", "", r"\(exit status -9\): it printed no times"),
+        (2, "", "error: --env=x: no such task\n", "--env=x: no such task"),
+    ],
+)
+def test_start_of_a_process_that_fails(command, status, out, err, reason):
+    done = subprocess.CompletedProcess([], status, out, err)
+    with pytest.raises(UsageError, match=f"--start: .*{reason}"):
+        command._probed(done)
+    done = subprocess.CompletedProcess([], 0, 'a line\n{"task": 1}\n', "")
+    assert command._probed(done) == {"task": 1.0}
+
+
+def test_help_lists_no_internal_flag(command):
+    text = common.help_text(command.main)
+    assert "--probe" not in text and "--compare" in text
+    for name in (*dynajax.AGENTS, *dynajax.TRUST):
+        assert name in text

@@ -91,9 +91,10 @@ def test_onnx_export_gives_the_same_actions(tmp_path, agent, settings):
 
 def test_standalone_function_is_short_and_in_the_documentation():
     source = Path(standalone.__file__).read_text()
-    body = source[source.index("def load_policy") :]
-    assert len(body.splitlines()) < 40
-    assert set(re.findall(r"(?m)^ *(?:import|from) .*", source)) == {"import numpy as np"}
+    body = source[source.index("import json") :]
+    assert len(body.splitlines()) < 100
+    imports = set(re.findall(r"(?m)^ *(?:import|from) .*", source))
+    assert imports == {"import json", "import numpy as np"}
     text = (ROOT / "docs" / "using-a-policy.md").read_text()
     assert body.strip() in text
 

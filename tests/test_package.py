@@ -185,6 +185,8 @@ def test_help_lists_every_flag_and_default(name, monkeypatch):
         text = common.help_text(module.main)
         assert f"  dynajax {name}" in text and len(text.splitlines()) <= 50
         for flag in flags.FLAGS.get_key_flags_for_module(module.__name__):
+            if flag.help == common.INTERNAL:
+                continue
             default = flag.default
             shown = ",".join(map(str, default)) if isinstance(default, list) else default
             said = "" if default in (None, False, "") or default == [] else f"(default: {shown})"

@@ -13,6 +13,7 @@ from dynajax.mbpo import MBPO, _gradient_step
 from dynajax.models import ensemble, fit_data, make_model, neural, targets, training
 from dynajax.models.head_rescaling import rescale_heads
 from dynajax.models.model_env import ModelEnv
+from dynajax.runs.progress import Progress
 from dynajax.runs.writer import RunWriter
 from dynajax.runtime.program import build
 from dynajax.synthetic import RolloutStarts, SourceKeys, UpdateInputs
@@ -459,7 +460,14 @@ def test_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
     def open_writer():
         parameters = program.parameters()
         return RunWriter(
-            tmp_path, strict, program.spec, program.placement, "test", parameters, True, False
+            tmp_path,
+            strict,
+            program.spec,
+            program.placement,
+            "test",
+            parameters,
+            Progress(strict, quiet=True),
+            False,
         )
 
     with open_writer() as writer:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dynajax import UsageError, report
+from dynajax.runs.progress import Progress, header
 from dynajax.runs.writer import RunWriter
 from dynajax.runtime.program import build
 from dynajax.types import Evaluation, TrainingInterval
@@ -34,8 +35,16 @@ def state(program):
 @contextlib.contextmanager
 def open_writer(program, folder, quiet=True):
     """Yield the writer of a run that starts or resumes, and the step where it does."""
+    progress = Progress(program.config, quiet)
     writer = RunWriter(
-        folder, program.config, program.spec, program.placement, "test", {"actor": 7}, quiet, False
+        folder,
+        program.config,
+        program.spec,
+        program.placement,
+        "test",
+        {"actor": 7},
+        progress,
+        False,
     )
     with writer:
         restored = writer.restore(program.shapes())
@@ -169,8 +178,9 @@ def test_restore_returns_state_and_host_arrays(program, state, tmp_path):
     moved = state._replace(shared=state.shared._replace(step=jnp.asarray(9, jnp.int32)))
     with open_writer(program, tmp_path) as (writer, _):
         writer.save(10, moved, host, SECONDS)
+    quiet = Progress(program.config, quiet=True)
     writer = RunWriter(
-        tmp_path, program.config, program.spec, program.placement, "test", {}, True, False
+        tmp_path, program.config, program.spec, program.placement, "test", {}, quiet, False
     )
     with writer:
         restored = writer.restore(program.shapes())
@@ -187,12 +197,14 @@ def test_printed_messages(program, state, tmp_path, capsys):
         writer.write(interval(10))
         writer.save(10, state, {}, SECONDS)
     text = capsys.readouterr().out
-    first, second, third, *_ = text.splitlines()
-    assert first == ("MBPO (Janner et al., 2019) with none | scale,target; agent sac, preset paper")
-    assert second == "walk: 100 agent steps, 50 with random actions"
-    assert third == "4 learners, seeds 5 to 6 of each variant"
+    assert header(program.config, tmp_path) == [
+        f"walk, seeds 5 to 6, in {tmp_path}: MBPO (Janner et al., 2019) with none | scale,target; "
+        "agent sac, preset paper",
+        "100 agent steps, 50 with random actions",
+    ]
+    assert text.splitlines()[0].startswith("4 learners; ")
     assert "1 MiB of device memory per learner" in text and "actor 7" in text
-    assert f"run directory {tmp_path}" in text and "resuming" not in text
+    assert "resuming" not in text
     assert "step 10/100  return none 11.1 ± 0.1, scale,target 11.3 ± 0.1" in text
     with open_writer(program, tmp_path, quiet=False):
         assert "resuming from step 10" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from dynajax.engines import ENGINES, Engine
 from dynajax.engines.data_checks import DataChecks
 from dynajax.envs import checks
 from dynajax.envs.terminations import TIME_LIMIT
+from dynajax.runs import progress
 from dynajax.runs.writer import MAX_DROPPED_STEPS, RunWriter
 from dynajax.runtime import distributed
 from dynajax.runtime.program import Program, build
@@ -31,6 +32,10 @@ class Result(NamedTuple):
     learner_indices: range  # learners of the run in `state`; all, unless there are other processes
     finished: bool  # False after an interruption
 
+    def __repr__(self) -> str:
+        """Return one line, without the arrays of the state."""
+        return f"Result({self.config.env}, {self.folder}, finished={self.finished})"
+
 
 def train(
     config: Config,
@@ -40,6 +45,7 @@ def train(
     quiet: bool = False,
     wandb: bool = False,
     devices: Sequence[jax.Device] | None = None,
+    clock: Clock | None = None,
 ) -> Result:
     """Train all learners of `config`, or resume an earlier call in the same folder.
 
@@ -50,12 +56,17 @@ def train(
       quiet: print nothing.
       wandb: also log to Weights & Biases.
       devices: devices that share the learners; by default all local ones.
+      clock: measures the stages of this process; by default it begins now.
 
     Raises:
       UsageError: with one line that says what to change.
     """
     folder = Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
-    clock = Clock()
+    clock = clock or Clock()
+    clock.time_rest_as("setup")
+    display = progress.Progress(config, quiet or not distributed.is_main_process())
+    for line in progress.header(config, folder):
+        display.print(line)
     spec = envs.spec(config.env, **config.stepping)
     program = build(config, spec, devices)
     placement = program.placement
@@ -65,14 +76,16 @@ def train(
         # The engine comes before the run directory, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
         RunWriter(
-            folder, config, spec, placement, command, program.parameters(), quiet, wandb
+            folder, config, spec, placement, command, program.parameters(), display, wandb
         ) as writer,
     ):
         if writer.saved_step < config.steps:
+            display.print(progress.compilation_notice())
             with clock("compile"):
                 memory = placement.check_memory(engine.memory())
         state, step, messages = _start_or_resume(program, engine, clock, writer)
         writer.begin(step, memory, [*configuration_warnings(program), *messages])
+        clock.time_rest_as("other")
 
         check = DataChecks(program, step)
 
@@ -214,8 +227,9 @@ def _write(
 ) -> None:
     """Write the logs, the policies if there was an evaluation, and a checkpoint."""
     num_learners = program.config.num_learners
-    gathered = gather_interval(interval, num_learners)
-    writer.write(gathered)
+    with clock("logs"):
+        gathered = gather_interval(interval, num_learners)
+        writer.write(gathered)
     with clock("checkpoint"):
         if gathered.evaluation is not None:
             policies = distributed.gather(program.policies(state), num_learners)

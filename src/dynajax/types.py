@@ -56,6 +56,15 @@ class Transition(NamedTuple):
     next_obs: Any  # (..., D), the true successor, never the first state of a reset
 
 
+class ObsPart(NamedTuple):
+    """A part of the observations that a task returns, all of which are flattened in their order."""
+
+    keys: tuple[str | int, ...]  # of the Dicts and Tuples around it; () if it is the only part
+    shape: tuple[int, ...]
+    #: Number of values and first value of each entry that becomes one-hot; () for plain numbers.
+    options: tuple[tuple[int, int], ...] = ()
+
+
 class EnvSpec(NamedTuple):
     """What the algorithm needs to know about a task."""
 
@@ -67,6 +76,8 @@ class EnvSpec(NamedTuple):
     termination: Termination | None  # None if it is not known
     #: The task's actions, A each, that -1 and 1 stand for; None if actions are in [-1, 1].
     bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    action_shape: tuple[int, ...] | None = None  # of the task's actions; None if it is (A,)
+    obs_parts: tuple[ObsPart, ...] = ()  # of the task's observations; () if they are flat
 
 
 _packed = functools.partial(

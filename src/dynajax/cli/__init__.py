@@ -7,8 +7,12 @@ Each command is a module of this package. `--help` shows the module's docstring 
 import difflib
 import importlib
 import sys
+import time
 
 import dynajax
+
+#: `time.perf_counter()` at the beginning of the process.
+BEGIN = time.perf_counter()
 
 #: The summary of each command, by the name of its module. To add a command, add its line.
 COMMANDS = {

@@ -54,7 +54,8 @@ flags.DEFINE_bool(
 )
 shared.define_out("bench", "Folder for the table and the figure.")
 flags.DEFINE_string("compare", None, "bench.csv of an earlier run, to print ratios to.")
-flags.DEFINE_string("probe", None, "Internal: the task whose start this process times for --start.")
+# The task whose start this process times for --start.
+flags.DEFINE_string("probe", None, common.INTERNAL)
 
 #: The columns of bench.csv. Times are in ms of one call for all learners, bytes are of one learner.
 COLUMNS = (
@@ -156,7 +157,8 @@ def measure(work: Workload, seconds: float) -> Iterator[Line]:
         for name, properties in work.program_properties().items():
             values = properties._asdict()
             for size in ("state_bytes", "temporary_bytes"):
-                values[size] = round(values[size] / program.placement.learners_per_device)
+                if values[size] is not None:
+                    values[size] = round(values[size] / program.placement.learners_per_device)
             yield common_columns | {"stage": f"program {name}", **values}
 
 
@@ -189,6 +191,25 @@ def probe(config: Config) -> None:
     print(json.dumps(seconds))
 
 
+def _probed(done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
+    """Return the seconds that `probe` printed.
+
+    Raises:
+      UsageError: it failed, or printed no numbers.
+    """
+    printed = done.stdout.strip().splitlines() or [""]
+    try:
+        if done.returncode == 0:
+            return {part: float(seconds) for part, seconds in json.loads(printed[-1]).items()}
+    except (ValueError, AttributeError, TypeError):  # not a JSON object of numbers
+        pass
+    last = (done.stderr.strip().splitlines() or ["it printed no times"])[-1]
+    raise UsageError(
+        f"--start: the process that was timed failed (exit status {done.returncode}): "
+        f"{last.removeprefix('error: ')}"
+    )
+
+
 def measure_start(config: Config) -> list[Line]:
     """Return the seconds of a start with an empty and then with a filled compilation cache."""
     lines = []
@@ -200,9 +221,7 @@ def measure_start(config: Config) -> list[Line]:
             begin = time.perf_counter()
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             total = time.perf_counter() - begin
-            if done.returncode:
-                raise UsageError(f"--start: {done.stderr.strip().splitlines()[-1]}")
-            parts = json.loads(done.stdout.strip().splitlines()[-1])
+            parts = _probed(done)
             parts = {"import": total - sum(parts.values()), **parts, "all": total}
             lines += [
                 {
@@ -230,11 +249,15 @@ HEADER = (
 def format_line(line: Line) -> str:
     """Return a line as text for a terminal."""
     get = line.get
-    if get("state_bytes") is not None:
+    if "kernels" in line:
+        state, temporary = (
+            "-" if size is None else f"{size / 2**20:.1f}"
+            for size in (get("state_bytes"), get("temporary_bytes"))
+        )
         return (
-            f"{line['stage']}: {line['state_bytes'] / 2**20:.1f} MiB of state per learner, "
-            f"{line['temporary_bytes'] / 2**20:.1f} of temporaries, {line['donated']:.1%} "
-            f"donated, {line['kernels']} kernels, {line['ring_copies']} copies of a replay buffer"
+            f"{line['stage']}: {state} MiB of state per learner, {temporary} of temporaries, "
+            f"{_cell(get('donated'), '.1%')} donated, {line['kernels']} kernels, "
+            f"{line['ring_copies']} copies of a replay buffer"
         )
     return (
         f"{line['stage']:<44}{_cell(get('ms'), '.3f'):>10}{_cell(get('gflop'), '.3f'):>9}"
@@ -243,8 +266,11 @@ def format_line(line: Line) -> str:
     )
 
 
-def plot(lines: Sequence[Line]) -> bytes:
-    """Return a PNG of the cost of an environment step against learners, a panel for each task."""
+def plot(lines: Sequence[Line]) -> bytes | None:
+    """Return a PNG of the cost of an environment step against learners, a panel for each task.
+
+    The result is None if no task was measured.
+    """
     panels = []
     for env in dict.fromkeys(line["env"] for line in lines):
         shown = {}
@@ -252,11 +278,13 @@ def plot(lines: Sequence[Line]) -> bytes:
             points = [
                 (line["learners"], line["ms_per_step"] / line["learners"])
                 for line in lines
-                if line["env"] == env and line["stage"] == stage
+                if line["env"] == env and line["stage"] == stage and line.get("ms_per_step")
             ]
             if points:
                 x, y = np.array(sorted(points)).T
                 shown[stage] = (x, y[None])
+        if not shown:
+            continue
         title = f"{env}, preset {FLAGS.preset}"
         panels.append(
             Panel(
@@ -267,37 +295,62 @@ def plot(lines: Sequence[Line]) -> bytes:
                 xlabel="learners in one program",
             )
         )
+    if not panels:
+        return None
     return figures.png(figures.curves(panels, title=f"Cost against learners, {device_name()}"))
 
 
-def compare(lines: Sequence[Line], path: Path) -> str:
+#: The time and the ratio to the ideal of each stage of a table by task, learners and stage.
+Table = dict[tuple[str, str, str], tuple[float | None, float | None]]
+
+
+def read_table(path: Path) -> Table:
+    """Return the numbers of an earlier bench.csv; None for those that it does not have.
+
+    Raises:
+      UsageError: there is no such file, or it is another kind of file.
+    """
+    if not path.is_file():
+        raise UsageError(f"--compare={path}: there is no such file")
+
+    def number(line: dict[str, str | None], name: str) -> float | None:
+        text = line.get(name)  # a file that was cut off has shorter lines
+        return float(text) if text else None
+
+    try:
+        with path.open(newline="") as file:
+            return {
+                (
+                    line["env"],
+                    line.get("learners") or line[_OLD_LEARNERS],
+                    _RENAMED_STAGES.get(line["stage"], line["stage"]),
+                ): (number(line, "ms"), number(line, "x_ideal"))
+                for line in csv.DictReader(file)
+            }
+    except (KeyError, ValueError, csv.Error) as error:
+        raise UsageError(
+            f"--compare={path}: it is not a table of this benchmark "
+            f"({type(error).__name__}: {error}); name the bench.csv of an earlier run"
+        ) from None
+
+
+def compare(lines: Sequence[Line], old: Table, path: Path) -> str:
     """Return old time over new by stage, also with each relative to its own machine's peak."""
-    with path.open(newline="") as file:
-        old = {
-            (
-                o["env"],
-                o.get("learners") or o[_OLD_LEARNERS],
-                _RENAMED_STAGES.get(o["stage"], o["stage"]),
-            ): o
-            for o in csv.DictReader(file)
-        }
     text = [f"{'against ' + str(path):<60}{'old ms':>10}{'new ms':>10}{'faster':>9}{'of peak':>9}"]
     for line in lines:
-        before = old.get((line["env"], str(line["learners"]), line["stage"]))
-        if before and before["ms"] and line.get("ms"):
+        key = line["env"], str(line["learners"]), line["stage"]
+        (old_ms, old_ideal), ms = old.get(key, (None, None)), line.get("ms")
+        if old_ms and ms:
             ideal = ""
-            if before["x_ideal"] and line.get("x_ideal"):
-                ideal = f"{float(before['x_ideal']) / line['x_ideal']:.2f}x"
+            if old_ideal and line.get("x_ideal"):
+                ideal = f"{old_ideal / line['x_ideal']:.2f}x"
             name = f"{line['env']} {line['learners']}: {line['stage']}"
-            text.append(
-                f"{name:<60}{float(before['ms']):>10.3f}{line['ms']:>10.3f}"
-                f"{float(before['ms']) / line['ms']:>8.2f}x{ideal:>9}"
-            )
+            text.append(f"{name:<60}{old_ms:>10.3f}{ms:>10.3f}{old_ms / ms:>8.2f}x{ideal:>9}")
     return "\n".join(text)
 
 
 def write(lines: Sequence[Line], out: Path) -> None:
-    """Write bench.csv and bench.png."""
+    """Write bench.csv, and bench.png if a task was measured."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -318,7 +371,8 @@ def write(lines: Sequence[Line], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "bench.csv", text.getvalue().encode())
-        write_atomically(out / "bench.png", plot(lines))
+        if (image := plot(lines)) is not None:
+            write_atomically(out / "bench.png", image)
     except OSError as error:
         raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
 
@@ -359,8 +413,7 @@ def main(arguments: Sequence[str]) -> int:
     common.refuse_arguments(arguments)
     common.start()
     counts = _learner_counts()
-    if FLAGS.compare and not common.expand_path(FLAGS.compare).is_file():
-        raise UsageError(f"--compare={FLAGS.compare}: there is no such file")
+    old = read_table(common.expand_path(FLAGS.compare)) if FLAGS.compare else {}
     if FLAGS.probe:
         probe(_make_config(FLAGS.probe, 1))
         return 0
@@ -388,6 +441,8 @@ def main(arguments: Sequence[str]) -> int:
             lines.append(line)
         write(lines, out)
     if FLAGS.compare:
-        print("\n" + compare(lines, common.expand_path(FLAGS.compare)))
-    print(f"written: {FLAGS.out}/bench.csv, {FLAGS.out}/bench.png")
+        print("\n" + compare(lines, old, common.expand_path(FLAGS.compare)))
+    if lines:
+        figure = f", {FLAGS.out}/bench.png" if (out / "bench.png").exists() else ""
+        print(f"written: {FLAGS.out}/bench.csv{figure}")
     return 0

@@ -21,6 +21,9 @@ from dynajax.runtime.exit_status import BROKEN_PIPE, INTERRUPTED, USAGE
 from dynajax.types import UsageError
 from dynajax.xla import backend
 
+#: Help of a flag that only the program itself passes, and that `--help` does not list.
+INTERNAL = "internal"
+
 
 def start(process: str | None = None) -> None:
     """Set up JAX for this process. Call it before anything uses JAX, including a user's module.
@@ -90,6 +93,7 @@ def help_text(main: Callable[..., Any]) -> str:
     name = module.__name__.rpartition(".")[2]
     lines = [(module.__doc__ or "").strip().replace(f"dynajax {name}", program_name()), ""]
     key_flags = flags.FLAGS.get_key_flags_for_module(module.__name__)
+    key_flags = [flag for flag in key_flags if flag.help != INTERNAL]
     for flag in sorted(key_flags, key=lambda f: f.name):
         label = f"[no]{flag.name}" if flag.boolean else flag.name
         lines += textwrap.wrap(

@@ -7,18 +7,23 @@ After an interruption, run the same command again to resume.
 
 import operator
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
-from dynajax import envs, make_config, train, write_report
+import dynajax
+from dynajax import cli, make_config, train
 from dynajax.cli import common, config_file
 from dynajax.cli import flags as shared
 from dynajax.config import Config
 from dynajax.runs import video
+from dynajax.runs.progress import duration
 from dynajax.runtime import distributed, exit_status
+from dynajax.runtime.timers import STAGES, Clock
 from dynajax.settings import all_settings
+from dynajax.train import Result
 
 FLAGS = flags.FLAGS
 shared.define_env("cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
@@ -74,7 +79,7 @@ def config_from_flags() -> Config:
     """Return the configuration that the flags describe."""
     arguments = arguments_from_flags()
     # The module of a user's task may register fixes, so import it before they are parsed.
-    envs.spec(arguments["env"])
+    config_file.import_task(arguments["env"])
     return make_config(**arguments)
 
 
@@ -99,6 +104,42 @@ def list_fields(config: Config) -> str:
     return "\n".join(lines)
 
 
+def summary(result: Result, stages: Mapping[str, float]) -> list[str]:
+    """Return the lines that a finished run ends with: final returns, and where its time went.
+
+    Args:
+      result: the finished run.
+      stages: seconds by stage, see `Clock`.
+    """
+    from dynajax.report import statistics  # slow to import
+
+    lines = []
+    evals = dynajax.read_run(result.folder).evals
+    for variant, returns in evals.items():
+        if not returns.size:
+            continue
+        mean, low, high = map(float, statistics.interval(returns[:, -1]))
+        interval = f"95 % interval {low:,.1f} to {high:,.1f} over {len(returns)} seeds"
+        if len(returns) == 1:
+            interval = "no interval, because it is one seed"
+        elif np.isnan(low):
+            interval = "no interval, because fewer than two seeds have a finite return"
+        name = f"{variant}: " if len(evals) > 1 else ""
+        lines.append(f"{name}final return {mean:,.1f} ({interval})")
+    total = sum(stages.values())
+    longest = sorted(stages, key=lambda name: -stages[name])
+    large = [name for name in longest if name != "other" and stages[name] >= 0.01 * total]
+    parts = [f"{STAGES.get(name, name)} {_seconds(stages[name])}" for name in large]
+    rest = total - sum(stages[name] for name in large)
+    lines.append(f"wall time {_seconds(total)}: {', '.join(parts)}, the rest {_seconds(rest)}")
+    return lines
+
+
+def _seconds(seconds: float) -> str:
+    """Format a duration; those below ten minutes in seconds, so that parts can be added up."""
+    return f"{seconds:.1f} s" if seconds < 600 else duration(seconds)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train the run that the flags describe, and write its report."""
     common.refuse_arguments(arguments)
@@ -108,8 +149,10 @@ def main(arguments: Sequence[str]) -> int:
         print(list_fields(config))
         return 0
     if FLAGS.video:
+        print(f"checking that a video of {config.env} can be recorded", flush=True)
         video.check(config)
-    result = train(config, FLAGS.out, command=common.command_line(), wandb=FLAGS.wandb)
+    clock = Clock(cli.BEGIN)
+    result = train(config, FLAGS.out, command=common.command_line(), wandb=FLAGS.wandb, clock=clock)
     first = distributed.is_main_process()
     if not result.finished:
         if first:
@@ -119,5 +162,8 @@ def main(arguments: Sequence[str]) -> int:
         for path in video.record(config, result.folder, result.state, result.learner_indices):
             print(f"video: {path}")
     if first:
-        print(f"report: {write_report(result.folder)}")  # it shows the videos
+        clock.time_rest_as("report")
+        report = dynajax.write_report(result.folder)  # it shows the videos
+        print("\n".join(summary(result, clock.stages())))
+        print(f"report: {report}")
     return 0

@@ -107,6 +107,8 @@ def spec(name: str, *, time_limit: int = 1000, repeat: int = 1) -> EnvSpec:
             name.rpartition(":")[2], None if unknown else terminations.never
         ),
         bounds=(low, high),
+        action_shape=env.task_action_shape,
+        obs_parts=env.obs_parts,
     )
     env.close()
     return result

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from gymnasium import spaces
 
-from dynajax.types import EnvSpec, UsageError
+from dynajax.types import EnvSpec, ObsPart, UsageError
 
 #: Bounds of this magnitude count as infinite, because dm_control writes 1e10 for infinity.
 UNBOUNDED = 1e10
@@ -56,6 +56,30 @@ def leaf_spaces(space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, sp
             yield from leaf_spaces(part, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix or "obs", space
+
+
+def obs_parts(space: spaces.Space, keys: tuple[str | int, ...] = ()) -> tuple[ObsPart, ...]:
+    """Return the parts of an observation space, in the order of `spaces.flatten`.
+
+    The result is () if a part cannot be described, such as a text or a part with an unusual key.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces
+        items: Any = parts.items() if isinstance(parts, dict) else enumerate(parts)
+        inner = [
+            obs_parts(part, (*keys, key)) if isinstance(key, str | int) else ()
+            for key, part in items
+        ]
+        return tuple(part for parts in inner for part in parts) if all(inner) else ()
+    options: tuple[tuple[int, int], ...] = ()
+    if isinstance(space, spaces.Discrete):
+        options = ((int(space.n), int(space.start)),)
+    elif isinstance(space, spaces.MultiDiscrete):
+        counts, starts = space.nvec.ravel().tolist(), space.start.ravel().tolist()
+        options = tuple(zip(counts, starts, strict=True))
+    elif not isinstance(space, spaces.Box | spaces.MultiBinary):
+        return ()
+    return (ObsPart(keys, tuple(map(int, space.shape or ())), options),)
 
 
 def check_spaces(name: str, action: spaces.Space, observation: spaces.Space) -> None:

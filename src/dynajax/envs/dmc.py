@@ -17,7 +17,7 @@ import numpy as np
 from dynajax.actions import rescale
 from dynajax.envs import checks, states
 from dynajax.envs.opengl import mujoco, remove_modules
-from dynajax.types import UsageError
+from dynajax.types import ObsPart, UsageError
 
 # Image size in pixels; video encoders need multiples of 16.
 HEIGHT, WIDTH = 240, 320
@@ -98,6 +98,7 @@ class DMControlEnv(gymnasium.Env):
       obs_names: D names such as "velocity[3]", or "head_height" for a part with one entry.
       time_limit: environment steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
+      obs_parts, task_action_shape: as in `GymnasiumEnv`.
       unrestorable, can_restore, statistics: as in `GymnasiumEnv`; constant, since these tasks have
         no state outside the physics.
 
@@ -122,9 +123,12 @@ class DMControlEnv(gymnasium.Env):
 
         self.bounds = self._low, self._high = bounds(self._env)
         loaded = states.copy_parameters(self._env.physics.model)
+        self.task_action_shape = self._low.shape
+        observation = _ordered_items(self._env.reset().observation)
+        self.obs_parts = tuple(ObsPart((key,), array.shape) for key, array in observation)
         self.obs_names = tuple(
             key if array.size == 1 else f"{key}[{i}]"
-            for key, array in _ordered_items(self._env.reset().observation)
+            for key, array in observation
             for i in range(array.size)
         )
         self._randomized = states.changed_parameters(loaded, self._env.physics.model)
@@ -158,6 +162,8 @@ class DMControlEnv(gymnasium.Env):
             timestep = self._env.step(rescale(action, self._low, self._high))
         except self._physics_error:
             return np.full(len(self.obs_names), np.nan, np.float32), np.nan, False, True, {}
+        if timestep.first():  # dm_control begins another episode, whose first reward is None
+            raise RuntimeError("step() was called after the end of an episode; call reset() first")
         self._steps += 1
         terminated = timestep.last() and timestep.discount == 0
         truncated = not terminated and (timestep.last() or self._steps >= self.time_limit)

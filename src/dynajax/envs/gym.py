@@ -51,8 +51,10 @@ class GymnasiumEnv(gymnasium.Env):
 
     Attributes:
       obs_names: D names such as "obs[3]", or "position[3]" for a part of a Dict.
+      obs_parts: parts of the task's observations, in the order in which they are flattened.
       time_limit: maximum number of environment steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
+      task_action_shape: shape of the task's actions.
       restorer: object that sets the simulator to a state, or None; see `states.find_restorer`.
       statistics: class names of the wrappers that keep running statistics.
 
@@ -83,7 +85,9 @@ class GymnasiumEnv(gymnasium.Env):
         bounds: Any = env.action_space
         self._low, self._high = bounds.low.astype(np.float64), bounds.high.astype(np.float64)
         self.bounds = self._low.ravel(), self._high.ravel()
+        self.task_action_shape = self._low.shape
         self._dtype = bounds.dtype
+        self.obs_parts = checks.obs_parts(self._space)
         self.obs_names = tuple(
             part if size == 1 else f"{part}[{i}]"
             for part, space in checks.leaf_spaces(self._space)
@@ -124,7 +128,7 @@ class GymnasiumEnv(gymnasium.Env):
           UsageError: see `reset`; also if reward, `terminated` or `truncated` is not one number.
         """
         scaled = rescale(np.reshape(action, self._low.shape), self._low, self._high)
-        result = self._call(self._env.step, scaled.astype(self._dtype))
+        result = self._call(self._env.step, np.asarray(scaled, self._dtype))
         observation, reward, terminated, truncated, info = result
         reward = checks.to_scalar(self._name, "reward", reward)
         return (

@@ -16,7 +16,7 @@ class ActionRepeat(gymnasium.Env):
     frame that is not finite makes the reward of the agent step NaN.
 
     Attributes:
-      obs_names: D names.
+      obs_names, obs_parts, task_action_shape: as in `GymnasiumEnv`.
       time_limit: maximum number of agent steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
 
@@ -28,6 +28,7 @@ class ActionRepeat(gymnasium.Env):
     def __init__(self, env: Any, repeat: int) -> None:
         self._env, self._repeat = env, repeat
         self.obs_names, self.bounds = env.obs_names, env.bounds
+        self.obs_parts, self.task_action_shape = env.obs_parts, env.task_action_shape
         self.time_limit = -(-env.time_limit // repeat)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.render_mode = env.render_mode

@@ -4,7 +4,7 @@ import functools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ class ModelPrediction(NamedTuple):
     reward: Estimate  # (...)
 
 
-@dataclass(frozen=True, eq=False)
-class Dynamics:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dynamics(selection.Loaded):
     """Trained model: `model(obs, action)`, (..., D), (..., A) -> `ModelPrediction`.
 
     Attributes:
@@ -46,6 +46,8 @@ class Dynamics:
       step: environment steps of training.
       config, model: configuration and state of the ensemble, see `dynajax.models.ensemble`.
     """
+
+    noun: ClassVar[str] = "model"
 
     spec: EnvSpec
     repeat: int
@@ -77,12 +79,12 @@ class Dynamics:
 
         return backend.jit(model_step)
 
-    def __call__(self, obs: np.ndarray, action: np.ndarray) -> ModelPrediction:
+    def __call__(self, obs: Any, action: Any) -> ModelPrediction:
         """Predict the next observation and the reward.
 
         Args:
-          obs: (..., D).
-          action: (..., A), within the task's bounds.
+          obs: (..., D), or as the task returns them, see `Policy`.
+          action: (..., A) or as the task takes them, within the task's bounds.
 
         Returns:
           The prediction as float32 arrays.
@@ -90,19 +92,21 @@ class Dynamics:
         Raises:
           UsageError: the shapes do not match the task or each other.
         """
-        obs, action = np.asarray(obs, np.float32), np.asarray(action)
-        if (obs.shape, action.shape) != (
-            (*obs.shape[:-1], self.spec.obs_dim),
-            (*obs.shape[:-1], self.spec.action_dim),
-        ):
+        obs, action = self._flatten(obs), np.asarray(action)
+        flat_shape = *obs.shape[:-1], self.spec.action_dim
+        shape = self.spec.action_shape
+        if shape is not None and action.shape == (*obs.shape[:-1], *shape):
+            action = action.reshape(flat_shape)
+        if action.shape != flat_shape:
             raise UsageError(
                 f"the model of {self.spec.name} takes observations (..., {self.spec.obs_dim}) and "
                 f"actions (..., {self.spec.action_dim}), but got {obs.shape} and {action.shape}"
             )
         if self.spec.bounds is not None:
             action = to_unit(action, *map(np.asarray, self.spec.bounds))
-        prediction = self._predict(self.model, obs, action.astype(np.float32))
-        return jax.tree.map(np.array, prediction)
+        with backend.required_settings():
+            prediction = self._predict(self.model, obs, action.astype(np.float32))
+            return jax.tree.map(np.array, prediction)
 
 
 def load_model(folder: str | Path, row: int = 0) -> Dynamics:
@@ -133,11 +137,11 @@ def load_model(folder: str | Path, row: int = 0) -> Dynamics:
     prefix = "learners/model/"
     step, leaves = _read_newest(checkpoints, prefix)
     leaves = {name.removeprefix(prefix): leaf[index] for name, leaf in leaves.items()}
-    model = selection.unflatten(selection.init_shapes(init), leaves, checkpoints)
+    with backend.required_settings():
+        shapes = selection.init_shapes(init)
+        model = jax.device_put(selection.unflatten(shapes, leaves, checkpoints))
     repeat = learner.config["task"]["repeat"]
-    return Dynamics(
-        spec, repeat, learner.variant, learner.seed, step, config, jax.device_put(model)
-    )
+    return Dynamics(spec, repeat, learner.variant, learner.seed, step, config, model)
 
 
 def _find_checkpoints(learner: selection.SelectedLearner) -> tuple[Path, int]:

@@ -1,6 +1,7 @@
 """Export a policy to one file for machines without JAX, for NumPy or ONNX."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _OPSET = 17
 
 
 def export(policy: Policy, path: Path) -> None:
-    """Write a policy, observations (..., D) to actions (..., A) within the task's bounds.
+    """Write a policy as a function from observations to actions within the task's bounds.
 
     Args:
       policy: policy to export.
@@ -43,13 +44,17 @@ def export(policy: Policy, path: Path) -> None:
 def _npz(policy: Policy) -> bytes:
     layers = policy.layers()
     arrays = {f"{i}.{j}": x for i, layer in enumerate(layers) for j, x in enumerate(layer.arrays)}
+    low, high = policy.float32_bounds
+    shape = policy.spec.action_shape
+    shape = (policy.spec.action_dim,) if shape is None else shape
     file = io.BytesIO()
     np.savez(
         file,
         allow_pickle=False,
         layers=np.array([layer.kind for layer in layers]),
-        low=policy.low,
-        high=policy.high,
+        low=low.astype(np.float64),
+        high=high.astype(np.float64),
+        shapes=np.array(json.dumps([shape, policy.spec.obs_parts])),
         task=np.array(policy.spec.name),
         observations=np.array(policy.spec.obs_names),
         **arrays,
@@ -122,7 +127,7 @@ def _add_policy(graph: _OnnxGraph, policy: Policy) -> None:
             x = node("Add", x, residual)
         else:
             x = _add_layer(graph, layer, x)
-    low, high = policy.low, policy.high
+    low, high = policy.float32_bounds
     scaled = node("Mul", x, constant((high - low) / 2))
     shifted = node("Add", scaled, constant((low + high) / 2))
     bounded = node("Max", node("Min", shifted, constant(high)), constant(low))

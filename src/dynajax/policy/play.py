@@ -79,6 +79,7 @@ def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evalua
         return evaluator(policy.normalized_action, 0)
 
 
+@backend.required_settings()
 def _on_device(policy: Policy, config: Config, seed: int) -> Evaluation:
     task = mjx.make(config.env, repeat=config.task.repeat)
 

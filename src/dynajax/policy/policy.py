@@ -4,7 +4,7 @@ import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -22,9 +22,12 @@ from dynajax.types import Array, EnvSpec, UsageError
 from dynajax.xla import backend
 
 
-@dataclass(frozen=True, eq=False)
-class Policy:
+@dataclass(frozen=True, eq=False, repr=False)
+class Policy(selection.Loaded):
     """Trained policy without exploration: `policy(obs)`, (..., D) -> (..., A).
+
+    It also takes observations as the task returns them, and returns actions as the task takes them;
+    leading axes are a batch.
 
     Attributes:
       spec: name and sizes of the task, and names of the observation's dimensions.
@@ -35,6 +38,8 @@ class Policy:
         upwards, because it is a maximum over evaluations; use new episodes for an unbiased estimate.
       agent, state: agent, and its learned parameters.
     """
+
+    noun: ClassVar[str] = "policy"
 
     spec: EnvSpec
     repeat: int
@@ -62,6 +67,14 @@ class Policy:
         return np.asarray(low), np.asarray(high)
 
     @functools.cached_property
+    def float32_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the bounds rounded inwards to float32, so that no action exceeds the task's."""
+        low, high = (bound.astype(np.float32) for bound in self._bounds)
+        low = np.where(low < self.low, np.nextafter(low, np.float32(np.inf)), low)
+        high = np.where(high > self.high, np.nextafter(high, np.float32(-np.inf)), high)
+        return low, high
+
+    @functools.cached_property
     def _deterministic_action(self) -> Any:
         return backend.jit(self.agent.deterministic_action)
 
@@ -83,11 +96,27 @@ class Policy:
                 f"the policy of {self.spec.name} takes observations (..., {self.spec.obs_dim}), but "
                 f"got {obs.shape}"
             )
-        return np.array(self._deterministic_action(self.state, obs))
+        with backend.required_settings():
+            return np.array(self._deterministic_action(self.state, obs))
 
-    def __call__(self, obs: np.ndarray) -> np.ndarray:
-        """Return actions within the task's bounds, (..., D) -> (..., A) float32."""
-        return rescale(self.normalized_action(obs), self.low, self.high).astype(np.float32)
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Return actions within the task's bounds, which `env.step` takes.
+
+        Args:
+          obs: (..., D), or as the task returns them: an array of the task's own shape, a number, or
+            a dict or tuple of them, with any leading axes. They are flattened as in training.
+
+        Returns:
+          (..., A) float32, or (..., *shape) where the task's actions have another shape.
+
+        Raises:
+          UsageError: they are not observations of the task.
+        """
+        flat = self._flatten(obs)
+        action = rescale(self.normalized_action(flat), self.low, self.high)
+        action = np.clip(action.astype(np.float32), *self.float32_bounds)
+        shape = self.spec.action_shape
+        return action if shape is None else action.reshape((*flat.shape[:-1], *shape))
 
     def layers(self) -> list[Layer]:
         """Return `normalized_action` as a sequence of layers with numpy arrays.
@@ -95,10 +124,11 @@ class Policy:
         Raises:
           UsageError: the agent does not implement `layers`.
         """
-        return [
-            Layer(kind, tuple(np.asarray(x, np.float32) for x in arrays))
-            for kind, arrays in self.agent.layers(self.state)
-        ]
+        with backend.required_settings():
+            return [
+                Layer(kind, tuple(np.asarray(x, np.float32) for x in arrays))
+                for kind, arrays in self.agent.layers(self.state)
+            ]
 
 
 def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Policy:
@@ -119,14 +149,16 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
     if not stored.spec.name.startswith("brax:"):
         with contextlib.suppress(UsageError):
             registry.import_module("--env", stored.spec.name)
-    with reading_config(learner.folder):
+    with backend.required_settings(), reading_config(learner.folder):
         agent = make_agent(agent_from_dict(learner.config, learner.variant), stored.spec)
         repeat = learner.config["task"]["repeat"]
 
     def init(key: Array) -> Any:
         return agent.policy(agent.init(key))
 
-    state = selection.unflatten(selection.init_shapes(init), stored.leaves, policies_folder)
+    with backend.required_settings():
+        shapes = selection.init_shapes(init)
+        state = jax.device_put(selection.unflatten(shapes, stored.leaves, policies_folder))
     return Policy(
         spec=stored.spec,
         repeat=repeat,
@@ -135,5 +167,5 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
         step=stored.step,
         score=stored.score,
         agent=agent,
-        state=jax.device_put(state),
+        state=state,
     )

@@ -1,16 +1,66 @@
 """Select one learner of a run, and restore its trees."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
+from dynajax.policy import standalone
 from dynajax.runs import serialization
 from dynajax.runs.directory import reading_config
-from dynajax.types import UsageError
+from dynajax.types import EnvSpec, UsageError
+
+
+class Loaded:
+    """Base class of the dataclasses that `load_policy` and `load_model` return."""
+
+    noun: ClassVar[str]  # "policy" or "model", for error messages
+    spec: EnvSpec
+    variant: str
+    seed: int
+    step: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields alone, because cached jitted functions cannot be pickled or copied."""
+        fields: Any = self
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(fields)}
+
+    def __repr__(self) -> str:
+        """Return one line, without the weights."""
+        return (
+            f"{type(self).__name__}({self.spec.name}: {self.spec.obs_dim} observation and "
+            f"{self.spec.action_dim} action dimensions, variant {self.variant}, seed {self.seed}, "
+            f"step {self.step:,})"
+        )
+
+    def _flatten(self, obs: Any) -> np.ndarray:
+        """Return observations, flat or as the task returns them, as float32 (..., D).
+
+        Raises:
+          UsageError: they are not observations of the task.
+        """
+        size, parts = self.spec.obs_dim, self.spec.obs_parts
+        found = str(obs.shape) if hasattr(obs, "shape") else type(obs).__name__
+        try:
+            flat = standalone.flatten(obs, parts)
+            if flat.shape[-1:] == (size,):
+                return flat
+            found = str(flat.shape)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            if parts and not hasattr(obs, "shape"):
+                found += f" ({type(error).__name__}: {' '.join(str(error).split())})"
+        form = f"(..., {size})"
+        if not parts:
+            form += ", flattened in the order of spec.obs_names"
+        elif any(part.keys or part.options or part.shape != (size,) for part in parts):
+            form += " or as the task returns them"
+        raise UsageError(
+            f"the {self.noun} of {self.spec.name} takes observations {form}, but got {found}"
+        )
 
 
 class SelectedLearner(NamedTuple):

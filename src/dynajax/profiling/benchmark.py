@@ -18,6 +18,7 @@ import numpy as np
 from dynajax import envs, replay
 from dynajax.config import Config, assign
 from dynajax.engines.host import HostEngine
+from dynajax.envs.training_envs import all_finite
 from dynajax.envs.vector import VectorEnv, default_workers
 from dynajax.models import training
 from dynajax.profiling import flops, hlo
@@ -55,11 +56,11 @@ class Stage(NamedTuple):
 
 
 class ProgramProperties(NamedTuple):
-    """Memory and kernels of a compiled program."""
+    """Memory and kernels of a compiled program; memory is None where the platform gives none."""
 
-    state_bytes: int  # of its arguments
-    temporary_bytes: int
-    donated: float  # fraction of the arguments' bytes that the results reuse
+    state_bytes: int | None  # of its arguments
+    temporary_bytes: int | None
+    donated: float | None  # fraction of the arguments' bytes that the results reuse
     kernels: int  # each counted once, however often a loop runs it
     ring_copies: int  # copies of arrays as large as a replay buffer
 
@@ -68,10 +69,12 @@ def program_properties(program: jax.stages.Compiled, capacities: set[int]) -> Pr
     """Return the properties of a program whose state holds replay buffers of these capacities."""
     memory: Any = program.memory_analysis()
     text = program.as_text() or ""
+    sizes: tuple[Any, Any, Any] = (None, None, None)
+    if memory is not None:
+        arguments = memory.argument_size_in_bytes
+        sizes = arguments, memory.temp_size_in_bytes, memory.alias_size_in_bytes / arguments
     return ProgramProperties(
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-        memory.alias_size_in_bytes / memory.argument_size_in_bytes,
+        *sizes,
         sum(summary.kernels for summary in hlo.summarize(text).walk()),
         hlo.replay_copies(text, capacities),
     )
@@ -417,7 +420,14 @@ class Workload:
                 policy_obs = obs.reshape(num_learners, episodes, -1)
                 actions = program.deterministic_action(self._state, policy_obs)
                 actions = program.placement.unpad(np.asarray(actions))
-                obs = vector_env.step(np.arange(n), actions.reshape(n, -1))[0]
+                obs, _, terminated, truncated = vector_env.step(
+                    np.arange(n), actions.reshape(n, -1)
+                )
+                # A stage may take more steps than an episode has.
+                ended = np.flatnonzero(terminated | truncated | ~all_finite(obs))
+                if ended.size:
+                    obs = obs.copy()  # JAX may still read the array
+                    obs[ended] = vector_env.reset(ended, ended.tolist())
 
         return run
 

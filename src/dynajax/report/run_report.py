@@ -25,6 +25,7 @@ from dynajax.report.run import (
     series,
 )
 from dynajax.runs.directory import write_atomically
+from dynajax.runtime.timers import STAGES
 
 #: Inches of a figure as wide as the report, so that its text is readable on a phone.
 _WIDE = (5.6, 3.7)
@@ -324,7 +325,9 @@ def _clock(run: Run) -> dict[str, Any] | None:
         "total": f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes",
         "rate": f"{rate:,.1f} environment steps ({rate * run.repeat:,.1f} frames)",
         "stages": [
-            {"name": stage, "seconds": s, "share": s / total} for stage, s in seconds.items()
+            {"name": STAGES.get(stage, stage), "seconds": s, "share": s / total}
+            for stage, s in seconds.items()
+            if s
         ],
     }
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from dynajax.runs import serialization
 from dynajax.runs.serialization import Arrays, Damaged
-from dynajax.types import EnvSpec, UsageError
+from dynajax.types import EnvSpec, ObsPart, UsageError
 
 Which = Literal["best", "last"]
 
@@ -138,7 +138,18 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def _spec_from_json(fields: Mapping[str, Any]) -> EnvSpec:
     bounds = fields["bounds"] and tuple(tuple(bound) for bound in fields["bounds"])
-    return EnvSpec(**{**fields, "obs_names": tuple(fields["obs_names"]), "bounds": bounds})
+    shape = fields.get("action_shape")
+    parts = tuple(
+        ObsPart(tuple(keys), tuple(shape), tuple(tuple(option) for option in options))
+        for keys, shape, options in fields.get("obs_parts", ())
+    )
+    tuples = {
+        "obs_names": tuple(fields["obs_names"]),
+        "bounds": bounds,
+        "action_shape": None if shape is None else tuple(shape),
+        "obs_parts": parts,
+    }
+    return EnvSpec(**{**fields, **tuples})
 
 
 def read_spec(folder: Path) -> EnvSpec:

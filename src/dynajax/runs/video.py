@@ -29,6 +29,10 @@ def _make_rendering_env(config: Config) -> tuple[envs.Env, np.ndarray]:
             f"--video: only host environments can be rendered, and {config.env} is not one of them; "
             "leave --video out"
         )
+    if not os.path.isdir(os.environ.get("XDG_RUNTIME_DIR", "")):
+        # Images need no display. SDL, which renders Gymnasium's simple tasks, looks for one anyway,
+        # and then prints "error: XDG_RUNTIME_DIR is invalid or not set" although nothing fails.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     env = envs.make(config.env, **config.stepping, seed=config.seed, render=True)
     obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
     try:

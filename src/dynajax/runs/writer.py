@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from dynajax import schedule
-from dynajax.algorithms import describe
 from dynajax.config import Config, as_dict
 from dynajax.runs.checkpoint import Checkpoints, Restored
 from dynajax.runs.directory import RunDirectory, count_evaluations, device_name
@@ -42,7 +41,7 @@ class RunWriter:
       placement: devices of the learners of this process.
       command: shell command that repeats the run.
       parameters: number of parameters of each network of one learner, by name.
-      quiet: print nothing.
+      progress: prints messages.
       wandb: log to Weights & Biases too.
 
     Raises:
@@ -57,7 +56,7 @@ class RunWriter:
         placement: Placement,
         command: str,
         parameters: Mapping[str, int],
-        quiet: bool,
+        progress: Progress,
         wandb: bool,
     ) -> None:
         self._folder, self._config, self._wandb = folder, config, wandb
@@ -69,7 +68,7 @@ class RunWriter:
         }
         self._policies = Policies(folder / "policies", spec)
         self._is_first_process = distributed.is_main_process()
-        self._quiet = quiet or not self._is_first_process
+        self._progress = progress
         self._offsets: Mapping[str, int] = {}
         self._num_finite = 0  # finite transitions so far
         self._last_finite_step = 0  # step at which their number last increased
@@ -155,7 +154,7 @@ class RunWriter:
             names = (*DEFAULT_LOGGERS, "wandb") if self._wandb else DEFAULT_LOGGERS
         self._logs = Loggers(self._folder, self._config, step, self._offsets, names)
         self._stack.callback(self._logs.close)
-        self._progress = Progress(self._config, step, self._quiet)
+        self._progress.begin(step)
         self._stack.callback(self._progress.close)
         for line in self._describe_run(step, device_bytes):
             self._progress.print(line)
@@ -163,26 +162,19 @@ class RunWriter:
             self._progress.print(f"warning: {notice}")
 
     def _describe_run(self, step: int, device_bytes: int) -> list[str]:
-        """Return the lines that are printed when a run starts or resumes."""
+        """Return the lines that follow `progress.header` when a run starts or resumes."""
         c, placement = self._config, self._placement
-        repeat = f" of {c.task.repeat} frames" if c.task.repeat > 1 else ""
         where = f" in {jax.process_count()} processes" if distributed.is_multiprocess() else ""
         if placement.mesh.size > 1:
             where += (
                 f" on {placement.mesh.size} devices, at most {placement.learners_per_device} each"
             )
         learners = "learner" if c.num_learners == 1 else "learners"
-        last = c.seed + c.seeds - 1
-        seeds = f"seed {c.seed}" if c.seeds == 1 else f"seeds {c.seed} to {last} of each variant"
         sizes = ", ".join(f"{name} {size:,}" for name, size in self._parameters.items())
         mebibytes = device_bytes / placement.learners_per_device / 2**20
         lines = [
-            describe(c),
-            f"{c.env}: {c.steps:,} agent steps{repeat}, {c.random_steps:,} with random actions",
-            f"{c.num_learners} {learners}{where}, {seeds}",
-            f"{device_name()}; parameters per learner: {sizes}; {mebibytes:.0f} MiB of device "
-            "memory per learner",
-            f"run directory {self._folder}",
+            f"{c.num_learners} {learners}{where}; {device_name()}; parameters per learner: {sizes}; "
+            f"{mebibytes:.0f} MiB of device memory per learner",
         ]
         if c.preset in ("paper", "fast") and backend.target_is_cpu():
             lines.append(

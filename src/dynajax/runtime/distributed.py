@@ -74,8 +74,11 @@ def is_multiprocess() -> bool:
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes the files that all processes share."""
-    return jax.process_index() == 0
+    """Return whether this process writes the files that all processes share.
+
+    JAX's devices are initialized only if there are other processes.
+    """
+    return not is_initialized() or jax.process_index() == 0
 
 
 def share(num_learners: int, process: int | None = None, count: int | None = None) -> range:

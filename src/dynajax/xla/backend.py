@@ -65,6 +65,20 @@ def check_settings() -> None:
         raise UsageError(f"{name.upper()}={shown}: {why}; {remedy}")
 
 
+@contextlib.contextmanager
+def required_settings() -> Iterator[None]:
+    """Set the settings that `check_settings` requires within this context, whatever the process has.
+
+    For programs that a user's own process calls, where another library may need other settings.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, needed, _ in _REQUIRED_SETTINGS:
+            # The context manager of a setting has its name without "jax_".
+            setting = getattr(jax, name.removeprefix("jax_"))
+            stack.enter_context(setting("allow" if needed is None else needed))
+        yield
+
+
 def local_devices() -> list[jax.Device]:
     """Return JAX's local devices.
 
@@ -180,8 +194,13 @@ def memory(programs: Sequence[jax.stages.Lowered]) -> int:
 
 
 def needed(program: jax.stages.Compiled) -> int:
-    """Return the bytes of a program's arguments, results and temporaries on each device."""
+    """Return the bytes of a program's arguments, results and temporaries on each device.
+
+    The result is 0 if the platform does not tell.
+    """
     size: Any = program.memory_analysis()
+    if size is None:
+        return 0
     results = size.output_size_in_bytes - size.alias_size_in_bytes
     return int(size.argument_size_in_bytes + size.temp_size_in_bytes + results)
 
