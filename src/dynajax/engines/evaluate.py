@@ -67,7 +67,7 @@ class Evaluator:
         while active.size:
             actions = np.asarray(policy(obs.reshape(num_learners, k, -1)), np.float32)
             actions = actions.reshape(n, -1)[active]
-            next_obs, reward, terminated, truncated = self._envs.step(active, actions)
+            next_obs, reward, terminated, truncated, _ = self._envs.step(active, actions)
             valid = all_finite(next_obs, reward)
             stepped = active[valid]
             # JAX uses numpy arrays without copying them and may still read the old one.

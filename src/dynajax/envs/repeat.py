@@ -17,6 +17,7 @@ class ActionRepeat(gymnasium.Env):
       obs_names: D names.
       time_limit: maximum number of agent steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
+      num_frames: frames of the last agent step.
 
     Args:
       env: environment whose steps are the frames.
@@ -24,7 +25,7 @@ class ActionRepeat(gymnasium.Env):
     """
 
     def __init__(self, env: Any, repeat: int) -> None:
-        self._env, self._repeat = env, repeat
+        self._env, self._repeat, self.num_frames = env, repeat, 0
         self.obs_names, self.bounds = env.obs_names, env.bounds
         self.time_limit = -(-env.time_limit // repeat)
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -40,8 +41,9 @@ class ActionRepeat(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one action (A,) for up to `repeat` frames."""
-        total = 0.0
+        total, self.num_frames = 0.0, 0
         for _ in range(self._repeat):
+            self.num_frames += 1
             obs, reward, terminated, truncated, info = self._env.step(action)
             total += reward
             is_finite = np.isfinite(obs).all() and np.isfinite(reward)

@@ -16,8 +16,15 @@ import numpy as np
 from dynajax import envs, registry
 from dynajax.types import UsageError
 
-#: (obs (len, D) float32, reward (len,) float32, terminated (len,) bool, truncated (len,) bool)
-StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+class StepResult(NamedTuple):
+    """The result of one agent step of several environments."""
+
+    obs: np.ndarray  # (len, D) float32
+    reward: np.ndarray  # (len,) float32
+    terminated: np.ndarray  # (len,) bool
+    truncated: np.ndarray  # (len,) bool
+    frames: np.ndarray  # (len,) int64, simulator steps that were done
 
 
 class EnvArguments(NamedTuple):
@@ -63,11 +70,13 @@ class SerialEnvs:
         n = len(indices)
         obs, reward = np.zeros((n, self._obs_dim), np.float32), np.zeros(n, np.float32)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        frames = np.zeros(n, np.int64)
         # A diverging simulation may exceed the range of float32; the result is then infinite.
         with np.errstate(over="ignore"):
             for j, (i, action) in enumerate(zip(indices, actions, strict=True)):
                 obs[j], reward[j], terminated[j], truncated[j], _ = self._envs[i].step(action)
-        return obs, reward, terminated, truncated
+                frames[j] = self._envs[i].num_frames
+        return StepResult(obs, reward, terminated, truncated, frames)
 
     def snapshot(self, indices: np.ndarray, _: Any = None) -> np.ndarray:
         """Return the physics states of `indices`; see `VectorEnv.snapshot`."""

@@ -27,6 +27,7 @@ class TrainingEnvs:
     Attributes:
       obs: (S, D) float32, current observations.
       dropped: (S,) int, number of transitions that were not finite.
+      frames: (S,) int, number of simulator steps.
 
     Args:
       config: the run's configuration.
@@ -50,6 +51,7 @@ class TrainingEnvs:
         self._actions: list[list[np.ndarray]] = [[] for _ in range(n)]
         self._finished: list[tuple[int, float, int]] = []
         self.dropped = np.zeros(n, np.int64)
+        self.frames = np.zeros(n, np.int64)
         self._vector_env = VectorEnv(
             spec.name,
             n,
@@ -111,7 +113,9 @@ class TrainingEnvs:
           UsageError: an episode terminated, but model rollouts have no termination function.
         """
         actions = np.array(actions, np.float32)
-        next_obs, reward, terminated, truncated = self._vector_env.step(self._indices, actions)
+        next_obs, reward, terminated, truncated, frames = self._vector_env.step(
+            self._indices, actions
+        )
         valid = all_finite(next_obs, reward)
         if self._needs_termination and (terminated & valid).any():
             name = self._spec.name
@@ -127,6 +131,7 @@ class TrainingEnvs:
         )
         self._returns += transition.reward
         self.dropped += ~valid
+        self.frames += frames
         for i in self._indices[valid]:
             self._actions[i].append(actions[i])
         ended = self._indices[terminated | truncated | ~valid]
@@ -148,8 +153,9 @@ class TrainingEnvs:
         """Return the state for a checkpoint, from which `restore` continues.
 
         Returns:
-          "episode", "length", "dropped" (S,) int64; "return" (S,) float64; "obs" (S, D) float32;
-          "actions" (S, L, A) float32, padded with zeros to the longest length L (at least 1);
+          "episode", "length", "dropped", "frames" (S,) int64; "return" (S,) float64; "obs" (S, D)
+          float32; "actions" (S, L, A) float32, padded with zeros to the longest length L (at least
+          1);
           "finished" (F, 3) float64, the episodes that have not been popped, or one row of -1.
         """
         length = np.array([len(a) for a in self._actions], np.int64)
@@ -165,6 +171,7 @@ class TrainingEnvs:
             "actions": actions,
             "obs": self.obs.copy(),
             "dropped": self.dropped.copy(),
+            "frames": self.frames.copy(),
             # Not every checkpoint format can store an empty array.
             "finished": np.array(self._finished or [(-1, -1, -1)], np.float64),
         }
@@ -179,13 +186,14 @@ class TrainingEnvs:
         self._episode = np.array(progress["episode"], np.int64)
         self._returns = np.array(progress["return"], np.float64)
         self.dropped = np.array(progress["dropped"], np.int64)
+        self.frames = np.array(progress["frames"], np.int64)
         self._actions = [list(a[:n]) for a, n in zip(actions, length, strict=True)]
         self._finished = [(int(i), float(g), int(n)) for i, g, n in progress["finished"] if i >= 0]
         obs = self._reset(self._indices)
         equal = all_finite(obs)
         for t in range(int(length.max())):
             indices = self._indices[(t < length) & equal]
-            obs[indices], reward, terminated, truncated = self._vector_env.step(
+            obs[indices], reward, terminated, truncated, _ = self._vector_env.step(
                 indices, actions[indices, t]
             )
             equal[indices] = all_finite(obs[indices], reward) & ~terminated & ~truncated

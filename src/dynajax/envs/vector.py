@@ -207,7 +207,9 @@ class VectorEnv:
         columns = zip(*(r if isinstance(r, tuple) else (r,) for r in replies), strict=True)
         return [np.concatenate(column)[order] for column in columns]
 
-    def reset(self, indices: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    def reset(
+        self, indices: Sequence[int] | np.ndarray, seeds: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
         """Start an episode with the given seed in each of `indices` (len,); return obs (len, D)."""
         index, seed = np.asarray(indices, np.int64), np.asarray(seeds, np.int64)
         if self._local:
@@ -220,14 +222,13 @@ class VectorEnv:
         """Step each of `indices` (len,), which are distinct, with its action (len, A).
 
         Returns:
-          obs (len, D) float32, reward (len,) float32, terminated (len,) and truncated (len,) bool.
-          There is no autoreset, so the observation is the true last one of an episode.
+          The results in the order of `indices`. There is no autoreset, so the observation is the
+          true last one of an episode.
         """
         index, action = np.asarray(indices, np.int64), np.asarray(actions, np.float32)
         if self._local:
             return self._local.step(index, action)
-        obs, reward, terminated, truncated = self._call("step", index, action)
-        return obs, reward, terminated, truncated
+        return subprocess_worker.StepResult(*self._call("step", index, action))
 
     def snapshot(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the physics states of `indices`: (len, L) float64, see `envs.states`."""

@@ -27,7 +27,7 @@ class Curve(NamedTuple):
     @property
     def frames(self) -> np.ndarray:
         """(T,) frames of the evaluations."""
-        return self.steps * self.run.repeat
+        return self.run.frames[np.isin(self.run.steps, self.steps)]
 
     @property
     def baseline(self) -> str:
