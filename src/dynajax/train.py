@@ -54,7 +54,9 @@ def train(
     """
     folder = Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
     clock = Clock()
-    spec = envs.spec(config.env, **config.stepping)
+    # A task that can exist only once is made here, and then used by the engine.
+    once = config.host.evaluate_on == "training"
+    spec = envs.spec(config.env, **config.stepping, seed=config.seed, keep=once)
     program = build(config, spec, devices)
     placement = program.placement
     memory = placement.check_memory(backend.size(program.shapes()) // placement.mesh.size)

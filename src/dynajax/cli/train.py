@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     common.refuse_arguments(arguments)
     common.start(FLAGS.process)
     # The module of a user's task may register fixes, so import it before they are parsed.
-    envs.spec(FLAGS.env)
+    envs.check_name(FLAGS.env)
     config = config_from_flags()
     if FLAGS.fields:
         print(list_fields(config))

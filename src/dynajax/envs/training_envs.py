@@ -149,6 +149,16 @@ class TrainingEnvs:
         self._start_next_episode(ended)
         return transition, valid
 
+    def restart_episodes(self) -> None:
+        """End the running episodes without a termination, after another use of the environments.
+
+        They are not counted as finished, because their returns are incomplete. An episode that has
+        just begun starts again from the same state.
+        """
+        self.obs = self.obs.copy()
+        self._episode -= [not actions for actions in self._actions]
+        self._start_next_episode(self._indices)
+
     def snapshot(self) -> np.ndarray:
         """Return the physics states of all environments: (S, L) float64, see `envs.states`."""
         return self._vector_env.snapshot(self._indices)

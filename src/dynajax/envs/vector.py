@@ -44,10 +44,13 @@ def default_workers(config: Config, n: int | None = None) -> int:
     and 0.4 ms on humanoid-walk, so workers were slower with 1, 4 and 16 environments. More than
     two cores were not measured.
 
-    A task that the main script registers is stepped in this process, with a warning.
+    A task that the main script registers is stepped in this process, with a warning. A task that
+    can exist only once was made in this process (`host.evaluate_on`).
     """
     if config.host.workers >= 0:
         return config.host.workers
+    if config.host.evaluate_on == "training":
+        return 0
     environments = config.num_learners if n is None else n
     workers = min(len(os.sched_getaffinity(0)) // 2, environments // 4)
     if workers < 2:

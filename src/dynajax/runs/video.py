@@ -29,6 +29,11 @@ def _make_rendering_env(config: Config) -> tuple[envs.Env, np.ndarray]:
             f"--video: only host environments can be rendered, and {config.env} is not one of them; "
             "leave --video out"
         )
+    if config.host.evaluate_on == "training":
+        raise UsageError(
+            f"--video: it needs an instance of {config.env} of its own, and with --set "
+            "host.evaluate_on=training there is none; leave --video out"
+        )
     env = envs.make(config.env, **config.stepping, seed=config.seed, render=True)
     obs, _ = env.reset(seed=episode_seed(config.seed, "evaluate", 0))
     try:
