@@ -70,7 +70,7 @@ def train(
     ):
         if writer.saved_step < config.steps:
             with clock("compile"):
-                memory = placement.check_memory(engine.memory())
+                memory = placement.check_memory(engine.memory(), engine.host_memory)
         state, step, messages = _start_or_resume(program, engine, clock, writer)
         writer.begin(step, memory, [*configuration_warnings(program), *messages])
 

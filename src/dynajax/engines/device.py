@@ -344,6 +344,7 @@ class DeviceEngine:
         else:
             self._programs = DevicePrograms(jitted, config, task)
         self._timed: TimedState | None = None
+        self.host_memory = 0  # the environments are part of the programs
         self._interval_begun = False
         self._previous_metrics: Any = None  # of the last segment; ready when the segment is over
         self.dropped = np.zeros(program.placement.num_learners, np.int64)

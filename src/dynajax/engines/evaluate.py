@@ -15,6 +15,9 @@ from dynajax.types import EnvSpec, Evaluation
 class Evaluator:
     """Run K = `config.eval.episodes` episodes of each learner in lockstep.
 
+    Attributes:
+      memory: bytes that its own environments need.
+
     Args:
       config: the configuration of the run.
       spec: the specification of its task, from `envs.spec`.
@@ -40,6 +43,7 @@ class Evaluator:
         self._discounts = discounts or [config.learn.discount] * len(self._seeds)
         n, k = len(self._seeds) * self._episodes, self._episodes
         self._stack = contextlib.ExitStack()
+        self.memory = 0
         if training is not None:
             self._envs = training
             #: The environment of each episode, and the episodes that run at the same time.
@@ -55,6 +59,7 @@ class Evaluator:
             seeds=np.repeat(self._seeds, k).tolist(),
         )
         self._stack.callback(self._envs.close)
+        self.memory = self._envs.memory
 
     def __call__(self, policy: Callable[[np.ndarray], Any], step: int) -> Evaluation:
         """Run episodes that depend only on the policy, the learner's seed and `step`.

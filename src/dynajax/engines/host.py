@@ -38,11 +38,14 @@ class HostEngine(TrainingEnvs):
             discounts,
             training=self._vector_env if config.host.evaluate_on == "training" else None,
         )
+        self.host_memory = self._vector_env.memory + self._evaluator.memory
         self._config, self._program, self._clock = config, program, clock
         self._pending: tuple[Transition, np.ndarray] | None = None  # the next to learn from
         self._oracle: tuple[Oracle, OracleProgram] | None = None
         if config.oracle != "none":
+            before = backend.resident_memory()
             self._oracle = Oracle(config, seeds), OracleProgram(program)
+            self.host_memory += max(0, backend.resident_memory() - before)
 
     def memory(self) -> int:
         """Return the bytes that the largest program needs on each device; see `Engine`."""

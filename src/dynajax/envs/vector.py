@@ -153,6 +153,7 @@ class VectorEnv:
 
     Attributes:
       statistics: class names of the task's wrappers that keep running statistics.
+      memory: bytes that the environments and their processes need.
 
     Raises:
       UsageError: see `envs.make`; also if workers cannot import the module that registers the task.
@@ -172,14 +173,15 @@ class VectorEnv:
     ):
         load_seeds = [int(s) for s in ([0] * n if seeds is None else seeds)]
         arguments = subprocess_worker.EnvArguments(
-            name, time_limit, load_seeds, repeat, _defining_module(name)
+            name, time_limit, load_seeds, repeat, _defining_module(name), max(1, min(workers, n))
         )
         self._local: subprocess_worker.SerialEnvs | None = None
         self._workers: list[_WorkerProcess] = []
         self.statistics: tuple[str, ...] = ()
+        self.memory = 0
         if workers == 0:
             self._local = subprocess_worker.SerialEnvs(arguments)
-            self.statistics = self._local.statistics
+            self.statistics, self.memory = self._local.statistics, self._local.memory
             return
         if arguments.origin == "__main__":
             raise UsageError(subprocess_worker.unreachable_message(name))
@@ -194,7 +196,8 @@ class VectorEnv:
                     _WorkerProcess(share, [path or os.getcwd() for path in sys.path])
                 )
             for process in self._workers:
-                self.statistics = process.receive()
+                self.statistics, memory = process.receive()
+                self.memory += memory
         except BaseException:
             self.close()
             raise
