@@ -75,6 +75,7 @@ PAPER = {
     "eval.checkpoints": 2,
     "host.workers": -1,
     "host.time_limit": 1000,
+    "host.evaluate_on": "copies",
     "task.repeat": 1,
 }
 

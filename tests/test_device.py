@@ -191,6 +191,7 @@ def empty_runners(task, size, learners=1):
         num_episodes=count,
         return_sum=scalar,
         num_dropped=count,
+        num_frames=count,
     )
 
 

@@ -303,7 +303,7 @@ def test_results_do_not_depend_on_workers():
         trace = [float_bits(vector_env.reset([2, 0, 1], [7, 8, 9]))]
         for t in range(40):
             order = [[0, 1, 2], [2, 1], [1]][t % 3]
-            obs, reward, terminated, truncated = vector_env.step(order, actions[t, : len(order)])
+            obs, reward, terminated, truncated, _ = vector_env.step(order, actions[t, : len(order)])
             assert obs.dtype == reward.dtype == np.float32 and terminated.dtype == bool
             assert obs.shape == (len(order), 15) and truncated.shape == (len(order),)
             trace += [float_bits(obs).ravel(), float_bits(reward)]

@@ -35,6 +35,7 @@ def write(logs: Loggers, step: int, fits: range) -> None:
             "count": np.arange(S),
         },
         evaluation=Evaluation(numbers(step)[:, None] + [[-1.0, 1.0]], np.full((S, 2), 7)),
+        frames=np.full(S, step),
         time={"wall_seconds": step / 2},
     )
 

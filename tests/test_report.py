@@ -295,9 +295,9 @@ def test_x_axis_is_frames_if_a_step_has_several(tmp_path, monkeypatch):
     assert "5.0 environment steps (10.0 frames) a second" in page
     main = drawn[0]
     assert main.xlabel == "frames" and main.lines["none"][0].tolist() == [2000, 4000, 6000]
-    dotted = figures.Panel({}, "y", dotted=main.lines, mark=500.0).in_frames(2)
-    assert dotted.dotted["none"][0].tolist() == [4000, 8000, 12000] and dotted.mark == 1000
-    assert main.in_frames(1) is main
+    dotted = figures.Panel({}, "y", dotted=main.lines).in_frames(lambda name, steps: 2 * steps)
+    assert dotted.dotted["none"][0].tolist() == [4000, 8000, 12000]
+    assert main.in_frames(None) is main
     drawn.clear()
     report.write_report(fake_run(tmp_path / "once", steps=3000))
     assert {panel.xlabel for panel in drawn if not panel.published} == {"environment steps"}

@@ -74,6 +74,7 @@ def interval(step, fits=(), evaluated=True, dropped=0) -> TrainingInterval:
         ],
         train_return=per_learner(-step) if evaluated else None,
         dropped=np.full(NUM_LEARNERS, dropped),
+        frames=np.full(NUM_LEARNERS, 2 * step),
         seconds=SECONDS,
         evaluation=Evaluation(returns, lengths, None, returns / 2, returns / 4)
         if evaluated

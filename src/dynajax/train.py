@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from dynajax import envs, schedule
 from dynajax.config import Config, run_name
@@ -67,7 +68,9 @@ def train(
     display = progress.Progress(config, quiet or not distributed.is_main_process())
     for line in progress.header(config, folder):
         display.print(line)
-    spec = envs.spec(config.env, **config.stepping)
+    # A task that can exist only once is made here, and then used by the engine.
+    once = config.host.evaluate_on == "training"
+    spec = envs.spec(config.env, **config.stepping, seed=config.seed, keep=once)
     program = build(config, spec, devices)
     placement = program.placement
     memory = placement.check_memory(backend.size(program.shapes()) // placement.mesh.size)
@@ -82,7 +85,7 @@ def train(
         if writer.saved_step < config.steps:
             display.print(progress.compilation_notice())
             with clock("compile"):
-                memory = placement.check_memory(engine.memory())
+                memory = placement.check_memory(engine.memory(), engine.host_memory)
         state, step, messages = _start_or_resume(program, engine, clock, writer)
         writer.begin(step, memory, [*configuration_warnings(program), *messages])
         clock.time_rest_as("other")
@@ -154,6 +157,7 @@ def run_until_evaluation(
         fits=[(at, unpad(metrics)) for at, metrics in fits],
         train_return=engine.train_returns() if evaluation is not None else None,
         dropped=engine.dropped,
+        frames=engine.frames,
         seconds=clock.stages(),
         evaluation=evaluation,
     )
@@ -162,13 +166,15 @@ def run_until_evaluation(
 def gather_interval(interval: TrainingInterval, num_learners: int) -> TrainingInterval:
     """Return an interval with the learners of all processes, from this process's share."""
     steps, fits = [step for step, _ in interval.fits], [metrics for _, metrics in interval.fits]
-    local = (interval.learn, fits, interval.train_return, interval.dropped, interval.evaluation)
-    learn, fits, returns, dropped, evaluation = distributed.gather(local, num_learners)
+    counts = interval.dropped, interval.frames
+    local = (interval.learn, fits, interval.train_return, counts, interval.evaluation)
+    learn, fits, returns, (dropped, frames), evaluation = distributed.gather(local, num_learners)
     return interval._replace(
         learn=learn,
         fits=list(zip(steps, fits, strict=True)),
         train_return=returns,
         dropped=dropped,
+        frames=frames,
         evaluation=evaluation,
     )
 
@@ -210,7 +216,9 @@ def _start_or_resume(
             engine.start()
             state, step = program.init(), 0
         else:
-            engine.restore(restored.host)
+            # A checkpoint of an earlier version has no count, but logs in which each step is full.
+            frames = np.full(len(program.pairs), restored.step * program.config.task.repeat)
+            engine.restore({"frames": frames, **restored.host})
             clock.restore(restored.meta["seconds"])
             state, step = restored.state, restored.step
     messages = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]

@@ -215,5 +215,6 @@ class TrainingInterval(NamedTuple):
     fits: Sequence[tuple[int, Metrics]]  # agent step and metrics (S,) of each fit
     train_return: Any  # (S,) mean return of the episodes that ended, NaN if none did
     dropped: Any  # (S,) int, transitions of the run that were not finite
+    frames: Any  # (S,) int, simulator steps of the run at its end
     seconds: Mapping[str, float]  # by stage
     evaluation: Evaluation | None  # None after an interruption

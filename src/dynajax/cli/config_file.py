@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynajax import registry, settings
+from dynajax import envs, settings
 from dynajax.config import GROUPS, parse_variant
 from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
@@ -26,16 +26,6 @@ from dynajax.types import UsageError
 VALUES = ("env", "algo", "agent", "trust", "preset", "seeds", "seed", "steps", "engine", "oracle")
 #: The other names of a TOML file.
 _OTHERS = ("fix", "vary", "settings")
-
-
-def import_task(name: str) -> None:
-    """Import the module of a user's task.
-
-    Raises:
-      UsageError: it cannot be imported.
-    """
-    if not name.startswith("brax:"):
-        registry.import_module("--env", name)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -113,7 +103,7 @@ def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:
       UsageError: a field is unknown.
     """
     # The module of a user's task may register fixes, so import it before they are parsed.
-    import_task(plain["env"])
+    envs.check_name(plain["env"])
     arguments: dict[str, Any] = {
         name: plain[f"{name}_name" if name in ("agent", "trust") else name] for name in VALUES
     }

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 import dynajax
-from dynajax import cli, make_config, train
+from dynajax import cli, envs, make_config, train
 from dynajax.cli import common, config_file
 from dynajax.cli import flags as shared
 from dynajax.config import Config
@@ -79,7 +79,7 @@ def config_from_flags() -> Config:
     """Return the configuration that the flags describe."""
     arguments = arguments_from_flags()
     # The module of a user's task may register fixes, so import it before they are parsed.
-    config_file.import_task(arguments["env"])
+    envs.check_name(arguments["env"])
     return make_config(**arguments)
 
 

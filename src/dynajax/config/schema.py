@@ -255,6 +255,30 @@ class HostConfig:
     time_limit: int = static(
         1000, 1, about="frames of an episode, for a task without a limit of its own"
     )
+    evaluate_on: Literal["copies", "training"] = static(
+        "copies",
+        about="environments of an evaluation: copies for it alone, or the training environments, "
+        "whose episodes end there",
+    )
+
+    def check(self, config: "Config") -> None:
+        """Refuse what needs further instances of a task that can exist only once."""
+        if self.evaluate_on == "copies":
+            return
+        flag = f"--set host.evaluate_on={self.evaluate_on}: "
+        require(
+            self.workers <= 0,
+            flag + f"this process steps the task, but host.workers={self.workers}; choose "
+            "--set host.workers=0",
+        )
+        require(
+            config.engine == "host",
+            flag + f"--engine={config.engine} evaluates on the device; choose --engine=host",
+        )
+        require(
+            config.oracle == "none",
+            flag + "an oracle needs a copy of the task; choose --oracle=none",
+        )
 
 
 @fields
@@ -411,6 +435,7 @@ class Config:
         )
         require(self.steps >= 1, f"--steps={self.steps}: it must be at least 1")
         self._check_oracle()
+        self.host.check(self)
         self.replay.check(self)
         self.learn.check(self)
         if not self.has_model:
@@ -475,10 +500,19 @@ def variant_config(config: Config, variant: Variant) -> Config:
     return functools.reduce(lambda c, item: assign(c, *item), variant.values, config)
 
 
+#: Fields that `as_dict` leaves out at their defaults, so that a run which was started before such a
+#: field existed keeps its name and can be resumed.
+_NEWER_FIELDS = ("host.evaluate_on",)
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain JSON values."""
     plain = dataclasses.asdict(config)
     plain["variants"] = [v.name for v in config.variants]
+    for path in _NEWER_FIELDS:
+        group, name = path.split(".")
+        if plain[group][name] == getattr(type(getattr(config, group)), name):
+            del plain[group][name]
     return json.loads(json.dumps(plain))
 
 

@@ -35,6 +35,11 @@ class Loaded(NamedTuple):
         state: LearnerState = jax.tree.map(lambda x: x[index], self.learners)
         return state
 
+    def frames(self, index: int) -> int:
+        """Return the simulator steps of one learner; earlier versions did not count them."""
+        counts = self.host.get("frames")
+        return self.config.task.repeat * self.step if counts is None else int(counts[index])
+
 
 class Reader:
     """Reads the checkpoints in a run directory.

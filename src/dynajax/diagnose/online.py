@@ -62,6 +62,7 @@ class Findings(NamedTuple):
     open_loop: Measures | None  # see `measures.open_loop`; None without a model
     path: PredictedPath | None  # None without a model
     restore_error: str | None = None  # why restored states are not used
+    frames: int = 0  # simulator steps so far
 
 
 def inspect(
@@ -86,7 +87,9 @@ def inspect(
     paths = _follow_policy(agent, learner.agent, loaded.spec, make, begin, count, seed)
     numbers = {**restored.numbers, **critic_bias(agent, learner.agent, paths)}
     name = loaded.config.variants[variant].name
-    findings = Findings(name, seed, loaded.step, numbers, {}, None, None, restored.error)
+    findings = Findings(
+        name, seed, loaded.step, numbers, {}, None, None, restored.error, loaded.frames(index)
+    )
     if learner.model is not None:
         dynamics = make_model(config.model, loaded.spec)
         model = ensemble.select_elites(learner.model)

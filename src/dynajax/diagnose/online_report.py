@@ -125,6 +125,12 @@ def series(findings: Sequence[Findings], name: str) -> Series:
     return curves
 
 
+def _frames_at(findings: Sequence[Findings], variant: str, steps: np.ndarray) -> np.ndarray:
+    """Return the frames (T,) at steps (T,) with findings, mean over the seeds of a variant."""
+    found = [f for f in findings if f.variant == variant]
+    return np.array([np.mean([f.frames for f in found if f.step == step]) for step in steps])
+
+
 def _variants(findings: Sequence[Findings]) -> list[str]:
     return list(dict.fromkeys(f.variant for f in findings))
 
@@ -187,10 +193,8 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(n for f in findings for n in f.numbers))
-    repeat = config.task.repeat
     learners = [
-        {"variant": f.variant, "seed": f.seed, "step": f.step, "frames": repeat * f.step}
-        for f in findings
+        {"variant": f.variant, "seed": f.seed, "step": f.step, "frames": f.frames} for f in findings
     ]
     numbers = [{n: f.numbers.get(n, float("nan")) for n in names} for f in findings]
     write_csv(folder / "run.csv", [w | n for w, n in zip(learners, numbers, strict=True)])
@@ -230,13 +234,14 @@ def _html(
     findings: Sequence[Findings], lines: Sequence[str], config: Config, spec: EnvSpec, command: str
 ) -> bytes:
     style = figures.styles(_variants(findings))
-    last, repeat = _last(findings), config.task.repeat
+    last = _last(findings)
+    frames_at = partial(_frames_at, findings) if config.task.repeat > 1 else None
     get = partial(series, findings)
     context: dict[str, Any] = {}
     if any(f.dims for f in findings):
         predicted_std = html.image("", figures.png(_draw_std(last, spec)), _STD_CAPTION)
         context = {
-            "model": html.figure_grid(charts.panels(MODEL, get, repeat), style),
+            "model": html.figure_grid(charts.panels(MODEL, get, frames_at), style),
             "predicted_std": predicted_std,
             "open_loop": html.figure_grid(_open_loop_panels(last), style),
             "paths": path_images(last, config, spec),
@@ -245,9 +250,9 @@ def _html(
         "online_diagnosis",
         title=f"{config.env}: critic and model of a run compared with the simulator",
         sentences=[*lines, _states(findings, config)],
-        critic=html.figure_grid(charts.panels(CRITIC, get, repeat), style),
+        critic=html.figure_grid(charts.panels(CRITIC, get, frames_at), style),
         step=last[0].step,
-        frames=repeat * last[0].step,
+        frames=last[0].frames,
         numbers=_numbers(last),
         command=command,
         **context,

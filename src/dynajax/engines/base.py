@@ -15,6 +15,9 @@ class Engine(Protocol):
     """
 
     dropped: np.ndarray  # (S,) transitions of the run that were not finite
+    frames: np.ndarray  # (S,) simulator steps of the run; as of the last evaluation or `progress`
+
+    host_memory: int  # bytes that the environments need on the host
 
     def memory(self) -> int:
         """Compile the large programs, and return the bytes that the largest needs on each device.

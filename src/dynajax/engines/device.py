@@ -23,6 +23,7 @@ from dynajax.config import Config
 from dynajax.envs import mjx
 from dynajax.envs.checks import ValueRanges
 from dynajax.envs.mjx import EnvState, Task
+from dynajax.envs.mjx.repeating import frames_between
 from dynajax.envs.terminations import never
 from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes, vmap_learners
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put
@@ -43,6 +44,8 @@ from dynajax.xla.branches import apply_if
 # Expected length of episodes of a task that can terminate. If episodes are shorter on average over
 # an interval, initial states are reused.
 _MIN_EPISODE_LENGTH = 20
+# Path of the counted frames in a `TimedState`; both engines call them "frames" in `progress`.
+_NUM_FRAMES = ".runners.num_frames"
 # Extra initial states, for episodes that end because the physics is not finite.
 _SPARE_STATES = 2
 
@@ -61,6 +64,7 @@ class EnvRunnerState(NamedTuple):
     num_episodes: Array  # () int, episodes that ended since the last evaluation
     return_sum: Array  # () sum of their returns
     num_dropped: Array  # () int, transitions that were not finite since the run began
+    num_frames: Array  # () int, simulator steps since the run began
 
 
 class TimedState(NamedTuple):
@@ -165,6 +169,7 @@ def step_env(task: Task, runner: EnvRunnerState, action: Array) -> EnvRunnerStat
         num_episodes=runner.num_episodes + done,
         return_sum=runner.return_sum + jnp.where(done, episode_return, 0.0),
         num_dropped=runner.num_dropped + ~valid,
+        num_frames=runner.num_frames + frames_between(runner.env, env),
     )
 
 
@@ -279,6 +284,7 @@ def _empty_runners(config: Config, spec: EnvSpec, task: Task, num_learners: int)
         num_episodes=count,
         return_sum=jnp.zeros(num_learners),
         num_dropped=count,
+        num_frames=count,
     )
     return TimedState(jnp.zeros((), jnp.int32), runners)
 
@@ -339,9 +345,11 @@ class DeviceEngine:
         else:
             self._programs = DevicePrograms(jitted, config, task)
         self._timed: TimedState | None = None
+        self.host_memory = 0  # the environments are part of the programs
         self._interval_begun = False
         self._previous_metrics: Any = None  # of the last segment; ready when the segment is over
         self.dropped = np.zeros(program.placement.num_learners, np.int64)
+        self.frames = np.zeros(program.placement.num_learners, np.int64)
 
     @property
     def _runners(self) -> EnvRunnerState:
@@ -395,11 +403,13 @@ class DeviceEngine:
         evaluation = self._programs.evaluate(state, np.int32(step))
         evaluation = self._program.placement.unpad(jax.device_get(evaluation))
         self._interval_begun = False
-        self._read_dropped()
+        self._read_counts()
         return evaluation._replace(returns=evaluation.returns.astype(np.float64))
 
-    def _read_dropped(self) -> None:
-        self.dropped = self._program.placement.unpad(jax.device_get(self._runners.num_dropped))
+    def _read_counts(self) -> None:
+        self.dropped, self.frames = self._program.placement.unpad(
+            jax.device_get((self._runners.num_dropped, self._runners.num_frames))
+        )
 
     def value_ranges(self, state: TrainState) -> np.ndarray:
         """Return the ranges in D_env, whose observations were never float64; see `Engine`."""
@@ -427,22 +437,24 @@ class DeviceEngine:
     def progress(self) -> dict[str, np.ndarray]:
         """Return the arrays of the environments by their path in the tree; see `Engine`."""
         assert self._timed is not None
-        self._read_dropped()
+        self._read_counts()
         timed = self._timed._replace(runners=self._program.placement.unpad(self._runners))
         leaves = jax.tree_util.tree_leaves_with_path(timed)
         # Some checkpoint formats cannot hold an array without entries.
         arrays = {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves if x.size}
+        arrays["frames"] = arrays.pop(_NUM_FRAMES)
         return {**arrays, "interval_begun": np.array([self._interval_begun])}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Restore what `progress` returned."""
+        progress = {_NUM_FRAMES: progress["frames"], **progress}
         empty = self._programs.empty()
         saved = jax.tree_util.tree_map_with_path(
             lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else np.asarray(x), empty
         )
         self._timed = put(saved, empty)
         self._interval_begun = bool(progress["interval_begun"][0])
-        self.dropped = saved.runners.num_dropped
+        self.dropped, self.frames = saved.runners.num_dropped, saved.runners.num_frames
 
     def close(self) -> None:
         """Do nothing: this engine holds no processes or files."""

@@ -31,12 +31,21 @@ class HostEngine(TrainingEnvs):
             variant_config(config, config.variants[index]).learn.discount
             for index, _ in program.pairs
         ]
-        self._evaluator = Evaluator(config, spec, seeds, discounts)
+        self._evaluator = Evaluator(
+            config,
+            spec,
+            seeds,
+            discounts,
+            training=self._vector_env if config.host.evaluate_on == "training" else None,
+        )
+        self.host_memory = self._vector_env.memory + self._evaluator.memory
         self._config, self._program, self._clock = config, program, clock
         self._pending: tuple[Transition, np.ndarray] | None = None  # the next to learn from
         self._oracle: tuple[Oracle, OracleProgram] | None = None
         if config.oracle != "none":
+            before = backend.resident_memory()
             self._oracle = Oracle(config, seeds), OracleProgram(program)
+            self.host_memory += max(0, backend.resident_memory() - before)
 
     def memory(self) -> int:
         """Return the bytes that the largest program needs on each device; see `Engine`."""
@@ -85,6 +94,8 @@ class HostEngine(TrainingEnvs):
             return program.placement.unpad(np.asarray(program.deterministic_action(state, obs)))
 
         evaluation = self._evaluator(deterministic_action, step)
+        if self._config.host.evaluate_on == "training":
+            self.restart_episodes()
         values = program.placement.unpad(np.asarray(program.value(state, evaluation.starts)))
         return evaluation._replace(values=values)
 

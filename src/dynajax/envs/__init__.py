@@ -9,6 +9,7 @@ module adds with `register_mjx_task`.
 
 import difflib
 import re
+from typing import Any
 
 import gymnasium
 
@@ -23,9 +24,22 @@ __all__ = ["TERMINATIONS", "make", "register_mjx_task", "register_termination", 
 
 Env = dmc.DMControlEnv | gym.GymnasiumEnv | ActionRepeat
 
+#: Environments that `spec` has kept for the next `make` with the same arguments.
+_kept: dict[tuple[Any, ...], Env] = {}
+
 
 def _is_gymnasium(name: str) -> bool:
     return ":" in name or name in gymnasium.registry or bool(re.search(r"-v\d+$", name))
+
+
+def check_name(name: str) -> None:
+    """Import the module of a task, and check that the task exists, without making it.
+
+    Raises:
+      UsageError: there is no such task.
+    """
+    if not (_is_gymnasium(name) and name in gymnasium.registry) and not is_device_only(name):
+        _check_name(name)
 
 
 def _check_name(name: str) -> None:
@@ -72,6 +86,8 @@ def make(
       UsageError: the name is unknown, or the task is not supported.
     """
     mjx.check_repeat(repeat)
+    if not render and (kept := _kept.pop(_key(name, time_limit, seed, repeat), None)):
+        return kept
     if not (_is_gymnasium(name) and name in gymnasium.registry):
         if is_device_only(name):
             raise UsageError(f"--env={name}: this task runs only on the device; add --engine=mjx")
@@ -84,16 +100,24 @@ def make(
     return env if repeat == 1 else ActionRepeat(env, repeat)
 
 
-def spec(name: str, *, time_limit: int = 1000, repeat: int = 1) -> EnvSpec:
+def _key(name: str, time_limit: int, seed: int, repeat: int) -> tuple[Any, ...]:
+    # Tasks of Gymnasium do not depend on the seed when they are made.
+    return name, time_limit, 0 if _is_gymnasium(name) else seed, repeat
+
+
+def spec(
+    name: str, *, time_limit: int = 1000, seed: int = 0, repeat: int = 1, keep: bool = False
+) -> EnvSpec:
     """Return the static description of a task; arguments and errors are those of `make`.
 
     `termination` is None if the termination condition is unknown, which is the case for Gymnasium
     ids that are not in TERMINATIONS and for dm_control's lqr. `time_limit` counts agent steps,
-    each of which is `repeat` simulator steps.
+    each of which is `repeat` simulator steps. With `keep` the environment that was made for it
+    stays open, and the next `make` with the same arguments returns it instead of a second one.
     """
     if is_device_only(name):
         return mjx.make(name, repeat=repeat).spec
-    env = make(name, time_limit=time_limit, repeat=repeat)
+    env = make(name, time_limit=time_limit, seed=seed, repeat=repeat)
     unknown = _is_gymnasium(name) or name.startswith("lqr-")
     assert env.observation_space.shape and env.action_space.shape
     low, high = (tuple(bound.tolist()) for bound in env.bounds)
@@ -110,5 +134,8 @@ def spec(name: str, *, time_limit: int = 1000, repeat: int = 1) -> EnvSpec:
         action_shape=env.task_action_shape,
         obs_parts=env.obs_parts,
     )
-    env.close()
+    if keep:
+        _kept[_key(name, time_limit, seed, repeat)] = env
+    else:
+        env.close()
     return result

@@ -99,6 +99,7 @@ class DMControlEnv(gymnasium.Env):
       time_limit: environment steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
       obs_parts, task_action_shape: as in `GymnasiumEnv`.
+      num_frames: simulator steps (frames) of a step; see `ActionRepeat`.
       unrestorable, can_restore, statistics: as in `GymnasiumEnv`; constant, since these tasks have
         no state outside the physics.
 
@@ -108,6 +109,7 @@ class DMControlEnv(gymnasium.Env):
       seed: seed of the values that a task samples when it is loaded (the masses of lqr).
     """
 
+    num_frames = 1
     unrestorable = None
     can_restore = True
     statistics = ()

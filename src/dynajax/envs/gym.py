@@ -57,6 +57,7 @@ class GymnasiumEnv(gymnasium.Env):
       task_action_shape: shape of the task's actions.
       restorer: object that sets the simulator to a state, or None; see `states.find_restorer`.
       statistics: class names of the wrappers that keep running statistics.
+      num_frames: simulator steps (frames) of a step; see `ActionRepeat`.
 
     Args:
       name: a registered id, or `module:Id-v0` if the module has been imported.
@@ -66,6 +67,8 @@ class GymnasiumEnv(gymnasium.Env):
     Raises:
       UsageError: the task cannot be made or is not supported; see `checks.check_spaces`.
     """
+
+    num_frames = 1
 
     def __init__(self, name: str, *, time_limit: int = 1000, render: bool = False):
         self._name, self._limit = name, time_limit

@@ -19,6 +19,7 @@ class ActionRepeat(gymnasium.Env):
       obs_names, obs_parts, task_action_shape: as in `GymnasiumEnv`.
       time_limit: maximum number of agent steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
+      num_frames: frames of the last agent step.
 
     Args:
       env: environment whose steps are the frames.
@@ -26,7 +27,7 @@ class ActionRepeat(gymnasium.Env):
     """
 
     def __init__(self, env: Any, repeat: int) -> None:
-        self._env, self._repeat = env, repeat
+        self._env, self._repeat, self.num_frames = env, repeat, 0
         self.obs_names, self.bounds = env.obs_names, env.bounds
         self.obs_parts, self.task_action_shape = env.obs_parts, env.task_action_shape
         self.time_limit = -(-env.time_limit // repeat)
@@ -43,8 +44,9 @@ class ActionRepeat(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one action (A,) for up to `repeat` frames."""
-        total = 0.0
+        total, self.num_frames = 0.0, 0
         for _ in range(self._repeat):
+            self.num_frames += 1
             obs, reward, terminated, truncated, info = self._env.step(action)
             total += reward
             is_finite = np.isfinite(obs).all() and np.isfinite(reward)

@@ -15,9 +15,20 @@ import numpy as np
 
 from dynajax import envs, registry
 from dynajax.types import UsageError
+from dynajax.xla import backend
 
-#: (obs (len, D) float32, reward (len,) float32, terminated (len,) bool, truncated (len,) bool)
-StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+#: Number of environments that are made before the memory of all of them is judged.
+_MEASURED = 8
+
+
+class StepResult(NamedTuple):
+    """The result of one agent step of several environments."""
+
+    obs: np.ndarray  # (len, D) float32
+    reward: np.ndarray  # (len,) float32
+    terminated: np.ndarray  # (len,) bool
+    truncated: np.ndarray  # (len,) bool
+    frames: np.ndarray  # (len,) int64, simulator steps that were done
 
 
 class EnvArguments(NamedTuple):
@@ -28,6 +39,7 @@ class EnvArguments(NamedTuple):
     seeds: Sequence[int]  # load-time seeds, one per environment
     repeat: int
     origin: str  # the module that defines the task, empty if there is none to import
+    processes: int  # that make as many environments as this one
 
 
 def unreachable_message(name: str) -> str:
@@ -41,13 +53,29 @@ def unreachable_message(name: str) -> str:
 
 
 class SerialEnvs:
-    """Several environments of one task that one process steps one after the other."""
+    """Several environments of one task that one process steps one after the other.
+
+    Attributes:
+      memory: bytes that they need, as measured while they were made.
+
+    Raises:
+      UsageError: there is too little memory for them, judged by the first ones.
+    """
 
     def __init__(self, arguments: EnvArguments):
         make = functools.partial(
             envs.make, arguments.name, time_limit=arguments.time_limit, repeat=arguments.repeat
         )
-        self._envs = [make(seed=seed) for seed in arguments.seeds]
+        before = backend.resident_memory()
+        self._envs = [make(seed=arguments.seeds[0])]
+        # The first one also imports what all of them share.
+        first = backend.resident_memory()
+        for number, seed in enumerate(arguments.seeds[1:], 1):
+            if number == _MEASURED:
+                per_env = (backend.resident_memory() - first) / (_MEASURED - 1)
+                _check_memory(arguments, first + per_env * (len(arguments.seeds) - 1))
+            self._envs.append(make(seed=seed))
+        self.memory = max(0, backend.resident_memory() - before)
         self._obs_dim = len(self._envs[0].obs_names)
         self.statistics = self._envs[0].statistics
 
@@ -63,11 +91,13 @@ class SerialEnvs:
         n = len(indices)
         obs, reward = np.zeros((n, self._obs_dim), np.float32), np.zeros(n, np.float32)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        frames = np.zeros(n, np.int64)
         # A diverging simulation may exceed the range of float32; the result is then infinite.
         with np.errstate(over="ignore"):
             for j, (i, action) in enumerate(zip(indices, actions, strict=True)):
                 obs[j], reward[j], terminated[j], truncated[j], _ = self._envs[i].step(action)
-        return obs, reward, terminated, truncated
+                frames[j] = self._envs[i].num_frames
+        return StepResult(obs, reward, terminated, truncated, frames)
 
     def snapshot(self, indices: np.ndarray, _: Any = None) -> np.ndarray:
         """Return the physics states of `indices`; see `VectorEnv.snapshot`."""
@@ -81,6 +111,22 @@ class SerialEnvs:
         """Close the environments."""
         for env in self._envs:
             env.close()
+
+
+def _check_memory(arguments: EnvArguments, needed: float) -> None:
+    """Check that the host has the bytes that each process needs with all of its environments.
+
+    Raises:
+      UsageError: it does not.
+    """
+    needed *= arguments.processes
+    if needed > backend.FILLED * (total := backend.host_memory()):
+        count = arguments.processes * len(arguments.seeds)
+        raise UsageError(
+            f"--env={arguments.name}: {count} copies of the task need {needed / 2**30:.1f} GiB, but "
+            f"there are {total / 2**30:.1f}; lower --set eval.episodes, or use fewer seeds or "
+            "variants"
+        )
 
 
 def _import_task(arguments: EnvArguments) -> None:
@@ -120,7 +166,9 @@ def serve(connection: Any) -> None:
             if serial is None:
                 _import_task(*args)
                 serial = SerialEnvs(*args)
-                connection.send(("result", serial.statistics))
+                # The whole process exists for its environments.
+                memory = backend.resident_memory()
+                connection.send(("result", (serial.statistics, memory)))
             else:
                 connection.send(("result", getattr(serial, method)(*args)))
         if serial is not None:

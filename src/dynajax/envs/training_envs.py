@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from dynajax.types import EnvSpec, TrainState, Transition, UsageError
 
 # After this many resets that are not finite, assume that further ones will not be either.
 _MAX_RESETS = 10
+# Relative differences up to this one can be rounding errors of another processor.
+_ROUNDING = 1e-4
 
 
 def all_finite(obs: np.ndarray, reward: np.ndarray | float = 0.0) -> np.ndarray:
@@ -28,6 +31,7 @@ class TrainingEnvs:
     Attributes:
       obs: (S, D) float32, current observations.
       dropped: (S,) int, number of transitions that were not finite.
+      frames: (S,) int, number of simulator steps.
 
     Args:
       config: the run's configuration.
@@ -49,8 +53,11 @@ class TrainingEnvs:
         self._episode = np.full(n, -1)
         self._returns = np.zeros(n)
         self._actions: list[list[np.ndarray]] = [[] for _ in range(n)]
+        # Observation and reward (D + 1,) of the reset and of each step of the current episodes.
+        self._trace: list[list[np.ndarray]] = [[] for _ in range(n)]
         self._finished: list[tuple[int, float, int]] = []
         self.dropped = np.zeros(n, np.int64)
+        self.frames = np.zeros(n, np.int64)
         self._vector_env = VectorEnv(
             spec.name,
             n,
@@ -89,6 +96,8 @@ class TrainingEnvs:
                 return
             self._episode[indices] += 1
             self.obs[indices] = self._reset(indices)
+            for i in indices:
+                self._trace[i] = [np.append(self.obs[i], np.float32(0))]
             indices = indices[~all_finite(self.obs[indices])]
         if indices.size:
             raise UsageError(
@@ -112,7 +121,9 @@ class TrainingEnvs:
           UsageError: an episode terminated, but model rollouts have no termination function.
         """
         actions = np.array(actions, np.float32)
-        next_obs, reward, terminated, truncated = self._vector_env.step(self._indices, actions)
+        next_obs, reward, terminated, truncated, frames = self._vector_env.step(
+            self._indices, actions
+        )
         valid = all_finite(next_obs, reward)
         if self._needs_termination and (terminated & valid).any():
             first = np.flatnonzero(terminated & valid)[0]
@@ -125,13 +136,26 @@ class TrainingEnvs:
         )
         self._returns += transition.reward
         self.dropped += ~valid
+        self.frames += frames
+        rows = np.column_stack([next_obs, reward])
         for i in self._indices[valid]:
             self._actions[i].append(actions[i])
+            self._trace[i].append(rows[i])
         ended = self._indices[terminated | truncated | ~valid]
         self._finished += [(int(i), float(self._returns[i]), len(self._actions[i])) for i in ended]
         self.obs = next_obs
         self._start_next_episode(ended)
         return transition, valid
+
+    def restart_episodes(self) -> None:
+        """End the running episodes without a termination, after another use of the environments.
+
+        They are not counted as finished, because their returns are incomplete. An episode that has
+        just begun starts again from the same state.
+        """
+        self.obs = self.obs.copy()
+        self._episode -= [not actions for actions in self._actions]
+        self._start_next_episode(self._indices)
 
     def snapshot(self) -> np.ndarray:
         """Return the physics states of all environments: (S, L) float64, see `envs.states`."""
@@ -150,16 +174,19 @@ class TrainingEnvs:
         """Return the state for a checkpoint, from which `restore` continues.
 
         Returns:
-          "episode", "length", "dropped" (S,) int64; "return" (S,) float64; "obs" (S, D) float32;
-          "actions" (S, L, A) float32, padded with zeros to the longest length L (at least 1);
+          "episode", "length", "dropped", "frames" (S,) int64; "return" (S,) float64; "obs" (S, D)
+          float32; "actions" (S, L, A) and "trace" (S, L + 1, D + 1) float32, padded with zeros to
+          the longest length L (at least 1): the observation and reward of the reset and each step;
           "finished" (F, 3) float64, the episodes that have not been popped, or one row of -1.
         """
         length = np.array([len(a) for a in self._actions], np.int64)
         longest = max(1, *map(len, self._actions))
         actions = np.zeros((len(length), longest, self._spec.action_dim), np.float32)
+        trace = np.zeros((len(length), longest + 1, self._spec.obs_dim + 1), np.float32)
         for i, taken in enumerate(self._actions):
             if taken:
                 actions[i, : len(taken)] = taken
+            trace[i, : len(self._trace[i])] = self._trace[i]
         return {
             "episode": self._episode.copy(),
             "length": length,
@@ -167,6 +194,8 @@ class TrainingEnvs:
             "actions": actions,
             "obs": self.obs.copy(),
             "dropped": self.dropped.copy(),
+            "frames": self.frames.copy(),
+            "trace": trace,
             # Not every checkpoint format can store an empty array.
             "finished": np.array(self._finished or [(-1, -1, -1)], np.float64),
         }
@@ -174,36 +203,114 @@ class TrainingEnvs:
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Restore `progress` by resetting to the episodes' seeds and repeating their actions.
 
-        If the last observation of a learner is not bitwise equal, a warning names the learner, and
-        its next episode starts. The warning also names running statistics that are lost.
+        If the result of a learner is not bitwise equal, a warning names the learner, and its next
+        episode starts. The warning also names running statistics that are lost.
+
+        Raises:
+          UsageError: the task was changed, see `_check_unchanged`.
         """
-        length, actions = progress["length"], np.asarray(progress["actions"], np.float32)
+        length = np.array(progress["length"], np.int64)
         self._episode = np.array(progress["episode"], np.int64)
         self._returns = np.array(progress["return"], np.float64)
         self.dropped = np.array(progress["dropped"], np.int64)
-        self._actions = [list(a[:n]) for a, n in zip(actions, length, strict=True)]
+        self.frames = np.array(progress["frames"], np.int64)
         self._finished = [(int(i), float(g), int(n)) for i, g, n in progress["finished"] if i >= 0]
-        obs = self._reset(self._indices)
-        equal = all_finite(obs)
-        for t in range(int(length.max())):
-            indices = self._indices[(t < length) & equal]
-            obs[indices], reward, terminated, truncated = self._vector_env.step(
-                indices, actions[indices, t]
-            )
-            equal[indices] = all_finite(obs[indices], reward) & ~terminated & ~truncated
-        self.obs = obs
-        recorded = np.asarray(progress["obs"], np.float32)
-        # Compare as integers, because -0.0 equals 0.0 as a float.
-        equal &= (obs.view(np.uint32) == recorded.view(np.uint32)).all(-1)
+        actions = np.asarray(progress["actions"], np.float32)
+        self._actions = [list(a[:n]) for a, n in zip(actions, length, strict=True)]
+        # Earlier versions recorded nothing but the last observation and the return.
+        shape = len(length), int(length.max()) + 1, self._spec.obs_dim + 1
+        trace = np.array(progress.get("trace", np.full(shape, np.nan)), np.float32)
+        trace[self._indices, length, :-1] = progress["obs"]
+        self._trace = [list(rows[: n + 1]) for rows, n in zip(trace, length, strict=True)]
+        self.obs = np.zeros((len(length), self._spec.obs_dim), np.float32)
+
+        differences = self._replay(self._indices)
+        self._check_unchanged(differences)
         lost = f"; the running statistics of {self._statistics} before it are lost"
-        for i in self._indices[~equal]:
+        for i in differences:
             warnings.warn(
                 f"--env={self._spec.name}: the episode of learner {i} cannot be reproduced from "
                 "its seed and actions, so its next episode starts"
                 f"{lost if self._statistics else ''}",
                 stacklevel=2,
             )
-        self._start_next_episode(self._indices[~equal])
+        self._start_next_episode(np.array(list(differences), np.int64))
+
+    def _replay(self, indices: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
+        """Repeat the episodes of `indices`, each up to its first difference, and write `obs`.
+
+        Rows of the trace that are not known (NaN) are filled in.
+
+        Returns:
+          For each learner with a difference: the number of the step (0: the reset), and what it
+          returned: observation, reward and end (D + 2,) float32.
+        """
+        differences: dict[int, tuple[int, np.ndarray]] = {}
+        step, rows = 0, np.zeros((len(indices), self._spec.obs_dim + 2), np.float32)
+        if indices.size:
+            rows[:, :-2] = self._reset(indices)
+        while indices.size:
+            self.obs[indices] = rows[:, :-2]
+            going_on = []
+            for i, row in zip(indices, rows, strict=True):
+                recorded = self._trace[i][step]
+                # Compare as integers, because -0.0 equals 0.0 as a float.
+                same = row[:-1].view(np.uint32) == recorded.view(np.uint32)
+                if row[-1] or not (np.isfinite(row).all() and (same | np.isnan(recorded)).all()):
+                    differences[int(i)] = step, row
+                    continue
+                self._trace[i][step] = row[:-1]
+                if step < len(self._actions[i]):
+                    going_on.append(i)
+            indices = np.array(going_on, np.int64)
+            if indices.size:
+                actions = np.stack([self._actions[i][step] for i in indices])
+                obs, reward, terminated, truncated, _ = self._vector_env.step(indices, actions)
+                rows = np.column_stack([obs, reward, terminated | truncated]).astype(np.float32)
+            step += 1
+        return differences
+
+    def _check_unchanged(self, differences: Mapping[int, tuple[int, np.ndarray]]) -> None:
+        """Refuse a task that was changed after the checkpoint was saved.
+
+        A task is changed if a step from the same state has another result, and has it again when
+        the episode is repeated once more: the results of some tasks depend on more than the seed.
+        Differences in the size of rounding errors are not a change: another processor causes them.
+
+        Raises:
+          UsageError: the task was changed; the line says in what.
+        """
+        again = self._replay(np.array(list(differences), np.int64))
+        for i, (step, row) in differences.items():
+            recorded = np.array(self._trace[i])
+            if step == 0 or i not in again or np.isnan(recorded[step]).any():
+                continue
+            scale = np.abs(recorded).max(0)
+            tolerance = _ROUNDING * np.append(scale + 1e-3 * scale.max(), 1.0)
+            before = np.append(recorded[step], np.float32(0))
+            large = np.flatnonzero(~(np.abs(row - before) <= tolerance))
+            if again[i][0] != step or not np.array_equal(again[i][1], row, equal_nan=True):
+                continue
+            if large.size:
+                names = [*self._spec.obs_names, "the reward", "the end of the episode"]
+                first = large[0]
+                self._refuse(
+                    i,
+                    f"{names[first]} of step {step} is {row[first]:.7g} and was {before[first]:.7g}",
+                )
+        for i in sorted(set(self._indices.tolist()) - set(differences)):
+            rewards = np.array([row[-1] for row in self._trace[i]], np.float64)
+            if abs(rewards.sum() - self._returns[i]) > _ROUNDING * np.abs(rewards).sum():
+                self._refuse(
+                    i, f"the return so far is {rewards.sum():.7g} and was {self._returns[i]:.7g}"
+                )
+
+    def _refuse(self, learner: int, difference: str) -> NoReturn:
+        raise UsageError(
+            f"--env={self._spec.name}: the task was changed after the checkpoint was saved: in the "
+            f"episode of learner {learner}, repeated with the same actions, {difference}; choose "
+            "another --out to start a new run, or restore the task"
+        )
 
     def close(self) -> None:
         """Close the environments and stop their processes."""

@@ -44,10 +44,13 @@ def default_workers(config: Config, n: int | None = None) -> int:
     and 0.4 ms on humanoid-walk, so workers were slower with 1, 4 and 16 environments. More than
     two cores were not measured.
 
-    A task that the main script registers is stepped in this process, with a warning.
+    A task that the main script registers is stepped in this process, with a warning. A task that
+    can exist only once was made in this process (`host.evaluate_on`).
     """
     if config.host.workers >= 0:
         return config.host.workers
+    if config.host.evaluate_on == "training":
+        return 0
     environments = config.num_learners if n is None else n
     workers = min(len(os.sched_getaffinity(0)) // 2, environments // 4)
     if workers < 2:
@@ -150,6 +153,7 @@ class VectorEnv:
 
     Attributes:
       statistics: class names of the task's wrappers that keep running statistics.
+      memory: bytes that the environments and their processes need.
 
     Raises:
       UsageError: see `envs.make`; also if workers cannot import the module that registers the task.
@@ -169,14 +173,15 @@ class VectorEnv:
     ):
         load_seeds = [int(s) for s in ([0] * n if seeds is None else seeds)]
         arguments = subprocess_worker.EnvArguments(
-            name, time_limit, load_seeds, repeat, _defining_module(name)
+            name, time_limit, load_seeds, repeat, _defining_module(name), max(1, min(workers, n))
         )
         self._local: subprocess_worker.SerialEnvs | None = None
         self._workers: list[_WorkerProcess] = []
         self.statistics: tuple[str, ...] = ()
+        self.memory = 0
         if workers == 0:
             self._local = subprocess_worker.SerialEnvs(arguments)
-            self.statistics = self._local.statistics
+            self.statistics, self.memory = self._local.statistics, self._local.memory
             return
         if arguments.origin == "__main__":
             raise UsageError(subprocess_worker.unreachable_message(name))
@@ -191,7 +196,8 @@ class VectorEnv:
                     _WorkerProcess(share, [path or os.getcwd() for path in sys.path])
                 )
             for process in self._workers:
-                self.statistics = process.receive()
+                self.statistics, memory = process.receive()
+                self.memory += memory
         except BaseException:
             self.close()
             raise
@@ -207,7 +213,9 @@ class VectorEnv:
         columns = zip(*(r if isinstance(r, tuple) else (r,) for r in replies), strict=True)
         return [np.concatenate(column)[order] for column in columns]
 
-    def reset(self, indices: Sequence[int] | np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    def reset(
+        self, indices: Sequence[int] | np.ndarray, seeds: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
         """Start an episode with the given seed in each of `indices` (len,); return obs (len, D)."""
         index, seed = np.asarray(indices, np.int64), np.asarray(seeds, np.int64)
         if self._local:
@@ -220,14 +228,13 @@ class VectorEnv:
         """Step each of `indices` (len,), which are distinct, with its action (len, A).
 
         Returns:
-          obs (len, D) float32, reward (len,) float32, terminated (len,) and truncated (len,) bool.
-          There is no autoreset, so the observation is the true last one of an episode.
+          The results in the order of `indices`. There is no autoreset, so the observation is the
+          true last one of an episode.
         """
         index, action = np.asarray(indices, np.int64), np.asarray(actions, np.float32)
         if self._local:
             return self._local.step(index, action)
-        obs, reward, terminated, truncated = self._call("step", index, action)
-        return obs, reward, terminated, truncated
+        return subprocess_worker.StepResult(*self._call("step", index, action))
 
     def snapshot(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the physics states of `indices`: (len, L) float64, see `envs.states`."""

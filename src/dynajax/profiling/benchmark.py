@@ -420,7 +420,7 @@ class Workload:
                 policy_obs = obs.reshape(num_learners, episodes, -1)
                 actions = program.deterministic_action(self._state, policy_obs)
                 actions = program.placement.unpad(np.asarray(actions))
-                obs, _, terminated, truncated = vector_env.step(
+                obs, _, terminated, truncated, _ = vector_env.step(
                     np.arange(n), actions.reshape(n, -1)
                 )
                 # A stage may take more steps than an episode has.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynajax.report import statistics
-from dynajax.report.figures import Panel, Series
+from dynajax.report.figures import FramesAt, Panel, Series
 
 #: Values above this would flatten all others on a linear axis.
 _HUGE = 1e4
@@ -31,13 +31,13 @@ class Chart(NamedTuple):
 
 
 def panels(
-    charts: Sequence[Chart], series: Callable[[str], Series], repeat: int
+    charts: Sequence[Chart], series: Callable[[str], Series], frames_at: FramesAt | None
 ) -> list[tuple[Panel, str]]:
     """Return the panels of charts with their captions, without charts that have no values.
 
     Args:
       series: returns the values of a metric.
-      repeat: frames per environment step.
+      frames_at: see `Panel.in_frames`.
     """
     drawn = []
     for chart in charts:
@@ -61,7 +61,7 @@ def panels(
                 include=chart.include,
                 bounds=statistics.R2 if chart.r2 else chart.bounds,
             )
-            drawn.append((panel.in_frames(repeat), chart.meaning))
+            drawn.append((panel.in_frames(frames_at), chart.meaning))
     return drawn
 
 

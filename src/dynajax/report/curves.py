@@ -58,12 +58,12 @@ class _Part(NamedTuple):
 
     @property
     def evaluations(self) -> Evaluations:
-        return self.run.frames, self.run.evals[self.variant]
+        return self.run.frames_of(self.variant), self.run.evals[self.variant]
 
     @property
     def end(self) -> int:
         """Frames of the last evaluation."""
-        return int(self.run.frames[-1])
+        return int(self.run.frames_of(self.variant)[-1])
 
     def is_same_method(self, other: "_Part") -> bool:
         """Return whether both are of one method and have different seeds."""

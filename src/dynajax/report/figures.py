@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,6 +83,9 @@ Style = dict[str, str]
 #: (steps (T,), values (seeds, T)) for each name; NaN where there is no value.
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
+#: (name of a line, its steps (T,)) -> its frames (T,)
+FramesAt = Callable[[str, np.ndarray], np.ndarray]
+
 
 class Panel(NamedTuple):
     """One set of axes with curves."""
@@ -102,18 +105,17 @@ class Panel(NamedTuple):
     single: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]] | None = None
     published: Sequence[Published] = ()  # drawn behind the lines, by frames
 
-    def in_frames(self, repeat: int) -> "Panel":
-        """Return the panel by frames (simulator steps), if an agent step has several."""
-        if repeat == 1:
+    def in_frames(self, frames_at: FramesAt | None) -> "Panel":
+        """Return the panel by frames (simulator steps), if an agent step can have several."""
+        if frames_at is None:
             return self
 
         def scaled(lines: Series) -> Series:
-            return {name: (repeat * steps, values) for name, (steps, values) in lines.items()}
+            return {name: (frames_at(name, x), values) for name, (x, values) in lines.items()}
 
         return self._replace(
             lines=scaled(self.lines),
             dotted=None if self.dotted is None else scaled(self.dotted),
-            mark=None if self.mark is None else repeat * self.mark,
             xlabel=FRAMES,
         )
 

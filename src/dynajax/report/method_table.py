@@ -142,7 +142,7 @@ def _row(
         "task": curve.task,
         "variant": curve.label,
         "preset": run.config["preset"],
-        "steps": frames // run.repeat,
+        "steps": round(float(np.interp(frames, run.frames, run.steps))),
         "frames": frames,
         "seeds": len(values),
         "final_iqm": f"{raw.point:.2f}",

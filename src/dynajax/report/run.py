@@ -33,6 +33,7 @@ class Run(NamedTuple):
     evals: dict[str, np.ndarray]  # variant -> return_mean (seeds, T), in the config's order
     seeds: tuple[int, ...]
     metrics: dict[str, list[dict[str, Any]]]  # "learn", "fit", "time", "diagnosis" -> lines
+    counts: dict[str, np.ndarray]  # variant -> frames (seeds, T) of each learner
 
     @property
     def config(self) -> dict[str, Any]:
@@ -42,13 +43,48 @@ class Run(NamedTuple):
 
     @property
     def repeat(self) -> int:
-        """Frames per environment step."""
+        """Frames per environment step; the last step of an episode can have fewer."""
         return int(self.config["task"]["repeat"])
 
     @property
     def frames(self) -> np.ndarray:
-        """(T,) frames (simulator steps) of the evaluations."""
-        return self.steps * self.repeat
+        """(T,) frames (simulator steps) of the evaluations, mean over the learners."""
+        return self.frames_of(*self.counts)
+
+    def frames_of(self, *variants: str) -> np.ndarray:
+        """Return the frames (T,) of the evaluations, mean over the seeds of some variants."""
+        counts = [self.counts[v] for v in variants]
+        means = np.concatenate(counts).mean(0) if counts else np.zeros(len(self.steps))
+        return np.rint(means).astype(int)
+
+    def frames_at(self, name: str, steps: np.ndarray) -> np.ndarray:
+        """Return the frames (T,) at environment steps (T,) of a curve, see `interpolate_frames`.
+
+        Args:
+          name: a `curve_label`.
+          steps: of lines in metrics.jsonl, such as those of fits.
+        """
+        by_label = {curve_label(self, v): v for v in self.counts}
+        frames = self.frames_of(by_label[name]) if name in by_label else self.frames
+        return interpolate_frames(self.steps, frames, steps, self.repeat)
+
+
+def interpolate_frames(
+    counted: np.ndarray, frames: np.ndarray, steps: np.ndarray, repeat: int
+) -> np.ndarray:
+    """Return the frames (X,) at environment steps (X,), linear between counts and after the last.
+
+    Args:
+      counted: (T,) environment steps with a count, rising.
+      frames: (T,) the counts.
+      steps: (X,).
+      repeat: frames per step, if nothing was counted yet.
+    """
+    counted, frames = np.append(0, counted), np.append(0, frames)
+    last = counted[-1]
+    rate = frames[-1] / last if last else repeat
+    inside = np.interp(steps, counted, frames)
+    return np.where(steps > last, frames[-1] + rate * (steps - last), inside)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -71,29 +107,36 @@ def read_run(folder: str | Path) -> Run:
                 f"{folder}: config.json was written by an older version of dynajax; "
                 "read the run with that version"
             )
-    steps, evals, seeds = _read_evaluations(folder / "eval.csv", list(config["variants"]))
-    return Run(folder, info, steps, evals, seeds, _read_metrics(folder / "metrics.jsonl"))
+    path, repeat = folder / "eval.csv", int(config["task"]["repeat"])
+    steps, evals, seeds, counts = _read_evaluations(path, list(config["variants"]), repeat)
+    return Run(folder, info, steps, evals, seeds, _read_metrics(folder / "metrics.jsonl"), counts)
 
 
 def _read_evaluations(
-    path: Path, variants: list[str]
-) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[int, ...]]:
-    """Return the fields `steps`, `evals` and `seeds` of `Run`."""
+    path: Path, variants: list[str], repeat: int
+) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[int, ...], dict[str, np.ndarray]]:
+    """Return the fields `steps`, `evals`, `seeds` and `counts` of `Run`."""
     returns: dict[tuple[str, int], dict[int, float]] = {}
+    frames: dict[tuple[str, int], dict[int, int]] = {}
     for line in csv.DictReader(text for _, text in _lines(path)):
         try:
-            by_step = returns.setdefault((line["variant"], int(line["seed"])), {})
-            by_step[int(line["step"])] = float(line["return_mean"] or "nan")
+            learner, step = (line["variant"], int(line["seed"])), int(line["step"])
+            returns.setdefault(learner, {})[step] = float(line["return_mean"] or "nan")
+            # The logs of early versions have no frames.
+            frames.setdefault(learner, {})[step] = int(line.get("frames") or repeat * step)
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{path}: a line is damaged: {line}") from None
     steps = sorted(set.intersection(*map(set, returns.values())) if returns else ())
     seeds = sorted({seed for _, seed in returns})
     logged = {variant for variant, _ in returns}
-    evals = {
-        v: np.array([[returns[v, s][t] for t in steps] for s in seeds if (v, s) in returns])
-        for v in [*(v for v in variants if v in logged), *sorted(logged - set(variants))]
-    }
-    return np.array(steps, int), evals, tuple(seeds)
+    evals, counts = (
+        {
+            v: np.array([[values[v, s][t] for t in steps] for s in seeds if (v, s) in returns])
+            for v in [*(v for v in variants if v in logged), *sorted(logged - set(variants))]
+        }
+        for values in (returns, frames)
+    )
+    return np.array(steps, int), evals, tuple(seeds), counts
 
 
 def _read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:

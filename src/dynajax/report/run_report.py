@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynajax.report import charts, dimensions, figures, html, published, statistics
-from dynajax.report.figures import Panel, Series
+from dynajax.report.figures import FramesAt, Panel, Series
 from dynajax.report.html import Image, Table, Video
 from dynajax.report.run import (
     Run,
@@ -60,19 +60,24 @@ def write_report(folder: str | Path) -> Path:
     title = f"{run.config['env']}: {label(run, variants[0], bare=len(variants) > 1)}"
     evals: Series = {curve_label(run, v): (run.steps, values) for v, values in run.evals.items()}
     bounds = return_bounds(run.config["env"])
-    panel = Panel(evals, figures.RETURN, include=0.0, bounds=bounds).in_frames(run.repeat)
+    panel = Panel(evals, figures.RETURN, include=0.0, bounds=bounds).in_frames(frames_at(run))
     write_atomically(run.folder / "curves.png", figures.png(figures.curves([panel], title=title)))
     path = run.folder / "report.html"
     write_atomically(path, _html(run, title, panel))
     return path
 
 
+def frames_at(run: Run) -> FramesAt | None:
+    """Return how a run's figures convert steps to frames; None if they are the same."""
+    return run.frames_at if run.repeat > 1 else None
+
+
 def _html(run: Run, title: str, panel: Panel) -> bytes:
     curves = figures.png(figures.curves([panel], alone=_WIDE))
     style = figures.styles([curve_label(run, v) for v in run.config["variants"]])
     critic = [
-        *charts.panels(charts.DIAGNOSED, partial(series, run, "diagnosis"), run.repeat),
-        *charts.panels(charts.CRITIC, partial(series, run, "learn"), run.repeat),
+        *charts.panels(charts.DIAGNOSED, partial(series, run, "diagnosis"), frames_at(run)),
+        *charts.panels(charts.CRITIC, partial(series, run, "learn"), frames_at(run)),
     ]
     sources, published_curves = _published(run, panel)
     videos, links = _videos(run.folder)
@@ -97,8 +102,8 @@ def _html(run: Run, title: str, panel: Panel) -> bytes:
 
 def _model(run: Run, style: Mapping[str, figures.Style]) -> dict[str, Any]:
     """Return what the sections about the model and the synthetic data show."""
-    model = charts.panels(charts.MODEL, partial(series, run, "fit"), run.repeat)
-    synthetic = charts.panels(charts.SYNTHETIC, partial(series, run, "learn"), run.repeat)
+    model = charts.panels(charts.MODEL, partial(series, run, "fit"), frames_at(run))
+    synthetic = charts.panels(charts.SYNTHETIC, partial(series, run, "learn"), frames_at(run))
     fields = ", ".join(f"{k} {v}" for k, v in (run.config["trust"] or {}).items())
     return {
         "model": html.figure_grid(model, style),
@@ -117,8 +122,7 @@ def _published(run: Run, panel: Panel) -> tuple[list[str], Image | None]:
     shown = published.curves_until(run.config["env"], methods, int(run.frames[-1]))
     if not shown:
         return [], None
-    lines = {name: (run.frames, values) for name, (_, values) in panel.lines.items()}
-    both = panel._replace(lines=lines, xlabel=figures.FRAMES, published=shown)
+    both = panel._replace(xlabel=figures.FRAMES, published=shown)
     size = (_WIDE[0], _WIDE[1] + 0.9)
     data = figures.png(figures.curves([both], alone=size))
     sources = [*published.labels(shown).values(), *published.sources(shown)]
@@ -321,9 +325,10 @@ def _clock(run: Run) -> dict[str, Any] | None:
     seconds = {stage: float(s or 0) for stage, s in (clock.get("seconds") or {}).items()}
     total = sum(seconds.values()) or 1.0
     wall, rate = (float(clock.get(k) or 0) for k in ("wall_seconds", "steps_per_second"))
+    per_step = run.frames[-1] / run.steps[-1] if run.steps.size else run.repeat
     return {
         "total": f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes",
-        "rate": f"{rate:,.1f} environment steps ({rate * run.repeat:,.1f} frames)",
+        "rate": f"{rate:,.1f} environment steps ({rate * per_step:,.1f} frames)",
         "stages": [
             {"name": STAGES.get(stage, stage), "seconds": s, "share": s / total}
             for stage, s in seconds.items()

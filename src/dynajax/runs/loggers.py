@@ -36,6 +36,7 @@ class Record(NamedTuple):
     step: int
     entries: Sequence[Entry]  # in the order of steps; the evaluation comes last
     evaluation: Evaluation | None
+    frames: np.ndarray | None  # (S,) simulator steps so far, with an evaluation
     time: Mapping[str, Any] | None
 
 
@@ -74,7 +75,7 @@ class Files:
     """
 
     def __init__(self, folder: Path, config: Config, step: int, offsets: Mapping[str, int]) -> None:
-        self._learners, self._repeat = learner_names(config), config.task.repeat
+        self._learners = learner_names(config)
         self._files = {}
         for name in ("eval.csv", "metrics.jsonl"):
             file = open(folder / name, "ab")  # noqa: SIM115 (held until close)
@@ -92,10 +93,11 @@ class Files:
 
     def write(self, record: Record) -> None:
         if (result := record.evaluation) is not None:
-            for (variant, seed), returns, lengths in zip(
-                self._learners, result.returns, result.lengths, strict=True
+            assert record.frames is not None
+            for (variant, seed), frames, returns, lengths in zip(
+                self._learners, record.frames, result.returns, result.lengths, strict=True
             ):
-                steps = record.step, record.step * self._repeat
+                steps = record.step, int(frames)
                 statistics = map(float, (returns.mean(), returns.std(), lengths.mean()))
                 self._csv_line([variant, seed, *steps, *statistics, *map(float, returns)])
         for entry in record.entries:
@@ -250,6 +252,7 @@ class Loggers:
         fits: Sequence[tuple[int, Mapping[str, Any]]] = (),
         learn: Mapping[str, Any] | None = None,
         evaluation: Evaluation | None = None,
+        frames: np.ndarray | None = None,
         time: Mapping[str, Any] | None = None,
     ) -> None:
         """Log the metrics since the previous call, in the order of steps.
@@ -259,6 +262,7 @@ class Loggers:
           fits: step and metrics, arrays (S,), of each model fit since the previous call.
           learn: metrics of the gradient updates, arrays (S,).
           evaluation: evaluation of all S learners.
+          frames: (S,) simulator steps so far, needed with an evaluation.
           time: wall times and other metrics of the whole run.
         """
         entries = [_entry(fit_step, "fit", metrics) for fit_step, metrics in fits]
@@ -267,7 +271,7 @@ class Loggers:
             entries.append(_entry(step, "learn", learn))
         if evaluation is not None:
             entries.append(_entry(step, "evaluation", {"return": np.mean(evaluation.returns, 1)}))
-        record = Record(step, entries, evaluation, time)
+        record = Record(step, entries, evaluation, frames, time)
         for logger in self._loggers:
             logger.write(record)
 

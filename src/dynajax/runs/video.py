@@ -29,6 +29,11 @@ def _make_rendering_env(config: Config) -> tuple[envs.Env, np.ndarray]:
             f"--video: only host environments can be rendered, and {config.env} is not one of them; "
             "leave --video out"
         )
+    if config.host.evaluate_on == "training":
+        raise UsageError(
+            f"--video: it needs an instance of {config.env} of its own, and with --set "
+            "host.evaluate_on=training there is none; leave --video out"
+        )
     if not os.path.isdir(os.environ.get("XDG_RUNTIME_DIR", "")):
         # Images need no display. SDL, which renders Gymnasium's simple tasks, looks for one anyway,
         # and then prints "error: XDG_RUNTIME_DIR is invalid or not set" although nothing fails.

@@ -206,7 +206,11 @@ class RunWriter:
             return
         learn: dict[str, Any] = {}
         if interval.learn:
-            learn = {**interval.learn, "train_return": interval.train_return}
+            learn = {
+                **interval.learn,
+                "frames": interval.frames,
+                "train_return": interval.train_return,
+            }
             if evaluation.values is not None:
                 learn["start_value"] = np.mean(evaluation.values, 1)
                 learn["start_return"] = np.mean(evaluation.discounted, 1)
@@ -218,6 +222,7 @@ class RunWriter:
             fits=interval.fits,
             learn=learn,
             evaluation=evaluation,
+            frames=interval.frames,
             time={
                 "wall_seconds": sum(interval.seconds.values()),
                 "steps_per_second": (step - self._begin_step) / elapsed,

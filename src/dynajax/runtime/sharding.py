@@ -103,17 +103,26 @@ class Placement(NamedTuple):
 
         return jax.tree.map(with_sharding, specs, tree)
 
-    def check_memory(self, needed: int) -> int:
+    def check_memory(self, needed: int, environments: int = 0) -> int:
         """Return the number of bytes that are needed on a device, if the device has them.
+
+        Args:
+          needed: bytes of the learners of a device.
+          environments: bytes that environments need on the host, whose memory CPU devices share.
 
         Raises:
           UsageError: the device has less memory.
         """
-        if needed > backend.FILLED * (available := backend.available(self.mesh.size)):
+        beside = environments // self.mesh.size if backend.target_is_cpu() else 0
+        if needed + beside > backend.FILLED * (available := backend.available(self.mesh.size)):
+            counted, remedy = "", ""
+            if beside:
+                counted = f" and their environments {beside / 2**30:.1f}"
+                remedy = ", or --set eval.episodes"
             raise UsageError(
                 f"--seeds: {self.learners_per_device} learners on one device need "
-                f"{needed / 2**30:.1f} GiB, but it has {available / 2**30:.1f}; use fewer seeds or "
-                "variants, or lower --set replay.real and replay.synthetic"
+                f"{needed / 2**30:.1f} GiB{counted}, but it has {available / 2**30:.1f}; use fewer "
+                f"seeds or variants, or lower --set replay.real and replay.synthetic{remedy}"
             )
         return needed
 

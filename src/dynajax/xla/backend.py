@@ -215,6 +215,12 @@ def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def resident_memory() -> int:
+    """Return the bytes of memory that this process uses, without what it shares with others."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
 def available(devices: int) -> int:
     """Return the bytes of a local device's memory when `devices` are in use; CPUs share the host's."""
     stats = local_devices()[0].memory_stats() or {}

@@ -53,3 +53,10 @@ def repeat_actions(task: Task, repeat: int) -> Task:
 
     spec = task.spec._replace(time_limit=-(-limit // repeat))
     return Task(spec, jax.jit(reset), jax.jit(step))
+
+
+def frames_between(before: EnvState, after: EnvState) -> Array | int:
+    """Return the frames of the agent step between two states of an episode."""
+    if isinstance(after.physics, CountedPhysics):
+        return after.physics.frames - before.physics.frames
+    return 1
