@@ -9,6 +9,9 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
+import jax
+
+from dynajax import registry
 from dynajax.agents import agent_class
 from dynajax.algorithms import ALGORITHMS
 from dynajax.config import GROUPS, Config, Variant, assign, parse_variant, variant_config
@@ -19,6 +22,7 @@ from dynajax.models import DynamicsModel, likelihoods, model_class, predicts_var
 from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
+from dynajax.user_code import call, describe
 
 #: Fields with a flag of their own, which `--set` does not take.
 _OWN_FLAG = {
@@ -92,14 +96,28 @@ def base(agent: str = "sac", trust: str = "none", source: str = "buffered") -> C
     return assign(
         Config(
             agent_name=agent,
-            agent=agent_class(agent).Fields(),
+            agent=_default_fields(f"--agent={agent}", agent_class(agent)),
             trust_name=trust,
-            trust=trust_rule_class(trust).Fields(),
-            source=source_class(source).Fields(),
+            trust=_default_fields(f"--trust={trust}", trust_rule_class(trust)),
+            source=_default_fields(f"--set rollout.source={source}", source_class(source)),
         ),
         "rollout.source",
         source,
     )
+
+
+def _default_fields(owner: str, cls: Any) -> Any:
+    """Return the settings that an agent, trust rule or source declares, with their defaults.
+
+    Raises:
+      UsageError: its class `Fields` is not one that `dynajax.fields` has made, or lacks a default.
+    """
+    declared = call(owner, cls.Fields)
+    if not dataclasses.is_dataclass(declared) or jax.tree_util.all_leaves([declared]):
+        raise UsageError(
+            f"{owner}: its Fields is {describe(cls.Fields)}; decorate it with @dynajax.fields"
+        )
+    return declared
 
 
 def all_settings(config: Config) -> dict[str, Setting]:
@@ -242,7 +260,10 @@ def make(
         ("oracle", oracle, ("none", "reward", "state", "both")),
     ):
         if value not in choices:
-            raise UsageError(f"--{flag}={value}: choose one of {', '.join(choices)}")
+            raise UsageError(
+                f"--{flag}={value}: choose one of {', '.join(choices)}; the nearest is "
+                f"{registry.nearest(str(value), choices)}"
+            )
     sizes, row = PRESETS[preset], ALGORITHMS[algo]
     agent = sizes.agent if agent is None else agent
     trust = row.trust if trust is None else trust
@@ -310,7 +331,7 @@ def _check(config: Config) -> None:
       UsageError: one line that names the setting and the remedy.
     """
     config.check()
-    agent_class(config.agent_name).check(config)
+    call(f"--agent={config.agent_name}", agent_class(config.agent_name).check, config)
     if not config.has_model:
         require(
             config.rollout.source == "none",
@@ -318,7 +339,8 @@ def _check(config: Config) -> None:
             "data; choose --algo=mbpo",
         )
         return
-    source_class(config.rollout.source).check(config)
+    source = config.rollout.source
+    call(f"--set rollout.source={source}", source_class(source).check, config)
     _check_model(config)
     _check_trust(config)
 
@@ -326,7 +348,7 @@ def _check(config: Config) -> None:
 def _check_model(config: Config) -> None:
     """Refuse a reward model, or fixes, that the dynamics model does not support."""
     model = model_class(config.model.network)
-    model.check(config.model)
+    call(f"--set model.network={config.model.network}", model.check, config.model)
     require(
         config.model.reward_from == "inputs"
         or model.predict_reward is not DynamicsModel.predict_reward,
@@ -357,7 +379,7 @@ def _no_variance(config: Config) -> tuple[str, str]:
 def _check_trust(config: Config) -> None:
     """Refuse a trust rule that does not go with the model, the source or value expansion."""
     flag, rule = f"--trust={config.trust_name}: ", trust_rule_class(config.trust_name)
-    rule.check(config)
+    call(f"--trust={config.trust_name}", rule.check, config)
     require(
         rule.needs_all_members or not rule.uses_weights,
         flag + "uses_weights=True requires needs_all_members=True; set it in the rule's class",
@@ -367,8 +389,9 @@ def _check_trust(config: Config) -> None:
         flag + "it compares members of the ensemble; choose model.members above 1",
     )
     reason, remedy = _no_variance(config)
+    reads_variance = call(f"--trust={config.trust_name}", rule.reads_variance, config)
     require(
-        not rule.reads_variance(config) or predicts_variance(config.model),
+        not reads_variance or predicts_variance(config.model),
         flag + f"it reads predicted variances, and {reason}; choose {remedy}",
     )
     steps = config.rollout.value_expansion_steps

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from dynajax import envs, schedule
+from dynajax import envs, schedule, user_code
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
 from dynajax.runs.writer import MAX_DROPPED_STEPS, RunWriter
@@ -66,7 +66,7 @@ def train(
         ) as writer,
     ):
         if writer.saved_step < config.steps:
-            with clock("compile"):
+            with clock("compile"), user_code.one_line("while the run's programs were traced"):
                 memory = placement.check_memory(engine.memory())
         state, step, messages = _start_or_resume(program, engine, clock, writer)
         writer.begin(step, memory, [*configuration_warnings(program), *messages])
