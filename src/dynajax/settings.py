@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import itertools
 import math
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -219,8 +218,8 @@ def make(
     agent: str | None = None,
     trust: str | None = None,
     preset: str = "quick",
-    fixes: str | Sequence[str] = (),
-    vary: Mapping[str, float | str | Iterable[float | str]] = types.MappingProxyType({}),
+    fixes: str | Sequence[str] | None = (),
+    vary: Mapping[str, float | str | Iterable[float | str]] | None = None,
     settings: Mapping[str, Any] | None = None,
     seeds: int = 1,
     seed: int = 0,
@@ -249,8 +248,16 @@ def make(
     Raises:
       UsageError: one line that names the argument, its value and the remedy.
     """
-    fixes = [fixes] if isinstance(fixes, str) else fixes
-    settings = {} if settings is None else settings
+    for flag, name in (("env", env), ("agent", agent), ("trust", trust)):
+        if not isinstance(name, str) and (name is not None or flag == "env"):
+            raise UsageError(f"--{flag}={_shown(name)}: it must be a name, or module:NAME, as text")
+    fixes = [fixes] if isinstance(fixes, str) else () if fixes is None else fixes
+    if not isinstance(fixes, Iterable) or not all(isinstance(fix, str) for fix in fixes):
+        raise UsageError(
+            f"--fix={_shown(fixes)}: it must be a text such as 'scale,target', or a list with one "
+            "text for each variant"
+        )
+    settings, vary = _by_path("--set", settings), _by_path("--vary", vary)
     seeds, seed = _count("seeds", seeds), _count("seed", seed)
     steps = None if steps is None else _count("steps", steps)
     for flag, value, choices in (
@@ -299,6 +306,26 @@ def make(
     return config
 
 
+def _shown(value: Any) -> str:
+    """Return the beginning of a value's text, in one line."""
+    return " ".join(repr(value).split())[:100]
+
+
+def _by_path(flag: str, values: Any) -> Mapping[str, Any]:
+    """Return values by the path of their field; None is no value.
+
+    Raises:
+      UsageError: it is no dictionary, or has keys that are no text.
+    """
+    values = {} if values is None else values
+    if not isinstance(values, Mapping) or not all(isinstance(path, str) for path in values):
+        raise UsageError(
+            f"{flag} {_shown(values)}: it must be a dictionary of values by field, such as "
+            "{'learn.utd': 10}"
+        )
+    return values
+
+
 def _count(flag: str, value: Any) -> int:
     """Return a whole number that was given as a number or as text.
 
@@ -306,9 +333,12 @@ def _count(flag: str, value: Any) -> int:
       UsageError: it is no whole number.
     """
     try:
-        return _integer(value)
+        number = _integer(value)
     except (ValueError, TypeError, OverflowError):
         raise UsageError(f"--{flag}={value}: it must be a whole number") from None
+    if abs(number) > _MAX_INTEGER:
+        raise UsageError(f"--{flag}={value}: it must be at most {_MAX_INTEGER}")
+    return number
 
 
 def _source(row: Mapping[str, Any], settings: Mapping[str, Any], oracle: str) -> str:
