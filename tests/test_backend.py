@@ -16,6 +16,13 @@ from dynajax.xla import backend
         ("jax_numpy_dtype_promotion", "strict"),
         ("jax_transfer_guard", "disallow"),
         ("jax_disable_jit", True),
+        ("jax_threefry_partitionable", False),
+        ("jax_random_seed_offset", 7),
+        ("jax_enable_custom_prng", True),
+        ("jax_legacy_prng_key", "error"),
+        ("jax_transfer_guard_host_to_device", "disallow"),
+        ("jax_transfer_guard_device_to_host", "disallow"),
+        ("jax_debug_nans", True),
     ],
 )
 def test_settings_that_change_numbers_are_refused(name, value):

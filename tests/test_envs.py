@@ -258,7 +258,7 @@ def test_old_task_versions_load_without_warning():
         ("Hoper-v5", "nearest is Hopper-v5"),
         ("HalfCheetah-v99", "nearest is HalfCheetah-v"),
         ("nowhere_at_all:X-v0", "'nowhere_at_all' cannot be found"),
-        ("json:Lin-v0", "'json' registers no such task; the nearest is Line-v0"),
+        ("json:Lin-v0", "'json' registers no such task; it registers none"),
         ("DiscreteActions-v0", "Discrete(3)"),
         ("Unbounded-v0", "infinite bounds"),
         ("Pixels-v0", "an image (8, 8, 3)"),

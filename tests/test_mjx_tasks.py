@@ -54,7 +54,7 @@ def test_task_registered_by_module_is_found_by_name(module):
     assert mjx.make(f"{module}:Cart", repeat=3).spec.time_limit == 67
     with pytest.raises(UsageError, match=r"^--env=carts:Cart: .* add --engine=mjx$"):
         envs.make(f"{module}:Cart")
-    with pytest.raises(UsageError, match="the nearest is Cart"):
+    with pytest.raises(UsageError, match=r"it registers Cart$"):
         envs.spec(f"{module}:Carts")
     with pytest.raises(
         UsageError, match=r"^--env=carts:Carts: the module 'carts' registers no such"
@@ -76,17 +76,29 @@ SPEC = EnvSpec("Wrong", 2, 1, 9, ("x", "y"), never)
 @pytest.mark.parametrize(
     ("task", "text"),
     [
-        (3, "returned int, not a Task"),
+        (3, "returned int 3"),
         (Task(SPEC._replace(obs_names=("x",)), reset, step), "obs_dim=2, 1 obs_names"),
         (Task(SPEC._replace(action_dim=0), reset, step), "action_dim=0"),
-        (Task(SPEC._replace(obs_dim=3, obs_names=("x", "y", "z")), reset, step), "must be float32"),
-        (Task(SPEC, lambda key: EnvState(jnp.zeros(2, int), 0), step), "observation of reset"),
-        (Task(SPEC, reset, lambda s, a: (s, jnp.zeros(1), jnp.bool(False))), "the reward is"),
-        (Task(SPEC, reset, lambda s, a: (s, jnp.float32(0), jnp.float32(0))), "terminated is"),
-        (Task(SPEC, reset, lambda s, a: s), "cannot trace"),
+        (
+            Task(SPEC._replace(obs_dim=3, obs_names=("x", "y", "z")), reset, step),
+            "returned .obs = float32 (2,) ",
+        ),
+        (
+            Task(SPEC, lambda key: EnvState(jnp.zeros(2, int), 0), step),
+            "returned .obs = int32 (2,) ",
+        ),
+        (
+            Task(SPEC, reset, lambda s, a: (s, jnp.zeros(1), jnp.bool(False))),
+            "returned reward = float32 (1,) ",
+        ),
+        (
+            Task(SPEC, reset, lambda s, a: (s, jnp.float32(0), jnp.float32(0))),
+            "returned terminated = float32 () ",
+        ),
+        (Task(SPEC, reset, lambda s, a: s), "returned EnvState("),
         (
             Task(SPEC, reset, lambda s, a: (EnvState(s.obs, 1.0 * s.physics), *step(s, a)[1:])),
-            "a loop cannot carry the state",
+            "returned state.physics = float32 (), not int32 () ",
         ),
     ],
 )

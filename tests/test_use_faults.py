@@ -95,3 +95,31 @@ def test_python_arguments_are_parsed_as_flags_are():
 def test_python_arguments_that_are_no_whole_numbers_give_one_line(name, value):
     with pytest.raises(UsageError, match=f"^--{name}={value}: it must be a whole number$"):
         dynajax.make_config("Pendulum-v1", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"fixes": [["scale", "target"]]}, "--fix=[['scale', 'target']]: it must be a text"),
+        ({"fixes": 3}, "--fix=3: it must be a text"),
+        ({"settings": ["learn.utd=10"]}, "--set ['learn.utd=10']: it must be a dictionary"),
+        ({"settings": {3: 4}}, "--set {3: 4}: it must be a dictionary"),
+        ({"vary": "learn.discount=0.9"}, "--vary 'learn.discount=0.9': it must be a dictionary"),
+        (
+            {"agent": dynajax.Agent},
+            "--agent=<class 'dynajax.agents.base.Agent'>: it must be a name",
+        ),
+        ({"trust": 3}, "--trust=3: it must be a name"),
+        ({"env": None}, "--env=None: it must be a name"),
+        ({"steps": 1e18}, "--steps=1e+18: it must be at most 2147483647"),
+    ],
+)
+def test_python_arguments_of_a_wrong_type_give_one_line(arguments, text):
+    with pytest.raises(UsageError) as error:
+        dynajax.make_config(**{"env": "Pendulum-v1"} | arguments)
+    assert str(error.value).startswith(text) and "\n" not in str(error.value)
+
+
+def test_none_stands_for_the_default():
+    config = dynajax.make_config("Pendulum-v1", fixes=None, vary=None, settings=None)
+    assert config == dynajax.make_config("Pendulum-v1")

@@ -2,26 +2,14 @@
 
 import difflib
 import importlib
-import os
-import sysconfig
-import traceback
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
+from dynajax import user_code
 from dynajax.types import UsageError
 
 T = TypeVar("T", bound=type[Any])
-
-#: Folders whose code is not the user's.
-_LIBRARIES = tuple(
-    f"{folder}{os.sep}"
-    for folder in (
-        Path(__file__).parent,
-        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-    )
-)
 
 
 def import_module(flag: str, name: str) -> ModuleType | None:
@@ -55,24 +43,26 @@ def _import_failure(module: str, error: BaseException) -> str:
                 f"{module.removesuffix('.py')!r}"
             )
         return f"the module {module!r} cannot be found; it must be installed or on PYTHONPATH"
-    place: tuple[str | None, int | None] | None = _place(error)
+    place = user_code.place(error, anyones=True)
     text = str(error)
     if isinstance(error, SyntaxError):
-        text, place = error.msg, (error.filename, error.lineno)
+        text = error.msg
+        place = (error.filename, error.lineno) if error.filename else place
     where = f" ({place[0]}, line {place[1]})" if place else ""
     text = " ".join(f"{type(error).__name__}: {text}".split())
     return f"the module {module!r} raised {text} while it was imported{where}"
 
 
-def _place(error: BaseException) -> tuple[str, int | None] | None:
-    """Return file and line of the user's code that raised an error, or called what raised it."""
-    frames = [
-        (frame.filename, frame.lineno)
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen ") and frame.filename != __file__
-    ]
-    own = [frame for frame in frames if not frame[0].startswith(_LIBRARIES)]
-    return next(reversed(own or frames), None)
+def _shown(value: Any) -> str:
+    """Return the beginning of a value's text, in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the name that is most like a mistyped one."""
+    by_lower_name = {known.lower(): known for known in names}
+    return by_lower_name[difflib.get_close_matches(name.lower(), by_lower_name, 1, 0.0)[0]]
 
 
 def find(
@@ -105,21 +95,37 @@ def find(
         entry = entries[short_name]
         if not accepts(entry):
             raise UsageError(
-                f"{flag}={name}: {entry!r} is registered as {short_name!r}; it must be {required}"
+                f"{flag}={name}: {_shown(entry)} is registered as {short_name!r}; it "
+                f"must be {required}"
             )
         return entry
     if defined is not None:
         raise UsageError(
-            f"{flag}={name}: {short_name!r} of the module {module!r} is {defined!r}; it must be "
-            f"{required}"
+            f"{flag}={name}: {short_name!r} of the module {module!r} is "
+            f"{_shown(defined)}; it must be {required}"
         )
-    by_lower_name = {name.lower(): name for name in entries}
-    (match,) = difflib.get_close_matches(short_name.lower(), by_lower_name, 1, 0.0)
-    missing = f"the module {module!r} has no {short_name!r}" if module else "unknown name"
+    if imported is not None:
+        own = ", ".join(_own_entries(imported, entries, accepts)) or f"nothing that is {required}"
+        raise UsageError(
+            f"{flag}={name}: the module {module!r} has no {short_name!r}; it has {own}"
+        )
     raise UsageError(
-        f"{flag}={name}: {missing}; the nearest is {by_lower_name[match]} "
+        f"{flag}={name}: unknown name; the nearest is {nearest(short_name, entries)} "
         f"(of {', '.join(entries)}, or module:NAME of a module of yours)"
     )
+
+
+def _own_entries(
+    module: ModuleType, entries: Mapping[str, Any], accepts: Callable[[Any], bool]
+) -> list[str]:
+    """Return the names of a module's own entries, and those that it has registered."""
+
+    def is_own(value: Any) -> bool:
+        return not isinstance(value, type) or value.__module__ == module.__name__
+
+    own = [name for name, value in vars(module).items() if accepts(value) and is_own(value)]
+    registered = [n for n, entry in entries.items() if isinstance(entry, type) and is_own(entry)]
+    return list(dict.fromkeys(own + registered))
 
 
 def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
@@ -139,4 +145,10 @@ def lookup(flag: str, entries: Mapping[str, T], name: str) -> T:
         return isinstance(entry, type) and issubclass(entry, base)
 
     required = f"a class that inherits from {base.__name__}"
-    return find(flag, entries, name, accepts, required, base)
+    cls = find(flag, entries, name, accepts, required, base)
+    if missing := user_code.missing(cls, base):
+        raise UsageError(
+            f"{flag}={name}: the class {cls.__name__} has no {', '.join(missing)}; define "
+            f"{'them' if len(missing) > 1 else 'it'}, see {base.__module__}.{base.__name__}"
+        )
+    return cls

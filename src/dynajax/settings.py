@@ -4,11 +4,13 @@ import dataclasses
 import difflib
 import itertools
 import math
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
+import jax
+
+from dynajax import registry
 from dynajax.agents import agent_class
 from dynajax.algorithms import ALGORITHMS
 from dynajax.config import GROUPS, Config, Variant, assign, parse_variant, variant_config
@@ -19,6 +21,7 @@ from dynajax.models import DynamicsModel, likelihoods, model_class, predicts_var
 from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
+from dynajax.user_code import call, describe
 
 #: Fields with a flag of their own, which `--set` does not take.
 _OWN_FLAG = {
@@ -92,14 +95,28 @@ def base(agent: str = "sac", trust: str = "none", source: str = "buffered") -> C
     return assign(
         Config(
             agent_name=agent,
-            agent=agent_class(agent).Fields(),
+            agent=_default_fields(f"--agent={agent}", agent_class(agent)),
             trust_name=trust,
-            trust=trust_rule_class(trust).Fields(),
-            source=source_class(source).Fields(),
+            trust=_default_fields(f"--trust={trust}", trust_rule_class(trust)),
+            source=_default_fields(f"--set rollout.source={source}", source_class(source)),
         ),
         "rollout.source",
         source,
     )
+
+
+def _default_fields(owner: str, cls: Any) -> Any:
+    """Return the settings that an agent, trust rule or source declares, with their defaults.
+
+    Raises:
+      UsageError: its class `Fields` is not one that `dynajax.fields` has made, or lacks a default.
+    """
+    declared = call(owner, cls.Fields)
+    if not dataclasses.is_dataclass(declared) or jax.tree_util.all_leaves([declared]):
+        raise UsageError(
+            f"{owner}: its Fields is {describe(cls.Fields)}; decorate it with @dynajax.fields"
+        )
+    return declared
 
 
 def all_settings(config: Config) -> dict[str, Setting]:
@@ -201,8 +218,8 @@ def make(
     agent: str | None = None,
     trust: str | None = None,
     preset: str = "quick",
-    fixes: str | Sequence[str] = (),
-    vary: Mapping[str, float | str | Iterable[float | str]] = types.MappingProxyType({}),
+    fixes: str | Sequence[str] | None = (),
+    vary: Mapping[str, float | str | Iterable[float | str]] | None = None,
     settings: Mapping[str, Any] | None = None,
     seeds: int = 1,
     seed: int = 0,
@@ -231,8 +248,16 @@ def make(
     Raises:
       UsageError: one line that names the argument, its value and the remedy.
     """
-    fixes = [fixes] if isinstance(fixes, str) else fixes
-    settings = {} if settings is None else settings
+    for flag, name in (("env", env), ("agent", agent), ("trust", trust)):
+        if not isinstance(name, str) and (name is not None or flag == "env"):
+            raise UsageError(f"--{flag}={_shown(name)}: it must be a name, or module:NAME, as text")
+    fixes = [fixes] if isinstance(fixes, str) else () if fixes is None else fixes
+    if not isinstance(fixes, Iterable) or not all(isinstance(fix, str) for fix in fixes):
+        raise UsageError(
+            f"--fix={_shown(fixes)}: it must be a text such as 'scale,target', or a list with one "
+            "text for each variant"
+        )
+    settings, vary = _by_path("--set", settings), _by_path("--vary", vary)
     seeds, seed = _count("seeds", seeds), _count("seed", seed)
     steps = None if steps is None else _count("steps", steps)
     for flag, value, choices in (
@@ -242,7 +267,10 @@ def make(
         ("oracle", oracle, ("none", "reward", "state", "both")),
     ):
         if value not in choices:
-            raise UsageError(f"--{flag}={value}: choose one of {', '.join(choices)}")
+            raise UsageError(
+                f"--{flag}={value}: choose one of {', '.join(choices)}; the nearest is "
+                f"{registry.nearest(str(value), choices)}"
+            )
     sizes, row = PRESETS[preset], ALGORITHMS[algo]
     agent = sizes.agent if agent is None else agent
     trust = row.trust if trust is None else trust
@@ -278,6 +306,26 @@ def make(
     return config
 
 
+def _shown(value: Any) -> str:
+    """Return the beginning of a value's text, in one line."""
+    return " ".join(repr(value).split())[:100]
+
+
+def _by_path(flag: str, values: Any) -> Mapping[str, Any]:
+    """Return values by the path of their field; None is no value.
+
+    Raises:
+      UsageError: it is no dictionary, or has keys that are no text.
+    """
+    values = {} if values is None else values
+    if not isinstance(values, Mapping) or not all(isinstance(path, str) for path in values):
+        raise UsageError(
+            f"{flag} {_shown(values)}: it must be a dictionary of values by field, such as "
+            "{'learn.utd': 10}"
+        )
+    return values
+
+
 def _count(flag: str, value: Any) -> int:
     """Return a whole number that was given as a number or as text.
 
@@ -285,9 +333,12 @@ def _count(flag: str, value: Any) -> int:
       UsageError: it is no whole number.
     """
     try:
-        return _integer(value)
+        number = _integer(value)
     except (ValueError, TypeError, OverflowError):
         raise UsageError(f"--{flag}={value}: it must be a whole number") from None
+    if abs(number) > _MAX_INTEGER:
+        raise UsageError(f"--{flag}={value}: it must be at most {_MAX_INTEGER}")
+    return number
 
 
 def _source(row: Mapping[str, Any], settings: Mapping[str, Any], oracle: str) -> str:
@@ -310,7 +361,7 @@ def _check(config: Config) -> None:
       UsageError: one line that names the setting and the remedy.
     """
     config.check()
-    agent_class(config.agent_name).check(config)
+    call(f"--agent={config.agent_name}", agent_class(config.agent_name).check, config)
     if not config.has_model:
         require(
             config.rollout.source == "none",
@@ -318,7 +369,8 @@ def _check(config: Config) -> None:
             "data; choose --algo=mbpo",
         )
         return
-    source_class(config.rollout.source).check(config)
+    source = config.rollout.source
+    call(f"--set rollout.source={source}", source_class(source).check, config)
     _check_model(config)
     _check_trust(config)
 
@@ -326,7 +378,7 @@ def _check(config: Config) -> None:
 def _check_model(config: Config) -> None:
     """Refuse a reward model, or fixes, that the dynamics model does not support."""
     model = model_class(config.model.network)
-    model.check(config.model)
+    call(f"--set model.network={config.model.network}", model.check, config.model)
     require(
         config.model.reward_from == "inputs"
         or model.predict_reward is not DynamicsModel.predict_reward,
@@ -357,7 +409,7 @@ def _no_variance(config: Config) -> tuple[str, str]:
 def _check_trust(config: Config) -> None:
     """Refuse a trust rule that does not go with the model, the source or value expansion."""
     flag, rule = f"--trust={config.trust_name}: ", trust_rule_class(config.trust_name)
-    rule.check(config)
+    call(f"--trust={config.trust_name}", rule.check, config)
     require(
         rule.needs_all_members or not rule.uses_weights,
         flag + "uses_weights=True requires needs_all_members=True; set it in the rule's class",
@@ -371,8 +423,9 @@ def _check_trust(config: Config) -> None:
         flag + "it compares members of the ensemble; choose model.members above 1",
     )
     reason, remedy = _no_variance(config)
+    reads_variance = call(f"--trust={config.trust_name}", rule.reads_variance, config)
     require(
-        not rule.reads_variance(config) or predicts_variance(config.model),
+        not reads_variance or predicts_variance(config.model),
         flag + f"it reads predicted variances, and {reason}; choose {remedy}",
     )
     steps = config.rollout.value_expansion_steps

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dynajax import envs, schedule
+from dynajax import envs, schedule, user_code
 from dynajax.config import Config, run_name
 from dynajax.engines import ENGINES, Engine
 from dynajax.engines.data_checks import DataChecks
@@ -84,7 +84,7 @@ def train(
     ):
         if writer.saved_step < config.steps:
             display.print(progress.compilation_notice())
-            with clock("compile"):
+            with clock("compile"), user_code.one_line("while the run's programs were traced"):
                 memory = placement.check_memory(engine.memory(), engine.host_memory)
         state, step, messages = _start_or_resume(program, engine, clock, writer)
         writer.begin(step, memory, [*configuration_warnings(program), *messages])

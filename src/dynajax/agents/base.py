@@ -5,6 +5,7 @@ from. Its state is any pytree; it is kept in the `LearnerState` and in checkpoin
 subclass `Agent` in one file and add the class to `AGENTS`, or name it as `--agent=module:name`.
 """
 
+import abc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from dynajax.types import EnvSpec, Metrics, Params, Transition, UsageError
 
 
 @dataclass(frozen=True)
-class Agent:
+class Agent(metaclass=abc.ABCMeta):
     """An agent of one learner.
 
     Attributes:
@@ -34,7 +35,7 @@ class Agent:
     #: A dataclass decorated with `config.fields`, with a default for every field.
     Fields: ClassVar[type] = NoFields
 
-    @classmethod
+    @classmethod  # noqa: B027 -- an extension may leave it out
     def check(cls, config: Config) -> None:
         """Refuse a configuration that the agent cannot work with.
 
@@ -42,26 +43,27 @@ class Agent:
           UsageError: one line that names the setting and the remedy.
         """
 
+    @abc.abstractmethod
     def init(self, key: Array) -> Any:
         """Return the state of a new agent."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def act(
         self, state: Any, obs: Float[Array, "*B D"], key: Array
     ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
         """Sample exploring actions in [-1, 1] and return them with their log-densities."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def deterministic_action(self, state: Any, obs: Float[Array, "*B D"]) -> Float[Array, "*B A"]:
         """Return the actions that evaluations take."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def value(
         self, state: Any, obs: Float[Array, "*B D"], action: Float[Array, "*B A"]
     ) -> Float[Array, " C *B"]:
         """Return each critic's estimate of the discounted return."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def update(
         self,
         state: Any,
@@ -81,7 +83,6 @@ class Agent:
         Returns:
           The new state, and scalars by name.
         """
-        raise NotImplementedError
 
     def noise(self, key: Array, updates: int) -> Any:
         """Draw the random numbers of `updates` updates at once, leaves (U, ...).

@@ -171,12 +171,21 @@ def _setting_hint(name: str) -> str:
 
 
 def _call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
-    """Call `main`, and turn exceptions into an exit status where that helps the user."""
+    """Call `main`, and turn exceptions into an exit status where that helps the user.
+
+    With --verbosity=1 or more, the error that an error line stands for keeps its traceback.
+    """
+    is_verbose = flags.FLAGS.verbosity > 0
     logging.set_verbosity(logging.ERROR)  # hides messages of libraries about their build
     try:
         return main(argv[1:])
     except UsageError as error:
-        fail(str(error))
+        hint = ""
+        if error.__cause__ is not None and is_verbose:
+            traceback.print_exception(error.__cause__)
+        elif error.__cause__ is not None:
+            hint = " (--verbosity=1 shows the traceback)"
+        fail(str(error) + hint)
     except KeyboardInterrupt:
         distributed.leave(INTERRUPTED)
     except Exception:

@@ -4,12 +4,39 @@ A command calls the functions for the flags that it takes. Arguments are what di
 commands: the default and, where the flag has another purpose, the help text.
 """
 
+from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
 from absl import flags
 
 # absl lists a flag in the help of the module that declares it; here that is the calling command.
 flags.disclaim_key_flags()
+
+
+class _ChoiceParser(flags.EnumParser):
+    """A parser of a name whose error says which known name is nearest."""
+
+    def parse(self, argument: str) -> str:
+        """Return a known name.
+
+        Raises:
+          ValueError: the name is unknown.
+        """
+        try:
+            return str(super().parse(argument))
+        except ValueError:
+            from dynajax.registry import nearest
+
+            names = ", ".join(self.enum_values)
+            raise ValueError(
+                f"choose one of {names}; the nearest is {nearest(argument, self.enum_values)}"
+            ) from None
+
+
+def define_choice(name: str, default: str, choices: Sequence[str], about: str) -> None:
+    """Define a flag that takes one of several names."""
+    parser = _ChoiceParser(list(choices))
+    flags.DEFINE(parser, name, default, about, serializer=flags.ArgumentSerializer())
 
 
 def define_env(default: str | None, about: str) -> None:
@@ -29,10 +56,10 @@ def define_method() -> None:
     from dynajax.algorithms import ALGORITHMS
     from dynajax.trust import TRUST
 
-    flags.DEFINE_enum(
+    define_choice(
         "algo",
         "mbpo",
-        list(ALGORITHMS),
+        tuple(ALGORITHMS),
         "Published algorithm, how synthetic data are made and used: "
         + ", ".join(f"{name} ({row.paper})" for name, row in ALGORITHMS.items())
         + ".",
@@ -68,7 +95,7 @@ def define_preset(default: str) -> None:
     from dynajax.config.presets import PRESETS
 
     summaries = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
-    flags.DEFINE_enum("preset", default, list(PRESETS), f"Named settings. {summaries}.")
+    define_choice("preset", default, tuple(PRESETS), f"Named settings. {summaries}.")
 
 
 def define_settings() -> None:
@@ -90,13 +117,13 @@ def define_seed(about: str, lower_bound: int | None = None) -> None:
 
 def define_engine() -> None:
     """Define --engine and --oracle."""
-    flags.DEFINE_enum(
+    define_choice(
         "engine",
         "host",
         _choices("engine"),
         "Where the environments run: on the CPU, or in MJX on the accelerator.",
     )
-    flags.DEFINE_enum(
+    define_choice(
         "oracle",
         "none",
         _choices("oracle"),

@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_integer(
     "row", [], "Number of a learner of the run; repeat for more. By default all learners."
 )
-flags.DEFINE_enum(
+shared.define_choice(
     "which", "best", ["best", "last"], "The policy with the best evaluation, or the last one."
 )
 flags.DEFINE_integer("episodes", 10, "Number of episodes of each learner.", lower_bound=1)

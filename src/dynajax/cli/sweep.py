@@ -33,7 +33,7 @@ from dynajax.runtime import exit_status
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum(
+shared.define_choice(
     "on",
     "here",
     ["here", "ray", "slurm", "submitit"],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynajax import plugin_checks
 from dynajax.config import ModelConfig
 from dynajax.models import ensemble, fit_data, make_model, targets, training
 from dynajax.models.base import DynamicsModel
@@ -81,6 +82,7 @@ def fit(
       progress: is called with the number of rounds done so far.
     """
     variants = [targets.parse_fixes(names) for names in fixes]
+    plugin_checks.check_fixes(spec, variants)
     dynamics = make_model(config, spec)
     buffers = of_transitions(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *data),

@@ -7,7 +7,6 @@ id (Hopper-v5), with the prefix `module:` if a module of yours registers it. To 
 module adds with `register_mjx_task`.
 """
 
-import difflib
 import re
 from typing import Any
 
@@ -43,17 +42,32 @@ def check_name(name: str) -> None:
 
 
 def _check_name(name: str) -> None:
-    registry.import_module("--env", name)
-    known = [*gymnasium.registry, *mjx.registered(), *([] if ":" in name else dmc.names())]
     module, _, base_name = name.rpartition(":")
-    if base_name not in known:
-        by_lower = {k.lower(): k for k in known}
-        nearest = difflib.get_close_matches(base_name.lower(), by_lower, 1, 0.0)[0]
-        missing = f"the module {module!r} registers no such task" if module else "no such task"
+    registry.import_module("--env", name)
+    if base_name in [*gymnasium.registry, *mjx.registered(), *([] if module else dmc.names())]:
+        return
+    if module:
+        own = ", ".join(_registered_by(module)) or "none"
         raise UsageError(
-            f"--env={name}: {missing}; the nearest is {by_lower[nearest]} "
-            "(use DOMAIN-TASK of dm_control.suite, or a Gymnasium id)"
+            f"--env={name}: the module {module!r} registers no such task; it registers {own}"
         )
+    known = [*gymnasium.registry, *mjx.registered(), *dmc.names()]
+    raise UsageError(
+        f"--env={name}: no such task; the nearest is {registry.nearest(base_name, known)} "
+        "(use DOMAIN-TASK of dm_control.suite, or a Gymnasium id)"
+    )
+
+
+def _registered_by(module: str) -> list[str]:
+    """Return the names of the tasks that a module, or one within it, defines."""
+
+    def module_of(entry: Any) -> str:
+        path = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+        return str(path).partition(":")[0]
+
+    tasks = {name: module_of(entry.entry_point) for name, entry in gymnasium.registry.items()}
+    on_host = [name for name, of in tasks.items() if f"{of}.".startswith(f"{module}.")]
+    return on_host + mjx.registered_by(module)
 
 
 def is_device_only(name: str) -> bool:
@@ -138,4 +152,5 @@ def spec(
         _kept[_key(name, time_limit, seed, repeat)] = env
     else:
         env.close()
+    terminations.check(result)
     return result

@@ -8,10 +8,12 @@ an observation that is not finite they return what the task returns.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynajax.types import Array, Termination, UsageError
+from dynajax import user_code
+from dynajax.types import Array, EnvSpec, Termination, UsageError
 
 #: Terminations, real or predicted, from which on a function that is always wrong is refused.
 _ENOUGH = 5
@@ -96,6 +98,30 @@ def register_termination(env_id: str, function: Termination) -> None:
             "function (obs, action, next_obs) -> bool"
         )
     TERMINATIONS[env_id.rpartition(":")[2]] = function
+
+
+def check(spec: EnvSpec) -> None:
+    """Check the termination function of a task, if it is a user's.
+
+    Raises:
+      UsageError: it raises, or returns something else than a bool scalar; see `user_code.call`.
+    """
+    if spec.termination is None or not user_code.is_users(spec.termination):
+        return
+
+    def trace() -> None:
+        obs, action = jnp.zeros(spec.obs_dim), jnp.zeros(spec.action_dim)
+        user_code.call(
+            f"--env={spec.name}",
+            spec.termination,
+            obs,
+            action,
+            obs,
+            returns=user_code.array(bool),
+            role="the termination function",
+        )
+
+    jax.eval_shape(trace)
 
 
 class Counts(NamedTuple):

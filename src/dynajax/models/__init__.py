@@ -10,6 +10,7 @@ from dynajax.config import ModelConfig
 from dynajax.models.base import DynamicsModel, Gaussian, OutputHead
 from dynajax.models.neural import MLPModel, NeuralModel, ResNetModel
 from dynajax.types import EnvSpec
+from dynajax.user_code import array, attribute, call
 
 __all__ = [
     "MODELS",
@@ -43,4 +44,6 @@ def make_model(config: ModelConfig, spec: EnvSpec) -> DynamicsModel:
 
 def predicts_variance(config: ModelConfig) -> bool:
     """Return whether the configured model's predictions have a variance."""
-    return model_class(config.network)(config, cast(Any, None)).has_variance
+    owner = f"--set model.network={config.network}"
+    model = call(owner, model_class(config.network), config, cast(Any, None))
+    return bool(attribute(owner, model, "has_variance", returns=array(bool)))

@@ -8,6 +8,7 @@ To add a model, subclass `DynamicsModel` in one file (or `models.neural.NeuralMo
 network differs) and add it to `MODELS`, or name it as `--set model.network=module:name`.
 """
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -69,7 +70,7 @@ def _set(params: Params, path: tuple[str, ...], value: Params) -> Params:
 
 
 @dataclass(frozen=True)
-class DynamicsModel:
+class DynamicsModel(metaclass=abc.ABCMeta):
     """One member of the ensemble, p(z | s, a), as pure functions of its parameters.
 
     Attributes:
@@ -80,7 +81,7 @@ class DynamicsModel:
     config: ModelConfig
     spec: EnvSpec
 
-    @classmethod
+    @classmethod  # noqa: B027 -- an extension may leave it out
     def check(cls, config: ModelConfig) -> None:
         """Refuse settings that the model cannot work with.
 
@@ -94,17 +95,18 @@ class DynamicsModel:
         return self.config.reward_from == "next_state"
 
     @property
+    @abc.abstractmethod
     def has_variance(self) -> bool:
         """Whether predictions have a variance; `beta` and some trust rules need it.
 
         It depends on `config` alone. A subclass may set it as a class attribute.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def init(self, key: Array, members: int) -> Params:
         """Return independent parameters of several members, leaves (members, ...)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def predict_joint(
         self,
         params: Params,
@@ -118,7 +120,6 @@ class DynamicsModel:
           params: the member's.
           stats: target transform and input normalization.
         """
-        raise NotImplementedError
 
     def predict_reward(
         self,
@@ -155,13 +156,13 @@ class DynamicsModel:
         reward = self.predict_reward(params, stats, obs, action, next_obs)
         return replace_reward(prediction, reward)
 
+    @abc.abstractmethod
     def loss(self, params: Params, stats: DataStats, batch: Transition) -> Float[Array, ""]:
         """Return what one member minimizes on a minibatch, leaves (B, ...)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def output_heads(self) -> tuple[OutputHead, ...]:
         """Return the output layers, which follow changes of the target transform."""
-        raise NotImplementedError
 
     def normalize_inputs(
         self, stats: DataStats, obs: Float[Array, "*B D"], action: Float[Array, "*B A"]

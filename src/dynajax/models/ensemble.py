@@ -13,26 +13,31 @@ from jaxtyping import Array, Float
 from dynajax.config import ModelConfig
 from dynajax.models import targets
 from dynajax.models.base import DynamicsModel, Gaussian
-from dynajax.types import DataStats, ModelState
+from dynajax.types import DataStats, EnvSpec, ModelState
 
 
 def init(dynamics: DynamicsModel, key: Array) -> ModelState:
     """Return a new ensemble with the target transform of MBPO as published."""
-    config, spec = dynamics.config, dynamics.spec
+    config = dynamics.config
     params = dynamics.init(key, config.members)
-    inputs = spec.obs_dim + spec.action_dim
     return ModelState(
         params=params,
         opt_state=jax.vmap(optimizer(config).init)(params),
-        stats=DataStats(
-            transform=targets.identity_transform(spec.obs_dim),
-            input_mean=jnp.zeros(inputs),
-            input_std=jnp.ones(inputs),
-            target_std=jnp.ones(spec.obs_dim + 1),
-            has_varied=jnp.zeros(spec.obs_dim + 1, bool),
-        ),
+        stats=init_stats(dynamics.spec),
         elites=jnp.arange(config.elites),
         num_fits=jnp.zeros((), jnp.int32),
+    )
+
+
+def init_stats(spec: EnvSpec) -> DataStats:
+    """Return the scales before the first fit."""
+    inputs = spec.obs_dim + spec.action_dim
+    return DataStats(
+        transform=targets.identity_transform(spec.obs_dim),
+        input_mean=jnp.zeros(inputs),
+        input_std=jnp.ones(inputs),
+        target_std=jnp.ones(spec.obs_dim + 1),
+        has_varied=jnp.zeros(spec.obs_dim + 1, bool),
     )
 
 

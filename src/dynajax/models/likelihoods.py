@@ -3,6 +3,7 @@
 `LIKELIHOODS` lists them; `--set model.likelihood=module:name` takes one of your own.
 """
 
+import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from dynajax.types import Params
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(metaclass=abc.ABCMeta):
     """A likelihood of targets z, bound to the settings `model.*`."""
 
     config: ModelConfig
@@ -31,15 +32,15 @@ class Likelihood:
         """Return learned bounds of the log-variance, leaves (E, Z), or None."""
         return None
 
+    @abc.abstractmethod
     def read(self, output: Float[Array, "*B O"], bounds: Params | None) -> Gaussian:
         """Return the prediction that a network's outputs stand for."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(
         self, prediction: Gaussian, z: Float[Array, "B Z"], exponent: Float[Array, ""]
     ) -> Float[Array, ""]:
         """Return the mean loss over a minibatch and the targets."""
-        raise NotImplementedError
 
     def bounds_cost(self, bounds: Params | None) -> Float[Array, ""] | None:
         """Return a member's share of the cost of learned bounds, or None."""

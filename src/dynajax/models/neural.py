@@ -4,6 +4,7 @@ Chua et al. (2018) and Janner et al. (2019) for the network, the Gaussian likeli
 Seitzer et al. (2022) for the weighted likelihood. All are learned on the normalized targets z.
 """
 
+import abc
 from typing import ClassVar
 
 import flax.linen as nn
@@ -37,13 +38,13 @@ class NeuralModel(DynamicsModel):
     #: Name of the output layer in the parameters of `make_network`.
     HEAD: ClassVar[str] = "head"
 
+    @abc.abstractmethod
     def make_network(self, depth: int, outputs: int) -> nn.Module:
         """Return a network with `depth` hidden layers, (X,) -> (outputs,)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decay(self, layers: Params) -> Float[Array, ""]:
         """Return the weight decay of a network's parameters, before `model.weight_decay`."""
-        raise NotImplementedError
 
     @property
     def likelihood(self) -> Likelihood:

@@ -16,7 +16,7 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dynajax import registry
+from dynajax import registry, user_code
 from dynajax.networks.normalization import RESOLUTION, SMALLEST_STD
 from dynajax.types import TargetTransform, UsageError
 
@@ -151,7 +151,13 @@ def lookup_fix(name: str) -> Fix:
     Raises:
       UsageError: there is no such fix.
     """
-    return registry.find("--fix", FIXES, name, lambda fix: isinstance(fix, Fix), "a Fix")
+    fix = registry.find("--fix", FIXES, name, lambda fix: isinstance(fix, Fix), "a Fix")
+    if fix.skip is fix.affine is fix.exponent is None:
+        raise UsageError(f"--fix={name}: the Fix changes nothing; give it skip, affine or exponent")
+    if fix.exponent is not None and not isinstance(fix.exponent, int | float):
+        shown = user_code.describe(fix.exponent)
+        raise UsageError(f"--fix={name}: its exponent is {shown}; it must be a number")
+    return fix
 
 
 def parse_fixes(text: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dynajax import plugin_checks
 from dynajax.agents import agent_class
 from dynajax.config import Config, EvalConfig, HostConfig, variant_config
 from dynajax.mbpo import MBPO
@@ -299,4 +300,5 @@ def _jitted(
     platform: backend.Lowering,
 ) -> Jitted:
     """Return the jitted functions of a configuration, the same ones for the same arguments."""
+    plugin_checks.check(config, spec)
     return Jitted(MBPO(config, spec), learners, devices)

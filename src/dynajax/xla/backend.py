@@ -41,11 +41,23 @@ _REQUIRED_SETTINGS: tuple[tuple[str, Any, str], ...] = (
     ("jax_default_prng_impl", "threefry2x32", "seeds stand for its random numbers"),
     ("jax_numpy_rank_promotion", "allow", "dynajax broadcasts arrays of different ranks"),
     ("jax_numpy_dtype_promotion", "standard", "dynajax relies on it"),
-    ("jax_transfer_guard", None, "environments on the host exchange arrays with the device"),
+    ("jax_threefry_partitionable", True, "seeds stand for its random numbers"),
+    ("jax_random_seed_offset", 0, "seeds stand for its random numbers"),
+    ("jax_enable_custom_prng", False, "dynajax saves random keys as plain arrays"),
+    ("jax_legacy_prng_key", "allow", "dynajax saves random keys as plain arrays"),
+    *(
+        (
+            f"jax_transfer_guard{way}",
+            None,
+            "environments on the host exchange arrays with the device",
+        )
+        for way in ("", "_host_to_device", "_device_to_host", "_device_to_device")
+    ),
+    ("jax_debug_nans", False, "a metric without data is NaN"),
     ("jax_disable_jit", False, "without compiled programs training does not end"),
 )
-#: Values that mean the same as the needed one.
-_EQUIVALENT = {"jax_transfer_guard": ("allow", "log")}
+#: Values of a transfer guard that refuse nothing.
+_PERMISSIVE = ("allow", "log")
 
 
 def check_settings() -> None:
@@ -56,7 +68,7 @@ def check_settings() -> None:
     """
     for name, needed, why in _REQUIRED_SETTINGS:
         value = getattr(jax.config, name)
-        if value == needed or value in _EQUIVALENT.get(name, ()):
+        if value == needed or ("transfer_guard" in name and value in _PERMISSIVE):
             continue
         shown = int(value) if isinstance(value, bool) else value
         remedy = "unset it"

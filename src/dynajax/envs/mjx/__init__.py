@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dynajax import registry
-from dynajax.envs import checks
+from dynajax.envs import terminations
 from dynajax.types import Array, EnvSpec, UsageError
+from dynajax.user_code import array, arrays, call, describe, instance, like, several
 
 __all__ = ["TASKS", "EnvState", "Task", "make", "names", "register_mjx_task"]
 
@@ -118,6 +120,12 @@ def registered() -> list[str]:
     return [name for name in TASKS if name not in _BUILT_IN]
 
 
+def registered_by(module: str) -> list[str]:
+    """Return the names of the registered tasks whose functions a module defines."""
+    makers: dict[str, Any] = {name: TASKS[name] for name in registered()}
+    return [n for n, make in makers.items() if getattr(make.args[1], "__module__", "") == module]
+
+
 def check_repeat(repeat: int) -> None:
     """Check the number of simulator steps per action.
 
@@ -175,51 +183,41 @@ def _unsupported_reason(name: str) -> str:
     module = name.rpartition(":")[0]
     reason = _UNSUPPORTED.get(name) or _UNSUPPORTED.get(name.partition("-")[0])
     if reason is None and module:
-        reason = f"the module {module!r} registers no such task with register_mjx_task"
+        own = ", ".join(registered_by(module)) or "none"
+        reason = (
+            f"the module {module!r} registers no such task with register_mjx_task; it registers "
+            f"{own}"
+        )
     return f"{reason or 'it is not available on the device'}; use --engine=host"
 
 
 def _make_checked(name: str, make: Callable[[], Task]) -> Task:
     """Make a user's task and check that its spec and functions are consistent."""
-    task = make()
-    if not isinstance(task, Task):
-        raise UsageError(f"--env={name}: its function returned {type(task).__name__}, not a Task")
+    owner = f"--env={name}"
+    task: Task = call(owner, make, returns=instance(Task))
     spec = task.spec
-    if spec.obs_dim < 1 or spec.action_dim < 1 or len(spec.obs_names) != spec.obs_dim:
+    if not isinstance(spec, EnvSpec):
+        raise UsageError(f"{owner}: its spec is {describe(spec)}; it must be an EnvSpec")
+    numbers = (spec.obs_dim, spec.action_dim, spec.time_limit)
+    are_positive = all(isinstance(n, int | np.integer) and n > 0 for n in numbers)
+    if not are_positive or len(spec.obs_names) != spec.obs_dim:
         raise UsageError(
-            f"--env={name}: its spec has obs_dim={spec.obs_dim}, {len(spec.obs_names)} obs_names "
-            f"and action_dim={spec.action_dim}; both dimensions must be at least 1, with one name "
-            "per observation dimension"
+            f"{owner}: its spec has obs_dim={spec.obs_dim}, {len(spec.obs_names)} obs_names, "
+            f"action_dim={spec.action_dim} and time_limit={spec.time_limit}; these must be whole "
+            "numbers of at least 1, with one name per observation dimension"
         )
-    try:
-        # Use an abstract key, because JAX's CPU devices may not have been configured yet.
-        first = jax.eval_shape(task.reset, jax.eval_shape(jax.random.key, 0))
-        action = jax.ShapeDtypeStruct((spec.action_dim,), jnp.float32)
-        after, reward, terminated = jax.eval_shape(task.step, first, action)
-    except Exception as error:
-        raise UsageError(
-            f"--env={name}: JAX cannot trace its reset(key) or step(state, action) "
-            f"({checks.describe_error(error)})"
-        ) from error
-    expected = {
-        "the observation of reset": (first.obs, (spec.obs_dim,), jnp.float32),
-        "the observation of step": (after.obs, (spec.obs_dim,), jnp.float32),
-        "the reward": (reward, (), jnp.float32),
-        "terminated": (terminated, (), jnp.bool),
-    }
-    for part, (value, shape, dtype) in expected.items():
-        if (value.shape, value.dtype) != (shape, dtype):
-            raise UsageError(
-                f"--env={name}: {part} is {value.dtype} {value.shape}, but must be "
-                f"{jnp.dtype(dtype)} {shape}"
-            )
-    if jax.tree.map(_shape_and_dtype, first) != jax.tree.map(_shape_and_dtype, after):
-        raise UsageError(
-            f"--env={name}: the states of reset and step differ in shapes or dtypes, so a loop "
-            "cannot carry the state; return the same structure from both"
-        )
+    terminations.check(spec._replace(name=name))
+    jax.eval_shape(lambda: _check_functions(owner, task))
     return task
 
 
-def _shape_and_dtype(leaf: Any) -> tuple:
-    return leaf.shape, str(leaf.dtype)
+def _check_functions(owner: str, task: Task) -> None:
+    """Check `reset` and `step` of a user's task while JAX traces them."""
+    obs = array(jnp.float32, task.spec.obs_dim)
+    state = instance(EnvState, obs=obs, physics=arrays("a pytree of arrays"))
+    key, action = jax.random.PRNGKey(0), jnp.zeros(task.spec.action_dim)
+    first = call(owner, task.reset, key, returns=state, role="the task's reset")
+    first = jax.tree.map(jnp.asarray, first)
+    after = like(first, "a state like that of reset")
+    returns = several(state=after, reward=array(jnp.float32), terminated=array(bool))
+    call(owner, task.step, first, action, returns=returns, role="the task's step")
