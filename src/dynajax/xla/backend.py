@@ -85,9 +85,11 @@ def required_settings() -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for name, needed, _ in _REQUIRED_SETTINGS:
-            # The context manager of a setting has its name without "jax_".
-            setting = getattr(jax, name.removeprefix("jax_"))
-            stack.enter_context(setting("allow" if needed is None else needed))
+            # The context manager of a setting has its name without "jax_". One that only changes
+            # how keys are made from seeds has none; a loaded policy makes no keys.
+            setting = getattr(jax, name.removeprefix("jax_"), None)
+            if setting is not None:
+                stack.enter_context(setting("allow" if needed is None else needed))
         yield
 
 
