@@ -69,7 +69,8 @@ def train(
             with clock("compile"):
                 memory = placement.check_memory(engine.memory())
         state, step, messages = _start_or_resume(program, engine, clock, writer)
-        writer.begin(step, memory, [*configuration_warnings(program), *messages])
+        notices = [*configuration_warnings(program), *messages]
+        writer.begin(step, memory, notices, complete=step >= config.steps)
 
         def stop(step: int) -> bool:
             writer.update_progress(step)
