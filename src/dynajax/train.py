@@ -188,6 +188,8 @@ def _start_or_resume(
         if restored is None:
             engine.start()
             state, step = program.init(), 0
+            with clock("checkpoint"):
+                writer.check_can_save(state, engine.progress())
         else:
             engine.restore(restored.host)
             clock.restore(restored.meta["seconds"])

@@ -24,7 +24,7 @@ from dynajax.envs import mjx
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.terminations import never
 from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes, vmap_learners
-from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put
+from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put, to_host
 from dynajax.runtime.timers import Clock
 from dynajax.types import (
     EPISODES,
@@ -414,14 +414,14 @@ class DeviceEngine:
         timed = self._timed._replace(runners=self._program.placement.unpad(self._runners))
         leaves = jax.tree_util.tree_leaves_with_path(timed)
         # Some checkpoint formats cannot hold an array without entries.
-        arrays = {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves if x.size}
+        arrays = {jax.tree_util.keystr(p): to_host(x) for p, x in leaves if x.size}
         return {**arrays, "interval_begun": np.array([self._interval_begun])}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Restore what `progress` returned."""
         empty = self._programs.empty()
         saved = jax.tree_util.tree_map_with_path(
-            lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else np.asarray(x), empty
+            lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else to_host(x), empty
         )
         self._timed = put(saved, empty)
         self._interval_begun = bool(progress["interval_begun"][0])

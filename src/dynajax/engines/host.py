@@ -94,11 +94,13 @@ class HostEngine(TrainingEnvs):
 
     def progress(self) -> dict[str, np.ndarray]:
         """Return the progress of `TrainingEnvs`, and the next transition to learn from."""
-        assert self._pending is not None
-        transition, valid = self._pending
-        pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
+        pending: dict[str, np.ndarray] = {}
+        if self._pending is not None:
+            transition, valid = self._pending
+            pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
+            pending["pending.valid"] = valid
         oracle = {} if self._oracle is None else self._oracle[0].progress()
-        return {**super().progress(), **pending, "pending.valid": valid, **oracle}
+        return {**super().progress(), **pending, **oracle}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Return to an earlier `progress`; see `TrainingEnvs`."""

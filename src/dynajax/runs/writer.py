@@ -141,6 +141,10 @@ class RunWriter:
         """Return True if an evaluation, and thus a checkpoint, is due before step `step`."""
         return any(schedule.due(self._config, t).evaluate for t in range(step - 1))
 
+    def check_can_save(self, state: TrainState, host: Mapping[str, np.ndarray]) -> None:
+        """Check that an initial state can be saved; see `Checkpoints.check_can_save`."""
+        self._checkpoints.check_can_save(state, host)
+
     def begin(
         self, step: int, device_bytes: int, notices: Sequence[str], complete: bool = False
     ) -> None:

@@ -17,10 +17,18 @@ from dynajax.models.likelihoods import likelihood_class
 from dynajax.models.targets import lookup_fix
 from dynajax.runtime import distributed
 from dynajax.runtime.member_parallel import MemberParallelFit
-from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place
+from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place, to_host
 from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
-from dynajax.types import EnvSpec, Metrics, Shared, TrainState, Transition
+from dynajax.types import (
+    EnvSpec,
+    LearnerState,
+    Metrics,
+    Shared,
+    TrainState,
+    Transition,
+    UsageError,
+)
 from dynajax.xla import backend
 
 
@@ -142,7 +150,7 @@ class Jitted:
 
         # One learner after the other, for the reason of `networks.params.init_stacked`.
         def init(*arguments: Any) -> TrainState:
-            learners = jax.lax.map(lambda one: algorithm.init(*one), local(arguments))
+            learners = jax.lax.map(init_learner, local(arguments))
             # A weakly typed array, as of a Python number, is another argument than the array that a
             # fit or an update returns, and everything would be compiled again within the run.
             learners = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), learners)
@@ -179,6 +187,9 @@ class Program(NamedTuple):
     def config(self) -> Config:
         """The run's configuration."""
         return self.algorithm.config
+        def init_learner(arguments: tuple[Any, ...]) -> LearnerState:
+            return check_leaves(algorithm.init(*arguments), "the initial state")
+
 
     @property
     def spec(self) -> EnvSpec:
@@ -213,7 +224,7 @@ class Program(NamedTuple):
     def policies(self, state: TrainState) -> Any:
         """Return what each learner acts by, copied to the host because the state may be donated."""
         policies = jax.vmap(self.algorithm.policy)(state.learners)
-        return self.placement.unpad(jax.tree.map(np.array, policies))
+        return self.placement.unpad(jax.tree.map(lambda x: to_host(x).copy(), policies))
 
     def parameters(self) -> dict[str, int]:
         """Return the number of a learner's parameters by the network's name."""
@@ -272,6 +283,27 @@ def _static_key(config: Config) -> Config:
         seeds=1,
         steps=1,
         eval=EvalConfig(),
+def check_leaves(tree: Any, name: str) -> Any:
+    """Return a tree that an agent, a rule, a source and a model have made, if it can be saved.
+
+    Raises:
+      UsageError: a leaf is neither an array nor a number; the message begins with `name`.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):
+            continue
+        try:
+            jnp.asarray(leaf)
+        except (TypeError, ValueError, OverflowError):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}".removeprefix("builtins.")
+            raise UsageError(
+                f"{name} has a leaf {where} of type {kind}, which cannot be saved; "
+                "allowed are JAX and NumPy arrays of numbers, PRNG keys, numbers and None"
+            ) from None
+    return tree
+
+
         host=HostConfig(),
     )
 
