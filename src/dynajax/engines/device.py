@@ -23,6 +23,7 @@ from dynajax.config import Config
 from dynajax.envs import mjx
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.terminations import never
+from dynajax.runtime import signals
 from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes, vmap_learners
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put, to_host
 from dynajax.runtime.timers import Clock
@@ -389,9 +390,11 @@ class DeviceEngine:
         learned = schedule.due(self._config, step + length - 1).learn
         return state, metrics if learned else {}, length
 
-    def evaluate(self, state: TrainState, step: int) -> Evaluation:
+    def evaluate(
+        self, state: TrainState, step: int, check: Callable[[], None] | None = None
+    ) -> Evaluation:
         """Run evaluation episodes; see `Engine`."""
-        evaluation = self._programs.evaluate(state, np.int32(step))
+        evaluation = signals.wait(self._programs.evaluate(state, np.int32(step)), check)
         evaluation = self._program.placement.unpad(jax.device_get(evaluation))
         self._interval_begun = False
         self._read_dropped()

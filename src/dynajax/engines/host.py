@@ -1,6 +1,6 @@
 """The host engine: environments in C MuJoCo or Gymnasium, outside the device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -74,14 +74,16 @@ class HostEngine(TrainingEnvs):
         proposed = self._program.placement.unpad(jax.device_get(proposed))
         return program.learn(state, oracle.correct(proposed))
 
-    def evaluate(self, state: TrainState, step: int) -> Evaluation:
+    def evaluate(
+        self, state: TrainState, step: int, check: Callable[[], None] | None = None
+    ) -> Evaluation:
         """See `Engine`."""
         program = self._program
 
         def deterministic_action(obs: np.ndarray) -> np.ndarray:
             return program.placement.unpad(np.asarray(program.deterministic_action(state, obs)))
 
-        evaluation = self._evaluator(deterministic_action, step)
+        evaluation = self._evaluator(deterministic_action, step, check)
         values = program.placement.unpad(np.asarray(program.value(state, evaluation.starts)))
         return evaluation._replace(values=values)
 
