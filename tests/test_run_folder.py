@@ -61,6 +61,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"20", b"21", 1))
 
 
+@pytest.mark.parametrize("steps", [40, 60])
 @pytest.mark.parametrize("name", ["eval.csv", "metrics.jsonl"])
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -70,12 +71,12 @@ def spoil(path: Path) -> None:
         (Path.unlink, "is shorter than"),
     ],
 )
-def test_changed_log_is_refused_and_nothing_changes(folder, name, change, words):
+def test_changed_log_is_refused_and_nothing_changes(folder, steps, name, change, words):
     (folder / "metrics.jsonl").open("a").write('{"kind": "of a killed continuation"}\n')
     change(folder / name)
     before = contents(folder)
     with pytest.raises(UsageError, match=f"{name} {words} when the checkpoint") as caught:
-        dynajax.train(make(60), folder, quiet=True)
+        dynajax.train(make(steps), folder, quiet=True)
     assert "restore it" in str(caught.value) and "\n" not in str(caught.value)
     assert contents(folder) == before
 

@@ -75,15 +75,10 @@ class Files:
       UsageError: the files are not those that were written, or cannot be written.
     """
 
-    _NAMES = ("eval.csv", "metrics.jsonl")
-
     def __init__(self, folder: Path, config: Config, step: int, offsets: Mapping[str, int]) -> None:
         self._learners, self._repeat = learner_names(config), config.task.repeat
         self._num_episodes = config.eval.episodes
-        contents = {
-            name: _written_part(folder / name, offsets.get(name, 0), offsets.get(name + _CHECKSUM))
-            for name in self._NAMES
-        }
+        contents = written_parts(folder, offsets)
         self._files = {}
         for name, (content, is_original) in contents.items():
             if not is_original:
@@ -154,6 +149,18 @@ class Files:
 
 #: Suffix of the names of checksums in `Files.offsets`.
 _CHECKSUM = " crc32"
+
+
+def written_parts(folder: Path, offsets: Mapping[str, int]) -> dict[str, tuple[bytes, bool]]:
+    """Return the result of `_written_part` for each of the files that `Files` writes.
+
+    Raises:
+      UsageError: a file is not the one that was written.
+    """
+    return {
+        name: _written_part(folder / name, offsets.get(name, 0), offsets.get(name + _CHECKSUM))
+        for name in ("eval.csv", "metrics.jsonl")
+    }
 
 
 def _written_part(path: Path, size: int, checksum: int | None) -> tuple[bytes, bool]:

@@ -20,7 +20,7 @@ from dynajax.algorithms import describe
 from dynajax.config import Config, as_dict
 from dynajax.runs.checkpoint import Checkpoints, Restored
 from dynajax.runs.directory import RunDirectory, count_evaluations, device_name
-from dynajax.runs.loggers import DEFAULT_LOGGERS, Loggers
+from dynajax.runs.loggers import DEFAULT_LOGGERS, Loggers, written_parts
 from dynajax.runs.policies import Policies
 from dynajax.runs.progress import Progress
 from dynajax.runtime import distributed
@@ -161,6 +161,8 @@ class RunWriter:
         self._last_finite_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
         names: Sequence[str] = ()
+        if self._is_first_process and complete:
+            written_parts(self._folder, self._offsets)  # refuses files that were changed
         if self._is_first_process and not complete:
             # W&B first: it may refuse to start, and the files are truncated when they are opened.
             names = ("wandb", *DEFAULT_LOGGERS) if self._wandb else DEFAULT_LOGGERS
