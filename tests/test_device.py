@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import itertools
 import json
 
 import gymnasium
@@ -17,6 +16,7 @@ from dynajax.engines import device
 from dynajax.envs import mjx as envs_mjx
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.profiling.hlo import replay_copies
+from dynajax.runs.writer import RunWriter
 from dynajax.runtime import distributed
 from dynajax.runtime.program import build
 from dynajax.runtime.timers import Clock
@@ -140,10 +140,11 @@ def test_resumed_run_is_bitwise_equal(tmp_path, monkeypatch):
         return train(config("mjx", steps=steps, settings=settings), tmp_path / name, quiet=True)
 
     whole = run("whole")
-    calls = itertools.count()
+    reached: list[int] = []
     with monkeypatch.context() as patch:
-        interrupted = contextlib.nullcontext(lambda: next(calls) >= 5)
-        patch.setattr(distributed, "interruptions", lambda: interrupted)
+        patch.setattr(RunWriter, "update_progress", lambda _, step: reached.append(step))
+        interrupted = contextlib.nullcontext(lambda: 40 in reached)
+        patch.setattr(distributed, "interruptions", lambda numbers: interrupted)
         stopped = run("parts")
     assert not stopped.finished and stopped.state.shared.step == 39
     assert not [line for line in log(tmp_path / "parts", "learn") if line["step"] > 30]

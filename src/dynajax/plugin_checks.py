@@ -349,9 +349,9 @@ def _check_model(config: Config, spec: EnvSpec) -> None:
     returns = _prediction((size, spec.obs_dim + 1), has_variance)
     call(owner, dynamics.predict_joint, params, stats, *batch[:2], returns=returns)
     if dynamics.reward_from_next_state:
-        arguments = params, stats, *batch[:2], batch.next_obs
+        reward_arguments = params, stats, *batch[:2], batch.next_obs
         returns = _prediction((size, 1), has_variance)
-        call(owner, dynamics.predict_reward, *arguments, returns=returns)
+        call(owner, dynamics.predict_reward, *reward_arguments, returns=returns)
 
     loss_arguments = params, stats, batch
     call(owner, _gradient(owner, dynamics.loss), *loss_arguments, returns=like(params, "gradients"))
@@ -423,11 +423,11 @@ def _check_source(config: Config, spec: EnvSpec) -> None:
     count = 2 if attribute(owner, source, "separate", returns=array(_BOOL)) else 1
     trust = like(learner.trust, "the trust rule's state")
     batches = listed(_minibatch(spec, config.learn.batch), count)
-    arguments = env.select_members(), learner.trust, jax.tree.map(lambda x: x[0], prepared)
+    update_arguments = env.select_members(), learner.trust, jax.tree.map(lambda x: x[0], prepared)
     call(
         owner,
         source.minibatches,
-        *arguments,
+        *update_arguments,
         returns=several(trust=trust, minibatches=batches, metrics=scalars()),
     )
 

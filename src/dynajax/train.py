@@ -2,9 +2,9 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from dynajax.envs import checks
 from dynajax.envs.terminations import TIME_LIMIT
 from dynajax.runs import progress
 from dynajax.runs.writer import MAX_DROPPED_STEPS, RunWriter
-from dynajax.runtime import distributed
+from dynajax.runtime import distributed, signals
 from dynajax.runtime.program import Program, build
 from dynajax.runtime.timers import Clock
 from dynajax.types import Metrics, TrainingInterval, TrainState, UsageError
@@ -32,6 +32,33 @@ class Result(NamedTuple):
     state: TrainState
     learner_indices: range  # learners of the run in `state`; all, unless there are other processes
     finished: bool  # False after an interruption
+    saved_step: int  # environment steps done at the newest checkpoint, 0 if there is none
+
+
+class Undone(NamedTuple):
+    """What an interrupted interval has left undone at its last step; a checkpoint contains it."""
+
+    fit: bool = False  # the fit due at this step; a reset due there is done
+    evaluation: bool = False  # the evaluation due after this step
+    learn: Mapping[str, Any] = {}  # the metrics (S,) to log with the evaluation
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return named arrays for a checkpoint."""
+        metrics = {f"undone.learn.{name}": np.asarray(value) for name, value in self.learn.items()}
+        return {"undone": np.array([self.fit, self.evaluation]), **metrics}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Undone":
+        """Return the result of `to_arrays` among other arrays, which may lack it."""
+        fit, evaluation = map(bool, arrays.get("undone", (False, False)))
+        prefix = "undone.learn."
+        learn = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
+        return cls(fit, evaluation, learn)
+
+
+def run_folder(config: Config, out: str | Path | None = None) -> Path:
+    """Return the run directory; by default runs/<name of the configuration>."""
+    return Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
 
     def __repr__(self) -> str:
         """Return one line, without the arrays of the state."""
@@ -50,6 +77,9 @@ def train(
 ) -> Result:
     """Train all learners of `config`, or resume an earlier call in the same folder.
 
+    Once the programs are compiled, Ctrl-C and the other signals of `signals.catchable` make this
+    return after a checkpoint.
+
     Args:
       config: the configuration of the run.
       out: the run directory; by default runs/<name of the configuration>.
@@ -62,7 +92,8 @@ def train(
     Raises:
       UsageError: with one line that says what to change.
     """
-    folder = Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
+    folder = run_folder(config, out)
+    numbers = signals.catchable()
     clock = clock or Clock()
     clock.time_rest_as("setup")
     display = progress.Progress(config, quiet or not distributed.is_main_process())
@@ -75,7 +106,6 @@ def train(
     placement = program.placement
     memory = placement.check_memory(backend.size(program.shapes()) // placement.mesh.size)
     with (
-        distributed.interruptions() as interrupted,
         # The engine comes before the run directory, because not every task runs on every engine.
         contextlib.closing(ENGINES[config.engine](program, clock)) as engine,
         RunWriter(
@@ -86,25 +116,39 @@ def train(
             display.print(progress.compilation_notice())
             with clock("compile"), user_code.one_line("while the run's programs were traced"):
                 memory = placement.check_memory(engine.memory(), engine.host_memory)
-        state, step, messages = _start_or_resume(program, engine, clock, writer)
-        writer.begin(step, memory, [*configuration_warnings(program), *messages])
+        state, step, undone, messages = _start_or_resume(program, engine, clock, writer)
+        complete = step >= config.steps and not undone.evaluation
+        notices = [*configuration_warnings(program), *messages]
+        writer.begin(step, memory, notices, complete)
         clock.time_rest_as("other")
+        check_data = DataChecks(program, step)
+        # The handlers are installed after the environments are made, which may install their own,
+        # and after the compilation, which they could not interrupt.
+        with distributed.interruptions(numbers) as interrupted:
 
-        check = DataChecks(program, step)
+            def stop(step: int) -> bool:
+                writer.update_progress(step)
+                return interrupted()
 
-        def stop(step: int) -> bool:
-            writer.update_progress(step)
-            return interrupted()
+            def check() -> None:
+                if interrupted():
+                    raise signals.Interrupted
 
-        while step < config.steps and not interrupted():
-            state, interval = run_until_evaluation(program, engine, clock, state, step, stop)
-            step = interval.step
-            for message in check(engine, state, step):
-                writer.warn(message)
-            _write(interval, state, program, engine, clock, writer)
-            _check_finite(interval, config)
+            # Several processes must ask equally often, so they ask only after each step.
+            check_within = None if distributed.is_multiprocess() else check
+            while not complete and not interrupted():
+                state, interval, undone = run_until_evaluation(
+                    program, engine, clock, state, step, stop, undone, check_within
+                )
+                step = interval.step
+                complete = step >= config.steps and not undone.evaluation
+                for message in check_data(engine, state, step):
+                    writer.warn(message)
+                _write(interval, state, undone, program, engine, clock, writer)
+                _check_finite(interval, config)
+        saved_step = writer.saved_step
     state = state._replace(learners=placement.unpad(state.learners))
-    return Result(config, folder, state, program.numbers, finished=step >= config.steps)
+    return Result(config, folder, state, program.numbers, complete, saved_step)
 
 
 def run_until_evaluation(
@@ -114,7 +158,9 @@ def run_until_evaluation(
     state: TrainState,
     step: int,
     stop: Callable[[int], bool],
-) -> tuple[TrainState, TrainingInterval]:
+    undone: Undone,
+    check: Callable[[], None] | None,
+) -> tuple[TrainState, TrainingInterval, Undone]:
     """Train until the next evaluation (Janner et al., 2019, Algorithm 2, lines 2 to 10).
 
     Args:
@@ -124,42 +170,58 @@ def run_until_evaluation(
       state: the training state.
       step: environment steps done so far.
       stop: is called with the steps done, and returns whether to end early.
+      undone: what the previous interval has left undone.
+      check: is called during fits and evaluations, and may raise `signals.Interrupted`.
+
+    Returns:
+      The state, the interval, and what it has left undone.
     """
-    config = program.config
+    config, unpad = program.config, program.placement.unpad
     fits: list[tuple[int, Metrics]] = []
-    learn: Metrics = {}
-    evaluation = None
+    learn, stopped, evaluation = undone.learn, False, None
     while evaluation is None:
-        due = schedule.due(config, step)
-        if due.reset:
-            state = program.reset(state)
-        if due.fit:  # line 3: train the model on D_env
-            with clock("update"):
-                jax.block_until_ready(state)
-            with clock("fit"):
-                state, metrics = jax.block_until_ready(program.fit(state))
-            fits.append((step, metrics))
+        if not undone.evaluation:
+            due = schedule.due(config, step)
+            if due.reset and not undone.fit:
+                state = program.reset(state)
+            if due.fit:  # line 3: train the model on D_env
+                with clock("update"):
+                    jax.block_until_ready(state)
+                try:
+                    with clock("fit"):
+                        state, metrics = jax.block_until_ready(program.fit(state, check))
+                except signals.Interrupted:
+                    undone = Undone(fit=True)
+                    break
+                fits.append((step, metrics))
 
-        # Lines 5 to 10: act in the environment, roll out the model, and update the policy.
-        state, metrics, steps = engine.advance(state, step)
-        learn, step = metrics or learn, step + steps
-
-        stopped = stop(step)
-        if schedule.due(config, step - 1).evaluate:
-            with clock("evaluate"):
-                evaluation = engine.evaluate(state, step)
-        elif stopped:
+            # Lines 5 to 10: act in the environment, roll out the model, and update the policy.
+            state, metrics, steps = engine.advance(state, step)
+            learn, step = metrics or learn, step + steps
+            stopped = stop(step)
+        if undone.evaluation or schedule.due(config, step - 1).evaluate:
+            try:
+                with clock("evaluate"):
+                    evaluation = engine.evaluate(state, step, check)
+            except signals.Interrupted:
+                undone = Undone(evaluation=True, learn=unpad(learn))
+                break
+        undone = Undone()
+        if stopped:
             break
-    unpad = program.placement.unpad
-    return state, TrainingInterval(
-        step=step,
-        learn=unpad(learn),
-        fits=[(at, unpad(metrics)) for at, metrics in fits],
-        train_return=engine.train_returns() if evaluation is not None else None,
-        dropped=engine.dropped,
-        frames=engine.frames,
-        seconds=clock.stages(),
-        evaluation=evaluation,
+    return (
+        state,
+        TrainingInterval(
+            step=step,
+            learn=unpad(learn),
+            fits=[(at, unpad(metrics)) for at, metrics in fits],
+            train_return=engine.train_returns() if evaluation is not None else None,
+            dropped=engine.dropped,
+            frames=engine.frames,
+            seconds=clock.stages(),
+            evaluation=evaluation,
+        ),
+        undone,
     )
 
 
@@ -207,27 +269,32 @@ def configuration_warnings(program: Program) -> list[str]:
 
 def _start_or_resume(
     program: Program, engine: Engine, clock: Clock, writer: RunWriter
-) -> tuple[TrainState, int, list[str]]:
-    """Return the initial or restored state, its environment step, and warnings for the user."""
+) -> tuple[TrainState, int, Undone, list[str]]:
+    """Return the initial or restored state, its step, what is undone, and warnings for the user."""
+    undone = Undone()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         restored = writer.restore(program.shapes())
         if restored is None:
             engine.start()
             state, step = program.init(), 0
+            with clock("checkpoint"):
+                writer.check_can_save(state, engine.progress())
         else:
             # A checkpoint of an earlier version has no count, but logs in which each step is full.
             frames = np.full(len(program.pairs), restored.step * program.config.task.repeat)
             engine.restore({"frames": frames, **restored.host})
             clock.restore(restored.meta["seconds"])
             state, step = restored.state, restored.step
+            undone = Undone.from_arrays(restored.host)
     messages = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    return state, step, messages
+    return state, step, undone, messages
 
 
 def _write(
     interval: TrainingInterval,
     state: TrainState,
+    undone: Undone,
     program: Program,
     engine: Engine,
     clock: Clock,
@@ -242,7 +309,8 @@ def _write(
         if gathered.evaluation is not None:
             policies = distributed.gather(program.policies(state), num_learners)
             writer.save_policies(gathered, policies)
-        writer.save(interval.step, state, engine.progress(), clock.stages())
+        host = {**engine.progress(), **undone.to_arrays()}
+        writer.save(interval.step, state, host, clock.stages())
 
 
 def _check_finite(interval: TrainingInterval, config: Config) -> None:

@@ -41,7 +41,7 @@ class UsageError(ValueError):
     """An error that the user can correct; its text is one line that says how."""
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return the first line of an error, or its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -1,10 +1,12 @@
 """Functions that all commands use: start-up, flag parsing, help, one-line errors, exit statuses."""
 
+import contextlib
 import io
 import os
 import platform
 import select
 import shlex
+import signal
 import sys
 import tempfile
 import textwrap
@@ -17,7 +19,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from dynajax.runtime import distributed
-from dynajax.runtime.exit_status import BROKEN_PIPE, INTERRUPTED, USAGE
+from dynajax.runtime.exit_status import BROKEN_PIPE, USAGE, ended_by
 from dynajax.types import UsageError
 from dynajax.xla import backend
 
@@ -187,7 +189,8 @@ def _call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> i
             hint = " (--verbosity=1 shows the traceback)"
         fail(str(error) + hint)
     except KeyboardInterrupt:
-        distributed.leave(INTERRUPTED)
+        print("interrupted", file=sys.stderr)
+        distributed.leave(ended_by(signal.SIGINT))
     except Exception:
         if not distributed.is_initialized():
             raise
@@ -200,6 +203,16 @@ def _reader_has_left() -> bool:
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in output.poll(0))
+
+
+def end_at_once(text: str, status: int) -> NoReturn:
+    """Print a line and end the process without waiting for programs that still run on a device."""
+    # The streams may be closed, or their reader may have ended.
+    with contextlib.suppress(OSError, ValueError):
+        print(text)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def fail(text: str) -> NoReturn:

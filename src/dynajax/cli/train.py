@@ -6,9 +6,11 @@ After an interruption, run the same command again to resume.
 """
 
 import operator
+import signal
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from absl import flags
@@ -19,11 +21,12 @@ from dynajax.cli import common, config_file
 from dynajax.cli import flags as shared
 from dynajax.config import Config
 from dynajax.runs import video
+from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.progress import duration
-from dynajax.runtime import distributed, exit_status
+from dynajax.runtime import distributed, exit_status, signals
 from dynajax.runtime.timers import STAGES, Clock
 from dynajax.settings import all_settings
-from dynajax.train import Result
+from dynajax.train import Result, run_folder
 
 FLAGS = flags.FLAGS
 shared.define_env("cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
@@ -140,9 +143,19 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 600 else duration(seconds)
 
 
+def _describe_interruption(folder: Path, saved_step: int, number: int) -> tuple[str, int]:
+    """Return what is true of a run after a signal, and the exit status."""
+    if saved_step:
+        text = f"interrupted and saved at step {saved_step}; the same command resumes it: {folder}"
+        return text, exit_status.INTERRUPTED
+    text = f"interrupted before anything was saved; the same command starts again: {folder}"
+    return text, exit_status.ended_by(number)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train the run that the flags describe, and write its report."""
     common.refuse_arguments(arguments)
+    numbers = signals.catchable()
     common.start(FLAGS.process)
     config = config_from_flags()
     if FLAGS.fields:
@@ -152,12 +165,25 @@ def main(arguments: Sequence[str]) -> int:
         print(f"checking that a video of {config.env} can be recorded", flush=True)
         video.check(config)
     clock = Clock(cli.BEGIN)
-    result = train(config, FLAGS.out, command=common.command_line(), wandb=FLAGS.wandb, clock=clock)
+    folder = run_folder(config, FLAGS.out)
+
+    def end(number: int) -> NoReturn:
+        saved_step = Checkpoints(folder / "checkpoints").latest_step() or 0
+        common.end_at_once(*_describe_interruption(folder, saved_step, number))
+
+    # Several processes end together, at the same step.
+    with signals.ending_at_once(() if FLAGS.process else numbers, end):
+        result = train(
+            config, folder, command=common.command_line(), wandb=FLAGS.wandb, clock=clock
+        )
     first = distributed.is_main_process()
     if not result.finished:
+        text, status = _describe_interruption(folder, result.saved_step, signal.SIGTERM)
+        if not distributed.is_initialized():
+            common.end_at_once(text, status)
         if first:
-            print(f"interrupted and saved; the same command resumes it: {result.folder}")
-        return exit_status.INTERRUPTED
+            print(text)
+        return status
     if FLAGS.video:
         for path in video.record(config, result.folder, result.state, result.learner_indices):
             print(f"video: {path}")

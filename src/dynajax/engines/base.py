@@ -1,6 +1,6 @@
 """The interface of an engine: it runs the environments and schedules acting and learning."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -40,8 +40,17 @@ class Engine(Protocol):
           number of steps done by this call.
         """
 
-    def evaluate(self, state: TrainState, step: int) -> Evaluation:
-        """Run episodes with the deterministic policy, and estimate the value of their starts."""
+    def evaluate(
+        self, state: TrainState, step: int, check: Callable[[], None] | None = None
+    ) -> Evaluation:
+        """Run episodes with the deterministic policy, and estimate the value of their starts.
+
+        Args:
+          state: the training state.
+          step: environment steps done so far.
+          check: is called while the episodes run, and may raise `signals.Interrupted`. The
+            evaluation can then be repeated with the same result.
+        """
 
     def value_ranges(self, state: TrainState) -> np.ndarray:
         """Return the ranges of the first observations and rewards.

@@ -25,8 +25,9 @@ from dynajax.envs.checks import ValueRanges
 from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.mjx.repeating import frames_between
 from dynajax.envs.terminations import never
+from dynajax.runtime import signals
 from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes, vmap_learners
-from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put
+from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put, to_host
 from dynajax.runtime.timers import Clock
 from dynajax.types import (
     EPISODES,
@@ -398,9 +399,11 @@ class DeviceEngine:
         learned = schedule.due(self._config, step + length - 1).learn
         return state, metrics if learned else {}, length
 
-    def evaluate(self, state: TrainState, step: int) -> Evaluation:
+    def evaluate(
+        self, state: TrainState, step: int, check: Callable[[], None] | None = None
+    ) -> Evaluation:
         """Run evaluation episodes; see `Engine`."""
-        evaluation = self._programs.evaluate(state, np.int32(step))
+        evaluation = signals.wait(self._programs.evaluate(state, np.int32(step)), check)
         evaluation = self._program.placement.unpad(jax.device_get(evaluation))
         self._interval_begun = False
         self._read_counts()
@@ -441,7 +444,7 @@ class DeviceEngine:
         timed = self._timed._replace(runners=self._program.placement.unpad(self._runners))
         leaves = jax.tree_util.tree_leaves_with_path(timed)
         # Some checkpoint formats cannot hold an array without entries.
-        arrays = {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves if x.size}
+        arrays = {jax.tree_util.keystr(p): to_host(x) for p, x in leaves if x.size}
         arrays["frames"] = arrays.pop(_NUM_FRAMES)
         return {**arrays, "interval_begun": np.array([self._interval_begun])}
 
@@ -450,7 +453,7 @@ class DeviceEngine:
         progress = {_NUM_FRAMES: progress["frames"], **progress}
         empty = self._programs.empty()
         saved = jax.tree_util.tree_map_with_path(
-            lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else np.asarray(x), empty
+            lambda p, x: progress[jax.tree_util.keystr(p)] if x.size else to_host(x), empty
         )
         self._timed = put(saved, empty)
         self._interval_begun = bool(progress["interval_begun"][0])

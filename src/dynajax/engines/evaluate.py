@@ -61,13 +61,19 @@ class Evaluator:
         self._stack.callback(self._envs.close)
         self.memory = self._envs.memory
 
-    def __call__(self, policy: Callable[[np.ndarray], Any], step: int) -> Evaluation:
+    def __call__(
+        self,
+        policy: Callable[[np.ndarray], Any],
+        step: int,
+        check: Callable[[], None] | None = None,
+    ) -> Evaluation:
         """Run episodes that depend only on the policy, the learner's seed and `step`.
 
         Args:
           policy: (S, K, D) float32 -> (S, K, A), the deterministic policies of all learners. An
             episode that is over keeps its last observation.
           step: environment steps of training so far.
+          check: is called between the steps, and may raise an exception.
 
         Returns:
           Returns and lengths. A transition that is not finite ends its episode and is not counted.
@@ -89,6 +95,8 @@ class Evaluator:
             obs = starts.copy()
             active = active[all_finite(obs[active])]
             while active.size:
+                if check is not None:
+                    check()
                 actions = np.asarray(policy(obs.reshape(num_learners, k, -1)), np.float32)
                 actions = actions.reshape(n, -1)[active]
                 result = self._envs.step(self._env_of[active], actions)

@@ -1,6 +1,6 @@
 """The host engine: environments in C MuJoCo or Gymnasium, outside the device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -86,14 +86,16 @@ class HostEngine(TrainingEnvs):
         proposed = self._program.placement.unpad(jax.device_get(proposed))
         return program.learn(state, oracle.correct(proposed))
 
-    def evaluate(self, state: TrainState, step: int) -> Evaluation:
+    def evaluate(
+        self, state: TrainState, step: int, check: Callable[[], None] | None = None
+    ) -> Evaluation:
         """See `Engine`."""
         program = self._program
 
         def deterministic_action(obs: np.ndarray) -> np.ndarray:
             return program.placement.unpad(np.asarray(program.deterministic_action(state, obs)))
 
-        evaluation = self._evaluator(deterministic_action, step)
+        evaluation = self._evaluator(deterministic_action, step, check)
         if self._config.host.evaluate_on == "training":
             self.restart_episodes()
         values = program.placement.unpad(np.asarray(program.value(state, evaluation.starts)))
@@ -108,11 +110,13 @@ class HostEngine(TrainingEnvs):
 
     def progress(self) -> dict[str, np.ndarray]:
         """Return the progress of `TrainingEnvs`, and the next transition to learn from."""
-        assert self._pending is not None
-        transition, valid = self._pending
-        pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
+        pending: dict[str, np.ndarray] = {}
+        if self._pending is not None:
+            transition, valid = self._pending
+            pending = {f"pending.{name}": value for name, value in transition._asdict().items()}
+            pending["pending.valid"] = valid
         oracle = {} if self._oracle is None else self._oracle[0].progress()
-        return {**super().progress(), **pending, "pending.valid": valid, **oracle}
+        return {**super().progress(), **pending, **oracle}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Return to an earlier `progress`; see `TrainingEnvs`."""

@@ -152,20 +152,29 @@ def _requests(connection: Any) -> Iterator[tuple]:
             yield request
 
 
+def _ignore_signals() -> None:
+    """Ignore the signals that end a run.
+
+    A terminal and SLURM send them to all processes, but the parent decides when the workers stop.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def serve(connection: Any) -> None:
     """Answer requests until the parent stops.
 
     The first request is ("start", EnvArguments); each later one is the name of a method of
     `SerialEnvs` with its arguments.
     """
-    # Ctrl-C signals the whole process group, but the parent decides when the workers stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_signals()
     serial: SerialEnvs | None = None
     try:
         for method, *args in _requests(connection):
             if serial is None:
                 _import_task(*args)
                 serial = SerialEnvs(*args)
+                _ignore_signals()  # again, because the task may have installed handlers
                 # The whole process exists for its environments.
                 memory = backend.resident_memory()
                 connection.send(("result", (serial.statistics, memory)))

@@ -12,6 +12,7 @@ import numpy as np
 from dynajax.policy import standalone
 from dynajax.runs import serialization
 from dynajax.runs.directory import reading_config
+from dynajax.runtime.sharding import from_host, host_shape
 from dynajax.types import EnvSpec, UsageError
 
 
@@ -113,11 +114,12 @@ def unflatten(shapes: Any, leaves: dict[str, np.ndarray], folder: Path) -> Any:
         name = serialization.leaf_name(path)
         if name not in leaves:
             raise UsageError(f"{folder}: {name} is missing")
-        if leaves[name].shape != expected.shape:
+        stored = host_shape(expected)
+        if leaves[name].shape != stored.shape:
             raise UsageError(
-                f"{folder}: {name} has shape {leaves[name].shape}, but must have {expected.shape}"
+                f"{folder}: {name} has shape {leaves[name].shape}, but must have {stored.shape}"
             )
-        return leaves[name].astype(expected.dtype)
+        return from_host(leaves[name].astype(stored.dtype), expected)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dynajax.runs import serialization
 from dynajax.runs.serialization import Arrays, Damaged
-from dynajax.runtime.sharding import put
+from dynajax.runtime.sharding import host_shape, put, to_host
 from dynajax.types import Array, TrainState, UsageError
 
 _FORMAT = 5  # version of the checkpoint format
@@ -107,15 +106,73 @@ class Checkpoints:
             self._write(self._folder / f"{number:06d}-step-{step}", arrays, metadata)
             self._pieces = pieces
         except (OSError, ValueError) as error:
-            reason = serialization.os_error_reason(error)
-            if reason is None:
-                raise
+            self._raise_if_of_the_system(error)
+            raise
+        finally:
+            self._prune()
+
+    def _raise_if_of_the_system(self, error: Exception) -> None:
+        """Raise a `UsageError` if the operating system refused to write."""
+        if (reason := serialization.os_error_reason(error)) is not None:
             raise UsageError(
                 f"{self._folder}: cannot save a checkpoint ({reason}); free some space or choose "
                 "another --out, then start again to resume from the last checkpoint"
             ) from error
+
+    def check_can_save(self, state: TrainState, host: Mapping[str, np.ndarray]) -> None:
+        """Save and read back an initial state, so that a run that cannot be saved does not start.
+
+        Each leaf is stored with its path and dtype but one element, so the size of a state does not
+        matter. Nothing remains in the folder.
+
+        Args:
+          state: the training state.
+          host: see `save`.
+
+        Raises:
+          UsageError: a leaf cannot be stored, or the folder cannot be written.
+        """
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        stored: list[tuple[str, Any]] = [
+            *((serialization.leaf_name(path), host_shape(leaf)) for path, leaf in leaves),
+            *((_HOST + name, np.asarray(array)) for name, array in host.items()),
+        ]
+        arrays: Arrays = {}
+        for name, leaf in stored:
+            if name in arrays:
+                raise UsageError(
+                    f"the training state has two leaves with the path {name}, so it cannot be "
+                    "saved; rename one of them"
+                )
+            arrays[name] = np.zeros([min(size, 1) for size in leaf.shape], leaf.dtype)
+        try:
+            self._write_and_read(arrays)
+        except Exception as error:  # Orbax raises many kinds of errors for paths and dtypes
+            self._raise_if_of_the_system(error)
+            name = self._find_unsupported(list(arrays), arrays)
+            raise UsageError(
+                f"the training state has a leaf {name} of type {arrays[name].dtype}, which cannot "
+                "be saved; use an array of bool, int32, uint32 or float32, or another name"
+            ) from error
         finally:
-            self._prune()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _write_and_read(self, arrays: Arrays) -> None:
+        """Write arrays below `partial`, and verify what is read back."""
+        path = self._partial / "trial" / "state"
+        self._write(path, arrays, {})
+        serialization.read(path, serialization.read_meta(path))
+
+    def _find_unsupported(self, names: list[str], arrays: Arrays) -> str:
+        """Return one of the names, whose arrays together cannot be stored, that causes this."""
+        while len(names) > 1:
+            half = names[: len(names) // 2]
+            try:
+                self._write_and_read({name: arrays[name] for name in half})
+                names = names[len(half) :]
+            except Exception:
+                names = half
+        return names[0]
 
     def _save_new_transitions(
         self, number: int, state: TrainState, real: dict[str, Any]
@@ -177,7 +234,7 @@ class Checkpoints:
 
     def _without_padding(self, leaves: Mapping[str, Any]) -> Arrays:
         """Return leaves as numpy arrays, those of learners (S, ...) without the padding."""
-        arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        arrays = {name: to_host(leaf) for name, leaf in leaves.items()}
         return {
             name: array[: self._num_learners] if name.startswith(_LEARNERS) else array
             for name, array in arrays.items()
@@ -190,7 +247,8 @@ class Checkpoints:
             shape = list(leaf.shape)
             if name.startswith(_LEARNERS):
                 shape[0] = self._num_learners or shape[0]
-            layout[name] = jnp.dtype(leaf.dtype).name, shape
+            # The dtype of typed PRNG keys names their implementation.
+            layout[name] = str(leaf.dtype), shape
         return layout
 
     def _load(self, path: Path, template: TrainState) -> tuple[TrainState, Arrays, dict[str, Any]]:
@@ -260,7 +318,17 @@ def _check_layout(path: Path, stored: dict[str, Any], expected: dict[str, Any]) 
             )
 
 
+def _gather_slots(leaves: dict[str, Array], slots: np.ndarray) -> Mapping[str, Any]:
+    """Return some slots of a replay buffer.
+
+    They are gathered on the device, so that only these are copied to the host. A CPU shares its
+    memory with numpy, and an operation of JAX would wait for a fit that was interrupted.
+    """
+    if all(device.platform == "cpu" for leaf in leaves.values() for device in leaf.devices()):
+        return {name: np.asarray(leaf)[:, slots] for name, leaf in leaves.items()}
+    return _gather_on_device(leaves, slots)
+
+
 @jax.jit
-def _gather_slots(leaves: dict[str, Array], slots: Array) -> dict[str, Array]:
-    # Gather on the device, so that only these slots are copied to the host.
+def _gather_on_device(leaves: dict[str, Array], slots: Array) -> dict[str, Array]:
     return {name: leaf[:, slots] for name, leaf in leaves.items()}

@@ -151,7 +151,8 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.exists():
-        logs = [name for name in ("eval.csv", "metrics.jsonl") if (folder / name).exists()]
+        files = folder / "eval.csv", folder / "metrics.jsonl"
+        logs = [file.name for file in files if file.exists() and file.stat().st_size]
         if logs:
             raise UsageError(
                 f"{folder}: the folder contains {' and '.join(logs)} but no config.json; choose "
@@ -166,7 +167,8 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder}: its config.json cannot be read; choose another --out"
         ) from None
     checkpoints = folder / "checkpoints"
-    saved = checkpoints.exists() and (not checkpoints.is_dir() or any(checkpoints.iterdir()))
+    # Other names are left by a process that was killed before its first checkpoint was complete.
+    saved = any(next(checkpoints.glob(p), None) for p in ("*-step-*", "process-*/*-step-*"))
     if not saved and not count_evaluations(folder):
         return {}
     if differences:
@@ -179,6 +181,8 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 class RunDirectory:
     """Lock a run directory for this process. Use it in a `with` statement.
+
+    Entering it changes nothing that the folder contains; see `write_config`.
 
     Args:
       path: run directory, which need not exist.
@@ -207,14 +211,14 @@ class RunDirectory:
             self._lock.close()
             raise UsageError(f"--out={self.path}: another process is running in this folder")
         try:
-            self._write_config()
+            self._previous = self._check()
         except BaseException:
             self._lock.close()
             raise
         return self
 
-    def _write_config(self) -> None:
-        """Check that the run can start or resume here, then write config.json."""
+    def _check(self) -> dict[str, Any]:
+        """Return the result of `check_resumable`, if the number of processes is the same."""
         previous = check_resumable(self.path, self._config)
         if previous:
             processes = previous.get("processes", 1)
@@ -224,8 +228,16 @@ class RunDirectory:
                     f"process{'es' * (processes > 1)}, but this run has {jax.process_count()}; "
                     "start the same number, or choose another --out"
                 )
+        return previous
+
+    def write_config(self) -> None:
+        """Write config.json, once it is certain that the run starts or resumes.
+
+        Raises:
+          UsageError: the folder cannot be written.
+        """
         # Each start of the run adds its command.
-        self._info["commands"] = [*previous.get("commands", []), self._info["command"]]
+        self._info["commands"] = [*self._previous.get("commands", []), self._info["command"]]
         content = {
             "config": self._config,
             **self._info,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -58,7 +59,7 @@ class Logger(Protocol):
         """Write everything that happened since the previous call."""
 
     def offsets(self) -> dict[str, int]:
-        """Flush everything to disk and return the sizes of files that a resumed run truncates."""
+        """Flush everything to disk and return the sizes and checksums of files to truncate."""
 
     def close(self) -> None:
         """Release all resources."""
@@ -68,32 +69,33 @@ class Files:
     """Write `eval.csv` and `metrics.jsonl`.
 
     `eval.csv` has one line per learner and evaluation, `metrics.jsonl` one line per learner and
-    entry.
+    entry. A resumed run truncates them to the sizes in `offsets`, once it is known that both begin
+    with what was written.
 
     Raises:
-      UsageError: the files are shorter than `offsets`, or cannot be written.
+      UsageError: the files are not those that were written, or cannot be written.
     """
 
     def __init__(self, folder: Path, config: Config, step: int, offsets: Mapping[str, int]) -> None:
         self._learners = learner_names(config)
+        self._num_episodes = config.eval.episodes
+        contents = written_parts(folder, offsets)
         self._files = {}
-        for name in ("eval.csv", "metrics.jsonl"):
-            file = open(folder / name, "ab")  # noqa: SIM115 (held until close)
-            if file.seek(0, os.SEEK_END) < offsets.get(name, 0):
-                raise UsageError(
-                    f"--out={folder}: {name} is shorter than when the checkpoint was saved; restore "
-                    "it, or choose another folder"
-                )
-            file.truncate(offsets.get(name, 0))
-            self._files[name] = file
-        if not offsets.get("eval.csv"):
-            episodes = [f"return_{k}" for k in range(config.eval.episodes)]
-            columns = ["variant", "seed", "step", "frames"]
-            self._csv_line([*columns, "return_mean", "return_std", "length_mean", *episodes])
+        for name, (content, is_original) in contents.items():
+            if not is_original:
+                write_atomically(folder / name, content)
+            self._files[name] = open(folder / name, "ab")  # noqa: SIM115 (held until close)
+            self._files[name].truncate(len(content))
+        self._sizes = {name: len(content) for name, (content, _) in contents.items()}
+        self._checksums = {name: zlib.crc32(content) for name, (content, _) in contents.items()}
 
     def write(self, record: Record) -> None:
         if (result := record.evaluation) is not None:
             assert record.frames is not None
+            if not self._sizes["eval.csv"]:
+                episodes = [f"return_{k}" for k in range(self._num_episodes)]
+                columns = ["variant", "seed", "step", "frames"]
+                self._csv_line([*columns, "return_mean", "return_std", "length_mean", *episodes])
             for (variant, seed), frames, returns, lengths in zip(
                 self._learners, record.frames, result.returns, result.lengths, strict=True
             ):
@@ -118,21 +120,78 @@ class Files:
         self._append("metrics.jsonl", json.dumps(values, allow_nan=False) + "\n")
 
     def _append(self, name: str, text: str) -> None:
-        file = self._files[name]
+        file, data = self._files[name], text.encode()
         try:
-            file.write(text.encode())
+            opened = os.fstat(file.fileno())
+            if (
+                not os.path.samestat(opened, os.stat(file.name))
+                or opened.st_size != self._sizes[name]
+            ):
+                raise UsageError(
+                    f"{file.name}: another program changed the file during the run; start the same "
+                    "command again, which resumes from the last checkpoint"
+                )
+            file.write(data)
             file.flush()
+            self._sizes[name] += len(data)
+            self._checksums[name] = zlib.crc32(data, self._checksums[name])
         except OSError as error:
             raise UsageError(f"--out: {name} cannot be written ({error.strerror})") from None
 
     def offsets(self) -> dict[str, int]:
         for file in self._files.values():
             os.fsync(file.fileno())
-        return {name: file.tell() for name, file in self._files.items()}
+        checksums = {name + _CHECKSUM: value for name, value in self._checksums.items()}
+        return self._sizes | checksums
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+
+#: Suffix of the names of checksums in `Files.offsets`.
+_CHECKSUM = " crc32"
+
+
+def written_parts(folder: Path, offsets: Mapping[str, int]) -> dict[str, tuple[bytes, bool]]:
+    """Return the result of `_written_part` for each of the files that `Files` writes.
+
+    Raises:
+      UsageError: a file is not the one that was written.
+    """
+    return {
+        name: _written_part(folder / name, offsets.get(name, 0), offsets.get(name + _CHECKSUM))
+        for name in ("eval.csv", "metrics.jsonl")
+    }
+
+
+def _written_part(path: Path, size: int, checksum: int | None) -> tuple[bytes, bool]:
+    """Return the first `size` bytes of a log as they were written, and whether the file has them.
+
+    Other line ends, a byte order mark and a missing last line end, as editors write them, are
+    corrected.
+
+    Args:
+      checksum: of these bytes; None for a checkpoint of an older version, where complete lines
+        suffice.
+
+    Raises:
+      UsageError: the file has other content.
+    """
+    if not size:
+        return b"", True
+    original = path.read_bytes() if path.exists() else b""
+    plain = original.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n") + b"\n"
+    for content in (original, plain):
+        part = content[:size]
+        intact = part.endswith(b"\n") if checksum is None else zlib.crc32(part) == checksum
+        if len(part) == size and intact:
+            return part, content is original
+    change = "is shorter than" if len(original) < size else "has other content than"
+    raise UsageError(
+        f"--out={path.parent}: {path.name} {change} when the checkpoint was saved; restore it, or "
+        "choose another folder"
+    )
 
 
 class TensorBoard:
@@ -183,14 +242,13 @@ class WeightsAndBiases:
             ) from None
         self._learners = learner_names(config)
         path = folder / "wandb-id"
-        if not path.exists():
-            write_atomically(path, secrets.token_hex(4).encode())
+        run_id = path.read_text() if path.exists() else secrets.token_hex(4)
         try:
             self._run = wandb.init(
                 project="dynajax",
                 dir=str(folder),
                 name=folder.name,
-                id=path.read_text(),
+                id=run_id,
                 resume="allow",
                 reinit="create_new",  # a run that the caller has open stays open
                 config=as_dict(config),
@@ -202,6 +260,7 @@ class WeightsAndBiases:
                 f"--wandb: cannot start a run ({reason}); log in with `wandb login`, or set "
                 "WANDB_MODE=offline"
             ) from None
+        write_atomically(path, run_id.encode())
 
     def write(self, record: Record) -> None:
         for entry in record.entries:
@@ -276,7 +335,7 @@ class Loggers:
             logger.write(record)
 
     def offsets(self) -> dict[str, int]:
-        """Flush all files to disk and return their sizes in bytes."""
+        """Flush all files to disk and return their sizes in bytes and their checksums."""
         return {name: size for logger in self._loggers for name, size in logger.offsets().items()}
 
     def close(self) -> None:

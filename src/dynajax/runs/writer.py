@@ -19,7 +19,7 @@ from dynajax import schedule
 from dynajax.config import Config, as_dict
 from dynajax.runs.checkpoint import Checkpoints, Restored
 from dynajax.runs.directory import RunDirectory, count_evaluations, device_name
-from dynajax.runs.loggers import DEFAULT_LOGGERS, Loggers
+from dynajax.runs.loggers import DEFAULT_LOGGERS, Loggers, written_parts
 from dynajax.runs.policies import Policies
 from dynajax.runs.progress import Progress
 from dynajax.runtime import distributed
@@ -80,7 +80,8 @@ class RunWriter:
             distributed.check_same(json.dumps(as_dict(self._config)))
             checkpoints = checkpoints / f"process-{jax.process_index()}"
         if self._is_first_process:
-            self._stack.enter_context(RunDirectory(self._folder, self._config, self._info))
+            directory = RunDirectory(self._folder, self._config, self._info)
+            self._directory = self._stack.enter_context(directory)
         self._checkpoints = Checkpoints(
             checkpoints, self._config.eval.checkpoints, self._placement.num_learners
         )
@@ -139,29 +140,43 @@ class RunWriter:
         """Return True if an evaluation, and thus a checkpoint, is due before step `step`."""
         return any(schedule.due(self._config, t).evaluate for t in range(step - 1))
 
-    def begin(self, step: int, device_bytes: int, notices: Sequence[str]) -> None:
+    def check_can_save(self, state: TrainState, host: Mapping[str, np.ndarray]) -> None:
+        """Check that an initial state can be saved; see `Checkpoints.check_can_save`."""
+        self._checkpoints.check_can_save(state, host)
+
+    def begin(
+        self, step: int, device_bytes: int, notices: Sequence[str], complete: bool = False
+    ) -> None:
         """Open the logs at an environment step and print a description of the run.
+
+        Nothing in the folder changes if the run is complete, or if a log cannot be opened.
 
         Args:
           step: environment steps done so far.
           device_bytes: memory that the learners of one device need.
           notices: warnings to print, such as those from restoring the run.
+          complete: the run is over, so nothing will be written.
         """
         self._last_finite_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
         names: Sequence[str] = ()
-        if self._is_first_process:
-            names = (*DEFAULT_LOGGERS, "wandb") if self._wandb else DEFAULT_LOGGERS
+        if self._is_first_process and complete:
+            written_parts(self._folder, self._offsets)  # refuses files that were changed
+        if self._is_first_process and not complete:
+            # W&B first: it may refuse to start, and the files are truncated when they are opened.
+            names = ("wandb", *DEFAULT_LOGGERS) if self._wandb else DEFAULT_LOGGERS
         self._logs = Loggers(self._folder, self._config, step, self._offsets, names)
         self._stack.callback(self._logs.close)
+        if names:
+            self._directory.write_config()
         self._progress.begin(step)
         self._stack.callback(self._progress.close)
-        for line in self._describe_run(step, device_bytes):
+        for line in self._describe_run(step, device_bytes, complete):
             self._progress.print(line)
         for notice in notices:
             self._progress.print(f"warning: {notice}")
 
-    def _describe_run(self, step: int, device_bytes: int) -> list[str]:
+    def _describe_run(self, step: int, device_bytes: int, complete: bool) -> list[str]:
         """Return the lines that follow `progress.header` when a run starts or resumes."""
         c, placement = self._config, self._placement
         where = f" in {jax.process_count()} processes" if distributed.is_multiprocess() else ""
@@ -182,7 +197,7 @@ class RunWriter:
             )
         if step:
             lines.append(f"resuming from step {step}")
-        if step >= c.steps:
+        if complete:
             lines.append("the run is complete; set a larger --steps to continue it")
         return lines
 

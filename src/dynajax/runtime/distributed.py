@@ -11,13 +11,13 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
+from dynajax.runtime import signals
 from dynajax.types import UsageError
 
 #: Seconds without a sign of life after which a process counts as dead. Usually its closed connection
@@ -177,34 +177,23 @@ def check_same(text: str) -> None:
 
 
 @contextlib.contextmanager
-def interruptions() -> Iterator[Callable[[], bool]]:
-    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one was received.
+def interruptions(numbers: Sequence[int] | None = None) -> Iterator[Callable[[], bool]]:
+    """Catch the signals that end a run; yield a function that returns whether one was received.
 
     A run of several processes stops all of them, see `_synchronized_interruptions`.
+
+    Args:
+      numbers: the signals; by default those that `signals.catchable` returns now.
     """
-    if is_multiprocess():
-        with _synchronized_interruptions() as interrupted:
-            yield interrupted
-        return
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    try:
-        old = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread can have signal handlers
-        old = {}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    numbers = signals.catchable() if numbers is None else numbers
+    catch = _synchronized_interruptions if is_multiprocess() else signals.Interruptions
+    with catch(numbers) as interrupted:
+        yield interrupted
 
 
 @contextlib.contextmanager
-def _synchronized_interruptions() -> Iterator[Callable[[], bool]]:
-    """Make Ctrl-C or SIGTERM in any process stop all of them at the same step.
+def _synchronized_interruptions(numbers: Sequence[int]) -> Iterator[Callable[[], bool]]:
+    """Make a signal to any process stop all of them at the same step.
 
     Yields a function that returns whether to stop, and which all processes must call equally often.
     JAX's coordination service receives the signal and chooses the call at which all stop.
@@ -218,12 +207,17 @@ def _synchronized_interruptions() -> Iterator[Callable[[], bool]]:
         stopped = stopped or multihost_utils.reached_preemption_sync_point(next(calls))
         return stopped
 
-    # The coordination service handles SIGTERM only, so turn Ctrl-C into SIGTERM.
-    old = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    # The coordination service handles SIGTERM only, so turn the others into SIGTERM.
+    old = {
+        n: signal.signal(n, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        for n in numbers
+        if n != signal.SIGTERM
+    }
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def leave(status: int) -> NoReturn:

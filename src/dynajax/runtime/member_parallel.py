@@ -1,5 +1,6 @@
 """The fit of a single learner on a CPU: its members are trained on all cores."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax
 from dynajax.config import Config
 from dynajax.mbpo import MBPO
 from dynajax.models.training import FitInputs, MemberState
+from dynajax.runtime import signals
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement
 from dynajax.types import Metrics, ReplayBuffer, Shared, TrainState
 
@@ -79,7 +81,11 @@ class MemberParallelFit(NamedTuple):
         arguments = self.training_arguments(state, jax.eval_shape(self.begin, state))
         return self.train.lower(*self.members.shapes(EVERYWHERE, arguments))
 
-    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
+    def __call__(
+        self, state: TrainState, check: Callable[[], None] | None = None
+    ) -> tuple[TrainState, Metrics]:
         inputs = self.begin(state)
         trained = self.train(*self.members.send(self.training_arguments(state, inputs)))
+        if check is not None:
+            signals.wait(trained, check)  # `end` takes the state as a donation
         return self.end(state, inputs, jax.device_put(trained, self.device))

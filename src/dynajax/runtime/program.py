@@ -16,12 +16,20 @@ from dynajax.mbpo import MBPO
 from dynajax.models import model_class
 from dynajax.models.likelihoods import likelihood_class
 from dynajax.models.targets import lookup_fix
-from dynajax.runtime import distributed
+from dynajax.runtime import distributed, signals
 from dynajax.runtime.member_parallel import MemberParallelFit
-from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place
+from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place, to_host
 from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
-from dynajax.types import EnvSpec, Metrics, Shared, TrainState, Transition
+from dynajax.types import (
+    EnvSpec,
+    LearnerState,
+    Metrics,
+    Shared,
+    TrainState,
+    Transition,
+    UsageError,
+)
 from dynajax.xla import backend
 
 
@@ -94,7 +102,6 @@ FUNCTIONS = {
         output=False,
         next_counters=lambda _, shared: shared._replace(step=shared.step + 1),
     ),
-    "fit": Mapped("fit", counters=True, updates=True),
     "learn": Mapped("learn", (0, 0), counters=True, updates=True, next_counters=MBPO.count),
     "reset": Mapped("reset", updates=True, output=False),
 }
@@ -116,11 +123,51 @@ def vmap_learners(algorithm: MBPO) -> Functions:
 
 
 class Fit(Protocol):
-    """A jitted fit of all learners."""
+    """A jitted fit of all learners.
 
-    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]: ...
+    `check` is called while the fit runs, and may raise `signals.Interrupted`; the state is then as
+    before.
+    """
+
+    def __call__(
+        self, state: TrainState, check: Callable[[], None] | None = None
+    ) -> tuple[TrainState, Metrics]: ...
 
     def lower(self, state: TrainState) -> jax.stages.Lowered: ...
+
+
+class WholeFit:
+    """A fit of all learners in one program.
+
+    It returns only what a fit changes and takes no donation, so the state is intact until the fit
+    is over, and the replay buffers are not copied.
+    """
+
+    CHANGED = ("key", "model", "trust")  # fields of `LearnerState`
+
+    def __init__(self, algorithm: MBPO, placement: Placement):
+        def fit_learner(learner: LearnerState, shared: Shared) -> tuple[dict[str, Any], Metrics]:
+            fitted, metrics = algorithm.fit(learner, shared)
+            kept = set(LearnerState._fields) - set(self.CHANGED)
+            assert all(getattr(fitted, name) is getattr(learner, name) for name in kept)
+            return {name: getattr(fitted, name) for name in self.CHANGED}, metrics
+
+        def fit(state: TrainState) -> tuple[dict[str, Any], Metrics]:
+            return jax.vmap(fit_learner, (0, None))(state.learners, state.shared)
+
+        self.jitted = placement.jit_sharded(fit, (STATE,), (BY_ROWS, BY_ROWS))
+
+    def __call__(
+        self, state: TrainState, check: Callable[[], None] | None = None
+    ) -> tuple[TrainState, Metrics]:
+        changed, metrics = self.jitted(state)
+        if check is not None:
+            signals.wait(changed, check)
+        return state._replace(learners=state.learners._replace(**changed)), metrics
+
+    def lower(self, state: TrainState) -> jax.stages.Lowered:
+        """Return the program before it is compiled."""
+        return self.jitted.lower(state)
 
 
 class Jitted:
@@ -142,9 +189,12 @@ class Jitted:
     def _jit_init(self) -> jax.stages.Wrapped:
         algorithm, local = self.algorithm, self.placement.local_learners
 
+        def init_learner(arguments: tuple[Any, ...]) -> LearnerState:
+            return check_leaves(algorithm.init(*arguments), "the initial state")
+
         # One learner after the other, for the reason of `networks.params.init_stacked`.
         def init(*arguments: Any) -> TrainState:
-            learners = jax.lax.map(lambda one: algorithm.init(*one), local(arguments))
+            learners = jax.lax.map(init_learner, local(arguments))
             # A weakly typed array, as of a Python number, is another argument than the array that a
             # fit or an update returns, and everything would be compiled again within the run.
             learners = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), learners)
@@ -160,8 +210,7 @@ class Jitted:
             members = place(config.model.members, devices)
             if backend.lowering().spread_members and members.mesh.size > 1:
                 return MemberParallelFit.build(algorithm, placement, members)
-        fit: Fit = FUNCTIONS["fit"].jit(algorithm, placement)
-        return fit
+        return WholeFit(algorithm, placement)
 
 
 class Program(NamedTuple):
@@ -215,7 +264,7 @@ class Program(NamedTuple):
     def policies(self, state: TrainState) -> Any:
         """Return what each learner acts by, copied to the host because the state may be donated."""
         policies = jax.vmap(self.algorithm.policy)(state.learners)
-        return self.placement.unpad(jax.tree.map(np.array, policies))
+        return self.placement.unpad(jax.tree.map(lambda x: to_host(x).copy(), policies))
 
     def parameters(self) -> dict[str, int]:
         """Return the number of a learner's parameters by the network's name."""
@@ -234,6 +283,27 @@ class Program(NamedTuple):
     def lower(self) -> list[jax.stages.Lowered]:
         """Return the large programs before they are compiled."""
         return [function.lower(*arguments) for function, arguments in self.programs().values()]
+
+
+def check_leaves(tree: Any, name: str) -> Any:
+    """Return a tree that an agent, a rule, a source and a model have made, if it can be saved.
+
+    Raises:
+      UsageError: a leaf is neither an array nor a number; the message begins with `name`.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):
+            continue
+        try:
+            jnp.asarray(leaf)
+        except (TypeError, ValueError, OverflowError):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}".removeprefix("builtins.")
+            raise UsageError(
+                f"{name} has a leaf {where} of type {kind}, which cannot be saved; "
+                "allowed are JAX and NumPy arrays of numbers, PRNG keys, numbers and None"
+            ) from None
+    return tree
 
 
 def transition_shapes(learners: int, spec: EnvSpec) -> tuple[Transition, Any]:

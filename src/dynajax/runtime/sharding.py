@@ -50,7 +50,9 @@ class Placement(NamedTuple):
         """Return leaves (padded_size, ...) without the padding, as numpy arrays if there is any."""
         if self.padded_size == self.num_learners:
             return tree
-        return jax.tree.map(lambda x: np.asarray(x)[: self.num_learners], tree)
+        return jax.tree.map(
+            lambda x: (x if _is_typed_key(x) else np.asarray(x))[: self.num_learners], tree
+        )
 
     def shardings(self, specs: Any) -> Any:
         """Return the shardings of a tree of partition specs."""
@@ -127,11 +129,35 @@ class Placement(NamedTuple):
         return needed
 
 
+def _is_typed_key(leaf: Any) -> bool:
+    """Return whether an array, or the shape of one, has PRNG keys as `jax.random.key` makes them."""
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def to_host(leaf: Any) -> np.ndarray:
+    """Return an array as a numpy array, and of typed PRNG keys their data; see `from_host`."""
+    return np.asarray(jax.random.key_data(leaf) if _is_typed_key(leaf) else leaf)
+
+
+def host_shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype of `to_host` for an array, or for the shape of one."""
+    shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.eval_shape(jax.random.key_data, shape) if _is_typed_key(leaf) else shape
+
+
+def from_host(value: np.ndarray, like: Any) -> Any:
+    """Return the result of `to_host` with the type that `like` has."""
+    if not _is_typed_key(like):
+        return value
+    implementation = jax.random.key_impl(jnp.zeros((), like.dtype))
+    return jax.random.wrap_key_data(jnp.asarray(value), impl=implementation)
+
+
 def put(tree: Any, like: Any) -> Any:
     """Convert numpy arrays to JAX arrays that may be donated.
 
     Args:
-      tree: numpy arrays.
+      tree: numpy arrays, see `to_host`.
       like: arrays or shapes, with the sharding and the padded size of each; missing learners become
         copies of the last one.
     """
@@ -139,6 +165,7 @@ def put(tree: Any, like: Any) -> Any:
     def convert(value: np.ndarray, like: Any) -> Any:
         if like.ndim and (missing := like.shape[0] - value.shape[0]):
             value = np.concatenate([value, np.repeat(value[-1:], missing, 0)])
+        value = from_host(value, like)
         # An uncommitted array must stay uncommitted, or the first jitted call compiles again.
         committed = like.sharding is not None and getattr(like, "committed", True)
         return jax.device_put(value, like.sharding) if committed else value
