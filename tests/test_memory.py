@@ -1,5 +1,7 @@
 """The memory of environments is counted before a run starts."""
 
+import mmap
+
 import gymnasium
 import numpy as np
 import pytest
@@ -27,7 +29,9 @@ class Large(gymnasium.Env):
 
     def __init__(self):
         Large.made += 1
-        self.data = np.ones(1 << 19)
+        # Not of the heap, where memory that was freed before could be used again.
+        self.data = mmap.mmap(-1, 1 << 22, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.data.write(bytes(1 << 22))
 
 
 @pytest.fixture
