@@ -68,7 +68,8 @@ def train(
         if writer.saved_step < config.steps:
             with clock("compile"):
                 memory = placement.check_memory(engine.memory())
-        state, step, messages = _start_or_resume(program, engine, clock, writer)
+        with clock("start"):
+            state, step, messages = _start_or_resume(program, engine, clock, writer)
         writer.begin(step, memory, [*configuration_warnings(program), *messages])
 
         def stop(step: int) -> bool:

@@ -50,13 +50,14 @@ class HostEngine(TrainingEnvs):
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
         """Take one agent step; see `Engine`."""
         program, due = self._program, schedule.due(self._config, step)
-        chosen = program.act(state, self.obs, step)
+        with self._clock("act"):
+            chosen = program.act(state, self.obs, step)
         metrics: Metrics = {}
-        if self._pending is not None and due.insert:
-            state = program.insert(state, *self._pending)
-        elif self._pending is not None and due.learn:
-            state, metrics = self._learn(state, *self._pending)
         with self._clock("update"):
+            if self._pending is not None and due.insert:
+                state = program.insert(state, *self._pending)
+            elif self._pending is not None and due.learn:
+                state, metrics = self._learn(state, *self._pending)
             action = program.placement.unpad(np.asarray(chosen))
         with self._clock("environment"):
             if self._oracle is not None:

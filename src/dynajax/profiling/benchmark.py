@@ -156,8 +156,7 @@ def matmuls(program: Program) -> dict[str, Stage]:
     has_matrix_units = jax.local_devices()[0].platform != "cpu"
     precisions = ("float32", "tensorfloat32", "bfloat16") if has_matrix_units else ("float32",)
     stages = {}
-    learner = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], program.init().learners))
-    for name, network in program.algorithm.networks(learner).items():
+    for name, network in program.algorithm.networks(program.learner_shapes()).items():
         kernels = [x.shape for x in jax.tree.leaves(network) if x.ndim > 1]
         if kernels:
             *copies, _, width = max(kernels, key=math.prod)

@@ -4,7 +4,8 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 
-STAGES = ("compile", "environment", "update", "fit", "evaluate", "checkpoint")
+#: Stages of a run; "start" is the first state of learners and environments, or restoring it.
+STAGES = ("start", "compile", "act", "environment", "update", "fit", "evaluate", "checkpoint")
 
 
 class Clock:
@@ -32,4 +33,5 @@ class Clock:
     def restore(self, stages: Mapping[str, float]) -> None:
         """Continue from the seconds that an earlier process returned from `stages`."""
         self._earlier = sum(stages.values())
-        self.seconds.update({name: stages[name] for name in STAGES})
+        # An earlier version may have had fewer stages.
+        self.seconds.update({name: stages.get(name, 0.0) for name in STAGES})
