@@ -241,8 +241,9 @@ def png(figure: "Figure", dpi: int = 160) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.set_dpi(dpi)
+    # Not `savefig`, which draws a figure once more to lay it out.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
