@@ -220,6 +220,10 @@ class Program(NamedTuple):
         shapes = self.shapes().learners
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
 
+    def acting_part(self, state: TrainState) -> TrainState:
+        """Return the part of the state that `act` and `deterministic_action` read."""
+        return state._replace(learners=self.algorithm.acting_part(state.learners))
+
     def policies(self, state: TrainState) -> Any:
         """Return what each learner acts by, copied to the host because the state may be donated."""
         policies = jax.vmap(self.algorithm.policy)(state.learners)
