@@ -101,7 +101,8 @@ class Lowering(NamedTuple):
     use_cumsum: bool
     #: One matmul for the first layers of all critics, which a GPU has to transpose for.
     join_critics: bool
-    #: Members of a fit train one after the other, so that a core's cache holds their weights.
+    #: Members of a fit, and learners, train one after the other, so that a core's cache holds their
+    #: weights.
     members_in_turn: bool
     #: Learners analyse their replay buffers one after the other, because all raw targets at once
     #: would be most of a fit's memory.
