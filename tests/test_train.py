@@ -220,8 +220,8 @@ def test_compiler_options_change_only_rounding(make, spec, monkeypatch, optimize
     config = make(settings)
     program = build(config, spec)
     start, states = fill(config, program, program.init()), []
-    for options in (backend.options(), {}):
-        monkeypatch.setattr(backend, "options", lambda options=options: options)
+    for known in (True, False):
+        monkeypatch.setattr(backend, "_is_known", lambda name, value, known=known: known)
         new_programs()
         program = build(config, spec)
         states.append(learn(config, program, copy(start))[0])

@@ -162,6 +162,18 @@ class MBPO:
         policy, _ = self.agent(learner).act(learner.agent, obs, policy_key)
         return jnp.where(schedule.due(self.config, step).random, random, policy)
 
+    def acting_part(self, learner: LearnerState) -> LearnerState:
+        """Return the part of a learner that `act` and `deterministic_action` read, None for the rest.
+
+        A call of a jitted function takes some microseconds for each array that it is passed.
+        """
+        empty = LearnerState(*cast(Any, [None] * len(LearnerState._fields)))
+        return empty._replace(
+            config=learner.config,
+            seed_key=learner.seed_key,
+            agent=self.agent(learner).acting_part(learner.agent),
+        )
+
     def insert(
         self, learner: LearnerState, shared: Shared, transition: Transition, valid: Bool[Array, ""]
     ) -> LearnerState:

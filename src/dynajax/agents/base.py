@@ -112,6 +112,13 @@ class Agent(metaclass=abc.ABCMeta):
         """Return the part of the state that `deterministic_action` reads, None for the rest."""
         return state
 
+    def acting_part(self, state: Any) -> Any:
+        """Return the part that `act` and `deterministic_action` read, None for the rest.
+
+        By default it is the whole state. A smaller part makes an environment step faster.
+        """
+        return state
+
     def layers(self, state: Any) -> list[Layer]:
         """Return `deterministic_action` as a sequence of layers, for use without JAX.
 

@@ -378,6 +378,10 @@ class SAC(Agent):
         empty = SACState(*cast(Any, [None] * len(SACState._fields)))
         return empty._replace(actor=state.actor, observations=state.observations)
 
+    def acting_part(self, state: SACState) -> SACState:
+        """Return the actor and the observation statistics, None for the rest."""
+        return self.policy(state)
+
     def layers(self, state: SACState) -> list[Layer]:
         """Return `deterministic_action` as a sequence of layers; of the head only the means."""
         network: Any = self.actor_network

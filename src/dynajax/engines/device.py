@@ -302,7 +302,6 @@ class DevicePrograms:
             functools.partial(_empty_runners, config, spec, task, placement.learners_per_device),
             (),
             _TIMED,
-            jax.jit,
         )
         self.begin_interval = placement.jit_sharded(
             functools.partial(begin_interval, task), (BY_ROWS, _TIMED), _TIMED, donate_argnums=1

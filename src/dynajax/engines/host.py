@@ -60,7 +60,7 @@ class HostEngine(TrainingEnvs):
         """Take one agent step; see `Engine`."""
         program, due = self._program, schedule.due(self._config, step)
         with self._clock("act"):
-            chosen = program.act(state, self.obs, step)
+            chosen = program.act(program.acting_part(state), self.obs, step)
         metrics: Metrics = {}
         if self._pending is not None and due.insert:
             with self._clock("insert"):
@@ -91,9 +91,10 @@ class HostEngine(TrainingEnvs):
     ) -> Evaluation:
         """See `Engine`."""
         program = self._program
+        acting = program.acting_part(state)
 
         def deterministic_action(obs: np.ndarray) -> np.ndarray:
-            return program.placement.unpad(np.asarray(program.deterministic_action(state, obs)))
+            return program.placement.unpad(np.asarray(program.deterministic_action(acting, obs)))
 
         evaluation = self._evaluator(deterministic_action, step, check)
         if self._config.host.evaluate_on == "training":

@@ -4,6 +4,7 @@ Chua et al. (2018) and Janner et al. (2019). A fit has three parts, `begin`, the
 members and `end`, so that members can be trained on other devices than the learner's own.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from dynajax.networks.dense import matmul_precision
 from dynajax.replay import gather
 from dynajax.types import DataStats, Metrics, ModelState, Params, ReplayBuffer
 from dynajax.xla import backend
+from dynajax.xla.in_turn import in_turn
 
 
 class MemberState(NamedTuple):
@@ -108,22 +110,31 @@ def map_members(function: Callable[..., Any], *stacked: Any) -> Any:
     return jax.vmap(function)(*stacked)
 
 
-def _train(
+def train_members(
     dynamics: DynamicsModel,
     inputs: FitInputs,
     buffer: ReplayBuffer,
     steps: Array | int,
     precision: str,
 ) -> MemberState:
-    """Train all members."""
+    """Train all members; on a CPU those of one learner after those of another, see `map_members`."""
 
-    def one(params: Params, opt_state: Any, key: Array) -> MemberState:
-        member = MemberState(params, opt_state)
-        return train_member(
-            dynamics, inputs.stats, member, key, buffer, inputs.data, steps, precision
-        )
+    def train(
+        config: ModelConfig, inputs: FitInputs, buffer: ReplayBuffer, steps: Array | int
+    ) -> MemberState:
+        model = dataclasses.replace(dynamics, config=config)
 
-    return map_members(one, *inputs.members, inputs.keys)
+        def one(params: Params, opt_state: Any, key: Array) -> MemberState:
+            member = MemberState(params, opt_state)
+            return train_member(
+                model, inputs.stats, member, key, buffer, inputs.data, steps, precision
+            )
+
+        return map_members(one, *inputs.members, inputs.keys)
+
+    if backend.lowering().members_in_turn:
+        train = in_turn(train)
+    return train(dynamics.config, inputs, buffer, steps)
 
 
 class _Search(NamedTuple):
@@ -163,7 +174,7 @@ def _train_until_stale(
         members = MemberState(search.params, search.opt_state)
         keys = jax.random.split(round_key, config.members)
         inputs = FitInputs(state.stats, data, members, keys)
-        trained = _train(dynamics, inputs, buffer, config.round_steps, precision)
+        trained = train_members(dynamics, inputs, buffer, config.round_steps, precision)
         current = state._replace(params=trained.params, opt_state=trained.opt_state)
         errors = evaluation.holdout_errors(dynamics, current, data)
         improved = errors < (1 - config.min_gain) * search.best_error
@@ -265,7 +276,7 @@ def fit(
         keys = jax.random.split(key, dynamics.config.members)
         members = MemberState(state.params, state.opt_state)
         inputs = FitInputs(state.stats, data, members, keys)
-        members = _train(dynamics, inputs, buffer, steps, precision)
+        members = train_members(dynamics, inputs, buffer, steps, precision)
     else:
         members, steps = _train_until_stale(dynamics, state, buffer, data, key, steps, precision)
     state = state._replace(params=members.params, opt_state=members.opt_state)

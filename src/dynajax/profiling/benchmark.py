@@ -28,7 +28,7 @@ from dynajax.runtime.program import Program, build
 from dynajax.runtime.sharding import BY_ROWS, STATE
 from dynajax.runtime.timers import Clock
 from dynajax.synthetic.buffered import Buffered, horizon
-from dynajax.types import Array, LearnerState, ReplayBuffer, Shared, TrainState, Transition
+from dynajax.types import Array, LearnerState, ReplayBuffer, TrainState, Transition
 from dynajax.xla import backend
 
 #: Size of the square matmuls from which the peak of a machine is measured.
@@ -159,8 +159,7 @@ def matmuls(program: Program) -> dict[str, Stage]:
     has_matrix_units = jax.local_devices()[0].platform != "cpu"
     precisions = ("float32", "tensorfloat32", "bfloat16") if has_matrix_units else ("float32",)
     stages = {}
-    learner = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], program.init().learners))
-    for name, network in program.algorithm.networks(learner).items():
+    for name, network in program.algorithm.networks(program.learner_shapes()).items():
         kernels = [x.shape for x in jax.tree.leaves(network) if x.ndim > 1]
         if kernels:
             *copies, _, width = max(kernels, key=math.prod)
@@ -382,21 +381,19 @@ class Workload:
             )
             return lambda: jax.block_until_ready(train(*sent)), operations
 
-        def train_learner(learner: LearnerState, shared: Shared, inputs: training.FitInputs) -> Any:
-            def train(params: Any, opt_state: Any, key: Array) -> Any:
-                member = training.MemberState(params, opt_state)
-                config, buffer = learner.config, learner.real_buffer
-                return algorithm.train_member(config, shared, inputs, buffer, member, key)
-
-            return training.map_members(train, *inputs.members, inputs.keys)
+        def train_learner(learner: LearnerState, inputs: training.FitInputs) -> Any:
+            dynamics, precision = algorithm.dynamics(learner), algorithm.config.precision
+            return training.train_members(
+                dynamics, inputs, learner.real_buffer, _FIT_STEPS, precision
+            )
 
         def train_all(state: TrainState, inputs: training.FitInputs) -> Any:
-            return jax.vmap(train_learner, (0, None, 0))(state.learners, state.shared, inputs)
+            return jax.vmap(train_learner)(state.learners, inputs)
 
         jit = self.program.placement.jit_sharded
         begin = jit(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)
         all_inputs = begin(self._state.learners)
-        mapped = jit(train_all, (STATE, BY_ROWS), BY_ROWS)
+        mapped = jit(train_all, (STATE, BY_ROWS), BY_ROWS, compiler_options=backend.options("fit"))
         operations = self._count(mapped, self._state, all_inputs)
         return lambda: jax.block_until_ready(mapped(self._state, all_inputs)), operations
 

@@ -330,9 +330,13 @@ def encode(figure: "Figure", kind: str = "png", dpi: int = 160) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    metadata = {"Software": None} if kind == "png" else {"CreationDate": None}
-    figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    canvas = FigureCanvasAgg(figure)
+    if kind == "png":
+        figure.set_dpi(dpi)
+        # Not `savefig`, which draws a figure once more to lay it out.
+        canvas.print_png(buffer, metadata={"Software": None})
+    else:
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"CreationDate": None})
     return buffer.getvalue()
 
 

@@ -11,6 +11,7 @@ from dynajax.models.training import FitInputs, MemberState
 from dynajax.runtime import signals
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement
 from dynajax.types import Metrics, ReplayBuffer, Shared, TrainState
+from dynajax.xla import backend
 
 
 class MemberParallelFit(NamedTuple):
@@ -61,13 +62,14 @@ class MemberParallelFit(NamedTuple):
             learners, metrics = ended(state.learners, state.shared, inputs, trained)
             return state._replace(learners=learners), metrics
 
+        options = {"compiler_options": backend.options("fit")}
         return cls(
             members,
             placement.mesh.devices[0],
-            placement.jit_sharded(begin, (STATE,), BY_ROWS),
-            members.jit_sharded(train, (EVERYWHERE,) * 4, BY_ROWS),
+            placement.jit_sharded(begin, (STATE,), BY_ROWS, **options),
+            members.jit_sharded(train, (EVERYWHERE,) * 4, BY_ROWS, **options),
             placement.jit_sharded(
-                end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=0
+                end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=0, **options
             ),
         )
 

@@ -84,6 +84,7 @@ class Mapped(NamedTuple):
             (STATE, *[EVERYWHERE] * len(self.arguments)),
             outputs,
             donate_argnums=(0,) if self.updates else (),
+            compiler_options=backend.options(self.method),
         )
 
 
@@ -200,7 +201,9 @@ class Jitted:
             learners = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), learners)
             return TrainState(Shared(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), learners)
 
-        return self.placement.jit_sharded(init, (EVERYWHERE,) * 3, STATE, jax.jit)
+        return self.placement.jit_sharded(
+            init, (EVERYWHERE,) * 3, STATE, compiler_options=backend.options("init")
+        )
 
     def _jit_fit(self, devices: Sequence[jax.Device]) -> Fit:
         """Jit the fit; a single learner's members are spread over a CPU's cores."""
@@ -246,7 +249,8 @@ class Program(NamedTuple):
 
     def init(self) -> TrainState:
         """Return new learners."""
-        return self.jitted.init(*self._init_arguments())
+        state: TrainState = self.jitted.init(*self._init_arguments())
+        return state
 
     def _init_arguments(self) -> tuple[Any, ...]:
         """Return configurations, variants and seeds; as arguments, so that all seeds share a program."""
@@ -259,7 +263,17 @@ class Program(NamedTuple):
 
     def shapes(self) -> TrainState:
         """Return the state's shapes, with the devices that they are on."""
-        return self.placement.shapes(STATE, jax.eval_shape(self.init))
+        state = jax.eval_shape(self.jitted.init, *self._init_arguments())
+        return self.placement.shapes(STATE, state)
+
+    def learner_shapes(self) -> LearnerState:
+        """Return the shapes of one learner's state."""
+        shapes = self.shapes().learners
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+
+    def acting_part(self, state: TrainState) -> TrainState:
+        """Return the part of the state that `act` and `deterministic_action` read."""
+        return state._replace(learners=self.algorithm.acting_part(state.learners))
 
     def policies(self, state: TrainState) -> Any:
         """Return what each learner acts by, copied to the host because the state may be donated."""
@@ -268,9 +282,7 @@ class Program(NamedTuple):
 
     def parameters(self) -> dict[str, int]:
         """Return the number of a learner's parameters by the network's name."""
-        learners = jax.eval_shape(self.init).learners
-        learner = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), learners)
-        networks = self.algorithm.networks(learner)
+        networks = self.algorithm.networks(self.learner_shapes())
         return {name: backend.count(params) for name, params in networks.items()}
 
     def programs(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:

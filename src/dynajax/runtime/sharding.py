@@ -63,7 +63,6 @@ class Placement(NamedTuple):
         function: Callable[..., Any],
         inputs: Any,
         outputs: Any,
-        jit: Callable[..., jax.stages.Wrapped] = backend.jit,
         **arguments: Any,
     ) -> jax.stages.Wrapped:
         """Jit a function of one device's learners as one program for all devices.
@@ -71,15 +70,13 @@ class Placement(NamedTuple):
         Args:
           function: takes and returns the learners of one device.
           inputs, outputs: partition specs, as prefixes of the trees of arguments and results.
-          jit: `jax.jit` for functions that are also passed to `jax.eval_shape`, which refuses
-            compiler options.
-          arguments: passed to `jit`.
+          arguments: passed to `backend.jit`.
         """
         # Replicated results are equal on all devices because each device computes them.
         mapped = jax.shard_map(
             function, mesh=self.mesh, in_specs=inputs, out_specs=outputs, check_vma=False
         )
-        return jit(
+        return backend.jit(
             mapped,
             in_shardings=self.shardings(inputs),
             out_shardings=self.shardings(outputs),

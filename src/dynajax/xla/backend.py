@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,14 @@ import jax
 
 from dynajax.types import UsageError, reason
 
-# By measurement: on a CPU XLA hands batched matmuls to YNNPACK, which runs most of them on one
-# thread; its own matmuls use all of them.
-_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# Compiler options of a CPU and how they were chosen: docs/dev/performance.md. XLA hands batched
+# matmuls to YNNPACK, which runs most of them on one thread; its own matmuls use all of them.
+_CPU: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# Of the functions of a learner other than its fit, which are many small kernels: LLVM compiles them
+# in less time than at the default level 3, and to the same results.
+_SMALL_KERNELS: dict[str, Any] = {"xla_backend_optimization_level": 2}
+# Of a fit: half of its time without matmuls is Adam, which the full width of AVX-512 speeds up.
+_WIDE_VECTORS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
 
 #: Share of a device's memory that programs may fill.
 FILLED = 0.9
@@ -124,7 +129,8 @@ class Lowering(NamedTuple):
     use_cumsum: bool
     #: One matmul for the first layers of all critics, which a GPU has to transpose for.
     join_critics: bool
-    #: Members of a fit train one after the other, so that a core's cache holds their weights.
+    #: Members of a fit, and learners, train one after the other, so that a core's cache holds their
+    #: weights.
     members_in_turn: bool
     #: Learners analyse their replay buffers one after the other, because all raw targets at once
     #: would be most of a fit's memory.
@@ -180,23 +186,52 @@ def use_cores() -> None:
             jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
-def options() -> dict[str, str]:
-    """Return compiler options for the platform; none if this XLA does not know them."""
-    return _on_cpu() if target_is_cpu() else {}
+def options(function: str = "") -> dict[str, Any]:
+    """Return compiler options for the platform.
+
+    Args:
+      function: a function of a learner that has options of its own, see `runtime.program`.
+    """
+    if not target_is_cpu():
+        return {}
+    chosen = _CPU
+    if function == "fit":
+        chosen = chosen | (_WIDE_VECTORS if "avx512f" in processor_features() else {})
+    # A level of a program would replace the one of JAX_DISABLE_MOST_OPTIMIZATIONS.
+    elif function and not jax.config.read("jax_disable_most_optimizations"):
+        chosen = chosen | _SMALL_KERNELS
+    return {name: value for name, value in chosen.items() if _is_known(name, value)}
 
 
 @functools.cache
-def _on_cpu() -> dict[str, str]:
+def _is_known(name: str, value: Any) -> bool:
+    """Return whether this XLA knows a compiler option."""
     try:
-        jax.jit(lambda x: x, compiler_options=_CPU).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return _CPU
+        return False
+    return True
 
 
-def jit(function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
-    """Return `jax.jit` of a function with the platform's compiler options."""
-    return jax.jit(function, compiler_options=options(), **arguments)
+@functools.cache
+def processor_features() -> frozenset[str]:
+    """Return the names of the processor's instruction sets, none if they are not known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(features.partition(":")[2].split())
+
+
+def jit(
+    function: Callable[..., Any],
+    compiler_options: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> jax.stages.Wrapped:
+    """Return `jax.jit` of a function with the platform's compiler options, or those that are given."""
+    chosen = options() if compiler_options is None else dict(compiler_options)
+    return jax.jit(function, compiler_options=chosen, **arguments)
 
 
 def memory(programs: Sequence[jax.stages.Lowered]) -> int:
