@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from dynajax import envs
 from dynajax.diagnose import loaded_run, online, online_report, rollout_plots, skeleton
+from dynajax.types import EnvSpec
 from test_diagnose_run import Ones, trained
 
 
@@ -52,6 +53,29 @@ def test_bodies_without_a_movable_parent_are_drawn_as_points():
         marks = figure.subfigs[0].axes[0].get_lines()
         heights = [line.get_ydata()[0] for line in marks[: len(poses.real[0])]]
         np.testing.assert_array_equal(heights, poses.real[0, :, 0, 1 if flat else 2])
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e-12])
+def test_pictures_of_a_path_do_not_depend_on_units(unit):
+    """The dimension with the largest relative error comes first, and bodies fill their axes."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(0, [1.0, 5.0], (20, 2))
+    predicted = real + np.array([0.5, 1.0])
+    bones = rng.uniform(-2, 2, (20, 3, 2, 3))
+    spec = EnvSpec("own", 2, 1, 20, ("x", "y"), None)
+
+    def drawn(unit):
+        path = online.PredictedPath(unit * real, unit * predicted, None)
+        poses = skeleton.Sticks(unit * bones, unit * bones)
+        above, below = rollout_plots.draw_path(path, poses, "none", spec).subfigs
+        limits = [(*ax.get_xlim(), *ax.get_ylim()) for ax in (above.axes[0], *below.axes)]
+        return [ax.get_title(loc="left") for ax in below.axes], limits
+
+    (one, expected), (small, limits) = drawn(1.0), drawn(unit)
+    assert one == small == ["x", "y"]
+    size = np.ptp(unit * bones)
+    np.testing.assert_allclose(limits[1], [*expected[1][:2], *(unit * np.array(expected[1][2:]))])
+    assert 0.5 * size < np.ptp(limits[0][2:]) < 2 * size
 
 
 # --- simulators whose state a restore does not set completely ----------------------------------
