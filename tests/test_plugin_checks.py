@@ -113,8 +113,8 @@ def wrong(base, members):
     for name, member in members.items():
         function = getattr(member, "fget", getattr(member, "__func__", member))
         if hasattr(function, "__code__"):
-            function.__name__ = name
-    return type("Wrong", (base,), members)
+            function.__name__ = function.__qualname__ = name
+    return type("Wrong", (base,), {**members, "__module__": __name__})
 
 
 def branch(obs, action, next_obs):
