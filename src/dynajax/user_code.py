@@ -98,7 +98,8 @@ def like(tree: Any, what: str) -> Expected:
     """Expect a pytree with the structure, shapes and dtypes of another one."""
 
     def wrong(value: Any) -> str | None:
-        old, new = jax.tree.structure(tree), jax.tree.structure(value)
+        old: Any = jax.tree.structure(tree)
+        new: Any = jax.tree.structure(value)
         if old != new:
             return f"{describe(value)}, another structure than {describe(tree)}"
         pairs = zip(jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(tree), strict=True)
@@ -288,7 +289,7 @@ def place(error: BaseException, anyones: bool = False) -> tuple[str, int | None]
     return next(reversed(own or (frames if anyones else [])), None)
 
 
-def raised(error: BaseException) -> str:
+def raised(error: Exception) -> str:
     """Return the type and the first line of an error."""
     text = reason(error)
     name = type(error).__name__
