@@ -113,8 +113,8 @@ def wrong(base, members):
     for name, member in members.items():
         function = getattr(member, "fget", getattr(member, "__func__", member))
         if hasattr(function, "__code__"):
-            function.__name__ = name
-    return type("Wrong", (base,), members)
+            function.__name__ = function.__qualname__ = name
+    return type("Wrong", (base,), {**members, "__module__": __name__})
 
 
 def branch(obs, action, next_obs):
@@ -210,7 +210,7 @@ AGENTS = [
     (Linear, {"check": lambda self, c: None}, "check(self, c) takes other arguments than the 1"),
     (SAC, {"aggregate_critics": lambda self, q: q.min()}, "aggregate_critics returned float32 ()"),
     (SAC, {"critic_loss": lambda self, q, t, w: q}, "critic_loss returned float32 (2, 16, 1)"),
-    (SAC, {"optimizer": 1e-3}, "optimizer is float 0.001 ("),
+    (SAC, {"optimizer": 1e-3}, "Wrong.optimizer is float 0.001"),
     (SAC, {"actor_network": property(lambda self: None)}, "actor_network returned None ("),
     (SAC, {"actor_network": lambda self: Dense()}, "decorate it with @property"),
     (SAC, {"actor_network": property(lambda self: Dense())}, "returned output = float32 (5,) ("),
@@ -273,7 +273,7 @@ MODEL_CASES = [
 ]
 LIKELIHOOD_CASES = [
     (dynajax.Likelihood, {}, "has no has_variance, outputs_per_target, loss(self, "),
-    (Point, {"outputs_per_target": 3}, "outputs_per_target is 3 ("),
+    (Point, {"outputs_per_target": 3}, "Wrong.outputs_per_target is 3"),
     (Point, {"loss": lambda self, p, z, e: p.mean - z}, "loss returned float32 (256, 4) ("),
     (Point, {"read": lambda self, o, b: o}, "read returned float32 (256, 4) ("),
     (Point, {"has_variance": True}, "read returned .log_variance = None ("),

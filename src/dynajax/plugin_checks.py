@@ -337,9 +337,9 @@ def _check_model(config: Config, spec: EnvSpec) -> None:
     has_variance = attribute(owner, dynamics, "has_variance", returns=array(_BOOL))
     if isinstance(dynamics, NeuralModel):
         outputs = dynamics.likelihood.outputs_per_target * (spec.obs_dim + 1)
-        arguments = config.model.depth, outputs
+        sizes = config.model.depth, outputs
         inputs = spec.obs_dim + spec.action_dim
-        _check_network(owner, dynamics, "make_network", arguments, inputs, outputs)
+        _check_network(owner, dynamics, "make_network", sizes, inputs, outputs)
     returns = arrays(f"float arrays ({members}, ...)", (members,), _FLOAT)
     stacked = call(owner, dynamics.init, _key(), members, returns=returns)
     params, stats = jax.tree.map(lambda x: x[0], stacked), ensemble.init_stats(spec)
@@ -423,11 +423,11 @@ def _check_source(config: Config, spec: EnvSpec) -> None:
     count = 2 if attribute(owner, source, "separate", returns=array(_BOOL)) else 1
     trust = like(learner.trust, "the trust rule's state")
     batches = listed(_minibatch(spec, config.learn.batch), count)
-    update_arguments = env.select_members(), learner.trust, jax.tree.map(lambda x: x[0], prepared)
+    of_one = env.select_members(), learner.trust, jax.tree.map(lambda x: x[0], prepared)
     call(
         owner,
         source.minibatches,
-        *update_arguments,
+        *of_one,
         returns=several(trust=trust, minibatches=batches, metrics=scalars()),
     )
 

@@ -289,7 +289,7 @@ def place(error: BaseException, anyones: bool = False) -> tuple[str, int | None]
     return next(reversed(own or (frames if anyones else [])), None)
 
 
-def raised(error: BaseException) -> str:
+def raised(error: Exception) -> str:
     """Return the type and the first line of an error."""
     text = reason(error)
     name = type(error).__name__
