@@ -120,7 +120,7 @@ def training_commands() -> list[str]:
     blocks = [b for page in PAGES for b in re.findall(r"(?ms)^ *```sh\n(.*?)```", page.read_text())]
     lines = [line for b in blocks for line in b.replace("\\\n", " ").splitlines()]
     trains = re.compile(r"dynajax train|experiments/run\.py")
-    own = re.compile(r"my_module|own_tasks|\$|--process|\.\.\.|#")
+    own = re.compile(r"my_module|own_tasks|\$|--process|--config|\.\.\.|#")
     return sorted({line.strip() for line in lines if trains.search(line) and not own.search(line)})
 
 

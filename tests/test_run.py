@@ -246,7 +246,7 @@ def test_wrong_command_prints_one_line_and_exits_with_2(
 
 def test_wrong_command_in_a_separate_process(tmp_path):
     code, printed, err = finish(start(tmp_path / "run", "--env=cheetah-rum"))
-    assert code == exit_status.USAGE and "cheetah-rum, seed 0, in " in printed
+    assert code == exit_status.USAGE and not printed
     assert err.startswith("error: --env=cheetah-rum") and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

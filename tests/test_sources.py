@@ -1,5 +1,7 @@
 """Sources of synthetic data: where rollouts start, regenerated buffers, and algorithms that use them."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,7 +225,10 @@ def test_subclass_of_buffered_has_its_number_of_rollouts(monkeypatch):
 
 
 def test_model_without_a_reward_method_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setitem(MODELS, "mine", type("Mine", (dynajax.DynamicsModel,), {}))
+    base = dynajax.DynamicsModel
+    methods = dict.fromkeys(base.__abstractmethods__, lambda self, *arguments: None)
+    mine = types.new_class("Mine", (base,), exec_body=lambda body: body.update(methods))
+    monkeypatch.setitem(MODELS, "mine", mine)
     with pytest.raises(UsageError, match=r"^--set model.reward_from=next_state: .*predict_reward"):
         dynajax.make_config(
             "Pendulum-v1", algo="dynajax", fixes="none", settings={"model.network": "mine"}

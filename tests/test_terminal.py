@@ -251,7 +251,7 @@ def command():
 def test_summary_of_a_finished_run(command, config, tmp_path, seeds, interval):
     fake_runs.fake_run(tmp_path / "run", seeds=seeds)
     run = dynajax.read_run(tmp_path / "run")
-    result = dynajax.Result(config, tmp_path / "run", None, range(seeds), True)
+    result = dynajax.Result(config, tmp_path / "run", None, range(seeds), True, 300)
     *returns, wall = command.summary(result, {"compile": 30.0, "fit": 68.6, "other": 1.4})
     assert len(returns) == len(run.evals)
     for line, values in zip(returns, run.evals.values(), strict=True):

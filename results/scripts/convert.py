@@ -401,7 +401,7 @@ def new_label(label: str) -> str:
     if agent == "MBPO":
         agent, space, rest = rest.partition(" ")
         return f"MBPO {AGENTS.get(agent, agent)}{space}{rest}".rstrip()
-    if rest.startswith("(model-free"):
+    if rest.startswith("(model-free") or agent == "dynajax":
         return label
     agent = AGENTS.get(agent, agent)
     if rest.startswith("("):  # what distinguishes two curves of a method

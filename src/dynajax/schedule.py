@@ -51,6 +51,11 @@ def learns(config: Config) -> bool:
     return bool(due(config, config.steps - 1).learn)
 
 
+def random_steps_done(config: Config, step: int) -> bool:
+    """Return whether all random steps are done after `step` environment steps, or the run is over."""
+    return step >= min(config.random_steps, config.steps)
+
+
 def segments(config: Config) -> tuple[int, ...]:
     """Return the static segment lengths of an engine that scans over steps, longest first.
 

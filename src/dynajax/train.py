@@ -34,6 +34,10 @@ class Result(NamedTuple):
     finished: bool  # False after an interruption
     saved_step: int  # environment steps done at the newest checkpoint, 0 if there is none
 
+    def __repr__(self) -> str:
+        """Return one line, without the arrays of the state."""
+        return f"Result({self.config.env}, {self.folder}, finished={self.finished})"
+
 
 class Undone(NamedTuple):
     """What an interrupted interval has left undone at its last step; a checkpoint contains it."""
@@ -59,10 +63,6 @@ class Undone(NamedTuple):
 def run_folder(config: Config, out: str | Path | None = None) -> Path:
     """Return the run directory; by default runs/<name of the configuration>."""
     return Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
-
-    def __repr__(self) -> str:
-        """Return one line, without the arrays of the state."""
-        return f"Result({self.config.env}, {self.folder}, finished={self.finished})"
 
 
 def train(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dynajax import schedule
 from dynajax.engines.base import Engine
 from dynajax.envs import checks, terminations
 from dynajax.runtime import distributed
@@ -42,7 +43,7 @@ class DataChecks:
                 self._warned = True
                 yield message
         # Fewer observations would show less than their ranges.
-        if self._check_ranges and step >= min(config.random_steps, config.steps):
+        if self._check_ranges and schedule.random_steps_done(config, step):
             self._check_ranges = False
             ranges = distributed.gather(engine.value_ranges(state), config.num_learners)
             message = checks.precision_warning(spec.name, spec.obs_names, ranges)

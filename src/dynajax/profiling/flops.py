@@ -29,7 +29,7 @@ def count(function: Callable[..., Any], *arguments: Any, trips: int | None = Non
       ValueError: such a loop contains matmuls, and `trips` is not given.
     """
     # A function that is jitted with compiler options cannot be traced inside another.
-    jitted = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
+    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
     jaxpr = jitted.trace(*arguments).jaxpr.jaxpr
     return _count_jaxpr(jaxpr, [True] * len(jaxpr.outvars), trips)
 

@@ -245,7 +245,9 @@ def _extent(run: Run, final: Mapping[str, np.ndarray]) -> str:
     config, end = run.config, int(run.steps[-1])
     seeds = max(len(x) for x in final.values())
     done = f"Not finished: {end:,} of {config['steps']:,}" if end < config["steps"] else f"{end:,}"
-    each = f", {run.repeat} frames per step" if run.repeat > 1 else ""
+    # An episode may end within a step.
+    at_most = "" if run.frames[-1] == end * run.repeat else "at most "
+    each = f", {at_most}{run.repeat} frames per step" if run.repeat > 1 else ""
     return (
         f"{done} environment steps ({run.frames[-1]:,} frames{each}) on {config['env']}, agent "
         f"{config['agent_name']}, preset {config['preset']}, {_count(seeds)}"

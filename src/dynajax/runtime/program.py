@@ -156,7 +156,9 @@ class WholeFit:
         def fit(state: TrainState) -> tuple[dict[str, Any], Metrics]:
             return jax.vmap(fit_learner, (0, None))(state.learners, state.shared)
 
-        self.jitted = placement.jit_sharded(fit, (STATE,), (BY_ROWS, BY_ROWS))
+        self.jitted = placement.jit_sharded(
+            fit, (STATE,), (BY_ROWS, BY_ROWS), compiler_options=backend.options("fit")
+        )
 
     def __call__(
         self, state: TrainState, check: Callable[[], None] | None = None
@@ -169,6 +171,10 @@ class WholeFit:
     def lower(self, state: TrainState) -> jax.stages.Lowered:
         """Return the program before it is compiled."""
         return self.jitted.lower(state)
+
+    def trace(self, state: TrainState) -> Any:
+        """Return the traced program."""
+        return self.jitted.trace(state)
 
 
 class Jitted:
