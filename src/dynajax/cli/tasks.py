@@ -6,7 +6,7 @@
 Arguments select the tasks whose name contains one of them. D and A are the sizes of an observation
 and of an action; frames are the steps of the simulator in an episode. The column "ends" says whether
 an episode can end earlier: "rule" if dynajax knows the condition, "?" if `register_termination` has
-to define it. A task of your own is listed by its full name, such as my_module:MyEnv-v0.
+to define it. A task of your own is listed by its full name, such as own_task:Cart-v0.
 """
 
 import warnings
