@@ -26,7 +26,6 @@ EXCEPTIONS = {
     "levers.toml": "it runs for hours; test_commands.py reads it",
     "tiny.toml": "it runs a whole study; test_sweep.py runs one, and --status",
     "ray start": "it starts a cluster; test_sweep.py starts one on this machine",
-    "experiments/bench.py": "it runs for minutes; test_bench.py runs it with small sizes",
     "pip install": "it installs packages",
     "tpu-vm.sh": "it needs a TPU",
     "measure.sh": "it needs a GPU for half an hour",
