@@ -220,3 +220,12 @@ def test_vendored_formulas_are_small_and_licensed():
 def test_animations_are_small():
     files = [ROOT / f"docs/pictures/{name}" for name in re.findall(r"[\w-]+\.webp", README)]
     assert len(files) == 3 and sum(path.stat().st_size for path in files) < 2_000_000
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: p.stem)
+def test_page_opens_with_its_purpose(page):
+    """Check the first paragraph after the title."""
+    title, first, *_ = page.read_text().split("\n\n")
+    assert title.startswith("# ")
+    if page.name != "index.md":
+        assert first.startswith("This page "), first

@@ -41,7 +41,7 @@ def sources(text: str) -> Iterator[tuple[str, str, range | None]]:
 
 def returns_of(text: str, steps: int) -> list[dict[int, float]]:
     """Return the mean return of each learner by agent step, up to `steps`."""
-    learners = []
+    learners: list[dict[int, float]] = []
     for folder, variant, seeds in sources(text):
         curves: dict[Any, dict[int, float]] = {}
         for line in read_csv(LEVERS / folder / "eval.csv"):
