@@ -1,5 +1,6 @@
 """Configuration of Sphinx: `sphinx-build -W docs build/docs` builds the site."""
 
+import html
 import importlib.metadata
 import operator
 import sys
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
@@ -23,7 +23,7 @@ release = version = importlib.metadata.version("dynajax")
 copyright = author
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -31,6 +31,8 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+# `docs/execute_notebooks.py` has stored the notebooks with their outputs.
+nb_execution_mode = "off"
 highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -43,9 +45,11 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = "dynajax"
 html_static_path = ["static"]
-html_css_files = ["site.css"]
+# KaTeX is part of the site, so that formulas need no network; `static/katex/LICENSE` is its licence.
+html_css_files = ["katex/katex.min.css", "site.css"]
+html_js_files = ["katex/katex.min.js", "katex/auto-render.min.js", "formulas.js"]
 html_show_sourcelink = False
-html_math_renderer = "mathml"
+html_math_renderer = "katex"
 
 
 #: Groups of settings that do not depend on the agent, trust rule or source.
@@ -91,12 +95,12 @@ def _add_settings(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] += "\n".join(lines) + "\n"
 
 
-def _formula(display: bool) -> Any:
-    """Return the visitor that writes a formula as MathML."""
+def _formula(tag: str, left: str, right: str) -> Any:
+    """Return the visitor that writes a formula's source in the delimiters that KaTeX looks for."""
 
     def visit(translator: Any, node: nodes.Element) -> None:
-        formula = convert(node.astext(), display="block" if display else "inline")
-        translator.body.append(f"<div>{formula}</div>" if display else formula)
+        formula = html.escape(node.astext())
+        translator.body.append(f'<{tag} class="math">{left}{formula}{right}</{tag}>')
         raise nodes.SkipNode
 
     return visit, None
@@ -111,7 +115,8 @@ def _clean_docstring(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the hooks; formulas become MathML, which browsers draw without a network."""
+    """Connect the hooks, and let KaTeX draw the formulas."""
     app.connect("source-read", _add_settings)
     app.connect("autodoc-process-docstring", _clean_docstring)
-    app.add_html_math_renderer("mathml", _formula(False), _formula(True))
+    inline, display = _formula("span", r"\(", r"\)"), _formula("div", r"\[", r"\]")
+    app.add_html_math_renderer("katex", inline, display)

@@ -20,8 +20,6 @@ SCRIPTS = {
         for name in ("report", "plot", "diagnose", "play", "bench", "ahead")
     },
 }
-#: The page of what a user writes.
-OWN = "docs/own.md"
 #: A part of each command that is not run here -> the reason.
 EXCEPTIONS = {
     "-m venv": "it installs packages; continuous integration begins with it",
@@ -31,12 +29,18 @@ EXCEPTIONS = {
     "levers.toml": "it runs for hours; test_commands.py reads it",
     "tiny.toml": "it runs a whole study; test_sweep.py runs one, and --status",
     "ray start": "it starts a cluster; test_sweep.py starts one on this machine",
-    "experiments/bench.py": "it runs for minutes; test_bench.py runs it with small sizes",
     "pip install": "it installs packages",
     "tpu-vm.sh": "it needs a TPU",
     "measure.sh": "it needs a GPU for half an hour",
     "sphinx-build": "continuous integration builds the site",
     "taxonomy.py": "it reads seventeen diagnoses, which do not exist here",
+    "own_task:": "test_examples.py trains on it",
+    "own_fix:": "test_examples.py trains with it",
+    "own_agent:": "test_examples.py trains with it",
+    "own_trust_rule:": "test_examples.py trains with it",
+    "own_model:": "test_examples.py trains with it",
+    "own_source:": "test_examples.py trains with it",
+    "own_device_task:": "test_examples.py trains on it",
 }
 #: Settings of the agent sac; other agents have other networks.
 OF_SAC = {name: value for name, value in SMALL.items() if name.startswith("agent.")}
@@ -50,20 +54,6 @@ SIZES = SMALL_OF_ANY | {
 }
 #: Settings of the agents with residual networks.
 WIDE = {"agent.actor_width": 8, "agent.critic_width": 8}
-TASK = """
-import gymnasium, numpy as np
-
-class MyEnv(gymnasium.Env):
-    observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = self.np_random.uniform(1, 2, 2).astype(np.float32)
-        return self.state, {}
-    def step(self, action):
-        self.state = np.clip(self.state + 0.1 * action, -9, 9).astype(np.float32)
-        return self.state, 1.0, bool(self.state[0] < 0.2), False, {}
-"""
 
 
 def blocks(page, language):
@@ -95,9 +85,3 @@ def runs():
         if not any(part in line for part in EXCEPTIONS):
             kept.setdefault(re.sub(r" --(out|seeds)=\S+", "", line), line)
     return list(kept.values())
-
-
-def write_own_task(folder):
-    """Write the module of the page about a user's own code, with a task in it."""
-    (own,) = [block for block in blocks(OWN, "python") if "# my_module.py" in block]
-    (folder / "my_module.py").write_text(TASK + own)

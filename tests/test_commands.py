@@ -3,26 +3,18 @@
 import dataclasses
 import functools
 import glob
-import re
 import shlex
 import shutil
-from collections.abc import Iterator
 
-import jax
-import numpy as np
 import pytest
 
 import dynajax
 import scripts
 from dynajax.diagnose import fits, offline
-from dynajax.envs import mjx
 from dynajax.launch import study
-from dynajax.models import MODELS
-from dynajax.synthetic import SOURCES
 from pages import (
     EXCEPTIONS,
     OF_SAC,
-    OWN,
     PAGES,
     ROOT,
     SIZES,
@@ -30,15 +22,13 @@ from pages import (
     blocks,
     commands,
     runs,
-    write_own_task,
 )
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """Return a folder in which the commands run, with a user's task and a run."""
+    """Return a folder in which the commands run, with a run."""
     folder = tmp_path_factory.mktemp("workspace")
-    write_own_task(folder)
     diagnosed = "results/diagnosis/humanoid-stand"
     shutil.copytree(ROOT / diagnosed, folder / diagnosed)
     # The run that plot and diagnose read.
@@ -85,71 +75,6 @@ def test_documented_command_runs(line, in_workspace, monkeypatch, capsys):
         expanded += ["--transitions=600", "--seeds=1"]
     with scripts.loaded(ROOT / path) as script:
         assert scripts.run(script, monkeypatch, *expanded) == 0, capsys.readouterr().err
-
-
-#: Registries that a block of the page may add to.
-REGISTRIES = {
-    "AGENTS": dynajax.AGENTS,
-    "TRUST": dynajax.TRUST,
-    "FIXES": dynajax.FIXES,
-    "MODELS": MODELS,
-    "SOURCES": SOURCES,
-}
-
-
-@pytest.fixture
-def documented() -> Iterator[dict[str, str]]:
-    """Run the page's blocks that register plug-ins; return the plug-ins' names by registry."""
-    registries = [*REGISTRIES.values(), mjx.TASKS]
-    before = [dict(registry) for registry in registries]
-    names: dict = {"dynajax": dynajax}
-    registered = {}
-    for block in blocks(OWN, "python"):
-        found = dict(re.findall(r'(?m)^(?:dynajax\.)?(\w+)\["(\w+)"\] = ', block))
-        if found or "register_mjx_task(" in block:
-            exec(block, names)
-        registered |= found
-    yield registered
-    for registry, old in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(old)
-
-
-def test_documented_plug_ins_and_task_work(documented, tmp_path):
-    """Train with everything that the page's code registers."""
-    assert {"AGENTS", "TRUST", "FIXES"} <= set(documented) <= set(REGISTRIES)
-    settings = SIZES | {"eval.every": 80}
-    fields = {"MODELS": "model.network", "SOURCES": "rollout.source"}
-    plug_ins = {path: documented[name] for name, path in fields.items() if name in documented}
-    config = dynajax.make_config(
-        "Pendulum-v1",
-        agent=documented["AGENTS"],
-        trust=documented["TRUST"],
-        fixes=[documented["FIXES"]],
-        preset="paper",
-        settings=settings | plug_ins,
-        steps=80,
-    )
-    own = dynajax.train(config, tmp_path / "own", quiet=True)
-    assert own.finished
-    policy, model = dynajax.load_policy(own.folder), dynajax.load_model(own.folder)
-    obs = np.array([[1.0, 0.0, -2.0], [0.0, 1.0, 3.0]])
-    agent = jax.tree.map(lambda x: x[0], own.state.learners.agent)
-    np.testing.assert_allclose(
-        policy.normalized_action(obs), policy.agent.deterministic_action(agent, obs), atol=1e-6
-    )
-    assert np.abs(policy(obs)).max() <= policy.high == 2
-    assert model(obs, policy(obs)).next_obs.mean.shape == (2, 3)
-    config = dynajax.make_config(
-        "Cart",
-        engine="mjx",
-        agent=documented["AGENTS"],
-        algo="model-free",
-        preset="paper",
-        settings=settings,
-        steps=80,
-    )
-    assert dynajax.train(config, tmp_path / "cart", quiet=True).finished
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/commands.md"])

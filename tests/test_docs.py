@@ -1,6 +1,8 @@
 """Documentation: what it must explain, and whether what it names exists."""
 
+import ast
 import csv
+import io
 import json
 import re
 import shlex
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import dynajax
+import scripts
 from conftest import SMALL
 from dynajax.algorithms import ALGORITHMS
 from dynajax.config import GROUPS
@@ -23,6 +26,7 @@ from dynajax.trust import TRUST
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "BUILD_NOTES.md", ROOT / "launch/README.md", *DOCS]
+README = (ROOT / "README.md").read_text()
 OTHER_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "results/README.md"]
 
 
@@ -120,7 +124,7 @@ def training_commands() -> list[str]:
     blocks = [b for page in PAGES for b in re.findall(r"(?ms)^ *```sh\n(.*?)```", page.read_text())]
     lines = [line for b in blocks for line in b.replace("\\\n", " ").splitlines()]
     trains = re.compile(r"dynajax train|experiments/run\.py")
-    own = re.compile(r"my_module|own_tasks|\$|--process|--config|\.\.\.|#")
+    own = re.compile(r"own_\w+:|\$|--process|--config|\.\.\.|#")
     return sorted({line.strip() for line in lines if trains.search(line) and not own.search(line)})
 
 
@@ -177,3 +181,51 @@ def test_pages_are_wrapped_and_the_index_of_decisions_is_short():
         for number, line in enumerate(page.read_text().splitlines(), 1):
             assert len(line) <= 120, f"{page.name}:{number}"
     assert len((ROOT / "BUILD_NOTES.md").read_text().splitlines()) <= 200
+
+
+def test_how_to_pages_include_the_examples_and_their_commands():
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        page = (ROOT / "docs" / f"{path.stem.replace('_', '-')}.md").read_text()
+        assert f"```{{literalinclude}} ../examples/{path.name}\n" in page
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        commands = re.findall(r"(?m)^    (dynajax .*)$", docstring)
+        assert commands == re.findall(r"(?m)^(dynajax train .*)$", page), path.name
+
+
+def test_table_of_the_ablation_and_index_agree_with_the_returns():
+    with scripts.loaded(ROOT / "results/scripts/ablation.py") as ablation:
+        assert ablation.BEGIN + ablation.table() + ablation.END in ablation.PAGE.read_text()
+        index = io.StringIO()
+        csv.writer(index, lineterminator="\n").writerows(ablation.index())
+    assert (ROOT / "results/levers/index.csv").read_text() == index.getvalue()
+    folders = {path.parent.name for path in (ROOT / "results/levers").glob("*/eval.csv")}
+    assert {line.partition(",")[0] for line in index.getvalue().splitlines()[1:]} == folders
+
+
+def test_commands_of_installation_name_the_clone():
+    """Check that nothing installs dynajax from PyPI, where it is not published."""
+    shown = [*PAGES, *OTHER_PAGES, *ROOT.glob("src/**/*.py"), *ROOT.glob("launch/*.*")]
+    for path in shown:
+        assert not re.search(r"pip install [^`\n]*['\"\s]dynajax\b(?! @)", path.read_text()), path
+
+
+def test_vendored_formulas_are_small_and_licensed():
+    folder = ROOT / "docs/static/katex"
+    assert "MIT" in (folder / "LICENSE").read_text()
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2**20
+    fonts = re.findall(r"url\((fonts/[\w-]+\.\w+)\)", (folder / "katex.min.css").read_text())
+    assert fonts and all((folder / name).exists() for name in fonts)
+
+
+def test_animations_are_small():
+    files = [ROOT / f"docs/pictures/{name}" for name in re.findall(r"[\w-]+\.webp", README)]
+    assert len(files) == 3 and sum(path.stat().st_size for path in files) < 2_000_000
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: p.stem)
+def test_page_opens_with_its_purpose(page):
+    """Check the first paragraph after the title."""
+    title, first, *_ = page.read_text().split("\n\n")
+    assert title.startswith("# ")
+    if page.name != "index.md":
+        assert first.startswith("This page "), first

@@ -10,7 +10,8 @@ from nbclient import NotebookClient
 
 from sizes import SHORT_RUN
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "experiments" / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
 #: Replaces the parameters of a notebook.
 _SMALL = f"""
 SEEDS = 2
@@ -73,6 +74,20 @@ def test_notebook_is_stored_without_outputs(path):
         f"colab.research.google.com/github/{repository}/blob/main/experiments/notebooks/{path.name}"
     )
     assert f"(https://{address})" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_tutorial_is_the_notebook_with_outputs(path):
+    """Check that `docs/execute_notebooks.py` was run after the last change of the notebook."""
+    notebook, executed = read(path), read(ROOT / "docs" / "tutorials" / path.name)
+    nbformat.validate(executed)
+    sources = [[(c.cell_type, c.source) for c in n.cells] for n in (notebook, executed)]
+    assert sources[0] == sources[1]
+    assert all(cell.execution_count for cell in code_cells(executed))
+    outputs = [output for cell in code_cells(executed) for output in cell.outputs]
+    for words in SHOWN[path.stem]:
+        assert words in str(outputs)
+    assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs)
 
 
 @pytest.mark.parametrize(

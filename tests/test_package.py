@@ -1,5 +1,6 @@
 """The package: the wheel, its version, the command and its help, and the files about it."""
 
+import datetime
 import importlib
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from absl import flags
+from packaging.requirements import Requirement
 
 import dynajax
 import scripts
@@ -106,6 +108,10 @@ def test_version_is_defined_once():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == dynajax.__version__
     assert citation["license"] == PROJECT["license"]
+    assert citation["date-released"] > datetime.date(2026, 1, 1)
+    summary = PROJECT["description"]
+    assert summary.split() == citation["abstract"].rstrip(".").split()
+    assert summary in " ".join((ROOT / "README.md").read_text().split())
     changelog = (ROOT / "CHANGELOG.md").read_text()
     (newest, *_) = re.findall(r"(?m)^## \[(.*)\]", changelog)
     assert newest == "Unreleased" or newest == dynajax.__version__
@@ -132,6 +138,65 @@ def test_workflow_runs_checks_on_every_python():
     checks = (ROOT / ".ci/run").read_text()
     for check in ('ruff" check', 'ruff" format --check', 'mypy"', "-m pytest"):
         assert check in checks, check
+
+
+@pytest.fixture
+def stamp(monkeypatch):
+    """Return the script that writes the address of the repository."""
+    with scripts.loaded(ROOT / "docs/set_repository.py") as script:
+        yield script
+
+
+def test_address_of_the_repository_is_the_same_everywhere(stamp, tmp_path):
+    address = stamp.repository()
+    assert len(stamp.files()) == 9
+    for path in stamp.files():
+        found = re.findall(r"github(?:\.com)?/([\w.-]+/dynajax)\b", path.read_text())
+        assert set(found) == {address}, path
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["repository-code"] == f"https://github.com/{address}"
+    for path in stamp.files():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    stamp.set_repository("https://github.com/someone/else.where/", tmp_path)
+    assert stamp.repository(tmp_path) == "someone/else.where"
+    for path in stamp.files(tmp_path):
+        text = path.read_text()
+        assert address not in text and "someone/else.where" in text
+    with pytest.raises(ValueError, match="give the address as"):
+        stamp.set_repository("github.com/someone", tmp_path)
+    # No other file repeats the address.
+    known = {path.relative_to(ROOT) for path in stamp.files()}
+    listed = subprocess.run(
+        ["git", "grep", "-l", address, "--", ":!results"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert {Path(name) for name in listed.stdout.split()} <= known
+
+
+def test_hooks_and_constraints_have_the_versions_of_pyproject():
+    test = PROJECT["optional-dependencies"]["test"]
+    pins = {r for r in test if r.startswith(("ruff", "mypy"))}
+    (hooks,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    used = {d for hook in hooks["hooks"] for d in hook["additional_dependencies"]}
+    assert len(pins) == 2 and pins <= used
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert list(tested) == sorted(tested)
+    extras = PROJECT["optional-dependencies"]
+    needed = [Requirement(r) for r in [*PROJECT["dependencies"], *test, *extras["docs"]]]
+    for requirement in needed:
+        name = requirement.name.lower().replace("_", "-")
+        assert name == "dynajax" or tested[name] in requirement.specifier, name
+
+
+def test_continuous_integration_and_images_install_the_tested_versions():
+    for name in (".ci/run", "Dockerfile", "Dockerfile.cuda"):
+        (install,) = re.findall(r'pip"? install (.*)', (ROOT / name).read_text())
+        assert "-c constraints.txt -e " in install
+    for name in ("Dockerfile", "Dockerfile.cuda"):
+        for files in re.findall(r"(?m)^COPY (.*) \S+$", (ROOT / name).read_text()):
+            assert all((ROOT / file).exists() for file in files.split())
 
 
 def test_overview_lists_commands(monkeypatch, capsys):

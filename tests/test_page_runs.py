@@ -13,10 +13,8 @@ from dynajax.config.presets import PRESETS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return the working directory of all commands, which has a user's module in it."""
-    folder = tmp_path_factory.mktemp("user")
-    pages.write_own_task(folder)
-    return folder
+    """Return the working directory of all commands."""
+    return tmp_path_factory.mktemp("user")
 
 
 @pytest.fixture

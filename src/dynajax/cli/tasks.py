@@ -4,7 +4,7 @@
   dynajax tasks humanoid Pendulum
 
 Arguments select the tasks whose name contains one of them. A task of your own is listed by its full
-name, such as my_module:MyEnv-v0.
+name, such as own_task:Cart-v0.
 """
 
 import warnings
