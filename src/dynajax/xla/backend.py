@@ -12,13 +12,13 @@ import jax
 
 from dynajax.types import UsageError, reason
 
-# Compiler options of a CPU and how they were chosen: docs/dev/performance.md. XLA hands batched
-# matmuls to YNNPACK, which runs most of them on one thread; its own matmuls use all of them.
+# Compiler options of a CPU, chosen by measurement (docs/dev/performance.md). XLA hands batched matmuls
+# to YNNPACK, which runs most of them on one thread; its own matmuls use all of them.
 _CPU: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-# Of the functions of a learner other than its fit, which are many small kernels: LLVM compiles them
-# in less time than at the default level 3, and to the same results.
-_SMALL_KERNELS: dict[str, Any] = {"xla_backend_optimization_level": 2}
-# Of a fit: half of its time without matmuls is Adam, which the full width of AVX-512 speeds up.
+# LLVM compiles many small kernels in less time than at its default level, 3. The results are equal
+# for these functions, but not for `act` and `fit`.
+_FAST_COMPILATION: dict[str, Any] = {"xla_backend_optimization_level": 2}
+# A fit spends much time in Adam, which the full width of AVX-512 speeds up; the results are equal.
 _WIDE_VECTORS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
 
 #: Share of a device's memory that programs may fill.
@@ -194,12 +194,14 @@ def options(function: str = "") -> dict[str, Any]:
     """
     if not target_is_cpu():
         return {}
-    chosen = _CPU
-    if function == "fit":
-        chosen = chosen | (_WIDE_VECTORS if "avx512f" in processor_features() else {})
-    # A level of a program would replace the one of JAX_DISABLE_MOST_OPTIMIZATIONS.
-    elif function and not jax.config.read("jax_disable_most_optimizations"):
-        chosen = chosen | _SMALL_KERNELS
+    # A seed's initial weights are products of YNNPACK.
+    chosen = {} if function == "init" else _CPU
+    if function == "fit" and "avx512f" in processor_features():
+        chosen = chosen | _WIDE_VECTORS
+    # A program's level would replace the one of JAX_DISABLE_MOST_OPTIMIZATIONS.
+    optimized = not jax.config.read("jax_disable_most_optimizations")
+    if function in ("init", "learn") and optimized:
+        chosen = chosen | _FAST_COMPILATION
     return {name: value for name, value in chosen.items() if _is_known(name, value)}
 
 
