@@ -6,6 +6,7 @@ Each command is a module of this package. `--help` shows the module's docstring 
 
 import difflib
 import importlib
+import signal
 import sys
 import time
 
@@ -44,6 +45,8 @@ def overview() -> str:
 
 def main() -> None:
     """Run the command that the first argument names."""
+    # End silently if the reader of the output has ended, as `head` does; commands handle it themselves.
+    default = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "-help", "--help", "help"):
         print(overview())
@@ -51,6 +54,7 @@ def main() -> None:
     if name in ("-version", "--version"):
         print(dynajax.__version__)
         return
+    signal.signal(signal.SIGPIPE, default)
     from dynajax.cli import common
 
     if name not in COMMANDS:
