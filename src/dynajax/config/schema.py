@@ -502,7 +502,7 @@ def variant_config(config: Config, variant: Variant) -> Config:
 
 #: Fields that `as_dict` leaves out at their defaults, so that a run which was started before such a
 #: field existed keeps its name and can be resumed.
-_NEWER_FIELDS = ("host.evaluate_on",)
+_NEWER_FIELDS = ("host.evaluate_on", "learn.hold_noise", "replay.age_decay")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
