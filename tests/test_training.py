@@ -62,7 +62,7 @@ def train_members(config, state, buffer, steps):
     data = fit_data.split(config, buffer, HOLDOUT)
     members = MemberState(state.params, state.opt_state)
     inputs = FitInputs(state.stats, data, members, jax.random.split(KEY, config.members))
-    return training._train(make_model(config, SPEC), inputs, buffer, steps, "float32")
+    return training.train_members(make_model(config, SPEC), inputs, buffer, steps, "float32")
 
 
 KEY = jax.random.PRNGKey(1)

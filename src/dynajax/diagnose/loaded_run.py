@@ -57,7 +57,7 @@ class Reader:
             self.spec = envs.spec(self.config.env, **self.config.stepping)
         self._checkpoints = Checkpoints(folder / "checkpoints")
         program = build(self.config, self.spec, jax.local_devices()[:1])
-        self._template = jax.eval_shape(program.init)
+        self._template = program.shapes()
         self.steps = self._checkpoints.steps()
         if not self.steps:
             raise UsageError(f"{folder}: the run has no checkpoint yet")
