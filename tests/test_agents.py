@@ -310,3 +310,18 @@ def test_exported_policy_has_the_same_actions(name):
     np.testing.assert_array_equal(
         agent.deterministic_action(exported, obs), agent.deterministic_action(state, obs)
     )
+
+
+def test_subclass_whose_act_reads_critics_gets_the_whole_state():
+    class Greedy(AGENTS["simba"]):
+        def act(self, state, obs, key):
+            action, log_prob = super().act(state, obs, key)
+            return action * jnp.isfinite(self.value(state, obs, action)).all(0)[..., None], log_prob
+
+    sac = make("simba")
+    for agent, is_whole in ((sac, False), (Greedy(sac.learn, sac.config, SPEC), True)):
+        state = agent.init(jax.random.PRNGKey(0))
+        part = agent.acting_part(state)
+        assert (part.critic is not None) == is_whole
+        action, _ = agent.act(part, jnp.ones(D), jax.random.PRNGKey(1))
+        assert action.shape == (A,)

@@ -380,7 +380,8 @@ class SAC(Agent):
 
     def acting_part(self, state: SACState) -> SACState:
         """Return the actor and the observation statistics, None for the rest."""
-        return self.policy(state)
+        # A subclass's own `act` may read more.
+        return self.policy(state) if type(self).act is SAC.act else state
 
     def layers(self, state: SACState) -> list[Layer]:
         """Return `deterministic_action` as a sequence of layers; of the head only the means."""
