@@ -67,9 +67,11 @@ CHANGES = [
 ]
 
 
+# Episodes have 30 steps: after 30 and 60 the current ones have just begun.
+@pytest.mark.parametrize("steps", [40, 30, 60])
 @pytest.mark.parametrize(("change", "text"), CHANGES)
-def test_changed_task_is_refused(cart, change, text):
-    saved = saved_after(40)
+def test_changed_task_is_refused(cart, change, text, steps):
+    saved = saved_after(steps)
     cart(**change)
     with pytest.raises(UsageError, match=text) as error:
         new_envs().restore(saved)
@@ -89,13 +91,13 @@ def test_changed_reward_is_seen_in_checkpoints_without_a_trace(cart):
 
 
 @pytest.mark.filterwarnings("error")
-def test_nothing_is_said_at_the_start_of_an_episode_or_of_an_equal_task(cart):
-    for steps in (0, 30, 40):
+def test_nothing_is_said_of_an_equal_task_or_before_the_first_step(cart):
+    for steps in (0, 1, 30, 31, 40):
         saved = saved_after(steps)
         host = new_envs()
         host.restore(saved)
         np.testing.assert_array_equal(host.obs, saved["obs"])
-    saved = saved_after(30)
+    saved = saved_after(0)
     cart(reward=2.0)
     new_envs().restore(saved)
 

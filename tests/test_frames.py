@@ -162,8 +162,8 @@ def test_reports_read_the_count(tmp_path):
     # Between evaluations, and beyond the last one.
     assert run.frames_at("scale", np.array([500, 1000, 3200])).tolist() == [875, 1750, 5600]
     page = report.write_report(folder).read_text()
-    assert "3,000 environment steps (4,875 frames, at most 2 frames per step)" in page
-    assert "5.0 environment steps (8.1 frames) a second" in page
+    assert "3,000 agent steps (4,875 frames, at most 2 frames per step)" in page
+    assert "5.0 agent steps (8.1 frames) a second" in page
 
 
 def test_frames_of_logs_without_them_are_a_product(tmp_path):

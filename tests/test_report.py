@@ -86,7 +86,7 @@ def test_report_is_complete_and_has_no_external_parts(tmp_path):
         *variants,
         "preset quick",
         "cheetah-run",
-        "10,000 environment steps",
+        "10,000 agent steps",
         "3 seeds",
         "<h2>Dynamics model</h2>",
         "abc1234",
@@ -291,8 +291,8 @@ def test_x_axis_is_frames_if_a_step_has_several(tmp_path, monkeypatch):
     )
     folder = fake_run(tmp_path / "twice", repeat=2, steps=3000)
     page = report.write_report(folder).read_text()
-    assert "3,000 environment steps (6,000 frames, 2 frames per step)" in page
-    assert "5.0 environment steps (10.0 frames) a second" in page
+    assert "3,000 agent steps (6,000 frames, 2 frames per step)" in page
+    assert "5.0 agent steps (10.0 frames) a second" in page
     main = drawn[0]
     assert main.xlabel == "frames" and main.lines["none"][0].tolist() == [2000, 4000, 6000]
     dotted = figures.Panel({}, "y", dotted=main.lines).in_frames(lambda name, steps: 2 * steps)
@@ -300,7 +300,7 @@ def test_x_axis_is_frames_if_a_step_has_several(tmp_path, monkeypatch):
     assert main.in_frames(None) is main
     drawn.clear()
     report.write_report(fake_run(tmp_path / "once", steps=3000))
-    assert {panel.xlabel for panel in drawn if not panel.published} == {"environment steps"}
+    assert {panel.xlabel for panel in drawn if not panel.published} == {"agent steps"}
 
 
 # A shell, a notebook or a cluster may set MPLBACKEND to a backend that is not installed.

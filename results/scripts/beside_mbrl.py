@@ -59,13 +59,15 @@ def main(argv: Sequence[str]) -> None:
                 env={**os.environ, "PYTHONPATH": ""},
             )
         )
-        stack.callback(worker.stdin.close)
-        versions = worker.stdout.readline().strip()
+        assert worker.stdin is not None and worker.stdout is not None
+        requests, answers = worker.stdin, worker.stdout
+        stack.callback(requests.close)
+        versions = answers.readline().strip()
 
         def theirs(name: str) -> Callable[[], None]:
             def run() -> None:
-                print(name, file=worker.stdin, flush=True)
-                if worker.stdout.readline().strip() != name:
+                print(name, file=requests, flush=True)
+                if answers.readline().strip() != name:
                     raise RuntimeError("mbrl-lib's process ended")
 
             return run

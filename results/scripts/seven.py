@@ -108,8 +108,8 @@ def _mechanism(run: Run, variant: str, seed: int) -> dict[str, float]:
 
     def mean(kind: str, *names: str) -> float:
         lines = [x for x in run.metrics[kind] if (x["variant"], x["seed"]) == (variant, seed)]
-        rows = [[x.get(name) for name in names] for x in lines]
-        values = [row[0] - sum(row[1:]) for row in rows if None not in row]
+        rows = [[float(x[n]) for n in names if x.get(n) is not None] for x in lines]
+        values = [row[0] - sum(row[1:]) for row in rows if len(row) == len(names)]
         return float(np.mean(values)) if values else math.nan
 
     return {
@@ -136,7 +136,8 @@ def effects(found: Sequence[Learner], base: str, other: str) -> list[Effect]:
         sides = [[x for x in found if (x.task, x.arm) == (task, name)] for name in (base, other)]
         if not all(sides):
             continue
-        estimate = statistics.difference(*([x.area for x in side] for side in sides))
+        before, after = ([x.area for x in side] for side in sides)
+        estimate = statistics.difference(before, after)
         means = [float(np.mean([x.returns.mean() for x in side])) for side in sides]
         seeds = len(sides[0]), len(sides[1])
         result.append(Effect(task, estimate, max(means) < FLOOR, seeds))

@@ -1,6 +1,6 @@
-"""The schedule of a run: at which environment steps the model is fitted, the agent learns, etc.
+"""The schedule of a run: at which agent steps the model is fitted, the agent learns, etc.
 
-All engines and the benchmark read it from here. An environment step is numbered by the steps done
+All engines and the benchmark read it from here. An agent step is numbered by the steps done
 before it, from 0. The transition of a step is learned from in the next step, while the environment
 moves (docs/dev/decisions.md).
 """
@@ -14,7 +14,7 @@ from dynajax.config import Config
 
 
 class Due(NamedTuple):
-    """The operations that are due at an environment step, in this order; bools or bool arrays."""
+    """The operations that are due at an agent step, in this order; bools or bool arrays."""
 
     reset: Any  # reinitialise the agent, before anything else
     fit: Any  # refit the model
@@ -25,7 +25,7 @@ class Due(NamedTuple):
 
 
 def due(config: Config, step: Any) -> Due:
-    """Return the operations that are due at environment step `step`, a traced or Python integer."""
+    """Return the operations that are due at agent step `step`, a traced or Python integer."""
     learn, model = config.learn, config.model
     random = step < config.random_steps
     steps_of_learning = step - config.random_steps
@@ -52,7 +52,7 @@ def learns(config: Config) -> bool:
 
 
 def random_steps_done(config: Config, step: int) -> bool:
-    """Return whether all random steps are done after `step` environment steps, or the run is over."""
+    """Return whether all random steps are done after `step` agent steps, or the run is over."""
     return step >= min(config.random_steps, config.steps)
 
 

@@ -32,7 +32,7 @@ class Result(NamedTuple):
     state: TrainState
     learner_indices: range  # learners of the run in `state`; all, unless there are other processes
     finished: bool  # False after an interruption
-    saved_step: int  # environment steps done at the newest checkpoint, 0 if there is none
+    saved_step: int  # agent steps done at the newest checkpoint, 0 if there is none
 
     def __repr__(self) -> str:
         """Return one line, without the arrays of the state."""
@@ -168,7 +168,7 @@ def run_until_evaluation(
       engine: the environments.
       clock: measures the stages.
       state: the training state.
-      step: environment steps done so far.
+      step: agent steps done so far.
       stop: is called with the steps done, and returns whether to end early.
       undone: what the previous interval has left undone.
       check: is called during fits and evaluations, and may raise `signals.Interrupted`.

@@ -115,7 +115,7 @@ class Agent(metaclass=abc.ABCMeta):
     def acting_part(self, state: Any) -> Any:
         """Return the part that `act` and `deterministic_action` read, None for the rest.
 
-        By default it is the whole state. A smaller part makes an environment step faster.
+        By default it is the whole state. A smaller part makes an agent step faster.
         """
         return state
 

@@ -29,11 +29,11 @@ class Engine(Protocol):
         """Begin episode 0 of every learner."""
 
     def advance(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, int]:
-        """Act, and learn from the previous transition, for one environment step or more.
+        """Act, and learn from the previous transition, for one agent step or more.
 
         Args:
           state: the training state.
-          step: environment steps done so far.
+          step: agent steps done so far.
 
         Returns:
           The state, the metrics (S,) of the last step that learned (empty if none did), and the
@@ -47,7 +47,7 @@ class Engine(Protocol):
 
         Args:
           state: the training state.
-          step: environment steps done so far.
+          step: agent steps done so far.
           check: is called while the episodes run, and may raise `signals.Interrupted`. The
             evaluation can then be repeated with the same result.
         """

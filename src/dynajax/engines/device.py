@@ -1,6 +1,6 @@
 """The device engine: simulation and learning in one jitted program per segment of the schedule.
 
-Environments are pure functions (`envs.mjx`), so many environment steps and the learning between
+Environments are pure functions (`envs.mjx`), so many agent steps and the learning between
 them run in one program. The order of operations is that of the host engine; `tests/test_device.py`
 checks that both reach the same states.
 
@@ -69,7 +69,7 @@ class EnvRunnerState(NamedTuple):
 
 
 class TimedState(NamedTuple):
-    """The environments of all learners, and the number of environment steps done."""
+    """The environments of all learners, and the number of agent steps done."""
 
     step: Array  # () int
     runners: EnvRunnerState  # leaves (S, ...)
@@ -147,7 +147,7 @@ def fill_pools(task: Task, runners: EnvRunnerState, seed_keys: Array) -> EnvRunn
 
 
 def step_env(task: Task, runner: EnvRunnerState, action: Array) -> EnvRunnerState:
-    """Do one environment step of one learner, and begin the next episode if one ends.
+    """Do one agent step of one learner, and begin the next episode if one ends.
 
     A transition that is not finite is replaced by zeros, marked as invalid, and ends its episode.
     """
@@ -212,7 +212,7 @@ def run_segment(
     state: TrainState,
     timed: TimedState,
 ) -> tuple[TrainState, TimedState, Metrics]:
-    """Do `length` environment steps of all learners of a device; see `Engine.advance`."""
+    """Do `length` agent steps of all learners of a device; see `Engine.advance`."""
     step, runners = timed
     pending = (runners.pending, runners.pending_valid)
     metrics = jax.tree.map(jnp.zeros_like, jax.eval_shape(functions.learn, state, *pending)[1])

@@ -72,7 +72,7 @@ class Evaluator:
         Args:
           policy: (S, K, D) float32 -> (S, K, A), the deterministic policies of all learners. An
             episode that is over keeps its last observation.
-          step: environment steps of training so far.
+          step: agent steps of training so far.
           check: is called between the steps, and may raise an exception.
 
         Returns:

@@ -96,7 +96,7 @@ class DMControlEnv(gymnasium.Env):
 
     Attributes:
       obs_names: D names such as "velocity[3]", or "head_height" for a part with one entry.
-      time_limit: environment steps per episode.
+      time_limit: agent steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
       obs_parts, task_action_shape: as in `GymnasiumEnv`.
       num_frames: simulator steps (frames) of a step; see `ActionRepeat`.
@@ -105,7 +105,7 @@ class DMControlEnv(gymnasium.Env):
 
     Args:
       name: DOMAIN-TASK, one of `names()`.
-      time_limit: environment steps per episode, used if the task defines no limit (lqr).
+      time_limit: agent steps per episode, used if the task defines no limit (lqr).
       seed: seed of the values that a task samples when it is loaded (the masses of lqr).
     """
 
@@ -183,7 +183,7 @@ class DMControlEnv(gymnasium.Env):
 
         Args:
           values: a `snapshot`.
-          steps: age of the episode in environment steps; the stored age by default.
+          steps: age of the episode in agent steps; the stored age by default.
         """
         physics = self._env.physics
         states.write_state(physics.model.ptr, physics.data.ptr, self._randomized, values[:-2])

@@ -35,7 +35,7 @@ def _load(name: str, render: bool) -> gymnasium.Env:
 
 
 def _task_limit(env: gymnasium.Env) -> int | None:
-    """Return the time limit that the task defines, in environment steps, or None."""
+    """Return the time limit that the task defines, in agent steps, or None."""
     candidates = [getattr(env.spec, "max_episode_steps", None)]
     candidates += [
         getattr(env.unwrapped, n, None) for n in ("max_episode_steps", "_max_episode_steps")
@@ -52,7 +52,7 @@ class GymnasiumEnv(gymnasium.Env):
     Attributes:
       obs_names: D names such as "obs[3]", or "position[3]" for a part of a Dict.
       obs_parts: parts of the task's observations, in the order in which they are flattened.
-      time_limit: maximum number of environment steps per episode.
+      time_limit: maximum number of agent steps per episode.
       bounds: actions (A,) of the task that correspond to -1 and 1.
       task_action_shape: shape of the task's actions.
       restorer: object that sets the simulator to a state, or None; see `states.find_restorer`.
@@ -61,7 +61,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     Args:
       name: a registered id, or `module:Id-v0` if the module has been imported.
-      time_limit: environment steps per episode, used if the task defines no limit.
+      time_limit: agent steps per episode, used if the task defines no limit.
       render: whether `render()` will be called.
 
     Raises:

@@ -55,6 +55,8 @@ class TrainingEnvs:
         self._actions: list[list[np.ndarray]] = [[] for _ in range(n)]
         # Observation and reward (D + 1,) of the reset and of each step of the current episodes.
         self._trace: list[list[np.ndarray]] = [[] for _ in range(n)]
+        # Number, actions and trace of the previous episode, without its last step.
+        self._previous: list[tuple[int, list[np.ndarray], list[np.ndarray]]] = [(0, [], [])] * n
         self._finished: list[tuple[int, float, int]] = []
         self.dropped = np.zeros(n, np.int64)
         self.frames = np.zeros(n, np.int64)
@@ -90,6 +92,9 @@ class TrainingEnvs:
         `obs` must be a new array that has not been passed to JAX, which may read it without a copy.
         """
         for i in indices:
+            if self._actions[i]:
+                number, trace = int(self._episode[i]), self._trace[i]
+                self._previous[i] = number, self._actions[i][:-1], trace[: len(self._actions[i])]
             self._returns[i], self._actions[i] = 0.0, []
         for _ in range(_MAX_RESETS):
             if not indices.size:
@@ -177,28 +182,44 @@ class TrainingEnvs:
           "episode", "length", "dropped", "frames" (S,) int64; "return" (S,) float64; "obs" (S, D)
           float32; "actions" (S, L, A) and "trace" (S, L + 1, D + 1) float32, padded with zeros to
           the longest length L (at least 1): the observation and reward of the reset and each step;
+          the same of the previous episode with the prefix "previous.", empty if the current one has
+          a step;
           "finished" (F, 3) float64, the episodes that have not been popped, or one row of -1.
         """
-        length = np.array([len(a) for a in self._actions], np.int64)
-        longest = max(1, *map(len, self._actions))
-        actions = np.zeros((len(length), longest, self._spec.action_dim), np.float32)
-        trace = np.zeros((len(length), longest + 1, self._spec.obs_dim + 1), np.float32)
-        for i, taken in enumerate(self._actions):
-            if taken:
-                actions[i, : len(taken)] = taken
-            trace[i, : len(self._trace[i])] = self._trace[i]
+        # Where an episode has just begun, only the previous one can show that the task was changed.
+        none: tuple[int, list[np.ndarray], list[np.ndarray]] = (0, [], [])
+        previous = [
+            none if actions else old
+            for actions, old in zip(self._actions, self._previous, strict=True)
+        ]
+        numbers, *steps = zip(*previous, strict=True)
+        compared = {"episode": np.array(numbers), **self._pad(*steps)}
         return {
             "episode": self._episode.copy(),
-            "length": length,
             "return": self._returns.copy(),
-            "actions": actions,
+            **self._pad(self._actions, self._trace),
             "obs": self.obs.copy(),
             "dropped": self.dropped.copy(),
             "frames": self.frames.copy(),
-            "trace": trace,
+            **{f"previous.{name}": array for name, array in compared.items()},
             # Not every checkpoint format can store an empty array.
             "finished": np.array(self._finished or [(-1, -1, -1)], np.float64),
         }
+
+    def _pad(
+        self, all_actions: Sequence[list[np.ndarray]], traces: Sequence[list[np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Return "length", "actions" and "trace" of S episodes as arrays, see `progress`."""
+        length = np.array([len(a) for a in all_actions], np.int64)
+        longest = max(1, *map(len, all_actions))
+        actions = np.zeros((len(length), longest, self._spec.action_dim), np.float32)
+        trace = np.zeros((len(length), longest + 1, self._spec.obs_dim + 1), np.float32)
+        for i, (taken, rows) in enumerate(zip(all_actions, traces, strict=True)):
+            if taken:
+                actions[i, : len(taken)] = taken
+            if rows:
+                trace[i, : len(rows)] = rows
+        return {"length": length, "actions": actions, "trace": trace}
 
     def restore(self, progress: Mapping[str, np.ndarray]) -> None:
         """Restore `progress` by resetting to the episodes' seeds and repeating their actions.
@@ -209,6 +230,8 @@ class TrainingEnvs:
         Raises:
           UsageError: the task was changed, see `_check_unchanged`.
         """
+        self.obs = np.zeros((len(self._indices), self._spec.obs_dim), np.float32)
+        self._check_previous(progress)
         length = np.array(progress["length"], np.int64)
         self._episode = np.array(progress["episode"], np.int64)
         self._returns = np.array(progress["return"], np.float64)
@@ -222,8 +245,6 @@ class TrainingEnvs:
         trace = np.array(progress.get("trace", np.full(shape, np.nan)), np.float32)
         trace[self._indices, length, :-1] = progress["obs"]
         self._trace = [list(rows[: n + 1]) for rows, n in zip(trace, length, strict=True)]
-        self.obs = np.zeros((len(length), self._spec.obs_dim), np.float32)
-
         differences = self._replay(self._indices)
         self._check_unchanged(differences)
         lost = f"; the running statistics of {self._statistics} before it are lost"
@@ -235,6 +256,22 @@ class TrainingEnvs:
                 stacklevel=2,
             )
         self._start_next_episode(np.array(list(differences), np.int64))
+
+    def _check_previous(self, progress: Mapping[str, np.ndarray]) -> None:
+        """Repeat the previous episodes of learners whose current one has just begun.
+
+        Raises:
+          UsageError: the task was changed, see `_check_unchanged`.
+        """
+        length = np.asarray(progress.get("previous.length", np.zeros(len(self._indices), int)))
+        if not length.any():
+            return
+        self._episode = np.array(progress["previous.episode"], np.int64)
+        pairs = zip(progress["previous.actions"], progress["previous.trace"], length, strict=True)
+        episodes = [(list(actions[:n]), list(trace[: n + 1])) for actions, trace, n in pairs]
+        self._actions, self._trace = map(list, zip(*episodes, strict=True))
+        self._returns = np.array([np.sum([r[-1] for r in t], dtype=float) for t in self._trace])
+        self._check_unchanged(self._replay(np.flatnonzero(length)))
 
     def _replay(self, indices: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
         """Repeat the episodes of `indices`, each up to its first difference, and write `obs`.

@@ -43,7 +43,7 @@ class Dynamics(selection.Loaded):
       spec: name and sizes of the task, and names of the observation's dimensions.
       repeat: number of frames that an action is repeated for.
       variant, seed: learner of the run.
-      step: environment steps of training.
+      step: agent steps of training.
       config, model: configuration and state of the ensemble, see `dynajax.models.ensemble`.
     """
 

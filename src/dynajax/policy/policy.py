@@ -33,7 +33,7 @@ class Policy(selection.Loaded):
       spec: name and sizes of the task, and names of the observation's dimensions.
       repeat: number of frames that an action must be repeated for.
       variant, seed: learner of the run.
-      step: environment steps of training.
+      step: agent steps of training.
       score: mean return of the run's evaluation of this policy. For the best policy it is biased
         upwards, because it is a maximum over evaluations; use new episodes for an unbiased estimate.
       agent, state: agent, and its learned parameters.

@@ -188,13 +188,13 @@ SYNTHETIC = (
     ),
 )
 
-#: Metrics of kind "diagnosis", logged by experiments/diagnose.py.
+#: Metrics of kind "diagnosis", logged by `dynajax diagnose --run`.
 DIAGNOSED = (
     Chart(
         "critic_bias",
         "Bias of the critic",
         "share of the mean return",
-        "From experiments/diagnose.py: the critic's value minus the entropy-corrected return of "
+        "From dynajax diagnose --run: the critic's value minus the entropy-corrected return of "
         "the current policy in the simulator, relative to the mean return. Negative values are "
         "underestimation.",
         include=0.0,
@@ -203,7 +203,7 @@ DIAGNOSED = (
         "policy_reward_bias",
         "Bias of the predicted reward",
         "standard deviations",
-        "From experiments/diagnose.py: mean reward of the model minus the real one. Solid: in "
+        "From dynajax diagnose --run: mean reward of the model minus the real one. Solid: in "
         "states that the policy visits. Dotted: in the synthetic transitions.",
         dotted="synthetic_reward_bias",
         include=0.0,
@@ -228,7 +228,7 @@ CRITIC = (
         "value",
         "Solid: the critic's value of the first states of the evaluation episodes. Dotted: the "
         "discounted return of the deterministic policy from there, without the entropy bonus of "
-        "SAC. Solid far below dotted is underestimation; experiments/diagnose.py --run measures "
+        "SAC. Solid far below dotted is underestimation; dynajax diagnose --run measures "
         "it exactly.",
         dotted="start_return",
     ),

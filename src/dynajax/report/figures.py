@@ -49,7 +49,7 @@ MIN_SEEDS = 5
 LINES = f"Thick: mean over seeds. Thin: single seeds. Shaded, from {MIN_SEEDS} seeds on: 95 % t interval"
 #: Largest width of a figure in inches: its text can be read if it is shown 800 pixels wide.
 WIDTH = 9.6
-STEPS, FRAMES = "environment steps", "frames"
+STEPS, FRAMES = "agent steps", "frames"
 RETURN = "return (reward per episode)"
 
 _STYLE: Any = {

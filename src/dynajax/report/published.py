@@ -64,7 +64,7 @@ class Published(NamedTuple):
     source: str
 
     def until(self, frames: int) -> "Published":
-        """Return the part up to `frames`."""
+        """Return the part up to so many frames."""
         kept = self.frames <= frames
         seeds = tuple(n for n, k in zip(self.seeds, kept, strict=True) if k)
         return self._replace(
@@ -122,9 +122,9 @@ def curves_on(task: str, keys: Sequence[str]) -> list[Published]:
 
 
 def curves_until(task: str, keys: Sequence[str], frames: int) -> list[Published]:
-    """Return the curves of some methods on a task, cut to compare them with a run of `frames`.
+    """Return the curves of some methods on a task, cut to compare them with a run of so many frames.
 
-    They are cut at `frames`, or later if one of them has its first evaluation later, so that each
+    They are cut there, or later if one of them has its first evaluation later, so that each
     curve has at least one point.
     """
     curves = curves_on(task, keys)

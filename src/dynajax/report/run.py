@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     folder: Path
     info: dict[str, Any]  # config.json
-    steps: np.ndarray  # (T,) environment steps of the evaluations
+    steps: np.ndarray  # (T,) agent steps of the evaluations
     evals: dict[str, np.ndarray]  # variant -> return_mean (seeds, T), in the config's order
     seeds: tuple[int, ...]
     metrics: dict[str, list[dict[str, Any]]]  # "learn", "fit", "time", "diagnosis" -> lines
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
     @property
     def repeat(self) -> int:
-        """Frames per environment step; the last step of an episode can have fewer."""
+        """Frames per agent step; the last step of an episode can have fewer."""
         return int(self.config["task"]["repeat"])
 
     @property
@@ -58,7 +58,7 @@ class Run(NamedTuple):
         return np.rint(means).astype(int)
 
     def frames_at(self, name: str, steps: np.ndarray) -> np.ndarray:
-        """Return the frames (T,) at environment steps (T,) of a curve, see `interpolate_frames`.
+        """Return the frames (T,) at agent steps (T,) of a curve, see `interpolate_frames`.
 
         Args:
           name: a `curve_label`.
@@ -72,10 +72,10 @@ class Run(NamedTuple):
 def interpolate_frames(
     counted: np.ndarray, frames: np.ndarray, steps: np.ndarray, repeat: int
 ) -> np.ndarray:
-    """Return the frames (X,) at environment steps (X,), linear between counts and after the last.
+    """Return the frames (X,) at agent steps (X,), linear between counts and after the last.
 
     Args:
-      counted: (T,) environment steps with a count, rising.
+      counted: (T,) agent steps with a count, rising.
       frames: (T,) the counts.
       steps: (X,).
       repeat: frames per step, if nothing was counted yet.

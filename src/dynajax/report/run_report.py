@@ -249,7 +249,7 @@ def _extent(run: Run, final: Mapping[str, np.ndarray]) -> str:
     at_most = "" if run.frames[-1] == end * run.repeat else "at most "
     each = f", {at_most}{run.repeat} frames per step" if run.repeat > 1 else ""
     return (
-        f"{done} environment steps ({run.frames[-1]:,} frames{each}) on {config['env']}, agent "
+        f"{done} agent steps ({run.frames[-1]:,} frames{each}) on {config['env']}, agent "
         f"{config['agent_name']}, preset {config['preset']}, {_count(seeds)}"
         f"{' per variant' if len(final) > 1 else ''}. "
         + (
@@ -298,7 +298,7 @@ def _final_returns(run: Run) -> Table:
         "best evaluation",
         *(["reward R²"] if has_model else []),
         "seeds",
-        "environment steps",
+        "agent steps",
         "frames",
     ]
     rows = []
@@ -330,7 +330,7 @@ def _clock(run: Run) -> dict[str, Any] | None:
     per_step = run.frames[-1] / run.steps[-1] if run.steps.size else run.repeat
     return {
         "total": f"{wall / 3600:,.1f} hours" if wall >= 3600 else f"{wall / 60:,.1f} minutes",
-        "rate": f"{rate:,.1f} environment steps ({rate * per_step:,.1f} frames)",
+        "rate": f"{rate:,.1f} agent steps ({rate * per_step:,.1f} frames)",
         "stages": [
             {"name": STAGES.get(stage, stage), "seconds": s, "share": s / total}
             for stage, s in seconds.items()

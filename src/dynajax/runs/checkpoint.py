@@ -86,7 +86,7 @@ class Checkpoints:
         """Write a checkpoint to disk and delete the oldest ones beyond `keep`.
 
         Args:
-          step: environment step of the checkpoint.
+          step: agent step of the checkpoint.
           state: training state of arrays; leaves of `state.learners.real_buffer` are (S, N, ...).
           host: arrays of any shape, which may be empty.
           meta: values that JSON can represent; tuples are restored as lists.

@@ -24,7 +24,7 @@ def learner_names(config: Config) -> list[tuple[str, int]]:
 
 
 class Entry(NamedTuple):
-    """Metrics of one environment step."""
+    """Metrics of one agent step."""
 
     step: int
     kind: str  # "fit", "learn" or "evaluation"
@@ -47,7 +47,7 @@ class Logger(Protocol):
     Args:
       folder: run directory.
       config: configuration of the run.
-      step: environment steps done so far.
+      step: agent steps done so far.
       offsets: result of `offsets` when the checkpoint was saved; empty for a new run.
     """
 
@@ -317,7 +317,7 @@ class Loggers:
         """Log the metrics since the previous call, in the order of steps.
 
         Args:
-          step: environment steps done so far.
+          step: agent steps done so far.
           fits: step and metrics, arrays (S,), of each model fit since the previous call.
           learn: metrics of the gradient updates, arrays (S,).
           evaluation: evaluation of all S learners.

@@ -35,7 +35,7 @@ class StoredPolicy(NamedTuple):
     """Policy of one learner."""
 
     spec: EnvSpec  # without the termination function
-    step: int  # environment steps of training
+    step: int  # agent steps of training
     score: float  # mean return of the evaluation, NaN if it was not finite
     leaves: Arrays  # leaves of the policy by name
 
@@ -57,7 +57,7 @@ class Policies:
         """Add the policies of an evaluation, and write each learner's best and last policy.
 
         Args:
-          step: environment steps done so far.
+          step: agent steps done so far.
           policies: tree with leaves (S, ...).
           scores: (S,) mean returns; a value that is not finite is worse than any other.
           write: whether to write files; False in processes that leave this to another one.

@@ -68,7 +68,7 @@ class Progress:
             sys.stdout.flush()
 
     def begin(self, step: int) -> None:
-        """Begin to measure after `step` environment steps, and show the bar on a terminal."""
+        """Begin to measure after `step` agent steps, and show the bar on a terminal."""
         self._step, self._last = step, time.perf_counter()
         self._learning = _Mean(_WARMUP_STEPS)  # per step with gradient updates but no fit
         self._fits, self._evaluations = _Mean(1), _Mean(1)
@@ -86,7 +86,7 @@ class Progress:
             )
 
     def update(self, step: int) -> None:
-        """Update the display after `step` environment steps."""
+        """Update the display after `step` agent steps."""
         seconds, steps = time.perf_counter() - self._last, step - self._step
         self._last, self._step = self._last + seconds, step
         due = schedule.due(self._config, step - steps)

@@ -27,7 +27,7 @@ from dynajax.runtime.sharding import Placement
 from dynajax.types import EnvSpec, TrainingInterval, TrainState, UsageError
 from dynajax.xla import backend
 
-#: Number of consecutive environment steps without a finite transition that triggers a warning.
+#: Number of consecutive agent steps without a finite transition that triggers a warning.
 MAX_DROPPED_STEPS = 1000
 
 
@@ -97,7 +97,7 @@ class RunWriter:
 
     @property
     def saved_step(self) -> int:
-        """Environment steps done at the newest checkpoint, or 0 if there is none."""
+        """Agent steps done at the newest checkpoint, or 0 if there is none."""
         return self._checkpoints.latest_step() or 0
 
     def restore(self, shapes: TrainState) -> Restored | None:
@@ -147,12 +147,12 @@ class RunWriter:
     def begin(
         self, step: int, device_bytes: int, notices: Sequence[str], complete: bool = False
     ) -> None:
-        """Open the logs at an environment step and print a description of the run.
+        """Open the logs at an agent step and print a description of the run.
 
         Nothing in the folder changes if the run is complete, or if a log cannot be opened.
 
         Args:
-          step: environment steps done so far.
+          step: agent steps done so far.
           device_bytes: memory that the learners of one device need.
           notices: warnings to print, such as those from restoring the run.
           complete: the run is over, so nothing will be written.
@@ -206,7 +206,7 @@ class RunWriter:
         self._progress.print(f"warning: {text}")
 
     def update_progress(self, step: int) -> None:
-        """Update the progress display after `step` environment steps."""
+        """Update the progress display after `step` agent steps."""
         self._progress.update(step)
 
     def write(self, interval: TrainingInterval) -> None:
@@ -279,7 +279,7 @@ class RunWriter:
         """Write a checkpoint with everything that is needed to resume the run.
 
         Args:
-          step: environment steps done so far.
+          step: agent steps done so far.
           state: training state.
           host: arrays of the engine that are not part of the training state.
           seconds: wall time of each stage.
