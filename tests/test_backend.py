@@ -58,6 +58,27 @@ def test_memory_limit_of_a_container_is_respected(monkeypatch, tmp_path, text, l
     unlimited = backend.host_memory()
     path = tmp_path / "memory.max"
     path.write_text(text)
-    monkeypatch.setattr(backend, "_MEMORY_LIMITS", (tmp_path / "missing", path))
+    monkeypatch.setattr(backend, "_memory_limits", lambda: [tmp_path / "missing", path])
     assert backend.host_memory() == 1_258_291_200 if limited else unlimited
     assert backend.available(2) == backend.host_memory() // 2
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "limited"),
+    [
+        ("0::/user.slice/job.scope", "v2/user.slice/job.scope/memory.max", True),
+        ("0::/user.slice/job.scope", "v2/user.slice/memory.max", True),
+        ("4:cpu,memory:/slurm/job_7", "v1/slurm/job_7/memory.limit_in_bytes", True),
+        ("4:memory:/slurm/job_7", "v1/memory.limit_in_bytes", True),
+        ("3:cpu:/slurm/job_7", "v1/slurm/job_7/memory.limit_in_bytes", False),
+        ("0::/other", "v2/user.slice/memory.max", False),
+    ],
+)
+def test_limit_of_the_own_control_group_and_its_parents(monkeypatch, tmp_path, line, file, limited):
+    groups = (tmp_path / "v2", "memory.max"), (tmp_path / "v1", "memory.limit_in_bytes")
+    monkeypatch.setattr(backend, "_CONTROL_GROUPS", groups)
+    monkeypatch.setattr(backend, "_OWN_GROUPS", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text(line + "\n")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("1000000\n")
+    assert (backend.host_memory() == 1_000_000) == limited

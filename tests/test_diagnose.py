@@ -10,7 +10,15 @@ from scipy import stats
 
 from dynajax import envs
 from dynajax.config import ModelConfig
-from dynajax.diagnose import data, fits, measures, offline, offline_report, statements
+from dynajax.diagnose import (
+    data,
+    fits,
+    measures,
+    offline,
+    offline_plots,
+    offline_report,
+    statements,
+)
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, Transition
 
@@ -299,6 +307,14 @@ def test_report_of_a_task_without_faults(clean, tmp_path):
     assert float(value) == pytest.approx(clean.held_out["reward_r2"][1, f], rel=1e-4)
     dims = list(csv.DictReader((tmp_path / "dims.csv").open()))
     assert [x["dim"] for x in dims] == list(SPEC.obs_names)
+
+
+def test_errors_are_drawn_without_the_published_targets(clean):
+    chosen = [clean.fixes.index("scale")]
+    result = clean._replace(
+        fixes=("scale",), held_out={n: x[:, chosen] for n, x in clean.held_out.items()}
+    )
+    assert len(offline_plots.errors(result, "scale").axes) == 3
 
 
 def test_planted_scale_mismatch_is_found():

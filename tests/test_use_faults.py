@@ -123,3 +123,42 @@ def test_python_arguments_of_a_wrong_type_give_one_line(arguments, text):
 def test_none_stands_for_the_default():
     config = dynajax.make_config("Pendulum-v1", fixes=None, vary=None, settings=None)
     assert config == dynajax.make_config("Pendulum-v1")
+
+
+def test_python_arguments_are_split_at_commas_as_flags_are():
+    config = dynajax.make_config("Pendulum-v1", vary={"learn.discount": "0.9,0.95"})
+    assert [v.name for v in config.variants] == [
+        "none;learn.discount=0.9",
+        "none;learn.discount=0.95",
+    ]
+    with pytest.raises(UsageError, match="--steps=True: it must be a whole number"):
+        dynajax.make_config("Pendulum-v1", steps=True)
+    with pytest.raises(UsageError, match="it takes a configuration from"):
+        dynajax.train("Pendulum-v1")
+
+
+@pytest.mark.parametrize("flags", [["--fields"], ["--help"]])
+def test_output_on_a_full_device_gives_one_line(tmp_path, flags):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*RUN, *flags], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "No space left on device; free some space" in done.stderr
+
+
+def test_unknown_flag_of_a_command_without_settings_has_no_hint_about_them(tmp_path):
+    plot = [sys.executable, str(ROOT / "experiments" / "plot.py"), "--learning_rate=3"]
+    done = subprocess.run(plot, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "--set" not in done.stderr and "--help" in done.stderr
+
+
+def test_warning_of_a_command_is_one_line(tmp_path):
+    lines = [
+        "import warnings",
+        "from dynajax.cli import common",
+        "common.run(lambda arguments: warnings.warn('the file system' + chr(10) + 'has no locks'))",
+    ]
+    (tmp_path / "warn.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, "warn.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "warning: the file system has no locks\n")

@@ -333,6 +333,8 @@ def _count(flag: str, value: Any) -> int:
       UsageError: it is no whole number.
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = _integer(value)
     except (ValueError, TypeError, OverflowError):
         raise UsageError(f"--{flag}={value}: it must be a whole number") from None
@@ -458,9 +460,8 @@ def _variants(
             )
         if not config.has_model and path.split(".")[0] in ("model", "trust", "rollout", "source"):
             raise UsageError(f"--vary {path}: there is no model; choose --algo=mbpo")
-        several = (
-            values if isinstance(values, Iterable) and not isinstance(values, str) else [values]
-        )
+        several = values.split(",") if isinstance(values, str) else values
+        several = several if isinstance(several, Iterable) else [several]
         column = [(path, parse("--vary", path, value, config)) for value in several]
         if not column:
             raise UsageError(f"--vary {path}: give it at least one value")

@@ -92,6 +92,11 @@ def train(
     Raises:
       UsageError: with one line that says what to change.
     """
+    if not isinstance(config, Config):
+        raise UsageError(
+            f"dynajax.train({type(config).__name__}): it takes a configuration from "
+            "dynajax.make_config"
+        )
     folder = run_folder(config, out)
     numbers = signals.catchable()
     clock = clock or Clock()

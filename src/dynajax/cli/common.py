@@ -1,6 +1,7 @@
 """Functions that all commands use: start-up, flag parsing, help, one-line errors, exit statuses."""
 
 import contextlib
+import errno
 import gc
 import io
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,6 +130,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may not encode every character
+    warnings.formatwarning = _format_warning
     # A user's own task is a module in the working directory.
     try:
         folder = os.getcwd()
@@ -145,9 +148,35 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except BrokenPipeError:
         if not _reader_has_left():
             raise
-        # Otherwise Python reports the same error again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _discard_output()
+        place = f"{error.filename}: " if error.filename else "the output or the run's folder: "
+        fail(f"{place}{error.strerror}; free some space, and run the command again")
+
+
+def _discard_output() -> None:
+    """Discard what is left to print, so that Python does not report the same error at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Format a warning for the user as one line, without its place in the code."""
+    if issubclass(category, UserWarning):
+        return f"warning: {' '.join(str(message).split())}\n"
+    return _python_format(message, category, filename, lineno, line)
+
+
+_python_format = warnings.formatwarning
 
 
 def _parse_flags(main: Callable[..., Any], argv: Sequence[str]) -> list[str]:
@@ -158,7 +187,9 @@ def _parse_flags(main: Callable[..., Any], argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
-        fail(str(error) + _setting_hint(error.flagname))
+        hint = _setting_hint(error.flagname) if "set" in flags.FLAGS else ""
+        text = str(error).partition(" Did you mean")[0] if hint else str(error)
+        fail(text + (hint or " (--help lists the flags)"))
     except flags.Error as error:
         fail(str(error))
 

@@ -23,7 +23,8 @@ def errors(result: OfflineResult, best: str) -> "Figure":
         "Five worst dimensions": measures.mean_of_lowest(state_r2),
     }
     colours = dict.fromkeys(result.fixes, figures.SKY)
-    colours |= {"none": figures.VERMILLION, best: figures.GREEN}
+    special = {"none": figures.VERMILLION, best: figures.GREEN}
+    colours |= {name: colour for name, colour in special.items() if name in colours}
     return dimensions.draw_errors(
         {
             title: {name: values[:, f] for f, name in enumerate(result.fixes)}

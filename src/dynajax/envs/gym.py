@@ -28,7 +28,9 @@ def _load(name: str, render: bool) -> gymnasium.Env:
         env = gymnasium.make(registered, disable_env_checker=True, **kwargs)
     except Exception as error:
         reason = checks.describe_error(error)
-        raise UsageError(f"--env={name}: it cannot be made ({reason})") from error
+        once = "; if only one instance can exist, add --set host.evaluate_on=training"
+        hint = once if isinstance(error, OSError) else ""
+        raise UsageError(f"--env={name}: it cannot be made ({reason}){hint}") from error
     if render and "rgb_array" not in (env.metadata.get("render_modes") or ()):
         raise UsageError(f"--env={name}: it cannot render (it has no render mode rgb_array)")
     return env

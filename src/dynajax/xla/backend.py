@@ -278,17 +278,33 @@ def available(devices: int) -> int:
     return stats.get("bytes_limit") or host_memory() // devices
 
 
-#: Files with the memory limit of a container, of control groups version 2 and 1.
-_MEMORY_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+#: Where control groups version 2 and 1 are, and the name of the files with their memory limits.
+_CONTROL_GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
 )
+#: The control groups of this process: lines such as "0::/user.slice" or "4:memory:/job".
+_OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def _memory_limits() -> Iterator[Path]:
+    """Yield the files with the memory limits of this process's control groups and their parents."""
+    (new, new_file), (old, old_file) = _CONTROL_GROUPS
+    yield from (new / new_file, old / old_file)
+    with contextlib.suppress(OSError, ValueError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, name = (old, old_file) if controllers else (new, new_file)
+            folder = Path(path.strip("/"))
+            yield from (root / part / name for part in (folder, *folder.parents))
 
 
 def host_memory() -> int:
     """Return the bytes of memory that this process may use: the host's, or its container's limit."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for path in _MEMORY_LIMITS:
+    for path in _memory_limits():
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
             total = min(total, int(path.read_text()))
     return total
