@@ -309,7 +309,7 @@ def _final_returns(run: Run) -> Table:
             [
                 curve_label(run, variant),
                 statistics.format_mean(values[:, -1], return_bounds(run.config["env"])),
-                f"{peak:,.0f}" if np.isfinite(peak) else "-",
+                statistics.format_number(peak) if np.isfinite(peak) else "-",
                 *([f"{r2:.2f}" if np.isfinite(r2) else "-"] if has_model else []),
                 str(len(values)),
                 f"{run.steps[-1]:,}",
