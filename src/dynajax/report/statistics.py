@@ -197,8 +197,8 @@ def frames_to_reach(frames: np.ndarray, means: np.ndarray, level: Values) -> np.
       level: (...) of each curve.
 
     Returns:
-      (...) frames: those of the first evaluation if it reaches the level already, infinite if no
-      evaluation does.
+      The frames (...) of each curve, those of the first evaluation if it reaches the level already,
+      infinite if no evaluation does.
     """
     level = np.asarray(level, float)[..., None]
     reached = means >= level
