@@ -19,6 +19,7 @@ from typing import Any
 
 from dynajax import envs, settings
 from dynajax.config import GROUPS, parse_variant
+from dynajax.launch.study import flatten
 from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
 
@@ -73,21 +74,9 @@ def _from_toml(path: Path, text: str) -> dict[str, Any]:
     return {
         **{name: content[name] for name in VALUES if name in content},
         "fixes": fixes,
-        "vary": _flatten(content.get("vary", {})),
-        "settings": _flatten(content.get("settings", {})),
+        "vary": flatten(content.get("vary", {}), "vary"),
+        "settings": flatten(content.get("settings", {}), "settings"),
     }
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"learn.utd": 4} for {"learn": {"utd": 4}}; TOML reads a dot as a nested table."""
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        flat |= (
-            _flatten(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {prefix + name: value}
-        )
-    return flat
 
 
 def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
         if kind == _STRINGS and len(set(value)) < len(value):
             twice = next(v for v in value if value.count(v) > 1)
             raise UsageError(f"{key}: {twice} is given twice")
-        values[key] = _flat(value, key) if kind == _FIELDS else value
+        values[key] = flatten(value, key) if kind == _FIELDS else value
     return values
 
 
@@ -226,12 +226,12 @@ def _resources(raw: Mapping[str, Any]) -> Resources:
     return Resources(**raw)
 
 
-def _flat(table: Mapping[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
     """Return {"learn.utd": 10} for {"learn": {"utd": 10}}; TOML reads a dotted key as tables."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         path = prefix + key
-        inner = _flat(value, name, f"{path}.") if isinstance(value, Mapping) else {path: value}
+        inner = flatten(value, name, f"{path}.") if isinstance(value, Mapping) else {path: value}
         if twice := flat.keys() & inner.keys():
             raise UsageError(f"{name}.{min(twice)} is given twice")
         flat |= inner
