@@ -142,6 +142,7 @@ def wandb_records(path: Path) -> list[Any]:
 
     Another process writes the file, so wait until it is complete.
     """
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
     kinds: list[str | None] = []
@@ -153,10 +154,15 @@ def wandb_records(path: Path) -> list[Any]:
                 offset += left
                 continue
             size, kind = int.from_bytes(data[offset + 4 : offset + 6], "little"), data[offset + 6]
+            if offset + 7 + size > len(data):
+                break  # not written yet
             payload += data[offset + 7 : offset + 7 + size]
             offset += 7 + size
             if kind in (1, 4):  # a full record, or the last part of one
-                records.append(Record.FromString(payload))
+                try:
+                    records.append(Record.FromString(payload))
+                except DecodeError:
+                    break  # a part of it is not written yet
                 payload = b""
         kinds = [record.WhichOneof("record_type") for record in records]
     return records

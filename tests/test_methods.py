@@ -165,7 +165,9 @@ def test_runs_without_common_frames_are_refused_in_one_line(tmp_path):
     fake_run(tmp_path / "a", variants=("scale",), steps=2000)
     fake_run(tmp_path / "b", algo="model-free", every=5000)
     curves = gather([tmp_path / "a", tmp_path / "b"])["cheetah-run"]
-    with pytest.raises(UsageError, match=r"MBPO \+ scale ends at 2,000 steps, before .* 5,000"):
+    with pytest.raises(
+        UsageError, match=r"MBPO \+ scale ends at 2,000 agent steps, before .* 5,000"
+    ):
         method_table.common_frames("cheetah-run", curves)
 
 

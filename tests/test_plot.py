@@ -44,10 +44,12 @@ def test_plot_compares_runs_with_the_model_free_agent(tmp_path):
     assert (line["steps"], line["frames"]) == ("5000", "5000")
     assert (line["preset"], line["seeds"]) == ("quick", "3")
     assert float(line["low"]) <= expected <= float(line["high"])
-    assert "compared at 5,000 steps" in done.stdout and "| MBPO + scale, target |" in done.stdout
+    assert (
+        "compared at 5,000 agent steps" in done.stdout and "| MBPO + scale, target |" in done.stdout
+    )
     for name in ("comparison.png", "headline.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
-    assert "compared at 5,000 steps" in (tmp_path / "out/table.md").read_text()
+    assert "compared at 5,000 agent steps" in (tmp_path / "out/table.md").read_text()
 
 
 def test_plot_joins_seeds_and_separates_settings(tmp_path):
