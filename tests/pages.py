@@ -30,6 +30,8 @@ EXCEPTIONS = {
     "tiny.toml": "it runs a whole study; test_sweep.py runs one, and --status",
     "ray start": "it starts a cluster; test_sweep.py starts one on this machine",
     "pip install": "it installs packages",
+    "--config=": "test_config_file.py reads configurations",
+    "srun": "it needs a cluster; test_processes.py starts several processes",
     "tpu-vm.sh": "it needs a TPU",
     "measure.sh": "it needs a GPU for half an hour",
     "sphinx-build": "continuous integration builds the site",
@@ -67,7 +69,9 @@ def commands():
 
     def call(line):
         line = line.split("  #")[0].strip()
-        return re.sub(r"^dynajax (\w+)", lambda match: f"python {SCRIPTS[match[1]]}", line)
+        return re.sub(
+            r"^(?:PYTHONPATH=\S+ )?dynajax (\w+)", lambda match: f"python {SCRIPTS[match[1]]}", line
+        )
 
     lines = [
         (page, line)

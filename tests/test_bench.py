@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +84,8 @@ def test_bench_measures_every_stage(table):
             rate = 1e3 * float(line["gflop"]) / float(line["ms"])
             assert float(line["gflops"]) == pytest.approx(rate, rel=1e-3)
             assert float(line["of_peak"]) * float(line["x_ideal"]) == pytest.approx(1, rel=1e-3)
-        # With one learner on several cores the fit runs on all of them and donates no memory.
-        shared = learners == "1" and len(os.sched_getaffinity(0)) > 1
-        for name in ("learn",) if shared else ("learn", "fit"):
-            assert float(by_stage[f"program {name}"]["donated"]) > 0.95
+        # A fit donates no memory, because it can be abandoned.
+        assert float(by_stage["program learn"]["donated"]) > 0.95
         assert by_stage["program learn"]["ring_copies"] == "0"
         learn, loop = (float(by_stage[n]["gflop"]) for n in ("learn", "acting and learning"))
         update, rollout = (float(by_stage[n]["gflop"]) for n in ("agent update", "rollout"))

@@ -31,9 +31,10 @@ def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspace")
     diagnosed = "results/diagnosis/humanoid-stand"
     shutil.copytree(ROOT / diagnosed, folder / diagnosed)
-    # The run that plot and diagnose read.
+    # The run that plot, diagnose and play read.
     config = dynajax.make_config("cheetah-run", preset="paper", settings=SIZES | OF_SAC, steps=70)
-    dynajax.train(config, folder / "runs" / "cheetah-run-mbpo-sac", quiet=True)
+    dynajax.train(config, folder / "runs" / "mine", quiet=True)
+    shutil.copytree(folder / "runs" / "mine", folder / "runs" / "cheetah-run-mbpo-sac")
     return folder
 
 
