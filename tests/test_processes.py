@@ -109,8 +109,10 @@ def test_two_interrupted_and_killed_processes_match_one(tmp_path):
     (code, printed, err), _ = (finish(process) for process in two)
     assert time.monotonic() - begin < 60
     assert "resuming from step 100" in printed
-    assert code not in (0, exit_status.INTERRUPTED)
-    assert "another process of this run has ended" in err or "another task died" in err
+    assert code != exit_status.INTERRUPTED
+    # Process 0 may have taken its last steps before the other one was killed.
+    if code:
+        assert "another process of this run has ended" in err or "another task died" in err
 
     ends = [finish(process) for process in start_two(out)]
     assert [code for code, *_ in ends] == [0, 0], ends

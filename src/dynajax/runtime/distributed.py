@@ -54,7 +54,12 @@ def connect(flag: str) -> None:
             "process_id": int(number),
         }
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT)
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+            # At its end a process waits for the others, one of which may have been killed.
+            shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT,
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise UsageError(
