@@ -314,8 +314,8 @@ def test_exported_policy_has_the_same_actions(name):
 
 def test_subclass_whose_act_reads_critics_gets_the_whole_state():
     class Greedy(AGENTS["simba"]):
-        def act(self, state, obs, key):
-            action, log_prob = super().act(state, obs, key)
+        def act(self, state, obs, noise):
+            action, log_prob = super().act(state, obs, noise)
             return action * jnp.isfinite(self.value(state, obs, action)).all(0)[..., None], log_prob
 
     sac = make("simba")
@@ -323,5 +323,5 @@ def test_subclass_whose_act_reads_critics_gets_the_whole_state():
         state = agent.init(jax.random.PRNGKey(0))
         part = agent.acting_part(state)
         assert (part.critic is not None) == is_whole
-        action, _ = agent.act(part, jnp.ones(D), jax.random.PRNGKey(1))
+        action, _ = agent.act(part, jnp.ones(D), jnp.zeros(A))
         assert action.shape == (A,)

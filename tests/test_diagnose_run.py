@@ -92,7 +92,7 @@ def agent_with_value(value, log_temperature=-jnp.inf):
 
 def follow(name, agent, state, steps=30):
     def act(obs, key):
-        return agent.act(state, jnp.asarray(obs), key)
+        return agent.act(state, jnp.asarray(obs), agent.action_noise(key, obs.shape[:-1]))
 
     def begin(env, i):
         return env.reset(seed=i)[0]

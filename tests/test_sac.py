@@ -146,7 +146,7 @@ def test_deterministic_action_is_tanh_of_the_mean():
 
 def test_sampled_actions_and_log_densities_equal_numpy():
     agent, obs, key = agent_in_training(0), random_batch(0).obs, jax.random.PRNGKey(4)
-    action, log_prob = AGENT.act(agent, obs, key)
+    action, log_prob = AGENT.act(agent, obs, AGENT.action_noise(key, (B,)))
     expected = sample_policy(as_numpy(agent.actor), obs, np.asarray(jax.random.normal(key, (B, A))))
     np.testing.assert_allclose(action, expected[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(log_prob, expected[1], rtol=1e-4, atol=1e-5)

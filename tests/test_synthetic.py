@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,8 +102,10 @@ def constant_model(make, spec):
     @jax.jit
     def model_step(state, obs, key):
         rule, active = trust.TrustRule(None, spec, len(obs)), jnp.ones(len(obs), bool)
-        env = ModelEnv(config, spec, rule, dynamics, state, policy).select_members()
-        return env.step(None, obs, active, 0, 1, key)[1]
+        env = ModelEnv(
+            config, spec, rule, dynamics, state, policy, action_noise=agent.action_noise
+        ).select_members()
+        return env.step(None, obs, active, 0, 1, env.draw(key, 0, len(obs)))[1]
 
     return state, model_step
 
@@ -337,7 +340,8 @@ def test_reward_is_predicted_from_the_sampled_next_state(make, spec, rule):
     action = jnp.zeros((B, spec.action_dim))
     env = ModelEnv(config, spec, recording, dynamics, model, lambda *_: (action, None))
     active, key = jnp.ones(B, bool), jax.random.PRNGKey(3)
-    _, step = env.select_members().step(recording.init(), obs, active, 0, 1, key)
+    env = env.select_members()
+    _, step = env.step(recording.init(), obs, active, 0, 1, env.draw(key, 0, B))
     next_obs, reward = step.transition.next_obs, step.transition.reward
     means, _ = ensemble.predict_all(dynamics, model, obs, action, next_obs)
     at_means, _ = ensemble.predict_all(dynamics, model, obs, action)
@@ -364,6 +368,9 @@ def test_value_expansion_by_hand():
 
     class ScriptedEnv(ModelEnv):
         """A model whose trust state counts the calls."""
+
+        def draw(self, key, h, batch):
+            return None
 
         def step(self, trust, obs, active, h, length, key):
             recorded_obs.append(np.asarray(obs))
@@ -420,17 +427,29 @@ def test_expanded_target_equals_the_sum_over_both_steps(make, spec):
     data = Transition(obs, jnp.zeros((B, 2)), jnp.arange(8.0), jnp.ones(B), next_obs)
     batch = Minibatch(data, jnp.ones(B, bool), None)
     _, expanded, _ = expand_targets(env, None, batch, 1, 0.9, agent.temperature(state), key)
-    step_key = jax.random.fold_in(key, 0)
-    _, step = env.step(None, next_obs, jnp.ones(B, bool), 0, 1, step_key)
+    noise = env.draw(key, 0, B)
+    _, step = env.step(None, next_obs, jnp.ones(B, bool), 0, 1, noise)
     first = data.reward + 0.9 * (step.transition.reward - 0.3 * step.log_prob)
     next_q, log_prob = jnp.arange(B) - 3.0, jnp.linspace(-1, 1, B)
     expected = first + 0.81 * step.transition.discount * (next_q - 0.3 * log_prob)
     target = td_target(0.9, expanded.data, next_q, jnp.array(0.3), log_prob)
     np.testing.assert_allclose(target, expected, rtol=1e-5, atol=1e-5)
     # The entropy cost is that of the action in the model.
-    action, log_prob = agent.act(state, next_obs, jax.random.split(step_key, 3)[0])
+    action, log_prob = agent.act(state, next_obs, noise.action)
     np.testing.assert_allclose(step.transition.action, action, rtol=1e-6)
     np.testing.assert_allclose(step.log_prob, log_prob, rtol=1e-5)
+
+
+def test_noise_of_whole_rollouts_is_that_of_their_steps(make, spec):
+    algorithm = MBPO(make(), spec)
+    learner = new_learner(algorithm.config, spec)
+    model = ensemble.init(algorithm.dynamics(learner), KEY)
+    env = algorithm.model_env(learner._replace(model=model))
+    whole = env.draw_rollout(KEY, 3, B)
+    steps = [env.draw(KEY, h, B) for h in range(3)]
+    chex.assert_trees_all_equal(whole, jax.tree.map(lambda *x: jnp.stack(x), *steps))
+    assert whole.action.shape == (3, B, 2) and whole.prediction.shape == (3, B, 4)
+    assert len(np.unique(whole.prediction)) == 12 * B
 
 
 def learn_once(config, spec, **columns):

@@ -106,13 +106,15 @@ class MBPO:
 
     def model_env(self, learner: LearnerState) -> ModelEnv:
         """Return the model, in which the agent acts, as a batch of environments."""
+        agent = self.agent(learner)
         return ModelEnv(
             learner.config,
             self.spec,
             self.trust_rule(learner),
             self.dynamics(learner),
             learner.model,
-            *_actor_critic(self.agent(learner), learner.agent),
+            *_actor_critic(agent, learner.agent),
+            agent.action_noise,
         )
 
     # The algorithm.
@@ -159,7 +161,8 @@ class MBPO:
             held = exploration.held_since(hold_key, step, longest)
             _, policy_key = jax.random.split(jax.random.fold_in(explore_key, held))
         random = jax.random.uniform(random_key, (self.spec.action_dim,), minval=-1, maxval=1)
-        policy, _ = self.agent(learner).act(learner.agent, obs, policy_key)
+        agent = self.agent(learner)
+        policy, _ = agent.act(learner.agent, obs, agent.action_noise(policy_key, ()))
         return jnp.where(schedule.due(self.config, step).random, random, policy)
 
     def acting_part(self, learner: LearnerState) -> LearnerState:

@@ -49,9 +49,13 @@ class Agent(metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def act(
-        self, state: Any, obs: Float[Array, "*B D"], key: Array
+        self, state: Any, obs: Float[Array, "*B D"], noise: Any
     ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
-        """Sample exploring actions in [-1, 1] and return them with their log-densities."""
+        """Sample exploring actions in [-1, 1] and return them with their log-densities.
+
+        Args:
+          noise: what `action_noise` returned, by default a PRNG key.
+        """
 
     @abc.abstractmethod
     def deterministic_action(self, state: Any, obs: Float[Array, "*B D"]) -> Float[Array, "*B A"]:
@@ -90,6 +94,14 @@ class Agent(metaclass=abc.ABCMeta):
         Many small draws would take longer than the arithmetic around them.
         """
         return jax.random.split(key, updates)
+
+    def action_noise(self, key: Array, shape: tuple[int, ...]) -> Any:
+        """Return the random numbers with which `act` samples actions of observations (*shape, D).
+
+        By default it is the key itself. Numbers that are drawn here are drawn for all updates of an
+        agent step at once, where rollouts are made within updates.
+        """
+        return key
 
     def update_obs_statistics(
         self, state: Any, obs: Float[Array, " D"], valid: Bool[Array, ""]

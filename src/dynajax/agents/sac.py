@@ -268,11 +268,15 @@ class SAC(Agent):
         return network_params.apply(self.critic_network, critic, inputs)
 
     def act(
-        self, state: SACState, obs: Float[Array, "*B D"], key: Array
+        self, state: SACState, obs: Float[Array, "*B D"], noise: Float[Array, "*B A"]
     ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
         """Sample the policy and return actions with their log-densities."""
         mean, log_std = self._policy(state.actor, self.normalize_obs(state, obs))
-        return tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))
+        return tanh_gaussian(mean, log_std, noise)
+
+    def action_noise(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "*B A"]:
+        """Draw standard normal noise for actions."""
+        return jax.random.normal(key, (*shape, self.spec.action_dim))
 
     def deterministic_action(
         self, state: SACState, obs: Float[Array, "*B D"]

@@ -35,7 +35,7 @@ _REST = 0.01
 
 @functools.partial(jax.jit, static_argnums=0)
 def _act(agent: Agent, state: Any, obs: Array, key: Array) -> tuple[Array, Array]:
-    return agent.act(state, obs, key)
+    return agent.act(state, obs, agent.action_noise(key, obs.shape[:-1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

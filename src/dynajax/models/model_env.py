@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dynajax.config import Config
 from dynajax.models import ensemble, targets
@@ -25,8 +25,8 @@ from dynajax.trust import (
 )
 from dynajax.types import EnvSpec, Metrics, ModelState, Transition
 
-#: (observations (B, D), key) -> actions (B, A) and their log-densities (B,)
-Policy = Callable[[Array, Array], tuple[Array, Array]]
+#: (observations (B, D), noise) -> actions (B, A) and their log-densities (B,)
+Policy = Callable[[Array, Any], tuple[Array, Array]]
 
 
 class Critic(NamedTuple):
@@ -34,6 +34,16 @@ class Critic(NamedTuple):
 
     q: Callable[[Array, Array], Array]  # observations (B, D), actions (B, A) -> (B,)
     v: Callable[[Array], Array]  # observations (B, D) -> values of the policy (B,)
+
+
+class StepNoise(NamedTuple):
+    """Random numbers of one step of B rollouts."""
+
+    key: Array  # of the trust rule
+    action_key: Array  # of random actions
+    action: Any  # of the policy
+    order: UInt32[Array, " K"]  # of the elites, see `_assign_members`
+    prediction: Float[Array, "B Z"]  # standard normal
 
 
 class ModelStep(NamedTuple):
@@ -73,6 +83,7 @@ class ModelEnv:
       state: its ensemble; the members that predictions need, see `select_members`.
       policy: acts in the rollouts.
       critic: its values.
+      action_noise: draws the policy's noise from a key and the shape (B,).
     """
 
     config: Config
@@ -82,6 +93,7 @@ class ModelEnv:
     state: ModelState
     policy: Policy
     critic: Critic | None = None
+    action_noise: Callable[[Array, tuple[int, ...]], Any] = lambda key, shape: key
 
     def select_members(self) -> ModelEnv:
         """Return the environment with the members that predictions need: elites, or all of them.
@@ -120,7 +132,7 @@ class ModelEnv:
         self,
         carry: RolloutCarry,
         length: Array | int,
-        key: Array,
+        noise: Array | StepNoise,
         visit: Visit,
         *,
         valid: Bool[Array, " B"] | None = None,
@@ -130,7 +142,7 @@ class ModelEnv:
 
         Args:
           carry: before the first step.
-          key: step h draws with h folded into it.
+          noise: of all steps, leaves (H, ...), or a key from which step h draws its own noise.
           visit: takes each step, and decides which rollouts continue and from where.
           valid: rollouts that count for the trust rule; all if not given.
           unroll: unrolls the steps in the program; `length` must then be a Python number.
@@ -138,8 +150,11 @@ class ModelEnv:
 
         def body(h: Array | int, carry: RolloutCarry) -> RolloutCarry:
             active = carry.active if valid is None else carry.active & valid
-            step_key = jax.random.fold_in(key, h)
-            trust, step = self.step(carry.trust, carry.obs, active, h, length, step_key)
+            if isinstance(noise, StepNoise):
+                drawn = jax.tree.map(lambda x: x[h], noise)
+            else:
+                drawn = self.draw(noise, h, carry.obs.shape[0])
+            trust, step = self.step(carry.trust, carry.obs, active, h, length, drawn)
             return visit(h, carry._replace(trust=trust), step)
 
         if not unroll:
@@ -148,6 +163,21 @@ class ModelEnv:
             carry = body(h, carry)
         return carry
 
+    def draw(self, key: Array, h: Array | int, batch: int) -> StepNoise:
+        """Draw the random numbers of step h of B rollouts."""
+        action_key, order_key, noise_key = jax.random.split(jax.random.fold_in(key, h), 3)
+        return StepNoise(
+            key=noise_key,
+            action_key=action_key,
+            action=self.action_noise(action_key, (batch,)),
+            order=jax.random.bits(jax.random.split(order_key)[1], self.state.elites.shape),
+            prediction=jax.random.normal(noise_key, (batch, self.spec.obs_dim + 1)),
+        )
+
+    def draw_rollout(self, key: Array, length: int, batch: int) -> StepNoise:
+        """Draw the random numbers of all steps of B rollouts, leaves (H, ...)."""
+        return jax.vmap(lambda h: self.draw(key, h, batch))(jnp.arange(length))
+
     def step(
         self,
         trust: Any,
@@ -155,7 +185,7 @@ class ModelEnv:
         active: Bool[Array, " B"],
         h: Array | int,
         length: Array | int,
-        key: Array,
+        noise: StepNoise,
     ) -> tuple[Any, ModelStep]:
         """Take one step from every state, with state and reward sampled from the model.
 
@@ -173,32 +203,30 @@ class ModelEnv:
           The trust rule's state, and the step.
         """
         chex.assert_shape(obs, (None, self.spec.obs_dim))
-        action_key, order_key, noise_key = jax.random.split(key, 3)
-        action, log_prob = self._act(obs, action_key)
-        members = _assign_members(order_key, self.state.elites, obs.shape[0])
+        action, log_prob = self._act(obs, noise)
+        members = _assign_members(noise.order, self.state.elites, obs.shape[0])
         prediction = self._predict(members, self.dynamics.predict_joint, obs, action)
         step = jnp.asarray(h)
-        noise = jax.random.normal(noise_key, prediction.own.mean.shape) * self._noise_scale()
-        z, predictions = self._sample(prediction, members, noise, active, step, noise_key)
+        z, predictions = self._sample(prediction, members, noise, active, step)
         if self.dynamics.reward_from_next_state:
             next_obs, _ = targets.decode(self.state.stats.transform, obs, z)
             reward = self._predict(members, self.dynamics.predict_reward, obs, action, next_obs)
             prediction = prediction.replace_reward(reward)
-            z, predictions = self._sample(prediction, members, noise, active, step, noise_key)
+            z, predictions = self._sample(prediction, members, noise, active, step)
         output = TrustOutput()
         if predictions is not None:
             if self.rule.needs_values:
                 predictions = predictions._replace(values=self.values(obs, action))
-            rule_key = jax.random.fold_in(noise_key, 2)
+            rule_key = jax.random.fold_in(noise.key, 2)
             trust, output = self.rule.apply(trust, predictions, step, length, rule_key)
         return trust, self._finish(obs, action, log_prob, z, output)
 
-    def _act(self, obs: Array, key: Array) -> tuple[Array, Array]:
+    def _act(self, obs: Array, noise: StepNoise) -> tuple[Array, Array]:
         """Return the policy's actions, some of them replaced by uniform ones, and log-densities."""
-        action, log_prob = self.policy(obs, key)
+        action, log_prob = self.policy(obs, noise.action)
         share = self.config.rollout.random_action_fraction
         if share:
-            which_key, action_key = jax.random.split(jax.random.fold_in(key, 1))
+            which_key, action_key = jax.random.split(jax.random.fold_in(noise.action_key, 1))
             which = jax.random.bernoulli(which_key, share, action.shape[:1])
             uniform = jax.random.uniform(action_key, action.shape, minval=-1, maxval=1)
             action = jnp.where(which[:, None], uniform, action)
@@ -227,20 +255,19 @@ class ModelEnv:
         self,
         prediction: _Prediction,
         members: _Members,
-        noise: Array,
+        noise: StepNoise,
         active: Array,
         h: Array,
-        key: Array,
     ) -> tuple[Array, Predictions | None]:
         """Return samples z (B, Z), and the predictions as the trust rule sees them."""
         z, log_variance = prediction.own
         if log_variance is not None:
-            z = z + jnp.exp(0.5 * log_variance) * noise
+            z = z + jnp.exp(0.5 * log_variance) * (noise.prediction * self._noise_scale())
         if prediction.all_members is None:
             return z, None
         stats = self.state.stats
         predictions = to_standard_units(stats, *prediction.all_members, members.member, z, active)
-        sample = self.rule.sample(predictions, h, jax.random.fold_in(key, 1))
+        sample = self.rule.sample(predictions, h, jax.random.fold_in(noise.key, 1))
         if sample is None:
             return z, predictions
         return to_normalized(stats, sample), predictions._replace(sample=sample)
@@ -301,17 +328,17 @@ class _Members(NamedTuple):
         return x[self.elite_of].reshape(k * size, -1)[: len(self.member)]
 
 
-def _assign_members(key: Array, elites: Int[Array, " K"], batch: int) -> _Members:
-    """Assign B states to the elites, in equal shares and a random order."""
+def _assign_members(bits: UInt32[Array, " K"], elites: Int[Array, " K"], batch: int) -> _Members:
+    """Assign B states to the elites, in equal shares and an order that is as random as `bits`."""
     k = len(elites)
     size = -(-batch // k)
-    elite_of, share_of = _random_order(key, k)
+    elite_of, share_of = _order(bits)
     return _Members(jnp.repeat(elites[elite_of], size)[:batch], elite_of, share_of, size)
 
 
-def _random_order(key: Array, count: int) -> tuple[Int[Array, " K"], Int[Array, " K"]]:
-    """Return a random permutation and its inverse, without a sort, which is a kernel of its own."""
-    bits, place = jax.random.bits(jax.random.split(key)[1], (count,)), jnp.arange(count)
+def _order(bits: UInt32[Array, " K"]) -> tuple[Int[Array, " K"], Int[Array, " K"]]:
+    """Return the order of numbers and its inverse, without a sort, which is a kernel of its own."""
+    place = jnp.arange(len(bits))
     first = (bits < bits[:, None]) | ((bits == bits[:, None]) & (place < place[:, None]))
     at = first.sum(1)
     return jnp.where(at == place[:, None], place, 0).sum(1), at

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dynajax import replay
 from dynajax.config import Config, NoFields
-from dynajax.models.model_env import ModelEnv
+from dynajax.models.model_env import ModelEnv, StepNoise
 from dynajax.trust import TrustRule
 from dynajax.types import (
     EnvSpec,
@@ -41,7 +41,7 @@ class RolloutStarts(NamedTuple):
     """Where the rollouts of one update start."""
 
     obs: Float[Array, "B D"]
-    key: Array
+    noise: StepNoise  # of all steps, leaves (H, ...)
 
 
 class UpdateInputs(NamedTuple):

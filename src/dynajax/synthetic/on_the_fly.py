@@ -66,7 +66,10 @@ class OnTheFly(Source):
             return learner, UpdateInputs(real), {}
         obs = replay.gather(learner.real_buffer, starts[0]).unpack().obs
         update_keys = jax.random.split(keys.rollout, self.config.learn.utd)
-        return learner, UpdateInputs(real, starts=RolloutStarts(obs, update_keys)), {}
+        length, batch = self.config.rollout.horizon[0], obs.shape[1]
+        # The noise of all updates is drawn here: many small draws take longer.
+        noise = jax.vmap(lambda key: model_env.draw_rollout(key, length, batch))(update_keys)
+        return learner, UpdateInputs(real, starts=RolloutStarts(obs, noise)), {}
 
     def minibatches(
         self, model_env: ModelEnv, trust: Any, inputs: UpdateInputs
@@ -98,7 +101,7 @@ class OnTheFly(Source):
 
         active = jnp.ones(starts.obs.shape[0], bool)
         carry = RolloutCarry([], trust, starts.obs, active, init_metrics(self.rule, length))
-        carry = model_env.rollout(carry, length, starts.key, collect, unroll=True)
+        carry = model_env.rollout(carry, length, starts.noise, collect, unroll=True)
         # Rollout by rollout, so that whole rollouts are cut off.
         size = self.config.synthetic_batch
         batch = jax.tree.map(
