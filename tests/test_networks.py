@@ -48,20 +48,50 @@ def test_transposes_are_explicit(platform, transposes):
     assert program.count("@LayoutConstraint") == 2 * transposes
 
 
-@pytest.mark.parametrize(("platform", "passes"), [("cpu", 1), ("gpu", 2)])
-def test_layer_norm_computes_its_variance_in_one_or_two_passes(platform, passes):
-    x = jax.random.normal(jax.random.PRNGKey(0), (4, 50)) + 3
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("shape", [(50,), (4, 50), (2, 4, 70)])
+def test_layer_norm_and_its_gradients_equal_the_formula(shape, platform):
+    keys = jax.random.split(jax.random.PRNGKey(0), 4)
+    x, weights = jax.random.normal(keys[0], shape) + 3, jax.random.normal(keys[1], shape)
+    variables = {
+        "scale": 1 + 0.1 * jax.random.normal(keys[2], shape[-1:]),
+        "bias": jax.random.normal(keys[3], shape[-1:]),
+    }
+
+    def formula(parameters, x):
+        z = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return z * parameters["scale"] + parameters["bias"]
+
+    def value_and_gradients(function):
+        def weighted_sum(parameters, x):
+            return (weights * function(parameters, x)).sum()
+
+        return function(variables, x), jax.grad(weighted_sum, (0, 1))(variables, x)
 
     with backend.compiling_for(platform):
         norm = dense.layer_norm("norm")
+        initial = norm.init(keys[0], x)["params"]
+        results = [
+            value_and_gradients(lambda p, x: norm.apply({"params": p}, x)),
+            value_and_gradients(formula),
+        ]
+    assert jax.tree.map(jnp.shape, initial) == jax.tree.map(jnp.shape, variables)
+    assert (initial["scale"] == 1).all() and (initial["bias"] == 0).all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+@pytest.mark.parametrize(("platform", "sums"), [("cpu", 0), ("gpu", 2)])
+def test_layer_norm_sums_by_products_on_a_cpu(platform, sums):
+    x = jnp.zeros((4, 50))
+    with backend.compiling_for(platform), dense.matmul_precision("bfloat16"):
+        norm = dense.layer_norm("norm")
         variables = norm.init(jax.random.PRNGKey(1), x)
-        y, program = norm.apply(variables, x), jax.make_jaxpr(norm.apply)(variables, x)
-    x64 = np.asarray(x, np.float64)
-    expected = (x64 - x64.mean(-1, keepdims=True)) / np.sqrt(x64.var(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
-    # One pass squares x itself, two passes square the difference from the mean.
-    squares = [e for e in equations(program.jaxpr) if e.primitive.name in ("square", "mul")]
-    assert any(e.invars[0] is program.jaxpr.invars[-1] for e in squares) == (passes == 1)
+        found = list(equations(jax.make_jaxpr(norm.apply)(variables, x).jaxpr))
+    assert sum(e.primitive.name == "reduce_sum" for e in found) == sums
+    # Whatever the precision of the networks' own products is.
+    products = [e for e in found if e.primitive.name == "dot_general"]
+    assert len(products) == 2 - sums
+    assert all("HIGHEST" in str(e.params["precision"]) for e in products)
 
 
 def test_bfloat16_rounds_operands_and_sums_in_float32():

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
@@ -13,13 +14,18 @@ from dynajax.xla import backend
 # From this width on, transposing a kernel costs less than the product gains.
 _WIDE = 64
 
+# Added to the variance of a LayerNorm.
+_EPSILON = 1e-6
+
 # JAX's name for it. JAX keeps traced functions by this setting.
 _BFLOAT16 = "BF16_BF16_F32"
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
+def layer_norm(name: str) -> nn.Module:
     """Return a LayerNorm over the last axis."""
-    return nn.LayerNorm(name=name, use_fast_variance=backend.lowering().fast_variance)
+    if backend.lowering().norm_by_products:
+        return LayerNorm(name=name)
+    return nn.LayerNorm(name=name, epsilon=_EPSILON, use_fast_variance=False)
 
 
 def matmul_precision(precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -83,3 +89,80 @@ _product.defvjp(_product_forward, _product_backward)
 def dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     """Multiply as flax's `Dense` does, over the last axis of x and the first of the kernel."""
     return _product(x, kernel)
+
+
+class LayerNorm(nn.Module):
+    """A LayerNorm (Ba et al., 2016) with the parameters of flax's, whose sums are matrix products.
+
+    XLA divides a sum on a CPU into windows of 32, each a loop of its own, which takes longer than
+    the arithmetic around it.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B X"]) -> Float[Array, "*B X"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return _scale_and_shift(_standardize(x), scale, bias)
+
+
+def _multiply(x: Array, y: Array) -> Array:
+    """Return x @ y in float32, whatever `matmul_precision` says."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _mean(x: Float[Array, "*B X"]) -> Float[Array, "*B 1"]:
+    """Return the mean over the last axis."""
+    width = x.shape[-1]
+    return _multiply(x, jnp.full((width, 1), 1 / width, x.dtype))
+
+
+def _sum_batch(x: Float[Array, "*B X"]) -> Float[Array, " X"]:
+    """Return the sum over all axes but the last."""
+    rows = x.reshape(-1, x.shape[-1])
+    return _multiply(jnp.ones(len(rows), x.dtype), rows)
+
+
+@jax.custom_vjp
+def _standardize(x: Float[Array, "*B X"]) -> Float[Array, "*B X"]:
+    """Return x with mean 0 and variance 1 along the last axis."""
+    return _standardize_forward(x)[0]
+
+
+def _standardize_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    mean = _mean(x)
+    variance = jnp.maximum(_mean(jnp.square(x)) - jnp.square(mean), 0.0)
+    factor = jax.lax.rsqrt(variance + _EPSILON)
+    z = (x - mean) * factor
+    return z, (z, factor)
+
+
+def _standardize_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    z, factor = kept
+    return (factor * (gradient - _mean(gradient) - z * _mean(gradient * z)),)
+
+
+_standardize.defvjp(_standardize_forward, _standardize_backward)
+
+
+@jax.custom_vjp
+def _scale_and_shift(
+    x: Float[Array, "*B X"], scale: Float[Array, " X"], bias: Float[Array, " X"]
+) -> Float[Array, "*B X"]:
+    """Return x * scale + bias."""
+    return x * scale + bias
+
+
+def _scale_and_shift_forward(
+    x: Array, scale: Array, bias: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _scale_and_shift(x, scale, bias), (x, scale)
+
+
+def _scale_and_shift_backward(
+    kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, scale = kept
+    return gradient * scale, _sum_batch(gradient * x), _sum_batch(gradient)
+
+
+_scale_and_shift.defvjp(_scale_and_shift_forward, _scale_and_shift_backward)

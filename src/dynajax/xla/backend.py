@@ -123,8 +123,8 @@ class Lowering(NamedTuple):
     the platform.
     """
 
-    #: Variance of a LayerNorm from one pass over its input; two passes fuse into one kernel.
-    fast_variance: bool
+    #: Sums of a LayerNorm as products with a vector of ones; elsewhere its reductions fuse.
+    norm_by_products: bool
     #: Cumulative sums of a small index by `cumsum`, which is three or four kernels on a GPU.
     use_cumsum: bool
     #: One matmul for the first layers of all critics, which a GPU has to transpose for.
@@ -144,7 +144,7 @@ class Lowering(NamedTuple):
 
 
 CPU = Lowering(
-    fast_variance=True,
+    norm_by_products=True,
     use_cumsum=True,
     join_critics=True,
     members_in_turn=True,
@@ -154,7 +154,7 @@ CPU = Lowering(
     spread_members=True,
 )
 ACCELERATOR = Lowering(
-    fast_variance=False,
+    norm_by_products=False,
     use_cumsum=False,
     join_critics=False,
     members_in_turn=False,
