@@ -36,6 +36,26 @@ def test_settings_that_change_numbers_are_refused(name, value):
     assert backend.local_devices()
 
 
+def test_options_of_the_large_functions_are_their_own(monkeypatch):
+    monkeypatch.setattr(backend, "processor_features", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(backend, "_is_known", lambda *_: True)
+    monkeypatch.setattr(backend, "target_is_cpu", lambda: True)
+    width, level = "xla_cpu_prefer_vector_width", "xla_backend_optimization_level"
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        chosen = {name: set(backend.options(name)) for name in ("act", "fit", "init", "learn")}
+        assert chosen["fit"] - chosen["act"] == {width}
+        assert chosen["learn"] - chosen["act"] == {level}
+        assert chosen["init"] == {level}
+        # A level that the user has chosen stays, and so does the width of other processors.
+        jax.config.update("jax_disable_most_optimizations", True)
+        monkeypatch.setattr(backend, "processor_features", lambda: frozenset())
+        assert backend.options("learn") == backend.options("fit") == backend.options()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.parametrize("value", ["allow", "log"])
 def test_transfer_guards_that_refuse_nothing_are_accepted(value):
     before = jax.config.jax_transfer_guard
