@@ -14,8 +14,8 @@ from jaxprs import equations
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("outputs", [3, 5, 70])
-@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 5), (4, 65)])
+@pytest.mark.parametrize("outputs", [3, 5, 70, 140])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 4, 5), (4, 65), (4, 130)])
 def test_value_and_gradients_equal_those_of_matmul(shape, outputs, platform):
     keys = jax.random.split(jax.random.PRNGKey(0), 3)
     x, kernel = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (shape[-1], outputs))

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from dynajax.xla import backend
 
-# From this width on, transposing a kernel costs less than the product gains.
-_WIDE = 64
+# From these widths on, transposing a kernel, and a layer's inputs, costs less than the product gains.
+_WIDE, _VERY_WIDE = 64, 128
 
 # Added to the variance of a LayerNorm.
 _EPSILON = 1e-6
@@ -80,6 +80,8 @@ def _product_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array
         of_x = _contract(gradient, kernel, ((last,), (1,)))
     if transpose and kernel.shape[0] > kernel.shape[1]:
         return of_x, _transposed(_contract(gradient, x, (batch, batch)))
+    if transpose and x.ndim == 2 and min(kernel.shape) >= _VERY_WIDE:
+        return of_x, _contract(_transposed(x), gradient, ((1,), (0,)))
     return of_x, _contract(x, gradient, (batch, batch))
 
 
