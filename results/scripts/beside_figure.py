@@ -27,6 +27,10 @@ def measured(folder: Path) -> dict[str, ConfidenceInterval]:
             name = f"{of}, {row['work']}"
             if "cache" in row:
                 name += f", {row['cache']} cache"
+            if row["learners"] != "1":
+                name += f", {row['learners']} learners"
+            if "torch.compile" in row["side"]:
+                name += ", torch.compile"
             bounds = (float(row[k]) for k in ("theirs_over_ours", "low", "high"))
             found[name] = ConfidenceInterval(*bounds)
     return found

@@ -8,8 +8,10 @@
 mbrl-lib runs in a process of its own environment; both alternate, and one of them waits. Both have the
 sizes of the preset `paper`: seven members of four layers, SAC with two critics, 20 updates, 400 synthetic
 transitions, and 5,000 gradient steps of a fit every 250 environment steps. Neither includes the
-environment. Not included are mbrl-lib's holdout evaluations, its loggers and its copies of the best
-weights. Writes beside_mbrl.csv: milliseconds, and the ratio of both.
+environment. With --learners=4, ours are one program on one core, and theirs take four times the time of
+one. With --compile, torch.compile compiles their networks. Not included are mbrl-lib's holdout
+evaluations, its loggers and its copies of the best weights. Writes beside_mbrl.csv: milliseconds, and the
+ratio of both.
 """
 
 import os
@@ -29,6 +31,8 @@ from dynajax.profiling import benchmark
 FLAGS = flags.FLAGS
 flags.DEFINE_string("python", None, "The interpreter of mbrl-lib's environment.", required=True)
 flags.DEFINE_string("env", "cheetah-run", "Task whose sizes are used.")
+flags.DEFINE_integer("learners", 1, "Learners.", lower_bound=1)
+flags.DEFINE_bool("compile", False, "Compile their networks with torch.compile.")
 flags.DEFINE_float("seconds", 90, "Seconds for all measurements.", lower_bound=1)
 flags.DEFINE_string("out", "comparison", "Folder for the table.")
 
@@ -44,11 +48,13 @@ def main(argv: Sequence[str]) -> None:
         FLAGS.env,
         algo="mbpo",
         preset="paper",
+        seeds=FLAGS.learners,
         settings={"replay.real": 20_000, "replay.synthetic": 20_000, "learn.utd": UPDATES},
     )
     model = config.model
     sizes = [spec.obs_dim, spec.action_dim, model.members, model.elites, model.width, model.depth]
     sizes += [config.learn.batch, config.agent.hidden[0], ROLLOUT]
+    sizes.append(int(FLAGS.compile))
     with ExitStack() as stack:
         worker = stack.enter_context(
             subprocess.Popen(
@@ -62,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         assert worker.stdin is not None and worker.stdout is not None
         requests, answers = worker.stdin, worker.stdout
         stack.callback(requests.close)
-        versions = answers.readline().strip()
+        versions = answers.readline().strip() + (", torch.compile" if FLAGS.compile else "")
 
         def theirs(name: str) -> Callable[[], None]:
             def run() -> None:
@@ -78,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
         seconds = benchmark.interleave(
             runs | {f"ours, {name}": stages[name].run for name in ours}, FLAGS.seconds
         )
+    seconds |= {name: FLAGS.learners * seconds[name] for name in runs}
     per_step = model.fit_steps / model.fit_every
     mine = {name: seconds[f"ours, {name}"] / stages[name].calls for name in ours}
     step = sum(mine[n] * (stages[n].per_step or 1) for n in benchmark.WHOLE_STEP)
@@ -94,11 +101,15 @@ def main(argv: Sequence[str]) -> None:
     }
     lines = []
     for work, (them, us) in pairs.items():
-        entry = external_code.line(FLAGS.env, 1, versions, them / us, "theirs_over_ours")
+        entry = external_code.line(
+            FLAGS.env, FLAGS.learners, versions, them / us, "theirs_over_ours"
+        )
         ms = {f"ms_{k}": f"{1e3 * np.median(t):.2f}" for k, t in (("theirs", them), ("ours", us))}
         lines.append({"work": work} | entry | ms)
         print(lines[-1], flush=True)
-    external_code.write(FLAGS.out, "beside_mbrl.csv", lines)
+    compiled = "_compiled" if FLAGS.compile else ""
+    learners = f"_{FLAGS.learners}" if FLAGS.learners > 1 else ""
+    external_code.write(FLAGS.out, f"beside_mbrl{learners}{compiled}.csv", lines)
 
 
 if __name__ == "__main__":

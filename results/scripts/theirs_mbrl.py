@@ -17,7 +17,9 @@ from mbrl.util import ReplayBuffer
 from mbrl.util.common import get_basic_buffer_iterators
 
 #: Sizes that beside_mbrl.py passes.
-OBS, ACTION, MEMBERS, ELITES, WIDTH, DEPTH, BATCH, HIDDEN, SYNTHETIC = map(int, sys.argv[1:])
+OBS, ACTION, MEMBERS, ELITES, WIDTH, DEPTH, BATCH, HIDDEN, SYNTHETIC, COMPILE = map(
+    int, sys.argv[1:]
+)
 TRANSITIONS, EPOCHS, UPDATES = 20 * BATCH, 2, 20
 
 
@@ -60,6 +62,9 @@ def main() -> None:
         learn_logvar_bounds=True,
         activation_fn_cfg={"_target_": "torch.nn.SiLU"},
     )
+    if COMPILE:
+        for module in (network, sac.critic, sac.critic_target, sac.policy):
+            module.forward = torch.compile(module.forward)
     model = OneDTransitionRewardModel(
         network, target_is_delta=True, normalize=True, num_elites=ELITES
     )
