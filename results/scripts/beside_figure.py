@@ -19,17 +19,23 @@ flags.DEFINE_string("out", "docs/static/beside.png", "The figure.")
 
 
 def measured(folder: Path) -> dict[str, ConfidenceInterval]:
-    """Return the median ratio and its quartiles for each piece of work."""
+    """Return the median ratio and its quartiles for each piece of work.
+
+    Of several learners and of compiled networks only the whole environment step is shown.
+    """
     found = {}
     for path in sorted(folder.glob("beside-*/beside_*.csv")):
         for row in csv.DictReader(path.open()):
+            several, compiled = row["learners"] != "1", "torch.compile" in row["side"]
+            if (several or compiled) and row["work"] != "environment step":
+                continue
             of = row["side"].split(" ")[0]
             name = f"{of}, {row['work']}"
             if "cache" in row:
                 name += f", {row['cache']} cache"
-            if row["learners"] != "1":
+            if several:
                 name += f", {row['learners']} learners"
-            if "torch.compile" in row["side"]:
+            if compiled:
                 name += ", torch.compile"
             bounds = (float(row[k]) for k in ("theirs_over_ours", "low", "high"))
             found[name] = ConfidenceInterval(*bounds)
