@@ -530,6 +530,21 @@ def test_processes_share_gpus():
     assert all(float(s["XLA_PYTHON_CLIENT_MEM_FRACTION"]) <= 0.45 for s in shared)
 
 
+def test_processes_share_cores():
+    assert [backends.share_cores({4, 1, 2}, k, 2) for k in (0, 1)] == [{1, 4}, {2}]
+    assert backends.share_cores({3, 5}, 0, 1) == {3, 5}
+    assert [backends.share_cores({3, 5}, k, 4) for k in range(4)] == [{3}, {5}, {3}, {5}]
+
+
+def test_run_uses_only_its_cores(tmp_path):
+    job = Job("run", (), str(tmp_path), (str(tmp_path / "script.py"),), str(tmp_path), 1)
+    Path(*job.program).write_text("import os; print('cores', *os.sched_getaffinity(0))")
+    (tmp_path / "launch").mkdir()
+    core = max(os.sched_getaffinity(0))
+    assert JobRunner(job).complete(cores={core}) == "done"
+    assert f"cores {core}\n" in (tmp_path / "launch" / "run.log").read_text()
+
+
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Iterator[Path]:
     """Put fake SLURM commands on PATH: sbatch keeps the script, scontrol knows only job 17."""

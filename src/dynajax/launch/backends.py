@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,17 @@ _END_STATES = (
 def local(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
     """Execute `parallel` runs at a time as processes of this machine; they save on interruption."""
     runners = [JobRunner(job) for job in jobs]
-    slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    slots: queue.SimpleQueue[tuple[dict[str, str], set[int]]] = queue.SimpleQueue()
     for slot in range(parallel):
-        slots.put(share_gpus(visible_gpus() if parallel > 1 else [], slot, parallel))
+        env = share_gpus(visible_gpus() if parallel > 1 else [], slot, parallel)
+        slots.put((env, share_cores(os.sched_getaffinity(0), slot, parallel)))
 
     def complete(runner: JobRunner) -> None:
-        env = slots.get()
+        env, cores = slots.get()
         try:
-            runner.complete(env)
+            runner.complete(env, cores)
         finally:
-            slots.put(env)
+            slots.put((env, cores))
 
     with interruptions() as interrupted, ThreadPoolExecutor(parallel) as pool:
         running = [pool.submit(complete, runner) for runner in runners]
@@ -75,6 +76,12 @@ def visible_gpus() -> list[str]:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
     return [str(n) for n, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def share_cores(cores: Iterable[int], slot: int, slots: int) -> set[int]:
+    """Return the cores of process `slot` of `slots`; it would otherwise use all of them."""
+    ordered = sorted(cores)
+    return set(ordered[slot::slots] or [ordered[slot % len(ordered)]])
 
 
 def share_gpus(gpus: Sequence[str], slot: int, slots: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +57,9 @@ class JobRunner:
         except subprocess.TimeoutExpired:
             process.kill()
 
-    def complete(self, env: Mapping[str, str] | None = None) -> str:
+    def complete(
+        self, env: Mapping[str, str] | None = None, cores: Collection[int] | None = None
+    ) -> str:
         """Start the run until it is done, has failed or is stopped, and return that state.
 
         After an interruption or a crash the run is started again from its last checkpoint; a
@@ -65,6 +67,7 @@ class JobRunner:
 
         Args:
           env: variables to add to the environment of the run.
+          cores: that the run may use; by default those of this process.
         """
         without_progress = 0
         while not self._stopping:
@@ -73,7 +76,7 @@ class JobRunner:
             self._note("running", attempts=attempts, host=socket.gethostname(), pid=os.getpid())
             self._log_line(f"=== start {attempts} on {socket.gethostname()}")
             try:
-                code = self._run_once(env or {})
+                code = self._run_once(env or {}, cores)
             except OSError as error:
                 code = USAGE
                 self._log_line(f"error: the run cannot be started ({error})")
@@ -98,7 +101,7 @@ class JobRunner:
         self._note("stopped", message="")
         return "stopped"
 
-    def _run_once(self, env: Mapping[str, str]) -> int:
+    def _run_once(self, env: Mapping[str, str], cores: Collection[int] | None) -> int:
         """Start the run once and return its exit status."""
         self._wait_for_lock()
         watchdog = Path(__file__).with_name("parent_watchdog.py")
@@ -115,6 +118,9 @@ class JobRunner:
                 env={**os.environ, **env},
                 start_new_session=True,
             )
+        if cores is not None:
+            # Before the interpreter has started the run itself, which inherits them.
+            os.sched_setaffinity(self._process.pid, cores)
         terminated, last_note = False, time.monotonic()
         while self._process.poll() is None:
             if self._stopping and not terminated:
