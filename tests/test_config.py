@@ -241,7 +241,7 @@ def test_variants_are_all_combinations_of_fixes_and_values():
 @pytest.mark.parametrize(
     ("arguments", "begins", "says"),
     [
-        ({"preset": "slow"}, "--preset=slow: ", "quick, paper, fast, modern"),
+        ({"preset": "slow"}, "--preset=slow: ", "quick, medium, paper, fast, modern"),
         ({"algo": "ppo"}, "--algo=ppo: ", "model-free, mbpo, m2ac, "),
         ({"engine": "gpu"}, "--engine=gpu: ", "host"),
         ({"fixes": ["scael"]}, "--fix=scael: ", "did you mean scale"),
