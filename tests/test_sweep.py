@@ -413,6 +413,17 @@ def test_shipped_studies_load(path):
         assert len(plan.runs) == 5 * 3 * 2 and {r.config.seed for r in plan.runs} == {3000, 3001}
         assert {run.config.algo for run in plan.runs} == {"model-free"}
         return
+    if path.stem == "seven":
+        # Seeds of model-free, `none` and `scale,target` on five and on two tasks.
+        assert len(plan.runs) == 5 * (5 + 3 + 3) + 2 * (3 + 2 + 2)
+        assert (
+            len(
+                {(r.config.env, r.config.algo, r.config.variants, r.config.seed) for r in plan.runs}
+            )
+            == 69
+        )
+        assert all(run.config.steps == 50_000 and run.config.seeds == 1 for run in plan.runs)
+        return
     assert len(plan.runs) == 2 * len({run.config.env for run in plan.runs})
     assert {run.config.algo for run in plan.runs} == {"mbpo", "model-free"}
     if path.stem.startswith("paper"):
