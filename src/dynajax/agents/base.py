@@ -96,10 +96,12 @@ class Agent(metaclass=abc.ABCMeta):
         return jax.random.split(key, updates)
 
     def action_noise(self, key: Array, shape: tuple[int, ...]) -> Any:
-        """Return the random numbers with which `act` samples actions of observations (*shape, D).
+        """Return the random numbers with which `act` samples actions, by default the key itself.
 
-        By default it is the key itself. Numbers that are drawn here are drawn for all updates of an
-        agent step at once, where rollouts are made within updates.
+        Where rollouts are made within updates, those of all updates are drawn at once.
+
+        Args:
+          shape: of the observations, without their last axis.
         """
         return key
 
