@@ -183,10 +183,16 @@ def test_handler_installed_during_training_is_replaced_with_one_warning():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_each_signal_interrupts(number):
-    with distributed.interruptions() as interrupted:
-        assert not interrupted()
-        os.kill(os.getpid(), number)
-        assert interrupted()
+    # Also in a session whose programs ignore a signal, as nohup makes them.
+    default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, default)
+    try:
+        with distributed.interruptions() as interrupted:
+            assert not interrupted()
+            os.kill(os.getpid(), number)
+            assert interrupted()
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])

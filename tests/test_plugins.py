@@ -163,9 +163,7 @@ class Long(dynajax.Source):
         obs = jnp.where(state["running"][:, None], state["obs"], restarts)
         active = jnp.ones(len(obs), bool)
         env = model_env.select_members()
-        trust, step = env.step(
-            learner.trust, obs, active, 0, 1, env.draw(keys.rollout, 0, len(obs))
-        )
+        trust, step = env.step(learner.trust, obs, active, 0, 1, keys.rollout)
         block = replay.pack(step.transition, step.keep_mask, step.weight)
         batches = jax.vmap(replay.concatenate, (0, None))(real, block)
         restarted = jax.random.bernoulli(keys.sample, self.config.source.restart, active.shape)

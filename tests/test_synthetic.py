@@ -105,7 +105,7 @@ def constant_model(make, spec):
         env = ModelEnv(
             config, spec, rule, dynamics, state, policy, action_noise=agent.action_noise
         ).select_members()
-        return env.step(None, obs, active, 0, 1, env.draw(key, 0, len(obs)))[1]
+        return env.step(None, obs, active, 0, 1, key)[1]
 
     return state, model_step
 
@@ -341,7 +341,7 @@ def test_reward_is_predicted_from_the_sampled_next_state(make, spec, rule):
     env = ModelEnv(config, spec, recording, dynamics, model, lambda *_: (action, None))
     active, key = jnp.ones(B, bool), jax.random.PRNGKey(3)
     env = env.select_members()
-    _, step = env.step(recording.init(), obs, active, 0, 1, env.draw(key, 0, B))
+    _, step = env.step(recording.init(), obs, active, 0, 1, key)
     next_obs, reward = step.transition.next_obs, step.transition.reward
     means, _ = ensemble.predict_all(dynamics, model, obs, action, next_obs)
     at_means, _ = ensemble.predict_all(dynamics, model, obs, action)
@@ -368,9 +368,6 @@ def test_value_expansion_by_hand():
 
     class ScriptedEnv(ModelEnv):
         """A model whose trust state counts the calls."""
-
-        def draw(self, key, h, batch):
-            return None
 
         def step(self, trust, obs, active, h, length, key):
             recorded_obs.append(np.asarray(obs))
@@ -427,7 +424,7 @@ def test_expanded_target_equals_the_sum_over_both_steps(make, spec):
     data = Transition(obs, jnp.zeros((B, 2)), jnp.arange(8.0), jnp.ones(B), next_obs)
     batch = Minibatch(data, jnp.ones(B, bool), None)
     _, expanded, _ = expand_targets(env, None, batch, 1, 0.9, agent.temperature(state), key)
-    noise = env.draw(key, 0, B)
+    noise = env.draw(jax.random.fold_in(key, 0), B)
     _, step = env.step(None, next_obs, jnp.ones(B, bool), 0, 1, noise)
     first = data.reward + 0.9 * (step.transition.reward - 0.3 * step.log_prob)
     next_q, log_prob = jnp.arange(B) - 3.0, jnp.linspace(-1, 1, B)
@@ -446,7 +443,7 @@ def test_noise_of_whole_rollouts_is_that_of_their_steps(make, spec):
     model = ensemble.init(algorithm.dynamics(learner), KEY)
     env = algorithm.model_env(learner._replace(model=model))
     whole = env.draw_rollout(KEY, 3, B)
-    steps = [env.draw(KEY, h, B) for h in range(3)]
+    steps = [env.draw(jax.random.fold_in(KEY, h), B) for h in range(3)]
     chex.assert_trees_all_equal(whole, jax.tree.map(lambda *x: jnp.stack(x), *steps))
     assert whole.action.shape == (3, B, 2) and whole.prediction.shape == (3, B, 4)
     assert len(np.unique(whole.prediction)) == 12 * B

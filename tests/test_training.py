@@ -436,7 +436,7 @@ def test_linear_system_is_learned(learned, make):
     def model_step(model, obs):
         rule, dynamics = trust.TrustRule(None, SPEC, 200), make_model(config.model, SPEC)
         env = ModelEnv(config, SPEC, rule, dynamics, model, policy).select_members()
-        return env.step(None, obs, jnp.ones(len(obs), bool), 0, 1, env.draw(KEY, 0, len(obs)))[1]
+        return env.step(None, obs, jnp.ones(len(obs), bool), 0, 1, KEY)[1]
 
     step, continues, keep, *_ = model_step(model, obs)
     true = obs @ F.T + np.asarray(step.action) @ G.T

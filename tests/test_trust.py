@@ -55,7 +55,7 @@ def model_step(config, spec, rule, state):
     @jax.jit
     def step(state):
         env = model_env(config, spec, rule, state)
-        return env.step(None, OBS, ACTIVE, 0, 1, env.draw(KEY, 0, len(OBS)))
+        return env.step(None, OBS, ACTIVE, 0, 1, KEY)
 
     return step(state)
 
@@ -94,9 +94,7 @@ def test_rule_none_equals_the_published_rollouts_bitwise(model, spec):
     rule = trust.make_rule(config, spec)
     assert type(rule) is trust.TrustRule and config.trust_name == "none"
     trust_state, step = model_step(config, spec, rule, state)
-    expected = jax.jit(
-        lambda: published_step(config, spec, state, OBS, jax.random.fold_in(KEY, 0))
-    )()
+    expected = jax.jit(lambda: published_step(config, spec, state, OBS, KEY))()
     chex.assert_trees_all_equal(step.transition, expected)
     assert trust_state is None and step.weight is None and step.penalty is None
     assert step.continue_mask.all() and step.keep_mask.all()
@@ -110,7 +108,7 @@ def test_all_members_are_evaluated_only_if_the_rule_needs_them(make, spec):
         rule = trust.make_rule(config, spec)
         state = ensemble.init(make_model(config.model, spec), KEY)
         env = model_env(config, spec, rule, state)
-        shapes[name] = matmul_shapes(env.step, None, OBS, ACTIVE, 0, 1, env.draw(KEY, 0, len(OBS)))
+        shapes[name] = matmul_shapes(env.step, None, OBS, ACTIVE, 0, 1, KEY)
     # Each elite predicts its own share; or every member predicts all states.
     assert shapes["none"] == [(K, B // K, width) for width in layers]
     assert shapes["penalty"] == [(E, B, width) for width in layers]
@@ -122,7 +120,7 @@ def test_reward_from_the_next_state_is_predicted_once(make, spec):
     state = ensemble.init(make_model(config.model, spec), KEY)
     env = model_env(config, spec, rule, state)
     layers = [8, 8, 2 * (D + 1), *[config.model.width] * neural.REWARD_DEPTH, 2]
-    shapes = matmul_shapes(env.step, None, OBS, ACTIVE, 0, 1, env.draw(KEY, 0, len(OBS)))
+    shapes = matmul_shapes(env.step, None, OBS, ACTIVE, 0, 1, KEY)
     assert shapes == [(K, B // K, width) for width in layers]
 
 

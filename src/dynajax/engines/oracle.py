@@ -51,8 +51,8 @@ class OracleMBPO(MBPO):
         obs = replay.gather(learner.real_buffer, slots).unpack().obs
         active = jnp.ones(self.config.rollout.batch, bool)
         model_env = self.model_env(learner).select_members()
-        noise = model_env.draw(keys.source.rollout, 0, len(active))
-        _, step = model_env.step(learner.trust, obs, active, 0, 1, noise)
+        key = jax.random.fold_in(keys.source.rollout, 0)
+        _, step = model_env.step(learner.trust, obs, active, 0, 1, key)
         return learner, ModelTransitions(slots, step.transition, step.keep_mask)
 
     def learn_corrected(

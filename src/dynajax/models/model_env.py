@@ -142,7 +142,7 @@ class ModelEnv:
 
         Args:
           carry: before the first step.
-          noise: of all steps, leaves (H, ...), or a key from which step h draws its own noise.
+          noise: of all steps, leaves (H, ...), or a key, with h folded into it for step h.
           visit: takes each step, and decides which rollouts continue and from where.
           valid: rollouts that count for the trust rule; all if not given.
           unroll: unrolls the steps in the program; `length` must then be a Python number.
@@ -151,9 +151,9 @@ class ModelEnv:
         def body(h: Array | int, carry: RolloutCarry) -> RolloutCarry:
             active = carry.active if valid is None else carry.active & valid
             if isinstance(noise, StepNoise):
-                drawn = jax.tree.map(lambda x: x[h], noise)
+                drawn: Any = jax.tree.map(lambda x: x[h], noise)
             else:
-                drawn = self.draw(noise, h, carry.obs.shape[0])
+                drawn = jax.random.fold_in(noise, h)
             trust, step = self.step(carry.trust, carry.obs, active, h, length, drawn)
             return visit(h, carry._replace(trust=trust), step)
 
@@ -163,9 +163,9 @@ class ModelEnv:
             carry = body(h, carry)
         return carry
 
-    def draw(self, key: Array, h: Array | int, batch: int) -> StepNoise:
-        """Draw the random numbers of step h of B rollouts."""
-        action_key, order_key, noise_key = jax.random.split(jax.random.fold_in(key, h), 3)
+    def draw(self, key: Array, batch: int) -> StepNoise:
+        """Draw the random numbers of one step of B rollouts."""
+        action_key, order_key, noise_key = jax.random.split(key, 3)
         return StepNoise(
             key=noise_key,
             action_key=action_key,
@@ -176,7 +176,8 @@ class ModelEnv:
 
     def draw_rollout(self, key: Array, length: int, batch: int) -> StepNoise:
         """Draw the random numbers of all steps of B rollouts, leaves (H, ...)."""
-        return jax.vmap(lambda h: self.draw(key, h, batch))(jnp.arange(length))
+        steps = jnp.arange(length)
+        return jax.vmap(lambda h: self.draw(jax.random.fold_in(key, h), batch))(steps)
 
     def step(
         self,
@@ -185,7 +186,7 @@ class ModelEnv:
         active: Bool[Array, " B"],
         h: Array | int,
         length: Array | int,
-        noise: StepNoise,
+        noise: Array | StepNoise,
     ) -> tuple[Any, ModelStep]:
         """Take one step from every state, with state and reward sampled from the model.
 
@@ -198,11 +199,14 @@ class ModelEnv:
           trust: the trust rule's state.
           active: rollouts that have not ended; the others are computed and ignored.
           h, length: this step, from 0, of rollouts of so many steps.
+          noise: from `draw`, or the key to draw it from.
 
         Returns:
           The trust rule's state, and the step.
         """
         chex.assert_shape(obs, (None, self.spec.obs_dim))
+        if not isinstance(noise, StepNoise):
+            noise = self.draw(noise, obs.shape[0])
         action, log_prob = self._act(obs, noise)
         members = _assign_members(noise.order, self.state.elites, obs.shape[0])
         prediction = self._predict(members, self.dynamics.predict_joint, obs, action)
