@@ -42,9 +42,9 @@ def local(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
     """Execute `parallel` runs at a time as processes of this machine; they save on interruption."""
     runners = [JobRunner(job) for job in jobs]
     slots: queue.SimpleQueue[tuple[dict[str, str], set[int]]] = queue.SimpleQueue()
+    gpus, cores = visible_gpus() if parallel > 1 else [], os.sched_getaffinity(0)
     for slot in range(parallel):
-        env = share_gpus(visible_gpus() if parallel > 1 else [], slot, parallel)
-        slots.put((env, share_cores(os.sched_getaffinity(0), slot, parallel)))
+        slots.put((share_gpus(gpus, slot, parallel), share_cores(cores, slot, parallel)))
 
     def complete(runner: JobRunner) -> None:
         env, cores = slots.get()
