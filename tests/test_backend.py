@@ -79,7 +79,7 @@ def test_memory_limit_of_a_container_is_respected(monkeypatch, tmp_path, text, l
     path = tmp_path / "memory.max"
     path.write_text(text)
     monkeypatch.setattr(backend, "_memory_limits", lambda: [tmp_path / "missing", path])
-    assert backend.host_memory() == 1_258_291_200 if limited else unlimited
+    assert backend.host_memory() == (1_258_291_200 if limited else unlimited)
     assert backend.available(2) == backend.host_memory() // 2
 
 

@@ -340,8 +340,7 @@ def test_reward_is_predicted_from_the_sampled_next_state(make, spec, rule):
     action = jnp.zeros((B, spec.action_dim))
     env = ModelEnv(config, spec, recording, dynamics, model, lambda *_: (action, None))
     active, key = jnp.ones(B, bool), jax.random.PRNGKey(3)
-    env = env.select_members()
-    _, step = env.step(recording.init(), obs, active, 0, 1, key)
+    _, step = env.select_members().step(recording.init(), obs, active, 0, 1, key)
     next_obs, reward = step.transition.next_obs, step.transition.reward
     means, _ = ensemble.predict_all(dynamics, model, obs, action, next_obs)
     at_means, _ = ensemble.predict_all(dynamics, model, obs, action)

@@ -54,8 +54,7 @@ def model_step(config, spec, rule, state):
 
     @jax.jit
     def step(state):
-        env = model_env(config, spec, rule, state)
-        return env.step(None, OBS, ACTIVE, 0, 1, KEY)
+        return model_env(config, spec, rule, state).step(None, OBS, ACTIVE, 0, 1, KEY)
 
     return step(state)
 
