@@ -419,10 +419,17 @@ def test_shipped_studies_load(path):
         arms = {(r.config.env, r.config.algo, r.config.variants, r.config.seed) for r in plan.runs}
         assert len(arms) == len(plan.runs)
         assert all(run.config.steps == 50_000 and run.config.seeds == 1 for run in plan.runs)
+        # The first third of the study has every arm on every task.
+        assert [r.config.seed for r in plan.runs[:22]] == [1000] * 21 + [1001]
+        return
+    if path.stem == "seven-sac":
+        assert all(run.config.agent.critic_layer_norm for run in plan.runs)
+        fixes = [run.config.variants[0].fixes for run in plan.runs]
+        assert fixes == [(), (), ("scale", "target")] * 2
         return
     if path.stem == "cheetah-run-medium":
         assert {r.config.seed for r in plan.runs} == set(range(1000, 1005))
-        assert [r.config.algo for r in plan.runs] == ["model-free"] * 5 + ["dynajax"] * 5
+        assert [r.config.algo for r in plan.runs] == ["model-free", "dynajax"] * 5
         return
     assert len(plan.runs) == 2 * len({run.config.env for run in plan.runs})
     assert {run.config.algo for run in plan.runs} == {"mbpo", "model-free"}

@@ -159,6 +159,8 @@ def _parse(name: str, raw: Mapping[str, Any]) -> Study:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"tasks: two runs would have the name {twice}")
+    # First the first seeds of all arms and tasks, so that a part of the study already compares them.
+    runs.sort(key=lambda run: run.config.seed)
     return Study(name, tuple(runs), resources, values["slurm"])
 
 
