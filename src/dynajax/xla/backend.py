@@ -15,8 +15,8 @@ from dynajax.types import UsageError, reason
 # Compiler options of a CPU, chosen by measurement (docs/dev/performance.md). XLA hands batched matmuls
 # to YNNPACK, which runs most of them on one thread; its own matmuls use all of them.
 _CPU: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-# LLVM compiles many small kernels in less time than at its default level, 3, and they are as fast. A
-# fit's parameters are equal, its metrics in all but the last bit; `act` would choose other actions.
+# LLVM compiles the functions of a learner, many small kernels, in less time than at its default level,
+# 3, and they are as fast.
 _FAST_COMPILATION: dict[str, Any] = {"xla_backend_optimization_level": 2}
 # A fit spends much time in Adam, which the full width of AVX-512 speeds up; the results are equal.
 _WIDE_VECTORS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
@@ -199,8 +199,7 @@ def options(function: str = "") -> dict[str, Any]:
     if function == "fit" and "avx512f" in processor_features():
         chosen = chosen | _WIDE_VECTORS
     # A program's level would replace the one of JAX_DISABLE_MOST_OPTIMIZATIONS.
-    optimized = not jax.config.read("jax_disable_most_optimizations")
-    if function in ("init", "learn", "fit") and optimized:
+    if function and not jax.config.read("jax_disable_most_optimizations"):
         chosen = chosen | _FAST_COMPILATION
     return {name: value for name, value in chosen.items() if _is_known(name, value)}
 
