@@ -1,0 +1,154 @@
+"""Evaluate the pilot of the study on seven tasks: compare its arms, and name the selected one.
+
+  python results/scripts/pilot.py results/seven-pilot
+
+Reads every run directory in the folder, and writes pilot.csv (a line for each arm) beside them.
+results/seven-pilot/README.md registers the statistic and the selection.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import seven
+from dynajax import UsageError
+from dynajax.cli import common
+from dynajax.report import statistics
+from dynajax.report.run import read_run
+from dynajax.runs.directory import write_csv
+
+TASKS = ("quadruped-run", "humanoid-stand")
+#: Arms from the simplest to the least simple.
+ARMS = (
+    "model-free",
+    "tenth",
+    "separate",
+    "separate-two-steps",
+    "half",
+    "held-noise",
+    "resnet",
+    "faded",
+    "recent-starts",
+    "mve",
+    "value-weight",
+)
+#: Of two arms with a smaller difference the simpler one is selected.
+MARGIN = 0.05
+
+
+class Learner(NamedTuple):
+    """One seed of an arm on a task."""
+
+    task: str
+    arm: str
+    mean_return: float
+
+    @property
+    def area(self) -> float:
+        """The registered statistic."""
+        return float(np.log1p(self.mean_return))
+
+
+class Comparison(NamedTuple):
+    """An arm against model-free."""
+
+    arm: str
+    effects: dict[str, statistics.ConfidenceInterval]  # by task, those at the floor left out
+    seeds: int
+
+    @property
+    def pooled(self) -> float:
+        """The mean of the effects, NaN if every task is at the floor."""
+        points = [effect.point for effect in self.effects.values()]
+        return float(np.mean(points)) if points else float("nan")
+
+
+def arm(folder: Path) -> str:
+    """Return the arm that a study's folder is named after.
+
+    Raises:
+      UsageError: it is not an arm of the pilot.
+    """
+    name = re.search(r"-seed-\d+-(.+)$", folder.name)
+    if name is None or name[1] not in ARMS:
+        raise UsageError(f"{folder}: its name ends with no arm of the pilot")
+    return name[1]
+
+
+def read(folder: Path) -> list[Learner]:
+    """Return the learners of all runs in a folder.
+
+    Raises:
+      UsageError: there is none, or one is damaged or not an arm of the pilot.
+    """
+    paths = sorted(path.parent for path in folder.glob("*/config.json"))
+    if not paths:
+        raise UsageError(f"{folder}: it contains no run directory")
+    return [
+        Learner(run.config["env"], arm(path), float(returns.mean()))
+        for path in paths
+        for run in [read_run(path)]
+        for rows in run.evals.values()
+        for returns in rows
+    ]
+
+
+def compare(found: Sequence[Learner]) -> list[Comparison]:
+    """Return every arm against model-free, in the order of `ARMS`."""
+    result = []
+    for name in ARMS[1:]:
+        effects, seeds = {}, 0
+        for task in TASKS:
+            sides = [[x for x in found if (x.task, x.arm) == (task, a)] for a in (ARMS[0], name)]
+            if not all(sides):
+                continue
+            seeds += len(sides[1])
+            if max(np.mean([x.mean_return for x in side]) for side in sides) >= seven.FLOOR:
+                before, after = ([x.area for x in side] for side in sides)
+                effects[task] = statistics.difference(before, after)
+        if seeds:
+            result.append(Comparison(name, effects, seeds))
+    return result
+
+
+def select(arms: Sequence[Comparison]) -> str:
+    """Return the simplest arm whose pooled effect is within `MARGIN` of the highest.
+
+    Raises:
+      UsageError: no arm has an effect.
+    """
+    known = [x for x in arms if np.isfinite(x.pooled)]
+    if not known:
+        raise UsageError("no arm and model-free have runs on a task that is not at the floor")
+    best = max(x.pooled for x in known)
+    return next(x.arm for x in known if x.pooled >= best - MARGIN)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the table of the folder that is given, and print it with the selected arm."""
+    if len(arguments) != 1:
+        raise UsageError("give one folder, such as results/seven-pilot")
+    folder = Path(arguments[0])
+    arms = compare(read(folder))
+    rows = [
+        {"arm": x.arm, "learners": x.seeds, "pooled": f"{x.pooled:.3f}"}
+        | {
+            task: f"{e.point:.3f} ({e.low:.3f} to {e.high:.3f})" if e else "at the floor"
+            for task in TASKS
+            for e in [x.effects.get(task)]
+        }
+        for x in arms
+    ]
+    selected = select(arms)
+    write_csv(folder / "pilot.csv", rows)
+    for row in rows:
+        print("  ".join(f"{value!s:<28}" for value in row.values()))
+    print(f"selected: {selected}")
+    return 0
+
+
+if __name__ == "__main__":
+    common.run(main)
