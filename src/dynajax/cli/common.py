@@ -57,7 +57,7 @@ def use_compilation_cache() -> None:
         name = f"xla-{jax.__version__}-{_processor()}"
         jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / name))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def _home() -> Path:
