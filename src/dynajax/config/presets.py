@@ -53,7 +53,7 @@ PRESETS: dict[str, Preset] = {
             "simba": _LAPTOP_SIMBA | {"actor_width": 64, "critic_width": 64, "critic_blocks": 1},
         },
     ),
-    # The agent with the best runs of 100,000 frames so far, on three tasks (results/agent).
+    # The agent that learns most in 100,000 frames, selected on three tasks (results/agent).
     "medium": Preset(
         "sizes for a laptop, half an hour",
         "simba",
