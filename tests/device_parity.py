@@ -107,7 +107,8 @@ def _take_step(name: str, env: Any, action: np.ndarray) -> tuple:
     data = env.physics.data.ptr
     before, contacts = _state(name, env), data.ncon
     timestep = env.step(rescale(action, *dmc.bounds(env)))
-    obs = np.concatenate([np.ravel(a) for _, a in dmc._ordered_items(timestep.observation)])
+    parts = dmc._ordered_names(timestep.observation)
+    obs = np.concatenate([np.ravel(timestep.observation[name]) for name in parts])
     read = jax.tree.map(np.copy, fields(data))
     return before, action, _state(name, env), read, obs, timestep.reward, contacts
 

@@ -9,7 +9,8 @@ def rescale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
     With bounds of -1 and 1 the result is bitwise equal to the input.
     """
     scaled = (low + high) / 2 + (high - low) / 2 * np.asarray(action, np.float64)
-    return np.clip(scaled, low, high)
+    # `np.clip` takes four times as long for one action.
+    return np.minimum(np.maximum(scaled, low), high)
 
 
 def to_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -80,11 +80,10 @@ def bounds(env: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(unbounded, -1.0, spec.minimum), np.where(unbounded, 1.0, spec.maximum)
 
 
-def _ordered_items(observation: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
-    """Return (name, array) pairs in the order of dm_control's flatten_observation."""
+def _ordered_names(observation: Mapping[str, Any]) -> list[str]:
+    """Return the names of an observation's parts in the order of dm_control's flatten_observation."""
     ordered = isinstance(observation, collections.OrderedDict)
-    keys = list(observation) if ordered else sorted(observation)
-    return [(key, np.asarray(observation[key])) for key in keys]
+    return list(observation) if ordered else sorted(observation)
 
 
 class DMControlEnv(gymnasium.Env):
@@ -126,12 +125,13 @@ class DMControlEnv(gymnasium.Env):
         self.bounds = self._low, self._high = bounds(self._env)
         loaded = states.copy_parameters(self._env.physics.model)
         self.task_action_shape = self._low.shape
-        observation = _ordered_items(self._env.reset().observation)
-        self.obs_parts = tuple(ObsPart((key,), array.shape) for key, array in observation)
+        observation = self._env.reset().observation
+        self._parts = _ordered_names(observation)
+        self.obs_parts = tuple(ObsPart((key,), np.shape(observation[key])) for key in self._parts)
         self.obs_names = tuple(
-            key if array.size == 1 else f"{key}[{i}]"
-            for key, array in observation
-            for i in range(array.size)
+            key if np.size(observation[key]) == 1 else f"{key}[{i}]"
+            for key in self._parts
+            for i in range(np.size(observation[key]))
         )
         self._randomized = states.changed_parameters(loaded, self._env.physics.model)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(self.obs_names),))
@@ -144,7 +144,7 @@ class DMControlEnv(gymnasium.Env):
         }
 
     def _flat(self, observation: Mapping[str, Any], reward: float | None = None) -> np.ndarray:
-        flat = np.concatenate([array.ravel() for _, array in _ordered_items(observation)])
+        flat = np.concatenate([np.asarray(observation[key]).ravel() for key in self._parts])
         self.value_ranges.add(flat, reward)
         return flat.astype(np.float32)
 

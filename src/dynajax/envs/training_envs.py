@@ -135,20 +135,21 @@ class TrainingEnvs:
             steps = len(self._actions[first]) + 1
             raise UsageError(terminations.unknown_message(self._spec.name, steps))
         discount = 1 - terminated.astype(np.float32)
-        unmasked = Transition(self.obs, actions, reward, discount, next_obs)
-        transition = Transition(
-            *(np.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, np.float32(0)) for x in unmasked)
-        )
+        transition = Transition(self.obs, actions, reward, discount, next_obs)
+        if not valid.all():
+            masks = (valid.reshape(-1, *[1] * (x.ndim - 1)) for x in transition)
+            transition = Transition(*map(np.where, masks, transition, [np.float32(0)] * 5))
         self._returns += transition.reward
         self.dropped += ~valid
         self.frames += frames
-        rows = np.column_stack([next_obs, reward])
+        rows = np.concatenate([next_obs, reward[:, None]], axis=1)
         for i in self._indices[valid]:
             self._actions[i].append(actions[i])
             self._trace[i].append(rows[i])
         ended = self._indices[terminated | truncated | ~valid]
         self._finished += [(int(i), float(self._returns[i]), len(self._actions[i])) for i in ended]
-        self.obs = next_obs
+        # The transition keeps the last observations, in whose place the first ones are written.
+        self.obs = next_obs.copy() if ended.size else next_obs
         self._start_next_episode(ended)
         return transition, valid
 
