@@ -99,3 +99,17 @@ def test_run_that_is_no_arm_is_refused(seven, tmp_path):
         seven.read(tmp_path)
     with pytest.raises(UsageError, match="contains no run directory"):
         seven.read(tmp_path / "nothing")
+
+
+def test_two_arms_of_one_task_are_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    for algo, level in (("model-free", 1.0), ("mbpo", 2.0)):
+        fake_run(tmp_path / algo, algo=algo, level=level, variants=("none",), seeds=3)
+    with loaded(SCRIPT.parent / "pair.py") as pair:
+        assert pair.main([str(tmp_path), "model-free", "MBPO"]) == 0
+        assert "MBPO / model-free: " in capsys.readouterr().out
+        with pytest.raises(UsageError, match="no run of the arm dynajax"):
+            pair.main([str(tmp_path), "model-free", "dynajax"])
+        fake_run(tmp_path / "other", env="walker-run", variants=("none",))
+        with pytest.raises(UsageError, match="several tasks: cheetah-run, walker-run"):
+            pair.main([str(tmp_path), "model-free", "MBPO"])

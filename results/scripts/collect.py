@@ -1,0 +1,74 @@
+"""Copy the finished runs of a study into this folder, as they are committed.
+
+  python results/scripts/collect.py runs/seven results/seven
+
+Of each run it copies config.json, eval.csv and metrics.jsonl. Of several fits between two
+evaluations only the last one stays in the metrics, and the path of the study's folder becomes
+`runs/NAME` in config.json. Runs that are not finished, or were copied before, are left alone.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynajax import UsageError
+from dynajax.cli import common
+from dynajax.report.run import read_run
+from dynajax.runs.directory import write_atomically
+
+
+def thinned(lines: Sequence[str], evaluated: Sequence[int]) -> list[str]:
+    """Return metrics without the fits that another fit of the same learner follows.
+
+    Args:
+      lines: of metrics.jsonl.
+      evaluated: agent steps of the evaluations, in ascending order.
+    """
+    fits: dict[tuple[object, ...], int] = {}
+    kept = set()
+    for number, line in enumerate(lines):
+        entry = json.loads(line)
+        if entry["kind"] != "fit":
+            kept.add(number)
+            continue
+        interval = next((step for step in evaluated if step >= entry["step"]), None)
+        fits[entry.get("variant"), entry.get("seed"), interval] = number
+    return [lines[number] for number in sorted(kept | set(fits.values()))]
+
+
+def copy(source: Path, target: Path) -> bool:
+    """Copy a run if it is finished and the target does not exist; return whether it was copied."""
+    run = read_run(source)
+    if target.exists() or not len(run.steps) or run.steps[-1] < run.config["steps"]:
+        return False
+    config = (source / "config.json").read_text()
+    study = source.resolve().parent
+    config = config.replace(str(study), f"runs/{study.name}")
+    metrics = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+    target.mkdir(parents=True)
+    write_atomically(target / "eval.csv", (source / "eval.csv").read_bytes())
+    write_atomically(
+        target / "metrics.jsonl", "".join(thinned(metrics, run.steps.tolist())).encode()
+    )
+    # Last, because a folder with a configuration counts as a run.
+    write_atomically(target / "config.json", config.encode())
+    return True
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Copy every finished run of the first folder into the second."""
+    if len(arguments) != 2:
+        raise UsageError("give two folders, such as runs/seven results/seven")
+    source, target = map(Path, arguments)
+    folders = sorted(path.parent for path in source.glob("*/config.json"))
+    if not folders:
+        raise UsageError(f"{source}: it contains no run directory")
+    copied = [folder.name for folder in folders if copy(folder, target / folder.name)]
+    for name in copied:
+        print(name)
+    print(f"{len(copied)} of {len(folders)} runs copied")
+    return 0
+
+
+if __name__ == "__main__":
+    common.run(main)

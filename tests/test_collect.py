@@ -1,0 +1,54 @@
+"""`results/scripts/collect.py`: finished runs are copied once, with fewer fits."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynajax.report.run import read_run
+from fake_runs import fake_run
+from scripts import loaded
+
+SCRIPT = Path(__file__).resolve().parents[1] / "results/scripts/collect.py"
+
+
+@pytest.fixture
+def collect():
+    with loaded(SCRIPT) as module:
+        yield module
+
+
+def test_last_fit_before_each_evaluation_stays(collect):
+    lines = [json.dumps({"kind": "fit", "step": s, "variant": "none", "seed": 0}) for s in range(6)]
+    lines.append(json.dumps({"kind": "learn", "step": 4}))
+    kept = [json.loads(line) for line in collect.thinned(lines, [2, 4])]
+    assert [(x["kind"], x["step"]) for x in kept] == [
+        ("fit", 2),
+        ("fit", 4),
+        ("fit", 5),
+        ("learn", 4),
+    ]
+
+
+def test_only_finished_runs_are_copied_and_only_once(collect, tmp_path, capsys):
+    study, results = tmp_path / "study", tmp_path / "results"
+    finished = fake_run(study / "finished")
+    running = fake_run(study / "running")
+    config = json.loads((finished / "config.json").read_text())
+    config["command"] = f"python experiments/run.py --out={finished}"
+    (finished / "config.json").write_text(json.dumps(config))
+    lines = (running / "eval.csv").read_text().splitlines(keepends=True)
+    (running / "eval.csv").write_text("".join(lines[:13]))
+
+    assert collect.main([str(study), str(results)]) == 0
+    assert capsys.readouterr().out == "finished\n1 of 2 runs copied\n"
+    assert [path.name for path in results.iterdir()] == ["finished"]
+    copy, original = read_run(results / "finished"), read_run(finished)
+    copied = json.loads((results / "finished" / "config.json").read_text())
+    assert copied["command"].endswith("--out=runs/study/finished")
+    assert (copy.steps == original.steps).all()
+    assert {k: len(v) for k, v in copy.metrics.items()} == {
+        k: len(v) for k, v in original.metrics.items()
+    }
+    collect.main([str(study), str(results)])
+    assert capsys.readouterr().out == "0 of 2 runs copied\n"
