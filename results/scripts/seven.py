@@ -3,8 +3,9 @@
   python results/scripts/seven.py results/seven
 
 Reads every run directory in the folder, and writes claims.md, table.csv (a line for each learner),
-effects.csv (a line for each task and pair of arms), index.csv and seven.png beside them.
-results/seven/README.md registers the statistic and the claims; this script computes nothing else.
+effects.csv (a line for each task and pair of arms), index.csv, seven.png and mechanism.png beside
+them. results/seven/README.md registers the statistic and the claims; this script computes nothing
+else.
 """
 
 import math
@@ -36,6 +37,18 @@ ARMS = {
     "FTFL": figures.BLUE,
     "dynajax": figures.GREEN,
 }
+#: What the paper says goes wrong: name, the kind of metrics, a metric and one to subtract, a title.
+MECHANISM = (
+    ("r2_reward", "fit", ("r2_reward",), "reward R²"),
+    ("r2_state", "fit", ("r2_state",), "state R²"),
+    ("critic_bias", "learn", ("start_value", "start_return"), "critic's value minus return"),
+    (
+        "synthetic_minus_real_reward",
+        "learn",
+        ("synthetic_reward_mean", "real_reward_mean"),
+        "synthetic minus real reward",
+    ),
+)
 #: Thin reference lines: tasks and published methods.
 REFERENCES = {task: ["simba-utd8"] for task in TASKS[:4]} | {
     task: ["simba-utd8", "wimle"] for task in TASKS[4:]
@@ -44,6 +57,13 @@ REFERENCES = {task: ["simba-utd8"] for task in TASKS[:4]} | {
 FLOOR = 15.0
 #: Claim C3: `scale,target` may be at most so far below model-free.
 MARGIN = math.log(0.8)
+
+
+class Curve(NamedTuple):
+    """A metric of one learner over its run."""
+
+    frames: np.ndarray  # (T,)
+    values: np.ndarray  # (T,)
 
 
 class Learner(NamedTuple):
@@ -55,7 +75,7 @@ class Learner(NamedTuple):
     seed: int
     frames: np.ndarray  # (T,)
     returns: np.ndarray  # (T,) mean over the episodes of each evaluation
-    mechanism: Mapping[str, float]  # means over the run
+    mechanism: Mapping[str, Curve]  # by the names of MECHANISM; without a value, no curve
     commit: str
     seconds: float
 
@@ -103,21 +123,27 @@ def learners(run: Run) -> list[Learner]:
     ]
 
 
-def _mechanism(run: Run, variant: str, seed: int) -> dict[str, float]:
-    """Return what the paper says goes wrong, as means over the run; NaN without a model."""
+def _mechanism(run: Run, variant: str, seed: int) -> dict[str, Curve]:
+    """Return the curves of `MECHANISM` that a learner has."""
+    curves = {}
+    for name, kind, metrics, _ in MECHANISM:
+        rows = [
+            (line["step"], *(float(line[m]) for m in metrics))
+            for line in run.metrics[kind]
+            if (line["variant"], line["seed"]) == (variant, seed)
+            and all(line.get(m) is not None for m in metrics)
+        ]
+        if rows:
+            steps, first, *rest = np.array(rows).T
+            frames = run.frames_at(variant, steps)
+            curves[name] = Curve(frames, first - sum(rest))
+    return curves
 
-    def mean(kind: str, *names: str) -> float:
-        lines = [x for x in run.metrics[kind] if (x["variant"], x["seed"]) == (variant, seed)]
-        rows = [[float(x[n]) for n in names if x.get(n) is not None] for x in lines]
-        values = [row[0] - sum(row[1:]) for row in rows if len(row) == len(names)]
-        return float(np.mean(values)) if values else math.nan
 
-    return {
-        "r2_reward": mean("fit", "r2_reward"),
-        "r2_state": mean("fit", "r2_state"),
-        "critic_bias": mean("learn", "start_value", "start_return"),
-        "synthetic_minus_real_reward": mean("learn", "synthetic_reward_mean", "real_reward_mean"),
-    }
+def median(found: Sequence[Learner], name: str) -> float:
+    """Return the mean over learners of a metric's median over the run; NaN without one."""
+    medians = [float(np.median(x.mechanism[name].values)) for x in found if name in x.mechanism]
+    return float(np.mean(medians)) if medians else math.nan
 
 
 class Effect(NamedTuple):
@@ -210,8 +236,22 @@ def claims_table(found: Sequence[Learner]) -> str:
             cells = [c for c in effects(found, claim.base, claim.other) if c.task == task]
             row += ["at the floor" if c.at_floor else _ratio(c.estimate) for c in cells] or [""]
         lines.append(f"| {task} | " + " | ".join(row) + " |")
-    lines += ["", *_final(found)]
+    lines += ["", *_final(found), "", *_mechanism_table(found)]
     return "\n".join(lines) + "\n"
+
+
+def _mechanism_table(found: Sequence[Learner]) -> list[str]:
+    """Return the medians of the mechanism by task and arm."""
+    titles = [title for *_, title in MECHANISM]
+    lines = [f"| task | arm | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
+    for task in TASKS:
+        for name in ARMS:
+            side = [x for x in found if (x.task, x.arm) == (task, name)]
+            values = [median(side, metric) for metric, *_ in MECHANISM]
+            cells = ["" if math.isnan(v) else f"{v:.3g}" for v in values]
+            if any(cells):
+                lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _final(found: Sequence[Learner]) -> list[str]:
@@ -282,6 +322,39 @@ def draw(found: Sequence[Learner]) -> Any:
     return figure
 
 
+def draw_mechanism(found: Sequence[Learner]) -> Any:
+    """Draw the reward R² and the critic's bias by frames on each task, a line for each learner."""
+    figures.matplotlib()
+    from matplotlib.figure import Figure
+
+    tasks = [task for task in TASKS if task in {x.task for x in found}]
+    with figures.house_style():
+        figure = Figure(figsize=(2.2 * len(tasks) + 1, 4.4), layout="constrained")
+        grid = figure.subplots(2, len(tasks), sharex=True, squeeze=False)
+        for row, (name, label) in zip(
+            grid, (("r2_reward", "reward R²"), ("critic_bias", "value minus return")), strict=True
+        ):
+            row[0].set_ylabel(label)
+            for axes, task in zip(row, tasks, strict=True):
+                for x in found:
+                    if x.task == task and name in x.mechanism:
+                        curve = x.mechanism[name]
+                        values = (
+                            np.clip(curve.values, -1, 1) if name == "r2_reward" else curve.values
+                        )
+                        axes.plot(curve.frames, values, color=ARMS[x.arm], linewidth=0.8)
+                axes.axhline(0, color="#9a9a9a", linewidth=0.6)
+        for axes, task in zip(grid[0], tasks, strict=True):
+            axes.set_title(task)
+            axes.set_ylim(-1.05, 1.05)
+        for name, colour in ARMS.items():
+            if any(x.arm == name for x in found):
+                grid[0][0].plot([], [], color=colour, label=name)
+        figure.legend(loc="outside right center")
+        figure.supxlabel("frames", fontsize=10)
+    return figure
+
+
 def _draw_arm(axes: Any, curves: Sequence[Learner], colour: str) -> None:
     """Draw the mean of an arm with its interval; fewer than five seeds have a thin line each."""
     if not curves:
@@ -323,7 +396,7 @@ def main(arguments: Sequence[str]) -> int:
             "frames": int(x.frames[-1]),
             "mean_return": x.returns.mean(),
             "final_return": x.returns[-1],
-            **x.mechanism,
+            **{name: median([x], name) for name, *_ in MECHANISM},
         }
         for x in found
     ]
@@ -365,6 +438,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     write_atomically(folder / "claims.md", claims_table(found).encode())
     write_atomically(folder / "seven.png", figures.png(draw(found)))
+    write_atomically(folder / "mechanism.png", figures.png(draw_mechanism(found)))
     print(claims_table(found), end="")
     return 0
 
