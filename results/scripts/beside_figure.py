@@ -31,6 +31,8 @@ def measured(folder: Path) -> dict[str, ConfidenceInterval]:
                 continue
             of = row["side"].split(" ")[0]
             name = f"{of}, {row['work']}"
+            if row.get("updates", "1") != "1":
+                name += f", {row['updates']} updates"
             if "cache" in row:
                 name += f", {row['cache']} cache"
             if several:

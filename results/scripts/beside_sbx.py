@@ -4,20 +4,25 @@
     sbx/bin/pip install torch sbx-rl==0.28.0 dm_control "mujoco<4"
     taskset -c 0 python results/scripts/beside_sbx.py --python=sbx/bin/python --out=comparison
 
-Each run is a process, from its start to its end, and both alternate. Both train SAC on a dm_control task
-with the same sizes and the same JAX. A run of dynajax also evaluates its policy once, and writes logs, a
-checkpoint and a report. With --cache=empty programs are compiled in every run, with --cache=filled both
-find them in a folder that an untimed run has filled. Writes beside_sbx.csv: seconds, and the ratio of both.
+Each run is a process, from its start to its end. The two processes of a pair take turns of half a
+second, so that both meet the same changes of the machine's speed, and their CPU seconds are compared.
+Both train SAC on a dm_control task with the same sizes and the same JAX. A run of dynajax also
+evaluates its policy once, and writes logs, a checkpoint and a report. With --cache=empty programs are
+compiled in every run, with --cache=filled both find them in a folder that an untimed run has filled.
+Writes beside_sbx.csv: seconds, and the ratio of both.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from absl import flags
@@ -40,6 +45,8 @@ flags.DEFINE_string("out", "comparison", "Folder for the table.")
 
 #: Transitions in the replay buffers.
 CAPACITY = 100_000
+#: Seconds of a process's turn.
+TURN = 0.5
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -63,18 +70,58 @@ def commands(folder: Path) -> dict[str, list[str]]:
     return {"theirs": theirs, "ours": ours}
 
 
-def run(command: Sequence[str], cache: Path, **variables: str) -> float:
-    """Return the seconds of a process."""
-    begin = time.perf_counter()
-    done = subprocess.run(
+def start(command: Sequence[str], cache: Path, log: IO[str], **variables: str) -> int:
+    """Start a stopped process, and return its number."""
+    process = subprocess.Popen(
         command,
         env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), **variables},
-        capture_output=True,
-        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=log,
     )
-    if done.returncode:
-        raise UsageError(f"--python={FLAGS.python}: {' '.join(command)}: {done.stderr[-500:]}")
-    return time.perf_counter() - begin
+    os.kill(process.pid, signal.SIGSTOP)
+    return process.pid
+
+
+def take_turns(numbers: Sequence[int]) -> list[tuple[int, float]]:
+    """Run processes in turn until all have ended; return the exit status and CPU seconds of each."""
+    ended: dict[int, tuple[int, float]] = {}
+    while len(ended) < len(numbers):
+        for number in numbers:
+            if number in ended:
+                continue
+            os.kill(number, signal.SIGCONT)
+            time.sleep(TURN)
+            pid, status, usage = os.wait4(number, os.WNOHANG)
+            if pid:
+                seconds = usage.ru_utime + usage.ru_stime
+                ended[number] = os.waitstatus_to_exitcode(status), seconds
+            else:
+                os.kill(number, signal.SIGSTOP)
+    return [ended[number] for number in numbers]
+
+
+def run_pair(folder: Path) -> dict[str, float]:
+    """Return the CPU seconds of a run of each side."""
+    sides = commands(folder)
+    with contextlib.ExitStack() as files:
+        logs = {side: files.enter_context(open(folder / f"{side}.log", "w+")) for side in sides}
+        numbers = [
+            start(
+                command,
+                folder / side,
+                logs[side],
+                **({"PYTHONPATH": ""} if side == "theirs" else {}),
+            )
+            for side, command in sides.items()
+        ]
+        seconds = {}
+        for side, (status, used) in zip(sides, take_turns(numbers), strict=True):
+            if status:
+                logs[side].seek(0)
+                error = logs[side].read()[-500:]
+                raise UsageError(f"--python={FLAGS.python}: {' '.join(sides[side])}: {error}")
+            seconds[side] = used
+    return seconds
 
 
 def main(argv: Sequence[str]) -> None:
@@ -84,12 +131,12 @@ def main(argv: Sequence[str]) -> None:
         folder = Path(name)
         untimed = FLAGS.cache == "filled"
         for _ in range(FLAGS.pairs + untimed):
-            for side, command in commands(folder).items():
-                shutil.rmtree(folder / "run", ignore_errors=True)
-                if FLAGS.cache == "empty":
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            if FLAGS.cache == "empty":
+                for side in seconds:
                     shutil.rmtree(folder / side, ignore_errors=True)
-                variables = {"PYTHONPATH": ""} if side == "theirs" else {}
-                seconds[side].append(run(command, folder / side, **variables))
+            for side, used in run_pair(folder).items():
+                seconds[side].append(used)
     theirs, ours = (np.array(seconds[side][untimed:]) for side in ("theirs", "ours"))
     entry = external_code.line(FLAGS.env, 1, "sbx-rl 0.28.0", theirs / ours, "theirs_over_ours")
     work = {
