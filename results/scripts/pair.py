@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     found = seven.read(Path(folder))
     if len(tasks := {x.task for x in found}) > 1:
         raise UsageError(f"{folder}: it has runs of several tasks: {', '.join(sorted(tasks))}")
-    areas = []
+    areas: list[list[float]] = []
     for arm in arms:
         side = sorted((x for x in found if x.arm == arm), key=lambda x: x.seed)
         if not side:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         for x in side:
             print(f"{arm}, seed {x.seed}: mean {x.returns.mean():.0f}, last {x.returns[-1]:.0f}")
         areas.append([x.area for x in side])
-    effect = statistics.difference(*areas)
+    effect = statistics.difference(areas[0], areas[1])
     ratio = statistics.ConfidenceInterval(*np.exp(effect))
     print(f"{arms[1]} / {arms[0]}: {statistics.format_interval(ratio)}")
     return 0
