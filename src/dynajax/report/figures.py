@@ -228,7 +228,9 @@ def _finish(figure: "Figure", grid: Sequence["Axes"]) -> None:
         if axes.get_ylabel() == first:
             axes.set_ylabel("")
     FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
     titles, labels = [0], [0]
     for axes in grid:
         width = axes.get_window_extent().width / figure.dpi
