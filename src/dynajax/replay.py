@@ -7,7 +7,6 @@ length depends on data, which an accelerator would have to wait for.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +19,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dynajax.types import Minibatch, PackedTransitions, ReplayBuffer, Transition
 from dynajax.xla import backend
-from dynajax.xla.branches import apply_if
 
 _Batch = TypeVar("_Batch", PackedTransitions, Minibatch)
 
@@ -135,8 +133,12 @@ def sample_indices(
     if window and window < capacity:
         age = (count - 1 - slots) % capacity
         valid = valid & (age < window)
+    # A square table, so that a look-up reads one row and the ends of all rows.
+    width = math.isqrt(max(-(-capacity // _BITS) - 1, 0)) + 1
     by_age = any(request.age_decay < 1 for request in requests)
-    total = valid.sum()
+    words = _pack_flags(valid, width**2, by_age).reshape(width, width)
+    within, ends = _cumulative_counts(words)
+    total = ends[-1]
     span = jnp.where(total > 0, total, size)
     newest = None
     if by_age:
@@ -146,11 +148,7 @@ def sample_indices(
     rank = jnp.concatenate([x.reshape(-1) for x in drawn])
     # Where all filled slots are valid, a rank is a slot.
     some_invalid = (total > 0) & (total < size)
-    look_up = functools.partial(_slots_of_ranks, valid, by_age)
-    if backend.lowering().skip_look_up:
-        found = apply_if(some_invalid, look_up, rank)
-    else:
-        found = jnp.where(some_invalid, look_up(rank), rank)
+    found = jnp.where(some_invalid, _slot_of_rank(words, within, ends, rank, by_age), rank)
     last = np.cumsum([x.size for x in drawn])[:-1]
     return [x.reshape(y.shape) for x, y in zip(jnp.split(found, last), drawn, strict=True)]
 
@@ -202,19 +200,6 @@ def _cumulative_counts(words: UInt32[Array, "X X"]) -> tuple[Int[Array, "X X"], 
     upto = jnp.tri(len(words), dtype=jnp.int32)
     within = (flags[:, None, :] * upto).sum(-1)
     return within, (within[:, -1] * upto).sum(-1)
-
-
-def _slots_of_ranks(
-    valid: Bool[Array, " N"], in_order: bool, rank: Int[Array, " R"]
-) -> Int[Array, " R"]:
-    """Return the slot of the valid transition that has each rank."""
-    # XLA would take the index, which no rank changes, out of the condition.
-    valid, rank = jax.lax.optimization_barrier((valid, rank))
-    # A square table, so that a look-up reads one row and the ends of all rows.
-    width = math.isqrt(max(-(-valid.size // _BITS) - 1, 0)) + 1
-    words = _pack_flags(valid, width**2, in_order).reshape(width, width)
-    within, ends = _cumulative_counts(words)
-    return _slot_of_rank(words, within, ends, rank, in_order)
 
 
 def _slot_of_rank(words: Array, within: Array, ends: Array, rank: Array, in_order: bool) -> Array:

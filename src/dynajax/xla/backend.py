@@ -127,8 +127,6 @@ class Lowering(NamedTuple):
     norm_by_products: bool
     #: Cumulative sums of a small index by `cumsum`, which is three or four kernels on a GPU.
     use_cumsum: bool
-    #: Look up sampled slots only if some slot is invalid; an accelerator would wait for the condition.
-    skip_look_up: bool
     #: One matmul for the first layers of all critics, which a GPU has to transpose for.
     join_critics: bool
     #: Members of a fit, and learners, train one after the other, so that a core's cache holds their
@@ -148,7 +146,6 @@ class Lowering(NamedTuple):
 CPU = Lowering(
     norm_by_products=True,
     use_cumsum=True,
-    skip_look_up=True,
     join_critics=True,
     members_in_turn=True,
     learners_in_turn=False,
@@ -159,7 +156,6 @@ CPU = Lowering(
 ACCELERATOR = Lowering(
     norm_by_products=False,
     use_cumsum=False,
-    skip_look_up=False,
     join_critics=False,
     members_in_turn=False,
     learners_in_turn=True,
