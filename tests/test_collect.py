@@ -41,7 +41,7 @@ def test_only_finished_runs_are_copied_and_only_once(collect, tmp_path, capsys):
     (running / "eval.csv").write_text("".join(lines[:13]))
 
     assert collect.main([str(study), str(results)]) == 0
-    assert capsys.readouterr().out == "finished\n1 of 2 runs copied\n"
+    assert capsys.readouterr().out == "finished: copied\nrunning: not finished\n"
     assert [path.name for path in results.iterdir()] == ["finished"]
     copy, original = read_run(results / "finished"), read_run(finished)
     copied = json.loads((results / "finished" / "config.json").read_text())
@@ -51,4 +51,4 @@ def test_only_finished_runs_are_copied_and_only_once(collect, tmp_path, capsys):
         k: len(v) for k, v in original.metrics.items()
     }
     collect.main([str(study), str(results)])
-    assert capsys.readouterr().out == "0 of 2 runs copied\n"
+    assert capsys.readouterr().out == "finished: there already\nrunning: not finished\n"

@@ -56,8 +56,29 @@ def test_simpler_of_two_close_arms_is_selected(pilot, tmp_path, capsys, tenth, h
 
 def test_tasks_at_the_floor_are_not_counted(pilot, tmp_path):
     fill(tmp_path, {"model-free": 0.001, "tenth": 0.002})
-    with pytest.raises(UsageError, match="not at the floor"):
+    with pytest.raises(UsageError, match="at the floor"):
         pilot.main([str(tmp_path)])
+
+
+def test_task_that_one_arm_lifts_counts_for_all(pilot):
+    levels = {"model-free": 5, "tenth": 6, "half": 200}
+    found = [
+        pilot.Learner(task, arm, level if task == "humanoid-stand" else 100)
+        for task in pilot.TASKS
+        for arm, level in levels.items()
+        for _ in range(2)
+    ]
+    assert [list(x.effects) for x in pilot.compare(found)] == [list(pilot.TASKS)] * 2
+
+
+def test_arms_with_missing_runs_are_not_selected(pilot):
+    found = [
+        pilot.Learner(task, arm, 100) for task in pilot.TASKS for arm in ("model-free", "half")
+    ]
+    found.append(pilot.Learner("quadruped-run", "tenth", 900))
+    arms = pilot.compare(found)
+    assert [x.complete for x in arms] == [False, True]
+    assert pilot.select(arms) == "half"
 
 
 def test_folders_that_are_no_arm_are_refused(pilot, tmp_path):

@@ -86,7 +86,7 @@ def test_last_claim_needs_three_tasks_of_their_own(seven):
 def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
     assert seven.main([str(study)]) == 0
     assert "C2: FTFL" in capsys.readouterr().out
-    table = list(csv.DictReader((study / "table.csv").open()))
+    table = list(csv.DictReader((study / "learners.csv").open()))
     assert len(table) == 27
     for name in ("seven.png", "mechanism.png"):
         assert (study / name).read_bytes().startswith(b"\x89PNG")
@@ -106,6 +106,41 @@ def test_run_that_is_no_arm_is_refused(seven, tmp_path):
         seven.read(tmp_path)
     with pytest.raises(UsageError, match="contains no run directory"):
         seven.read(tmp_path / "nothing")
+
+
+def test_runs_of_different_studies_are_not_mixed(seven, tmp_path):
+    fake_run(tmp_path / "a", env="hopper-hop", algo="model-free")
+    fake_run(tmp_path / "b", env="hopper-hop", algo="model-free", agent="simba")
+    with pytest.raises(UsageError, match="b: agent_name is simba, but sac in a"):
+        seven.read(tmp_path)
+
+
+def test_same_learner_is_not_counted_twice(seven, tmp_path):
+    for name in "ab":
+        fake_run(tmp_path / name, env="hopper-hop", algo="model-free")
+    with pytest.raises(UsageError, match="a and b are the same arm, task and seed"):
+        seven.read(tmp_path)
+
+
+def test_unfinished_runs_are_refused(seven, tmp_path):
+    fake_run(tmp_path / "a", env="hopper-hop", algo="model-free", seeds=1)
+    path = tmp_path / "a" / "eval.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UsageError, match=r"a: it has 9,000 of 10,000 agent steps; collect\.py"):
+        seven.read(tmp_path)
+
+
+def test_other_tasks_are_refused_before_anything_is_written(seven, tmp_path):
+    fake_run(tmp_path / "a", env="cheetah-run", algo="model-free")
+    with pytest.raises(UsageError, match="cheetah-run is not a task of the study"):
+        seven.main([str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_negative_returns_are_refused(seven, tmp_path):
+    fake_run(tmp_path / "a", env="hopper-hop", algo="model-free", level=-1.0)
+    with pytest.raises(UsageError, match="its mean return is negative"):
+        seven.read(tmp_path)
 
 
 def test_two_arms_of_one_task_are_compared(tmp_path, monkeypatch, capsys):

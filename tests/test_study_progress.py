@@ -69,7 +69,7 @@ def test_relay_prints_starts_evaluations_and_ends(sweep, planned, tmp_path, caps
     relay.print_news()
     relay.print_news()
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("run: step 1,000 of 3,000, return none ") and " | scale " in line
+    assert line.startswith("run: step 1,000 of 3,000, return none: ") and " | scale: " in line
 
     (folder / "eval.csv").write_text("".join(whole))
     status.write_note(tmp_path, planned.name, state="running", attempts=2, message="started again")

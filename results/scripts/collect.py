@@ -36,11 +36,13 @@ def thinned(lines: Sequence[str], evaluated: Sequence[int]) -> list[str]:
     return [lines[number] for number in sorted(kept | set(fits.values()))]
 
 
-def copy(source: Path, target: Path) -> bool:
-    """Copy a run if it is finished and the target does not exist; return whether it was copied."""
+def copy(source: Path, target: Path) -> str:
+    """Copy a run if it is finished and the target does not exist, and return what was done."""
     run = read_run(source)
-    if target.exists() or not len(run.steps) or run.steps[-1] < run.config["steps"]:
-        return False
+    if target.exists():
+        return "there already"
+    if not len(run.steps) or run.steps[-1] < run.config["steps"]:
+        return "not finished"
     config = (source / "config.json").read_text()
     study = source.resolve().parent
     config = config.replace(str(study), f"runs/{study.name}")
@@ -52,7 +54,7 @@ def copy(source: Path, target: Path) -> bool:
     )
     # Last, because a folder with a configuration counts as a run.
     write_atomically(target / "config.json", config.encode())
-    return True
+    return "copied"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,10 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     folders = sorted(path.parent for path in source.glob("*/config.json"))
     if not folders:
         raise UsageError(f"{source}: it contains no run directory")
-    copied = [folder.name for folder in folders if copy(folder, target / folder.name)]
-    for name in copied:
-        print(name)
-    print(f"{len(copied)} of {len(folders)} runs copied")
+    for folder in folders:
+        print(f"{folder.name}: {copy(folder, target / folder.name)}")
     return 0
 
 

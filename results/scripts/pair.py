@@ -25,15 +25,14 @@ def main(arguments: Sequence[str]) -> int:
     found = seven.read(Path(folder))
     if len(tasks := {x.task for x in found}) > 1:
         raise UsageError(f"{folder}: it has runs of several tasks: {', '.join(sorted(tasks))}")
-    areas: list[list[float]] = []
+    known = dict.fromkeys(x.arm for x in found)
     for arm in arms:
-        side = sorted((x for x in found if x.arm == arm), key=lambda x: x.seed)
-        if not side:
-            raise UsageError(f"{folder}: it has no run of the arm {arm}")
-        for x in side:
-            print(f"{arm}, seed {x.seed}: mean {x.returns.mean():.0f}, last {x.returns[-1]:.0f}")
-        areas.append([x.area for x in side])
-    effect = statistics.difference(areas[0], areas[1])
+        if arm not in known:
+            raise UsageError(f"{folder}: it has no run of the arm {arm}; it has {', '.join(known)}")
+    base, other = (sorted((x for x in found if x.arm == arm), key=lambda x: x.seed) for arm in arms)
+    for x in (*base, *other):
+        print(f"{x.arm}, seed {x.seed}: mean {x.returns.mean():.0f}, last {x.returns[-1]:.0f}")
+    effect = statistics.difference([x.area for x in base], [x.area for x in other])
     ratio = statistics.ConfidenceInterval(*np.exp(effect))
     print(f"{arms[1]} / {arms[0]}: {statistics.format_interval(ratio)}")
     return 0

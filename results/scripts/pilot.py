@@ -57,13 +57,14 @@ class Comparison(NamedTuple):
 
     arm: str
     effects: dict[str, statistics.ConfidenceInterval]  # by task, those at the floor left out
-    seeds: int
+    learners: int
+    complete: bool  # as many learners as model-free on every task
 
     @property
     def pooled(self) -> float:
-        """The mean of the effects, NaN if every task is at the floor."""
+        """The mean of the effects, NaN if every task is at the floor or runs are missing."""
         points = [effect.point for effect in self.effects.values()]
-        return float(np.mean(points)) if points else float("nan")
+        return float(np.mean(points)) if points and self.complete else float("nan")
 
 
 def arm(folder: Path) -> str:
@@ -82,15 +83,17 @@ def read(folder: Path) -> list[Learner]:
     """Return the learners of all runs in a folder.
 
     Raises:
-      UsageError: there is none, or one is damaged or not an arm of the pilot.
+      UsageError: there is none, or one is damaged, not finished or not an arm of the pilot.
     """
     paths = sorted(path.parent for path in folder.glob("*/config.json"))
     if not paths:
         raise UsageError(f"{folder}: it contains no run directory")
+    runs = [(arm(path), read_run(path)) for path in paths]
+    for _, run in runs:
+        seven.check_finished(run)
     return [
-        Learner(run.config["env"], arm(path), float(returns.mean()))
-        for path in paths
-        for run in [read_run(path)]
+        Learner(run.config["env"], name, float(returns.mean()))
+        for name, run in runs
         for rows in run.evals.values()
         for returns in rows
     ]
@@ -98,19 +101,34 @@ def read(folder: Path) -> list[Learner]:
 
 def compare(found: Sequence[Learner]) -> list[Comparison]:
     """Return every arm against model-free, in the order of `ARMS`."""
+    sides = {
+        (task, name): [x for x in found if (x.task, x.arm) == (task, name)]
+        for task in TASKS
+        for name in ARMS
+    }
+    means = {
+        key: float(np.mean([x.mean_return for x in side])) for key, side in sides.items() if side
+    }
+    # The same tasks count for all arms, or their pooled effects could not be compared.
+    counted = [
+        task
+        for task in TASKS
+        if any(mean >= seven.FLOOR for key, mean in means.items() if key[0] == task)
+    ]
     result = []
     for name in ARMS[1:]:
-        effects, seeds = {}, 0
-        for task in TASKS:
-            sides = [[x for x in found if (x.task, x.arm) == (task, a)] for a in (ARMS[0], name)]
-            if not all(sides):
-                continue
-            seeds += len(sides[1])
-            if max(np.mean([x.mean_return for x in side]) for side in sides) >= seven.FLOOR:
-                before, after = ([x.area for x in side] for side in sides)
-                effects[task] = statistics.difference(before, after)
-        if seeds:
-            result.append(Comparison(name, effects, seeds))
+        numbers = {task: (len(sides[task, ARMS[0]]), len(sides[task, name])) for task in TASKS}
+        learners = sum(arm for _, arm in numbers.values())
+        if learners:
+            effects = {
+                task: statistics.difference(
+                    [x.area for x in sides[task, ARMS[0]]], [x.area for x in sides[task, name]]
+                )
+                for task in counted
+                if all(numbers[task])
+            }
+            complete = all(0 < base <= arm for base, arm in numbers.values())
+            result.append(Comparison(name, effects, learners, complete))
     return result
 
 
@@ -118,11 +136,13 @@ def select(arms: Sequence[Comparison]) -> str:
     """Return the simplest arm whose pooled effect is within `MARGIN` of the highest.
 
     Raises:
-      UsageError: no arm has an effect.
+      UsageError: no arm has a pooled effect.
     """
     known = [x for x in arms if np.isfinite(x.pooled)]
     if not known:
-        raise UsageError("no arm and model-free have runs on a task that is not at the floor")
+        raise UsageError(
+            "no arm has as many runs as model-free on both tasks, or all of them are at the floor"
+        )
     best = max(x.pooled for x in known)
     return next(x.arm for x in known if x.pooled >= best - MARGIN)
 
@@ -134,9 +154,9 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(arguments[0])
     arms = compare(read(folder))
     rows = [
-        {"arm": x.arm, "learners": x.seeds, "pooled": f"{x.pooled:.3f}"}
+        {"arm": x.arm, "learners": x.learners, "pooled": f"{x.pooled:.3f}"}
         | {
-            task: f"{e.point:.3f} ({e.low:.3f} to {e.high:.3f})" if e else "at the floor"
+            task: f"{e.point:.3f} ({e.low:.3f} to {e.high:.3f})" if e else "not counted"
             for task in TASKS
             for e in [x.effects.get(task)]
         }

@@ -2,7 +2,7 @@
 
   python results/scripts/seven.py results/seven
 
-Reads every run directory in the folder, and writes claims.md, table.csv (a line for each learner),
+Reads every run directory in the folder, and writes claims.md, learners.csv (a line for each learner),
 effects.csv (a line for each task and pair of arms), index.csv, seven.png and mechanism.png beside
 them. results/seven/README.md registers the statistic and the claims; this script computes nothing
 else.
@@ -85,32 +85,55 @@ class Learner(NamedTuple):
         return math.log1p(float(self.returns.mean()))
 
 
-def arm(config: Mapping[str, Any], variant: str) -> str:
+def arm(run: Run, variant: str) -> str:
     """Return the arm of a variant of a run.
 
     Raises:
       UsageError: it is not an arm of the study.
     """
+    algo = str(run.config["algo"])
     named = {("mbpo", "none"): "MBPO", ("mbpo", "scale,target"): "FTFL"}
-    if config["algo"] in ("model-free", "dynajax"):
-        return str(config["algo"])
-    if (config["algo"], variant) not in named:
-        raise UsageError(f"{config['algo']} with {variant} is not an arm of the study")
-    return named[config["algo"], variant]
+    if algo in ("model-free", "dynajax"):
+        return algo
+    if (algo, variant) not in named:
+        raise UsageError(
+            f"{run.folder}: {algo} with {variant} is not an arm of the study; the arms are model-free, "
+            "mbpo with none, mbpo with scale,target, and dynajax"
+        )
+    return named[algo, variant]
+
+
+def check_finished(run: Run) -> None:
+    """Refuse a run that is not finished, because the mean over its evaluations is another quantity.
+
+    Raises:
+      UsageError: it is not finished.
+    """
+    planned = run.config["steps"]
+    done = int(run.steps[-1]) if len(run.steps) else 0
+    if done < planned:
+        raise UsageError(
+            f"{run.folder}: it has {done:,} of {planned:,} agent steps; collect.py copies finished runs"
+        )
 
 
 def learners(run: Run) -> list[Learner]:
     """Return the learners of a finished run.
 
     Raises:
-      UsageError: it is not an arm of the study.
+      UsageError: it is not finished, is not an arm of the study, or has a negative mean return.
     """
+    check_finished(run)
+    if any(float(returns.mean()) < 0 for rows in run.evals.values() for returns in rows):
+        raise UsageError(
+            f"{run.folder}: the statistic is a logarithm, but its mean return is negative"
+        )
     time = run.metrics["time"]
     return [
         Learner(
             run.folder.name,
             run.config["env"],
-            arm(run.config, variant),
+            arm(run, variant),
             seed,
             run.frames,
             returns,
@@ -308,13 +331,21 @@ def draw(found: Sequence[Learner]) -> Any:
                 _draw_arm(axes, curves, colour)
             axes.set_ylim(bottom=0)
         axes = grid.flat[-1]
-        axes.set_title("all tasks: IQM / 1000")
+        shared = [
+            t for t in TASKS if {x.arm for x in found} <= {x.arm for x in found if x.task == t}
+        ]
+        axes.set_title(f"mean of {len(shared)} tasks / 1000")
         for name, colour in ARMS.items():
-            curves = [x for x in found if x.arm == name]
-            if curves:
-                length = min(len(x.returns) for x in curves)
-                middle = statistics.iqm(np.array([x.returns[:length] for x in curves]), axis=0)
-                axes.plot(curves[0].frames[:length], middle / 1000, color=colour, label=name)
+            if not any(x.arm == name for x in found):
+                continue
+            sides = [[x for x in found if (x.task, x.arm) == (t, name)] for t in shared]
+            if not sides:
+                axes.plot([], [], color=colour, label=name)
+                continue
+            length = min(len(x.returns) for side in sides for x in side)
+            means = [np.mean([x.returns[:length] for x in side], 0) for side in sides]
+            frames = sides[0][0].frames[:length]
+            axes.plot(frames, np.mean(means, 0) / 1000, color=colour, label=name)
         axes.set_ylim(bottom=0)
         axes.legend()
         figure.supxlabel("frames", fontsize=10)
@@ -374,12 +405,27 @@ def read(folder: Path) -> list[Learner]:
     """Return the learners of all runs in a folder.
 
     Raises:
-      UsageError: there is none, or one is damaged or not an arm of the study.
+      UsageError: there is none; one is damaged, not finished or not an arm of the study; or they
+        differ in the agent, the preset or the number of agent steps, or repeat a learner.
     """
     paths = sorted(path.parent for path in folder.glob("*/config.json"))
     if not paths:
         raise UsageError(f"{folder}: it contains no run directory")
-    return [learner for path in paths for learner in learners(read_run(path))]
+    runs = [read_run(path) for path in paths]
+    for key in ("agent_name", "preset", "steps"):
+        for run in runs[1:]:
+            if run.config[key] != runs[0].config[key]:
+                raise UsageError(
+                    f"{run.folder}: {key} is {run.config[key]}, but {runs[0].config[key]} in "
+                    f"{runs[0].folder.name}; different studies need different folders"
+                )
+    found = [learner for run in runs for learner in learners(run)]
+    names: dict[tuple[str, str, int], str] = {}
+    for x in found:
+        before = names.setdefault((x.task, x.arm, x.seed), x.folder)
+        if before != x.folder:
+            raise UsageError(f"{folder}: {before} and {x.folder} are the same arm, task and seed")
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -388,6 +434,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError("give one folder, such as results/seven")
     folder = Path(arguments[0])
     found = read(folder)
+    if others := sorted({x.task for x in found} - set(TASKS)):
+        raise UsageError(f"{folder}: {', '.join(others)} is not a task of the study")
     rows = [
         {
             "task": x.task,
@@ -400,7 +448,7 @@ def main(arguments: Sequence[str]) -> int:
         }
         for x in found
     ]
-    write_csv(folder / "table.csv", rows)
+    write_csv(folder / "learners.csv", rows)
     write_csv(
         folder / "effects.csv",
         [

@@ -69,6 +69,8 @@ class JobRunner:
           env: variables to add to the environment of the run.
           cores: that the run may use; by default those of this process.
         """
+        if self._stopping:  # before its start, so the run stays as it is
+            return "stopped"
         without_progress = 0
         while not self._stopping:
             before = status.saved_step(self._folder)

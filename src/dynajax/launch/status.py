@@ -153,9 +153,9 @@ def mean_returns(run: report.Run, index: int) -> dict[str, float]:
 
 
 def format_returns(returns: Mapping[str, float]) -> str:
-    """Return the mean return of each variant: "12.3", or "none 12.3 | scale 45.6"."""
+    """Return the mean return of each variant: "12.3", or "none: 12.3 | scale: 45.6"."""
     several = len(returns) > 1
-    return " | ".join(f"{v} {x:.4g}" if several else f"{x:.4g}" for v, x in returns.items()) or "-"
+    return " | ".join(f"{v}: {x:.4g}" if several else f"{x:.4g}" for v, x in returns.items()) or "-"
 
 
 def table(runs: Iterable[RunStatus]) -> str:

@@ -547,7 +547,8 @@ def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
         if np.isfinite(low):
             axes.plot([low, high], [place, place], color=_INK, linewidth=1.4)
         end = np.nanmax([point, high, 0.0])
-        text = f"{point:,.0f}" if abs(point) >= 10 else f"{point:.3g}"
+        digits = ",.0f" if abs(point) >= 10 else ".2f" if abs(point) >= 1 else ".3g"
+        text = f"{point:{digits}}"
         axes.text(end + 0.03 * reach, place, text, va="center", fontsize=9)
     if panel.reference is not None:
         axes.axvline(panel.reference, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
