@@ -97,7 +97,7 @@ def test_settings_that_the_pages_name_exist():
     known |= {"agent.FIELD", "trust.FIELD", "source.FIELD"}
     for page in PAGES:
         for name in re.findall(rf"`((?:{'|'.join(GROUPS)})\.\w+)", page.read_text()):
-            assert name in known or name.endswith((".py", ".csv")), f"{page.name}: {name}"
+            assert name in known or name.endswith((".py", ".csv", ".toml")), f"{page.name}: {name}"
 
 
 def prose(page: Path) -> str:
