@@ -225,6 +225,13 @@ def test_failing_run_is_retried_and_reported(tmp_path):
     assert status.read_note(tmp_path, "run")["attempts"] == 1
 
 
+def test_run_that_is_stopped_before_its_start_leaves_no_note(tmp_path):
+    runner = JobRunner(Job("run", (), str(tmp_path), ("script.py",), str(tmp_path), 3))
+    runner.stop()
+    assert runner.complete() == "stopped"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "words"),
     [
