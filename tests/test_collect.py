@@ -13,7 +13,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "results/scripts/collect.py"
 
 
 @pytest.fixture
-def collect():
+def collect(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     with loaded(SCRIPT) as module:
         yield module
 

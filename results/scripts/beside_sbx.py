@@ -85,18 +85,23 @@ def start(command: Sequence[str], cache: Path, log: IO[str], **variables: str) -
 def take_turns(numbers: Sequence[int]) -> list[tuple[int, float]]:
     """Run processes in turn until all have ended; return the exit status and CPU seconds of each."""
     ended: dict[int, tuple[int, float]] = {}
-    while len(ended) < len(numbers):
-        for number in numbers:
-            if number in ended:
-                continue
-            os.kill(number, signal.SIGCONT)
-            time.sleep(TURN)
-            pid, status, usage = os.wait4(number, os.WNOHANG)
-            if pid:
-                seconds = usage.ru_utime + usage.ru_stime
-                ended[number] = os.waitstatus_to_exitcode(status), seconds
-            else:
-                os.kill(number, signal.SIGSTOP)
+    try:
+        while len(ended) < len(numbers):
+            for number in numbers:
+                if number in ended:
+                    continue
+                os.kill(number, signal.SIGCONT)
+                time.sleep(TURN)
+                pid, status, usage = os.wait4(number, os.WNOHANG)
+                if pid:
+                    seconds = usage.ru_utime + usage.ru_stime
+                    ended[number] = os.waitstatus_to_exitcode(status), seconds
+                else:
+                    os.kill(number, signal.SIGSTOP)
+    finally:
+        # A stopped process would stay after Ctrl-C.
+        for number in set(numbers) - set(ended):
+            os.kill(number, signal.SIGKILL)
     return [ended[number] for number in numbers]
 
 

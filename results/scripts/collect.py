@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import seven
 from dynajax import UsageError
 from dynajax.cli import common
 from dynajax.report.run import read_run
@@ -41,7 +42,7 @@ def copy(source: Path, target: Path) -> str:
     run = read_run(source)
     if target.exists():
         return "there already"
-    if not len(run.steps) or run.steps[-1] < run.config["steps"]:
+    if not seven.is_finished(run):
         return "not finished"
     config = (source / "config.json").read_text()
     study = source.resolve().parent

@@ -103,15 +103,19 @@ def arm(run: Run, variant: str) -> str:
     return named[algo, variant]
 
 
+def is_finished(run: Run) -> bool:
+    """Return whether a run has all of its evaluations."""
+    return bool(run.steps.size) and int(run.steps[-1]) >= run.config["steps"]
+
+
 def check_finished(run: Run) -> None:
     """Refuse a run that is not finished, because the mean over its evaluations is another quantity.
 
     Raises:
       UsageError: it is not finished.
     """
-    planned = run.config["steps"]
-    done = int(run.steps[-1]) if len(run.steps) else 0
-    if done < planned:
+    if not is_finished(run):
+        planned, done = run.config["steps"], int(run.steps[-1]) if run.steps.size else 0
         raise UsageError(
             f"{run.folder}: it has {done:,} of {planned:,} agent steps; collect.py copies finished runs"
         )
