@@ -89,7 +89,7 @@ def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
     assert "C2: FTFL" in capsys.readouterr().out
     table = list(csv.DictReader((study / "learners.csv").open()))
     assert len(table) == 27
-    for name in ("seven.png", "mechanism.png"):
+    for name in ("seven.png", "r2_reward.png", "critic_bias.png"):
         assert (study / name).read_bytes().startswith(b"\x89PNG")
     # Without a model there is a critic, but neither R² nor synthetic data.
     by_arm = {line["arm"]: line for line in table}
@@ -99,6 +99,19 @@ def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
     assert "| hopper-hop | model-free |  |  | -" in claims
     index = list(csv.DictReader((study / "index.csv").open()))
     assert {line["claims"] for line in index} == {"C1 C3 C4", "C1 C2", "C2 C3"}
+
+
+def test_figure_has_the_tasks_and_the_iqm_over_them(seven, study):
+    found = seven.read(study)
+    *tasks, all_tasks = seven.draw(found).axes
+    assert [axes.get_title(loc="left") for axes in tasks] == list(LEVELS)
+    assert all_tasks.get_title(loc="left") == "3 tasks"
+    last = {line.get_label(): line.get_ydata()[-1] for line in all_tasks.get_lines()}
+    assert last == {
+        seven.LABELS[name]: score.iqm.point for name, score in seven.final(found).items()
+    }
+    returns = [x.returns[-1] / 1000 for x in found if x.arm == "FTFL"]
+    assert last["MBPO + scale, target (FTFL)"] == pytest.approx(np.mean(sorted(returns)[2:-2]))
 
 
 def test_run_that_is_no_arm_is_refused(seven, tmp_path):

@@ -3,9 +3,9 @@
   python results/scripts/seven.py results/seven
 
 Reads every run directory in the folder, and writes claims.md, learners.csv (a line for each learner),
-effects.csv (a line for each task and pair of arms), index.csv, seven.png and mechanism.png beside
-them. results/seven/README.md registers the statistic and the claims; this script computes nothing
-else.
+effects.csv (a line for each task and pair of arms), index.csv, seven.png, and a figure of each metric of
+the mechanism beside them. results/seven/README.md registers the statistic and the claims; this script
+computes nothing else.
 """
 
 import math
@@ -30,13 +30,10 @@ TASKS = (
     "humanoid-walk",
     "humanoid-run",
 )
-#: Arms with their colours, in the order of legends.
-ARMS = {
-    "model-free": figures.BLACK,
-    "MBPO": figures.VERMILLION,
-    "FTFL": figures.BLUE,
-    "dynajax": figures.GREEN,
-}
+#: Arms in the order of tables and legends.
+ARMS = ("model-free", "MBPO", "FTFL", "dynajax")
+#: Their names in figures.
+LABELS = {name: name for name in ARMS} | {"FTFL": "MBPO + scale, target (FTFL)"}
 #: What the paper says goes wrong: name, the kind of metrics, a metric and one to subtract, a title.
 MECHANISM = (
     ("r2_reward", "fit", ("r2_reward",), "reward R²"),
@@ -49,7 +46,7 @@ MECHANISM = (
         "synthetic minus real reward",
     ),
 )
-#: Thin reference lines: tasks and published methods.
+#: Reference lines: tasks and published methods.
 REFERENCES = {task: ["simba-utd8"] for task in TASKS[:4]} | {
     task: ["simba-utd8", "wimle"] for task in TASKS[4:]
 }
@@ -263,7 +260,7 @@ def claims_table(found: Sequence[Learner]) -> str:
             cells = [c for c in effects(found, claim.base, claim.other) if c.task == task]
             row += ["at the floor" if c.at_floor else _ratio(c.estimate) for c in cells] or [""]
         lines.append(f"| {task} | " + " | ".join(row) + " |")
-    lines += ["", *_final(found), "", *_mechanism_table(found)]
+    lines += ["", *_final_table(found), "", *_mechanism_table(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -281,128 +278,152 @@ def _mechanism_table(found: Sequence[Learner]) -> list[str]:
     return lines
 
 
-def _final(found: Sequence[Learner]) -> list[str]:
-    """Return the final IQM over tasks, and the probability of improvement over model-free."""
+class Final(NamedTuple):
+    """The last evaluations of an arm, over the tasks that it shares with the model-free arm."""
+
+    iqm: statistics.ConfidenceInterval  # of returns / 1000
+    improvement: (
+        statistics.ConfidenceInterval | None
+    )  # probability over model-free; None for itself
+
+
+def final(found: Sequence[Learner]) -> dict[str, Final]:
+    """Return the last evaluations by arm."""
+    result = {}
+    for name in ARMS:
+        if tasks := _shared(found, [name, "model-free"]):
+            own, base = (_last_returns(found, arm, tasks) for arm in (name, "model-free"))
+            better = None
+            if name != "model-free":
+                better = statistics.probability_of_improvement(own, base)
+            result[name] = Final(statistics.stratified_bootstrap(own), better)
+    return result
+
+
+def _shared(found: Sequence[Learner], names: Sequence[str]) -> list[str]:
+    """Return the tasks that have learners of all named arms."""
+    return [t for t in TASKS if set(names) <= {x.arm for x in found if x.task == t}]
+
+
+def _last_returns(found: Sequence[Learner], name: str, tasks: Sequence[str]) -> list[np.ndarray]:
+    """Return the last returns / 1000 of an arm's learners, (seeds,) for each task."""
+    sides = [[x.returns[-1] for x in found if (x.task, x.arm) == (t, name)] for t in tasks]
+    return [np.array(side) / 1000 for side in sides]
+
+
+def _final_table(found: Sequence[Learner]) -> list[str]:
+    """Return the last evaluations as Markdown."""
     lines = [
         "| arm | final IQM / 1000 | probability of improvement over model-free |",
         "|---|---|---|",
     ]
-    for name in ARMS:
-        tasks = [t for t in TASKS if {name, "model-free"} <= {x.arm for x in found if x.task == t}]
-        if not tasks:
-            continue
-        last = {
-            a: [[x.returns[-1] for x in found if (x.task, x.arm) == (t, a)] for t in tasks]
-            for a in (name, "model-free")
-        }
-        score = statistics.stratified_bootstrap([np.array(v) / 1000 for v in last[name]])
-        better = ""
-        if name != "model-free":
-            better = statistics.format_interval(
-                statistics.probability_of_improvement(last[name], last["model-free"])
-            )
+    for name, (score, improvement) in final(found).items():
+        better = statistics.format_interval(improvement) if improvement else ""
         lines.append(f"| {name} | {statistics.format_interval(score)} | {better} |")
     return lines
 
 
 def draw(found: Sequence[Learner]) -> Any:
     """Draw returns by frames on each task, and their IQM over tasks."""
-    figures.matplotlib()
-    from matplotlib.figure import Figure
-
     end = max(int(x.frames[-1]) for x in found)
-    with figures.house_style():
-        figure = Figure(figsize=(12, 5.2), layout="constrained")
-        grid = figure.subplots(2, 4, sharex=True)
-        for axes, task in zip(grid.flat, TASKS, strict=False):
-            axes.set_title(task)
-            for curve, side in zip(
-                published.curves_until(task, REFERENCES[task], end), ("bottom", "top"), strict=False
-            ):
-                axes.plot(
-                    curve.frames, curve.mean, "o:", color="#9a9a9a", linewidth=1, markersize=3
+    panels = []
+    for task in TASKS:
+        lines = {
+            label: _stack([Curve(x.frames, x.returns) for x in side])
+            for label, side in _by_arm(found, task).items()
+        }
+        if lines:
+            references = published.curves_until(task, REFERENCES[task], end)
+            panels.append(
+                figures.Panel(
+                    lines,
+                    figures.RETURN,
+                    task,
+                    xlabel=figures.FRAMES,
+                    floor=0.0,
+                    include=0.0,
+                    bounds=(0.0, 1000.0),
+                    published=references,
                 )
-                axes.annotate(
-                    f"{published.METHODS[curve.key].name} (published)",
-                    (curve.frames[-1], curve.mean[-1]),
-                    fontsize=7,
-                    color="#7a7a7a",
-                    ha="right",
-                    va=side,
+            )
+    note = f"{figures.LINES} of the mean; of the IQM (interquartile mean): 95 % bootstrap interval."
+    if better := [
+        f"{LABELS[name]} {statistics.format_interval(improvement)}"
+        for name, (_, improvement) in final(found).items()
+        if improvement
+    ]:
+        note += f"\nProbability of improvement over model-free at the end: {'; '.join(better)}."
+    return figures.curves([*panels, *_aggregate(found)], note=note)
+
+
+def _aggregate(found: Sequence[Learner]) -> list[figures.Panel]:
+    """Return a panel with the IQM over the tasks that all arms share, if there are any."""
+    names = [name for name in ARMS if any(x.arm == name for x in found)]
+    tasks = _shared(found, names)
+    if not tasks:
+        return []
+    lines, bands = {}, {}
+    for name in names:
+        sides = [[x for x in found if (x.task, x.arm) == (t, name)] for t in tasks]
+        returns = [np.array([x.returns for x in side]) / 1000 for side in sides]
+        steps = range(returns[0].shape[1])
+        points = [statistics.stratified_bootstrap([r[:, i] for r in returns]) for i in steps]
+        band = statistics.ConfidenceInterval(*np.array(points).T)
+        lines[LABELS[name]] = (sides[0][0].frames, np.asarray(band.point)[None])
+        bands[LABELS[name]] = band
+    title = f"All {len(tasks)} tasks" if len(tasks) == len(TASKS) else f"{len(tasks)} tasks"
+    return [
+        figures.Panel(
+            lines,
+            "IQM of return / 1000",
+            title,
+            xlabel=figures.FRAMES,
+            floor=0.0,
+            include=0.0,
+            bands=bands,
+        )
+    ]
+
+
+def draw_mechanism(found: Sequence[Learner], name: str) -> Any:
+    """Draw a metric of `MECHANISM` by frames on each task."""
+    (title,) = (title for metric, *_, title in MECHANISM if metric == name)
+    is_r2 = name.startswith("r2")
+    panels = []
+    for task in TASKS:
+        lines = {}
+        for label, side in _by_arm(found, task).items():
+            if curves := [x.mechanism[name] for x in side if name in x.mechanism]:
+                frames, values = _stack(curves)
+                # A far lower R² says no more than that nothing was learned.
+                lines[label] = frames, np.maximum(values, -1) if is_r2 else values
+        if lines:
+            panels.append(
+                figures.Panel(
+                    lines,
+                    title,
+                    task,
+                    xlabel=figures.FRAMES,
+                    include=0.0,
+                    bounds=statistics.R2 if is_r2 else statistics.UNBOUNDED,
                 )
-            for name, colour in ARMS.items():
-                curves = [x for x in found if (x.task, x.arm) == (task, name)]
-                _draw_arm(axes, curves, colour)
-            axes.set_ylim(bottom=0)
-        axes = grid.flat[-1]
-        shared = [
-            t for t in TASKS if {x.arm for x in found} <= {x.arm for x in found if x.task == t}
-        ]
-        axes.set_title(f"mean of {len(shared)} tasks / 1000")
-        for name, colour in ARMS.items():
-            if not any(x.arm == name for x in found):
-                continue
-            sides = [[x for x in found if (x.task, x.arm) == (t, name)] for t in shared]
-            if not sides:
-                axes.plot([], [], color=colour, label=name)
-                continue
-            length = min(len(x.returns) for side in sides for x in side)
-            means = [np.mean([x.returns[:length] for x in side], 0) for side in sides]
-            frames = sides[0][0].frames[:length]
-            axes.plot(frames, np.mean(means, 0) / 1000, color=colour, label=name)
-        axes.set_ylim(bottom=0)
-        axes.legend()
-        figure.supxlabel("frames", fontsize=10)
-        figure.supylabel("return", fontsize=10)
-    return figure
+            )
+    return figures.curves(panels, note=figures.LINES + " of the mean.")
 
 
-def draw_mechanism(found: Sequence[Learner]) -> Any:
-    """Draw the reward R² and the critic's bias by frames on each task, a line for each learner."""
-    figures.matplotlib()
-    from matplotlib.figure import Figure
-
-    tasks = [task for task in TASKS if task in {x.task for x in found}]
-    with figures.house_style():
-        figure = Figure(figsize=(2.2 * len(tasks) + 1, 4.4), layout="constrained")
-        grid = figure.subplots(2, len(tasks), sharex=True, squeeze=False)
-        for row, (name, label) in zip(
-            grid, (("r2_reward", "reward R²"), ("critic_bias", "value minus return")), strict=True
-        ):
-            row[0].set_ylabel(label)
-            for axes, task in zip(row, tasks, strict=True):
-                for x in found:
-                    if x.task == task and name in x.mechanism:
-                        curve = x.mechanism[name]
-                        values = (
-                            np.clip(curve.values, -1, 1) if name == "r2_reward" else curve.values
-                        )
-                        axes.plot(curve.frames, values, color=ARMS[x.arm], linewidth=0.8)
-                axes.axhline(0, color="#9a9a9a", linewidth=0.6)
-        for axes, task in zip(grid[0], tasks, strict=True):
-            axes.set_title(task)
-            axes.set_ylim(-1.05, 1.05)
-        for name, colour in ARMS.items():
-            if any(x.arm == name for x in found):
-                grid[0][0].plot([], [], color=colour, label=name)
-        figure.legend(loc="outside right center")
-        figure.supxlabel("frames", fontsize=10)
-    return figure
+def _by_arm(found: Sequence[Learner], task: str) -> dict[str, list[Learner]]:
+    """Return the learners of a task by the labels of their arms."""
+    sides = {name: [x for x in found if (x.task, x.arm) == (task, name)] for name in ARMS}
+    return {LABELS[name]: side for name, side in sides.items() if side}
 
 
-def _draw_arm(axes: Any, curves: Sequence[Learner], colour: str) -> None:
-    """Draw the mean of an arm with its interval; fewer than five seeds have a thin line each."""
-    if not curves:
-        return
-    length = min(len(x.returns) for x in curves)
-    frames, returns = curves[0].frames[:length], np.array([x.returns[:length] for x in curves])
-    estimate = statistics.interval(returns)
-    axes.plot(frames, estimate.point, color=colour)
-    if len(curves) >= 5:
-        low, high = np.clip([estimate.low, estimate.high], 0, 1000)
-        axes.fill_between(frames, low, high, color=colour, alpha=0.15, linewidth=0)
-    else:
-        axes.plot(frames, returns.T, color=colour, linewidth=0.6, alpha=0.6)
+def _stack(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Return all frames (T,) of some curves and their values (curves, T), NaN where one has none."""
+    frames = np.unique(np.concatenate([curve.frames for curve in curves]))
+    values = np.full((len(curves), len(frames)), np.nan)
+    for row, curve in zip(values, curves, strict=True):
+        row[np.searchsorted(frames, curve.frames)] = curve.values
+    return frames, values
 
 
 def read(folder: Path) -> list[Learner]:
@@ -490,7 +511,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     write_atomically(folder / "claims.md", claims_table(found).encode())
     write_atomically(folder / "seven.png", figures.png(draw(found)))
-    write_atomically(folder / "mechanism.png", figures.png(draw_mechanism(found)))
+    for name, *_ in MECHANISM:
+        if any(name in x.mechanism for x in found):
+            write_atomically(folder / f"{name}.png", figures.png(draw_mechanism(found, name)))
     print(claims_table(found), end="")
     return 0
 
