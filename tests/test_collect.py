@@ -31,6 +31,24 @@ def test_last_fit_before_each_evaluation_stays(collect):
     ]
 
 
+def test_fit_with_an_r2_of_the_reward_stays(collect):
+    values = [None, 0.5, None, None, None]
+    lines = [
+        json.dumps({"kind": "fit", "step": s, "variant": "none", "seed": 0, "r2_reward": value})
+        for s, value in enumerate(values)
+    ]
+    kept = [json.loads(line) for line in collect.thinned(lines, [2, 4])]
+    assert [x["step"] for x in kept] == [1, 4]
+
+
+def test_interrupted_copy_is_repeated(collect, tmp_path, capsys):
+    fake_run(tmp_path / "study/run")
+    (tmp_path / "results/run").mkdir(parents=True)
+    assert collect.main([str(tmp_path / "study"), str(tmp_path / "results")]) == 0
+    assert capsys.readouterr().out == "run: copied\n"
+    assert (tmp_path / "results/run/config.json").exists()
+
+
 def test_only_finished_runs_are_copied_and_only_once(collect, tmp_path, capsys):
     study, results = tmp_path / "study", tmp_path / "results"
     finished = fake_run(study / "finished")

@@ -2,24 +2,41 @@
 
 import csv
 import math
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dynajax import UsageError
+from dynajax.launch.study import load
+from dynajax.report import statistics
 from fake_runs import fake_run
 from scripts import loaded
 
-SCRIPT = Path(__file__).resolve().parents[1] / "results/scripts/seven.py"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "results/scripts/seven.py"
 #: Factors of the returns of an arm without and with both fixes.
 LEVELS = {"hopper-hop": 0.9, "quadruped-run": 1.1, "humanoid-walk": 0.01}
 
 
 @pytest.fixture(scope="module")
 def seven():
-    with loaded(SCRIPT) as module:
-        yield module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        with loaded(SCRIPT) as module:
+            yield module
+
+
+@pytest.fixture(scope="module")
+def claims(seven):
+    return sys.modules["seven_claims"]
+
+
+@pytest.fixture(scope="module")
+def figures(seven):
+    return sys.modules["seven_figures"]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +59,73 @@ def test_statistic_is_the_logarithm_of_the_mean_return(seven, study):
     one = found[0]
     assert one.area == pytest.approx(math.log(1 + one.returns.mean()))
     assert one.frames[-1] == 20_000
-    assert set(one.mechanism) == {"critic_bias"}
+    assert set(one.mechanism) == {"critic_bias", "critic_bias_without_entropy"}
     assert {"r2_reward", "critic_bias"} <= set(next(x for x in found if x.arm == "FTFL").mechanism)
 
 
-def test_tasks_at_the_floor_are_reported_and_not_counted(seven, study):
+def test_tasks_at_the_floor_are_reported_and_not_counted(seven, claims, study):
     cells = seven.effects(seven.read(study), "MBPO", "FTFL")
     assert [c.task for c in cells if c.at_floor] == ["humanoid-walk"]
     counted = [c.estimate.point for c in cells if not c.at_floor]
-    assert seven.pooled(cells).point == pytest.approx(np.mean(counted))
+    assert claims.pooled(cells).point == pytest.approx(np.mean(counted))
     assert "| humanoid-walk | at the floor |" in seven.claims_table(seven.read(study))
+
+
+def test_fixes_that_fail_where_model_free_learns_are_seen_in_the_second_table(seven, study):
+    found = []
+    for x in seven.read(study):
+        # Model-free learns on all three tasks; on one of them both arms of MBPO are at the floor.
+        level = 1.0 if x.arm == "model-free" else 0.01 if x.task == "hopper-hop" else None
+        returns = x.returns if level is None else level * (100 + x.returns / 10)
+        found.append(x._replace(returns=returns))
+    table = seven.claims_table(found)
+    assert re.search(r"\| hopper-hop \| 0.02 \(.*\), below \| at the floor \|", table)
+    assert "| C2 | 1.00 " not in table
+    [registered] = [line for line in table.splitlines() if line.startswith("| C2: ")]
+    [others] = [line for line in table.splitlines() if line.startswith("| C2 |")]
+    ratio = [float(line.split("|")[2].split("(")[0]) for line in (registered, others)]
+    assert ratio[0] > ratio[1]
+
+
+def test_no_verdict_before_all_registered_learners_are_there(seven, claims, study):
+    found = seven.read(study)
+    assert "| incomplete: 17 of 50 registered learners, and 1 others |" in seven.claims_table(found)
+    [claim] = [c for c in claims.CLAIMS if c.name == "C2"]
+    one = {name: next(x for x in found if x.arm == name) for name in ("MBPO", "FTFL")}
+    full = [
+        one[name]._replace(task=task, seed=seed)
+        for name in one
+        for task, seed in claims.registered(name)
+    ]
+    assert len(full) == 38 and claim.missing(full) == ""
+    assert claim.missing(full[1:]) == "incomplete: 37 of 38 registered learners"
+    other = [full[0]._replace(seed=5), *full[1:]]
+    assert claim.missing(other) == "incomplete: 37 of 38 registered learners, and 1 others"
+
+
+def test_registered_learners_are_those_of_the_study(claims):
+    runs = load(ROOT / "launch/studies/seven.toml").runs
+    names = {"model-free": "model-free", "mbpo": "MBPO", "ftfl": "FTFL"}
+    for suffix, name in names.items():
+        planned = {
+            (r.config.env, r.config.seed) for r in runs if re.search(rf"-{suffix}(-long)?$", r.name)
+        }
+        assert planned == claims.registered(name)
+    assert len(runs) == sum(len(claims.registered(name)) for name in names.values()) == 69
+
+
+def test_entropy_bonus_is_taken_from_the_value(seven):
+    [metric] = [m for m in seven.MECHANISM if m.name == "critic_bias_without_entropy"]
+    # Each step after the first adds 0.5 * 2 to the value: 0.9 + 0.81 + ... = 9.
+    assert metric.value(0.9, 20.0, 10.0, 0.5, 2.0) == pytest.approx(1.0)
+
+
+def test_mechanism_is_seen_where_fixes_learn_the_reward(seven, study):
+    table = seven.claims_table(seven.read(study))
+    [line] = [x for x in table.splitlines() if x.startswith("| quadruped-run | ") and "yes |" in x]
+    _, task, ratio, mbpo, ftfl, without, *_, fails, seen, _ = map(str.strip, line.split("|"))
+    assert (task, without, fails, seen) == ("quadruped-run", "0", "yes", "yes")
+    assert float(mbpo) < 0.5 < float(ftfl) and ratio.endswith("below")
 
 
 @pytest.mark.parametrize(
@@ -70,16 +144,16 @@ def test_tasks_at_the_floor_are_reported_and_not_counted(seven, study):
         ("C2", math.nan, math.nan, "not decided: fewer than two tasks"),
     ],
 )
-def test_claims_are_decided_as_registered(seven, name, low, high, verdict):
-    [claim] = [c for c in seven.CLAIMS if c.name == name]
-    effect = seven.statistics.ConfidenceInterval((low + high) / 2, low, high)
+def test_claims_are_decided_as_registered(claims, name, low, high, verdict):
+    [claim] = [c for c in claims.CLAIMS if c.name == name]
+    effect = statistics.ConfidenceInterval((low + high) / 2, low, high)
     assert claim.verdict(effect, []) == verdict
 
 
-def test_last_claim_needs_three_tasks_of_their_own(seven):
-    interval = seven.statistics.ConfidenceInterval(0.3, 0.1, 0.5)
-    cells = [seven.Effect(task, interval, False, (5, 5)) for task in seven.TASKS[:3]]
-    claim = seven.CLAIMS[-1]
+def test_last_claim_needs_three_tasks_of_their_own(seven, claims):
+    interval = statistics.ConfidenceInterval(0.3, 0.1, 0.5)
+    cells = [claims.Effect(task, interval, False, (5, 5)) for task in seven.TASKS[:3]]
+    claim = claims.CLAIMS[-1]
     assert claim.verdict(interval, cells) == "holds"
     assert claim.verdict(interval, cells[:2]) == "not decided"
 
@@ -96,19 +170,19 @@ def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
     assert by_arm["model-free"]["r2_reward"] == by_arm["model-free"]["r2_state"] == "nan"
     assert float(by_arm["FTFL"]["r2_reward"]) > 0.5 > float(by_arm["MBPO"]["r2_reward"])
     claims = (study / "claims.md").read_text()
-    assert "| hopper-hop | model-free |  |  | -" in claims
+    assert "| hopper-hop | model-free |  |  |  | -" in claims
     index = list(csv.DictReader((study / "index.csv").open()))
     assert {line["claims"] for line in index} == {"C1 C3 C4", "C1 C2", "C2 C3"}
 
 
-def test_figure_has_the_tasks_and_the_iqm_over_them(seven, study):
+def test_figure_has_the_tasks_and_the_iqm_over_them(seven, claims, figures, study):
     found = seven.read(study)
     *tasks, all_tasks = seven.draw(found).axes
     assert [axes.get_title(loc="left") for axes in tasks] == list(LEVELS)
     assert all_tasks.get_title(loc="left") == "3 tasks"
     last = {line.get_label(): line.get_ydata()[-1] for line in all_tasks.get_lines()}
     assert last == {
-        seven.LABELS[name]: score.iqm.point for name, score in seven.final(found).items()
+        figures.LABELS[name]: score.iqm.point for name, score in claims.final(found).items()
     }
     returns = [x.returns[-1] / 1000 for x in found if x.arm == "FTFL"]
     assert last["MBPO + scale, target (FTFL)"] == pytest.approx(np.mean(sorted(returns)[2:-2]))
@@ -126,6 +200,17 @@ def test_runs_of_different_studies_are_not_mixed(seven, tmp_path):
     fake_run(tmp_path / "a", env="hopper-hop", algo="model-free")
     fake_run(tmp_path / "b", env="hopper-hop", algo="model-free", agent="simba")
     with pytest.raises(UsageError, match="b: agent_name is simba, but sac in a"):
+        seven.read(tmp_path)
+
+
+def test_an_arm_has_one_configuration(seven, tmp_path):
+    fake_run(tmp_path / "a", env="hopper-hop", variants=("none",))
+    fake_run(tmp_path / "b", env="hopper-stand", variants=("none",), trust="m2ac")
+    with pytest.raises(UsageError, match="b: trust_name is m2ac, but none in a"):
+        seven.read(tmp_path)
+    fake_run(tmp_path / "b2", env="hopper-stand", variants=("none",), settings={"batch": 8})
+    (tmp_path / "b/config.json").unlink()
+    with pytest.raises(UsageError, match="b2: learn is not as in a"):
         seven.read(tmp_path)
 
 

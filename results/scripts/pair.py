@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-import seven
+import seven_runs
 from dynajax import UsageError
 from dynajax.cli import common
 from dynajax.report import statistics
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 3:
         raise UsageError("give a folder and two arms, such as model-free dynajax")
     folder, *arms = arguments
-    found = seven.read(Path(folder))
+    found = seven_runs.read(Path(folder))
     if len(tasks := {x.task for x in found}) > 1:
         raise UsageError(f"{folder}: it has runs of several tasks: {', '.join(sorted(tasks))}")
     known = dict.fromkeys(x.arm for x in found)

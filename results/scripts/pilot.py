@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-import seven
+import seven_runs
 from dynajax import UsageError
 from dynajax.cli import common
 from dynajax.report import statistics
 from dynajax.report.run import read_run
 from dynajax.runs.directory import write_csv
+from seven_claims import FLOOR
 
-TASKS = ("quadruped-run", "humanoid-stand")
+SEEDS = [2000, 2001, 2002]
 #: Arms from the simplest to the least simple.
 ARMS = (
     "model-free",
@@ -44,6 +45,7 @@ class Learner(NamedTuple):
 
     task: str
     arm: str
+    seed: int
     mean_return: float
 
     @property
@@ -58,7 +60,7 @@ class Comparison(NamedTuple):
     arm: str
     effects: dict[str, statistics.ConfidenceInterval]  # by task, those at the floor left out
     learners: int
-    complete: bool  # as many learners as model-free on every task
+    complete: bool  # it and model-free have all registered seeds on both tasks
 
     @property
     def pooled(self) -> float:
@@ -83,27 +85,30 @@ def read(folder: Path) -> list[Learner]:
     """Return the learners of all runs in a folder.
 
     Raises:
-      UsageError: there is none, or one is damaged, not finished or not an arm of the pilot.
+      UsageError: there is none; one is damaged, not finished or not an arm of the pilot; or they are
+        not alike, see `check_alike`.
     """
     paths = sorted(path.parent for path in folder.glob("*/config.json"))
     if not paths:
         raise UsageError(f"{folder}: it contains no run directory")
     runs = [(arm(path), read_run(path)) for path in paths]
     for _, run in runs:
-        seven.check_finished(run)
+        seven_runs.check_finished(run)
+    seven_runs.check_alike(runs)
     return [
-        Learner(run.config["env"], name, float(returns.mean()))
+        Learner(run.config["env"], name, seed, float(returns.mean()))
         for name, run in runs
         for rows in run.evals.values()
-        for returns in rows
+        for seed, returns in zip(run.seeds, rows, strict=True)
     ]
 
 
 def compare(found: Sequence[Learner]) -> list[Comparison]:
     """Return every arm against model-free, in the order of `ARMS`."""
+    tasks = sorted({x.task for x in found})
     sides = {
         (task, name): [x for x in found if (x.task, x.arm) == (task, name)]
-        for task in TASKS
+        for task in tasks
         for name in ARMS
     }
     means = {
@@ -112,22 +117,22 @@ def compare(found: Sequence[Learner]) -> list[Comparison]:
     # The same tasks count for all arms, or their pooled effects could not be compared.
     counted = [
         task
-        for task in TASKS
-        if any(mean >= seven.FLOOR for key, mean in means.items() if key[0] == task)
+        for task in tasks
+        if any(mean >= FLOOR for key, mean in means.items() if key[0] == task)
     ]
     result = []
     for name in ARMS[1:]:
-        numbers = {task: (len(sides[task, ARMS[0]]), len(sides[task, name])) for task in TASKS}
-        learners = sum(arm for _, arm in numbers.values())
+        seeds = {t: [sorted(x.seed for x in sides[t, a]) for a in (ARMS[0], name)] for t in tasks}
+        learners = sum(len(of_arm) for _, of_arm in seeds.values())
         if learners:
             effects = {
                 task: statistics.difference(
                     [x.area for x in sides[task, ARMS[0]]], [x.area for x in sides[task, name]]
                 )
                 for task in counted
-                if all(numbers[task])
+                if all(seeds[task])
             }
-            complete = all(0 < base <= arm for base, arm in numbers.values())
+            complete = len(tasks) == 2 and all(x == SEEDS for both in seeds.values() for x in both)
             result.append(Comparison(name, effects, learners, complete))
     return result
 
@@ -141,7 +146,7 @@ def select(arms: Sequence[Comparison]) -> str:
     known = [x for x in arms if np.isfinite(x.pooled)]
     if not known:
         raise UsageError(
-            "no arm has as many runs as model-free on both tasks, or all of them are at the floor"
+            f"no arm has the seeds {SEEDS} on both tasks as model-free has, or both are at the floor"
         )
     best = max(x.pooled for x in known)
     return next(x.arm for x in known if x.pooled >= best - MARGIN)
@@ -152,12 +157,13 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         raise UsageError("give one folder, such as results/seven-pilot")
     folder = Path(arguments[0])
-    arms = compare(read(folder))
+    found = read(folder)
+    arms, tasks = compare(found), sorted({x.task for x in found})
     rows = [
         {"arm": x.arm, "learners": x.learners, "pooled": f"{x.pooled:.3f}"}
         | {
             task: f"{e.point:.3f} ({e.low:.3f} to {e.high:.3f})" if e else "not counted"
-            for task in TASKS
+            for task in tasks
             for e in [x.effects.get(task)]
         }
         for x in arms
