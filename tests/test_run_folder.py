@@ -9,7 +9,8 @@ import pytest
 
 import dynajax
 from dynajax import UsageError
-from dynajax.runs import loggers
+from dynajax.report.run import git_commits
+from dynajax.runs import directory, loggers
 from sizes import NETWORKS, SMALL_OF_ANY
 
 
@@ -54,6 +55,20 @@ def test_run_that_is_extended_writes_its_configuration(folder):
     dynajax.train(make(60), folder, quiet=True)
     info = json.loads((folder / "config.json").read_text())
     assert info["config"]["steps"] == 60 and len(info["commands"]) == 2
+
+
+def test_every_version_of_the_code_is_recorded(folder, monkeypatch):
+    for steps, commit in ((60, "new"), (80, "newer")):
+        monkeypatch.setattr(directory, "_git_commit", lambda commit=commit: commit)
+        dynajax.train(make(steps), folder, quiet=True)
+    info = json.loads((folder / "config.json").read_text())
+    first, *later = info["git_commits"]
+    assert (info["git_commit"], later) == ("newer", ["new", "newer"])
+    assert git_commits(info) == [*filter(None, [first]), "new", "newer"]
+    dynajax.write_report(folder)
+    assert "new, newer" in (folder / "report.html").read_text()
+    # Earlier versions recorded the last one only.
+    assert git_commits({"git_commit": "old"}) == ["old"] and git_commits({}) == []
 
 
 def spoil(path: Path) -> None:

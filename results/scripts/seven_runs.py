@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynajax import UsageError
-from dynajax.report.run import Run, read_run
+from dynajax.report.run import Run, git_commits, read_run
 
 TASKS = (
     "hopper-stand",
@@ -178,7 +178,7 @@ def learners(run: Run) -> list[Learner]:
                     returns,
                     _mechanism(run, variant, seed),
                     fits.count(None) / len(fits) if fits else math.nan,
-                    str(run.info.get("git_commit")),
+                    " ".join(git_commits(run.info)),
                     str(run.info.get("machine")),
                     time[-1]["wall_seconds"] if time else math.nan,
                 )

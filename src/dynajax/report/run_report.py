@@ -18,6 +18,7 @@ from dynajax.report.html import Image, Table, Video
 from dynajax.report.run import (
     Run,
     curve_label,
+    git_commits,
     label,
     last_state_r2,
     read_run,
@@ -348,7 +349,9 @@ def _provenance(info: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, dict)
             else {name: value}
         )
-    origin = {k: info[k] for k in ("device", "machine", "git_commit") if info.get(k)}
+    origin = {k: info[k] for k in ("device", "machine") if info.get(k)}
+    if commits := git_commits(info):
+        origin["git_commit"] = ", ".join(commits)
     versions = {k: v for k, v in (info.get("versions") or {}).items() if v}
     counts = {f"{name} parameters": f"{n:,}" for name, n in (info.get("parameters") or {}).items()}
     return {

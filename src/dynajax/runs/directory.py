@@ -236,8 +236,12 @@ class RunDirectory:
         Raises:
           UsageError: the folder cannot be written.
         """
-        # Each start of the run adds its command.
-        self._info["commands"] = [*self._previous.get("commands", []), self._info["command"]]
+        # Each start of the run adds its command and its version of the code.
+        before, commit = self._previous, _git_commit()
+        self._info["commands"] = [*before.get("commands", []), self._info["command"]]
+        commits = before.get(
+            "git_commits", [before["git_commit"]] if "git_commit" in before else []
+        )
         content = {
             "config": self._config,
             **self._info,
@@ -245,7 +249,8 @@ class RunDirectory:
             "device": device_name(),
             "machine": machine_name(),
             "processes": jax.process_count(),
-            "git_commit": _git_commit(),
+            "git_commit": commit,
+            "git_commits": [*commits, commit],
         }
         try:
             write_atomically(
