@@ -38,22 +38,36 @@ def test_settings_that_change_numbers_are_refused(name, value):
 
 def test_options_of_the_large_functions_are_their_own(monkeypatch):
     monkeypatch.setattr(backend, "processor_features", lambda: frozenset({"avx512f"}))
-    monkeypatch.setattr(backend, "_is_known", lambda *_: True)
+    monkeypatch.setattr(backend, "_unknown_options", frozenset)
     monkeypatch.setattr(backend, "target_is_cpu", lambda: True)
     width, level = "xla_cpu_prefer_vector_width", "xla_backend_optimization_level"
+    emitters = "xla_cpu_use_fusion_emitters"
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         chosen = {name: set(backend.options(name)) for name in ("act", "fit", "init", "learn")}
-        assert chosen["fit"] - chosen["act"] == {width}
-        assert chosen["learn"] == chosen["act"] == {*backend.options(), level}
-        assert chosen["init"] == {level}
+        assert chosen["learn"] == {*backend.options(), level}
+        assert chosen["fit"] - chosen["learn"] == {width}
+        assert chosen["act"] - chosen["learn"] == {emitters}
+        assert chosen["init"] == {level, emitters}
+        assert backend.options("init")[level] == 0 and backend.options("act")[level] == 2
         # A level that the user has chosen stays, and so does the width of other processors.
         jax.config.update("jax_disable_most_optimizations", True)
         monkeypatch.setattr(backend, "processor_features", lambda: frozenset())
         assert backend.options("learn") == backend.options("fit") == backend.options()
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(backend, "target_is_cpu", lambda: True)
+    monkeypatch.setattr(backend, "_CPU", {"xla_cpu_is_a_toaster": True})
+    backend._unknown_options.cache_clear()
+    try:
+        assert backend.options() == {} and backend.options("act")
+        assert backend._unknown_options() == {"xla_cpu_is_a_toaster"}
+    finally:
+        backend._unknown_options.cache_clear()
 
 
 @pytest.mark.parametrize("value", ["allow", "log"])

@@ -234,8 +234,10 @@ class Workload:
         del self._state
 
     def _jit(self, function: Callable[..., Any], **arguments: Any) -> jax.stages.Wrapped:
-        """Jit a function from state to state on all devices."""
-        return self.program.placement.jit_sharded(function, (STATE,), STATE, **arguments)
+        """Jit a function from state to state on all devices, compiled as the updates are."""
+        return self.program.placement.jit_sharded(
+            function, (STATE,), STATE, compiler_options=backend.options("learn"), **arguments
+        )
 
     def _count(self, function: Callable[..., Any], *arguments: Any) -> int:
         """Return the operations of all learners, without those of the padding."""

@@ -283,8 +283,11 @@ def _note(figure: "Figure", note: str) -> None:
 def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
     """Draw one panel at half the width of a report, which has one legend for all of them."""
     with house_style():
-        figure, (axes,) = canvas(1, (4.8, 2.9))
-        _draw(axes, panel, style)
+        from matplotlib.figure import Figure
+
+        # Fixed margins: to lay a figure out takes as long as to draw it.
+        figure = Figure(figsize=(4.8, 2.9))
+        _draw(figure.add_axes((0.165, 0.16, 0.805, 0.74)), panel, style)
     return figure
 
 
@@ -336,7 +339,7 @@ def encode(figure: "Figure", kind: str = "png", dpi: int = 160) -> bytes:
     if kind == "png":
         figure.set_dpi(dpi)
         # Not `savefig`, which draws a figure once more to lay it out.
-        canvas.print_png(buffer, metadata={"Software": None})
+        canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     else:
         figure.savefig(buffer, format=kind, dpi=dpi, metadata={"CreationDate": None})
     return buffer.getvalue()
