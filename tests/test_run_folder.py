@@ -59,7 +59,7 @@ def test_run_that_is_extended_writes_its_configuration(folder):
 
 def test_every_version_of_the_code_is_recorded(folder, monkeypatch):
     for steps, commit in ((60, "new"), (80, "newer")):
-        monkeypatch.setattr(directory, "_git_commit", lambda commit=commit: commit)
+        monkeypatch.setattr(directory, "git_commit", lambda commit=commit: commit)
         dynajax.train(make(steps), folder, quiet=True)
     info = json.loads((folder / "config.json").read_text())
     first, *later = info["git_commits"]

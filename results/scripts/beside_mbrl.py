@@ -5,22 +5,24 @@
     mbrl/bin/pip install -U "hydra-core>=1.3"  # the older one does not work with Python 3.11
     taskset -c 0 python results/scripts/beside_mbrl.py --python=mbrl/bin/python --out=comparison
 
-mbrl-lib runs in a process of its own environment; both alternate, and one of them waits. Both have the
-sizes of the preset `paper`: seven members of four layers, SAC with two critics, 20 updates, 400 synthetic
-transitions, and 5,000 gradient steps of a fit every 250 environment steps. Neither includes the
-environment. With --learners=4, ours are one program on one core, and theirs take four times the time of
-one. With --compile, torch.compile compiles their networks. Not included are mbrl-lib's holdout
-evaluations, its loggers and its copies of the best weights. Writes beside_mbrl.csv: milliseconds, and the
-ratio of both.
+mbrl-lib runs in two processes of its own environment, in one of which torch.compile compiles the networks.
+All alternate, and only one of them runs. Both have the sizes of the preset `paper`: seven members of four
+layers, SAC with two critics, 20 updates, 400 synthetic transitions, and 5,000 gradient steps of a fit every
+250 environment steps. Ours includes the environment, theirs does not. With --learners=4, ours are one
+program on one core, and theirs take four times the time of one. Not included are mbrl-lib's holdout
+evaluations, its loggers and its copies of the best weights. Writes learners_LEARNERS.csv, a line for each
+round; beside.py computes the ratios.
 """
 
+import contextlib
+import functools
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from absl import flags
 
 import external_code
@@ -32,7 +34,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("python", None, "The interpreter of mbrl-lib's environment.", required=True)
 flags.DEFINE_string("env", "cheetah-run", "Task whose sizes are used.")
 flags.DEFINE_integer("learners", 1, "Learners.", lower_bound=1)
-flags.DEFINE_bool("compile", False, "Compile their networks with torch.compile.")
 flags.DEFINE_float("seconds", 90, "Seconds for all measurements.", lower_bound=1)
 flags.DEFINE_string("out", "comparison", "Folder for the table.")
 
@@ -54,62 +55,82 @@ def main(argv: Sequence[str]) -> None:
     model = config.model
     sizes = [spec.obs_dim, spec.action_dim, model.members, model.elites, model.width, model.depth]
     sizes += [config.learn.batch, config.agent.hidden[0], ROLLOUT]
-    sizes.append(int(FLAGS.compile))
+    versions = external_code.versions(FLAGS.python, "mbrl", "torch")
     with ExitStack() as stack:
-        worker = stack.enter_context(
-            subprocess.Popen(
-                [FLAGS.python, Path(__file__).parent / "theirs_mbrl.py", *map(str, sizes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": ""},
-            )
-        )
-        assert worker.stdin is not None and worker.stdout is not None
-        requests, answers = worker.stdin, worker.stdout
-        stack.callback(requests.close)
-        versions = answers.readline().strip() + (", torch.compile" if FLAGS.compile else "")
-
-        def theirs(name: str) -> Callable[[], None]:
-            def run() -> None:
-                print(name, file=requests, flush=True)
-                if answers.readline().strip() != name:
-                    raise RuntimeError("mbrl-lib's process ended")
-
-            return run
-
+        sides = {
+            side: stack.enter_context(external(sizes, compiled=side == "compiled"))
+            for side in ("theirs", "compiled")
+        }
         stages = stack.enter_context(benchmark.Workload(config)).stages()
-        runs = {name: theirs(name) for name in ("fit", "updates", "rollout", "act")}
+        runs: dict[str, Callable[[], Any]] = {
+            f"{side}, {name}": functools.partial(call, name)
+            for side, call in sides.items()
+            for name in ("fit", "updates", "rollout", "act")
+        }
         ours = ("agent update", *benchmark.WHOLE_STEP)
-        seconds = benchmark.interleave(
-            runs | {f"ours, {name}": stages[name].run for name in ours}, FLAGS.seconds
-        )
-    seconds |= {name: FLAGS.learners * seconds[name] for name in runs}
+        runs |= {f"ours, {name}": stages[name].run for name in ours}
+        seconds = benchmark.interleave(runs, FLAGS.seconds)
     per_step = model.fit_steps / model.fit_every
     mine = {name: seconds[f"ours, {name}"] / stages[name].calls for name in ours}
-    step = sum(mine[n] * (stages[n].per_step or 1) for n in benchmark.WHOLE_STEP)
-    their_step = (
-        seconds["act"]
-        + seconds["updates"] / UPDATES * config.learn.utd
-        + seconds["rollout"] / ROLLOUT * config.rollout.batch
-        + seconds["fit"] / FIT_STEPS * per_step
-    )
-    pairs = {
-        "gradient step of the ensemble": (seconds["fit"] / FIT_STEPS, mine["fit step"]),
-        "SAC update": (seconds["updates"] / UPDATES, mine["agent update"]),
-        "environment step": (their_step, step),
+    times = {
+        ("ours", "gradient step of the ensemble"): mine["fit step"],
+        ("ours", "SAC update"): mine["agent update"],
+        ("ours", "environment step"): sum(
+            mine[n] * (stages[n].per_step or 1) for n in benchmark.WHOLE_STEP
+        ),
     }
-    lines = []
-    for work, (them, us) in pairs.items():
-        entry = external_code.line(
-            FLAGS.env, FLAGS.learners, versions, them / us, "theirs_over_ours"
+    for side in sides:
+        fit, updates, rollout, act = (
+            FLAGS.learners * seconds[f"{side}, {name}"] / count
+            for name, count in (
+                ("fit", FIT_STEPS),
+                ("updates", UPDATES),
+                ("rollout", ROLLOUT),
+                ("act", 1),
+            )
         )
-        ms = {f"ms_{k}": f"{1e3 * np.median(t):.2f}" for k, t in (("theirs", them), ("ours", us))}
-        lines.append({"work": work} | entry | ms)
-        print(lines[-1], flush=True)
-    compiled = "_compiled" if FLAGS.compile else ""
-    learners = f"_{FLAGS.learners}" if FLAGS.learners > 1 else ""
-    external_code.write(FLAGS.out, f"beside_mbrl{learners}{compiled}.csv", lines)
+        times[side, "gradient step of the ensemble"] = fit
+        times[side, "SAC update"] = updates
+        times[side, "environment step"] = (
+            act + updates * config.learn.utd + rollout * config.rollout.batch + fit * per_step
+        )
+    lines = []
+    for work in dict.fromkeys(work for _, work in times):
+        rows = zip(*(times[side, work] for side in ("theirs", "compiled", "ours")), strict=True)
+        for number, row in enumerate(rows):
+            names = ("ms_theirs", "ms_compiled", "ms_ours")
+            lines.append(
+                {"package": "mbrl", "env": FLAGS.env, "learners": FLAGS.learners, "work": work}
+                | {"round": number}
+                | {name: f"{1e3 * value:.3f}" for name, value in zip(names, row, strict=True)}
+                | {"versions": versions, **external_code.origin()}
+            )
+    external_code.write(FLAGS.out, f"learners_{FLAGS.learners}.csv", lines)
+
+
+@contextlib.contextmanager
+def external(sizes: Sequence[int], compiled: bool) -> Iterator[Callable[[str], None]]:
+    """Start a process of mbrl-lib, and yield a function that calls one of its functions by name."""
+    arguments = [*sizes, int(compiled)]
+    with subprocess.Popen(
+        [FLAGS.python, Path(__file__).parent / "theirs_mbrl.py", *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    ) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        requests, answers = worker.stdin, worker.stdout
+
+        def call(name: str) -> None:
+            print(name, file=requests, flush=True)
+            if answers.readline().strip() != name:
+                raise RuntimeError("mbrl-lib's process ended")
+
+        try:
+            yield call
+        finally:
+            requests.close()
 
 
 if __name__ == "__main__":

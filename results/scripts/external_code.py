@@ -1,6 +1,8 @@
-"""Functions of the scripts compare_*.py: load code written for an earlier JAX, write a table."""
+"""Functions of the scripts compare_*.py and beside_*.py: load other code, write a table."""
 
 import importlib
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 
 from dynajax import UsageError
-from dynajax.runs.directory import device_name, write_csv
+from dynajax.runs.directory import device_name, git_commit, machine_name, write_csv
 
 
 def load(
@@ -66,6 +68,34 @@ def line(env: str, learners: int, side: str, ratios: np.ndarray, name: str) -> d
         "low": f"{low:.3f}",
         "high": f"{high:.3f}",
     }
+
+
+def versions(python: str, *packages: str) -> str:
+    """Return the versions of packages in another environment, as "sbx-rl 0.28.0, jax 0.10.2".
+
+    Raises:
+      UsageError: the interpreter cannot be started, or does not have a package.
+    """
+    code = "import importlib.metadata, sys; [print(n, importlib.metadata.version(n)) for n in sys.argv[1:]]"
+    try:
+        found = subprocess.run(
+            [python, "-c", code, *packages],
+            env={**os.environ, "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except OSError as error:
+        raise UsageError(f"--python={python}: it cannot be started ({error.strerror})") from None
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.strip().rpartition("\n")[2]
+        raise UsageError(f"--python={python}: it needs {', '.join(packages)} ({last})") from None
+    return ", ".join(found.stdout.split("\n")[:-1])
+
+
+def origin() -> dict[str, Any]:
+    """Return the version of dynajax and of JAX, and the machine, for a line of a table."""
+    return {"commit": git_commit(), "jax": jax.__version__, "machine": machine_name()}
 
 
 def write(out: str, name: str, lines: Sequence[dict[str, Any]]) -> None:

@@ -101,7 +101,6 @@ def main() -> None:
         agent.act(obs)
 
     functions = {"fit": fit, "updates": updates, "rollout": rollout, "act": act}
-    print(f"mbrl-lib 0.2.0, torch {torch.__version__}", flush=True)
     for name in map(str.strip, sys.stdin):
         functions[name]()
         print(name, flush=True)

@@ -3,7 +3,6 @@
 import sys
 
 import gymnasium
-import jax
 import numpy as np
 from dm_control import suite
 from sbx import SAC
@@ -36,8 +35,6 @@ class Task(gymnasium.Env):
 
 
 def main() -> None:
-    # Programs are cached as dynajax caches them, if JAX_COMPILATION_CACHE_DIR is set.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     agent = SAC(
         "MlpPolicy",
         Task(),

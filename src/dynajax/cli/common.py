@@ -28,6 +28,8 @@ from dynajax.xla import backend
 
 #: Help of a flag that only the program itself passes, and that `--help` does not list.
 INTERNAL = "internal"
+#: Programs that compile in fewer seconds are not kept in the cache.
+SHORTEST_CACHED = 0.05
 
 
 def start(process: str | None = None) -> None:
@@ -57,7 +59,7 @@ def use_compilation_cache() -> None:
         name = f"xla-{jax.__version__}-{_processor()}"
         jax.config.update("jax_compilation_cache_dir", str(caches / "dynajax" / name))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_CACHED)
 
 
 def _home() -> Path:

@@ -102,7 +102,7 @@ def machine_name() -> str:
     )
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         described = subprocess.run(
@@ -237,7 +237,7 @@ class RunDirectory:
           UsageError: the folder cannot be written.
         """
         # Each start of the run adds its command and its version of the code.
-        before, commit = self._previous, _git_commit()
+        before, commit = self._previous, git_commit()
         self._info["commands"] = [*before.get("commands", []), self._info["command"]]
         commits = before.get(
             "git_commits", [before["git_commit"]] if "git_commit" in before else []
