@@ -37,8 +37,8 @@ flags.DEFINE_integer("learners", 1, "Learners.", lower_bound=1)
 flags.DEFINE_float("seconds", 90, "Seconds for all measurements.", lower_bound=1)
 flags.DEFINE_string("out", "comparison", "Folder for the table.")
 
-#: Transitions of one of mbrl-lib's rollouts, gradient steps of a timed fit, and timed updates.
-ROLLOUT, FIT_STEPS, UPDATES = 4_000, 40, 20
+#: Transitions of one of mbrl-lib's rollouts; gradient steps of a timed fit, updates, and matmuls.
+ROLLOUT, FIT_STEPS, UPDATES, MATMULS = 4_000, 40, 20, 200
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,9 +65,10 @@ def main(argv: Sequence[str]) -> None:
         runs: dict[str, Callable[[], Any]] = {
             f"{side}, {name}": functools.partial(call, name)
             for side, call in sides.items()
-            for name in ("fit", "updates", "rollout", "act")
+            for name in ("fit", "updates", "rollout", "act", "matmuls")
         }
-        ours = ("agent update", *benchmark.WHOLE_STEP)
+        stages["matmuls"] = benchmark.jax_matmul(1, benchmark.SIDE, benchmark.SIDE)
+        ours = ("agent update", "matmuls", *benchmark.WHOLE_STEP)
         runs |= {f"ours, {name}": stages[name].run for name in ours}
         seconds = benchmark.interleave(runs, FLAGS.seconds)
     per_step = model.fit_steps / model.fit_every
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     times = {
         ("ours", "gradient step of the ensemble"): mine["fit step"],
         ("ours", "SAC update"): mine["agent update"],
+        ("ours", "matmul of 256 x 256 alone"): mine["matmuls"],
         ("ours", "environment step"): sum(
             mine[n] * (stages[n].per_step or 1) for n in benchmark.WHOLE_STEP
         ),
@@ -91,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
         )
         times[side, "gradient step of the ensemble"] = fit
         times[side, "SAC update"] = updates
+        times[side, "matmul of 256 x 256 alone"] = seconds[f"{side}, matmuls"] / MATMULS
         times[side, "environment step"] = (
             act + updates * config.learn.utd + rollout * config.rollout.batch + fit * per_step
         )
@@ -102,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
             lines.append(
                 {"package": "mbrl", "env": FLAGS.env, "learners": FLAGS.learners, "work": work}
                 | {"round": number}
-                | {name: f"{1e3 * value:.3f}" for name, value in zip(names, row, strict=True)}
+                | {name: f"{1e3 * value:.4f}" for name, value in zip(names, row, strict=True)}
                 | {"versions": versions, **external_code.origin()}
             )
     external_code.write(FLAGS.out, f"learners_{FLAGS.learners}.csv", lines)

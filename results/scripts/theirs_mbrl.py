@@ -20,7 +20,7 @@ from mbrl.util.common import get_basic_buffer_iterators
 OBS, ACTION, MEMBERS, ELITES, WIDTH, DEPTH, BATCH, HIDDEN, SYNTHETIC, COMPILE = map(
     int, sys.argv[1:]
 )
-TRANSITIONS, EPOCHS, UPDATES = 20 * BATCH, 2, 20
+TRANSITIONS, EPOCHS, UPDATES, MATMULS = 20 * BATCH, 2, 20, 200
 
 
 def filled_buffer() -> ReplayBuffer:
@@ -100,7 +100,15 @@ def main() -> None:
     def act() -> None:
         agent.act(obs)
 
+    matrix = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    product = torch.empty_like(matrix)
+
+    def matmuls() -> None:
+        for _ in range(MATMULS):
+            torch.mm(matrix, matrix, out=product)
+
     functions = {"fit": fit, "updates": updates, "rollout": rollout, "act": act}
+    functions["matmuls"] = matmuls
     for name in map(str.strip, sys.stdin):
         functions[name]()
         print(name, flush=True)

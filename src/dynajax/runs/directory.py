@@ -38,6 +38,7 @@ _PACKAGES = (
 #: Permissions that the user denies to new files; it can be read only by setting it.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+_HERE = Path(__file__).resolve().parent
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -102,11 +103,11 @@ def machine_name() -> str:
     )
 
 
-def git_commit() -> str | None:
-    here = Path(__file__).resolve().parent
+def git_commit(folder: Path = _HERE) -> str | None:
+    """Return the commit of a clone, by default of this package's; None outside of one."""
     try:
         described = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=10"],
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10"],
             capture_output=True,
             text=True,
             timeout=10,
