@@ -256,7 +256,7 @@ def test_weight_averaging_reduces_the_holdout_error():
 def test_members_trained_sequentially_equal_members_trained_together(monkeypatch):
     data, trained, model = linear_data(), [], init(FIXED, KEY)
     for in_turn in (True, False):
-        lowering = backend.CPU._replace(members_in_turn=in_turn)
+        lowering = backend.CPU._replace(fits_in_turn=in_turn)
         monkeypatch.setattr(backend, "lowering", lambda lowering=lowering: lowering)
         trained.append(train_members(FIXED, model, data, 100))
     for one, other in zip(*(jax.tree.leaves(m) for m in trained), strict=True):

@@ -112,7 +112,7 @@ def analyze(
         return DataAnalysis(data, new_stats, new_dims)
 
     function: Any = one
-    if backend.lowering().learners_in_turn:
+    if backend.lowering().buffers_in_turn:
         function = jax.custom_batching.sequential_vmap(one)
     analysis: DataAnalysis = function(config, variant, stats, num_fits, buffer, holdout_key)
     return analysis

@@ -105,7 +105,7 @@ def map_members(function: Callable[..., Any], *stacked: Any) -> Any:
     On a CPU one member takes all of its steps before the next one begins, so that its weights and
     moments stay in a core's cache; elsewhere all members take each step together.
     """
-    if backend.lowering().members_in_turn:
+    if backend.lowering().fits_in_turn:
         return jax.lax.map(lambda one: function(*one), stacked)
     return jax.vmap(function)(*stacked)
 
@@ -132,7 +132,7 @@ def train_members(
 
         return map_members(one, *inputs.members, inputs.keys)
 
-    if backend.lowering().members_in_turn:
+    if backend.lowering().fits_in_turn:
         train = in_turn(train)
     return train(dynamics.config, inputs, buffer, steps)
 

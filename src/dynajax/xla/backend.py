@@ -136,10 +136,10 @@ class Lowering(NamedTuple):
     join_critics: bool
     #: Members of a fit, and learners, train one after the other, so that a core's cache holds their
     #: weights.
-    members_in_turn: bool
+    fits_in_turn: bool
     #: Learners analyse their replay buffers one after the other, because all raw targets at once
     #: would be most of a fit's memory.
-    learners_in_turn: bool
+    buffers_in_turn: bool
     #: Transpose a kernel or a product explicitly where XLA is slower the other way round.
     transpose_kernels: bool
     #: Round the operands of bfloat16 products explicitly, because the device computes in float32.
@@ -152,8 +152,8 @@ CPU = Lowering(
     norm_by_products=True,
     use_cumsum=True,
     join_critics=True,
-    members_in_turn=True,
-    learners_in_turn=False,
+    fits_in_turn=True,
+    buffers_in_turn=False,
     transpose_kernels=True,
     emulate_bfloat16=True,
     spread_members=True,
@@ -162,8 +162,8 @@ ACCELERATOR = Lowering(
     norm_by_products=False,
     use_cumsum=False,
     join_critics=False,
-    members_in_turn=False,
-    learners_in_turn=True,
+    fits_in_turn=False,
+    buffers_in_turn=True,
     transpose_kernels=False,
     emulate_bfloat16=False,
     spread_members=False,
