@@ -233,7 +233,9 @@ def test_stages_of_a_run_are_named(tmp_path):
     elapsed = time.perf_counter() - begin
     (line,) = dynajax.read_run(tmp_path).metrics["time"]
     seconds = line["seconds"]
-    assert {"setup", "compile", "act", "insert", "environment", "update", "fit"} < set(seconds)
+    assert {"setup", "init", "compile", "act", "insert", "environment", "update", "fit"} < set(
+        seconds
+    )
     assert set(seconds) <= set(STAGES)
     assert line["wall_seconds"] == sum(seconds.values()) <= elapsed
     assert seconds["other"] < 0.2 * line["wall_seconds"]

@@ -282,7 +282,8 @@ def _start_or_resume(
         restored = writer.restore(program.shapes())
         if restored is None:
             engine.start()
-            state, step = program.init(), 0
+            with clock("init"):
+                state, step = jax.block_until_ready(program.init()), 0
             with clock("checkpoint"):
                 writer.check_can_save(state, engine.progress())
         else:

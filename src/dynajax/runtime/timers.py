@@ -11,6 +11,7 @@ from jax import monitoring
 STAGES = {
     "imports": "imports",
     "setup": "environments and start",
+    "init": "initial weights and buffers",
     "compile": "compilation",
     "act": "choosing actions",
     "environment": "environment",
