@@ -97,6 +97,8 @@ def figure(found: Sequence[Comparison]) -> Any:
         "their time / the time of dynajax",
         {f"{NAMES[x.package]}: {x.work}": x.ratio for x in found},
         reference=1.0,
+        groups={f"{NAMES[x.package]}: {x.work}": x.package for x in found},
+        label_width=34,
     )
     return figures.bars(
         [panel],

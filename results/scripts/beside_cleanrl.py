@@ -1,9 +1,12 @@
 """Compare whole runs of SAC in dynajax with CleanRL (PyTorch), on one core.
 
     python3.10 -m venv cleanrl  # its package needs a Python before 3.11
-    cleanrl/bin/pip install torch "numpy<2" tensorboard "setuptools<66" "wheel<0.38" dm_control "mujoco<4"
+    cleanrl/bin/pip install "setuptools<66" "wheel<0.38" "numpy<2" torch tensorboard pandas matplotlib
     cleanrl/bin/pip install --no-build-isolation gym==0.23.1
-    cleanrl/bin/pip install --no-deps stable-baselines3==1.2.0 cleanrl==1.2.0
+    cleanrl/bin/pip install --no-deps stable-baselines3==1.2.0 cleanrl==1.2.0 labmaze mujoco==3.3.3 \\
+      dm_control==1.0.31
+    cleanrl/bin/pip install "numpy<2" dm-env dm-tree glfw lxml protobuf pyopengl pyparsing requests scipy \\
+      tqdm "etils[epath]"
     taskset -c 0 python results/scripts/beside_cleanrl.py --python=cleanrl/bin/python --out=comparison
 
 Writes CACHE_UPDATES.csv, a line for each pair of runs; see `whole_runs`. beside.py computes the ratios.

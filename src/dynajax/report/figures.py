@@ -128,6 +128,9 @@ class Bars(NamedTuple):
     values: Mapping[str, statistics.ConfidenceInterval]
     reference: float | None = None  # a value to mark with a vertical line
     most: float | None = None  # the largest possible value
+    #: A group for each name, whose bars look alike; by default each name is one.
+    groups: Mapping[str, str] | None = None
+    label_width: int = 24  # characters after which a name continues in the next line
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -294,7 +297,9 @@ def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
 def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
     """Draw horizontal bars with intervals; panels with the same names share their labels."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.values))
-    style = styles(names)
+    groups = {name: group for panel in panels for name, group in (panel.groups or {}).items()}
+    looks = styles([groups.get(name, name) for name in names])
+    style = {name: looks[groups.get(name, name)] for name in names}
     shared = all(len(panel.values) == len(names) for panel in panels)
     height = 1.5 + 0.36 * max((len(panel.values) for panel in panels), default=1)
     with house_style():
@@ -555,7 +560,10 @@ def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
         axes.text(end + 0.03 * reach, place, text, va="center", fontsize=9)
     if panel.reference is not None:
         axes.axvline(panel.reference, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 24, **_WHOLE_WORDS) for name in names])
+    axes.set_yticks(
+        range(len(names)),
+        [textwrap.fill(name, panel.label_width, **_WHOLE_WORDS) for name in names],
+    )
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(right=max(*ends, panel.most or 0.0) + 0.2 * reach)
     axes.locator_params(axis="x", nbins=5)
