@@ -235,6 +235,7 @@ def _finish(figure: "Figure", grid: Sequence["Axes"]) -> None:
     assert layout is not None
     layout.execute(figure)
     titles, labels = [0], [0]
+    before = [(axes.get_title(loc="left"), axes.get_xlabel()) for axes in grid]
     for axes in grid:
         width = axes.get_window_extent().width / figure.dpi
         # About eleven characters of a title, and thirteen of a label, fit on an inch.
@@ -248,6 +249,10 @@ def _finish(figure: "Figure", grid: Sequence["Axes"]) -> None:
         axes.set_xlabel("\n".join(label))
         titles.append(len(title) - 1)
         labels.append(len(label) - 1)
+    if before == [(axes.get_title(loc="left"), axes.get_xlabel()) for axes in grid]:
+        # The figure would be laid out once more when it is drawn.
+        figure.set_layout_engine("none")
+        return
     rows = -(-len(grid) // _columns(len(grid)))
     figure.set_figheight(figure.get_figheight() + 0.17 * rows * (max(titles) + max(labels)))
 
