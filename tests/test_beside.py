@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,8 @@ def test_processes_take_turns_and_cpu_seconds_are_counted(turns, monkeypatch):
         "while time.process_time() < float(sys.argv[2]): pass"
     )
     monkeypatch.setattr(turns, "TURN", 0.05)
+    sent, kill = [], os.kill
+    monkeypatch.setattr(turns.os, "kill", lambda *call: (sent.append(call), kill(*call)))
     pairs = list(
         turns.time_pairs(
             lambda folder: {
@@ -81,32 +84,91 @@ def test_processes_take_turns_and_cpu_seconds_are_counted(turns, monkeypatch):
     )
     assert [list(pair) for pair in pairs] == [["short", "long"]] * 2
     assert all(0.1 <= x["short"] < x["long"] and x["long"] >= 0.3 for x in pairs)
+    # No two processes run at the same time, and the longer one is continued several times.
+    running, most = set(), 0
+    for number, what in sent:
+        (running.add if what == signal.SIGCONT else running.discard)(number)
+        most = max(most, len(running))
+        if what == signal.SIGCONT:
+            running &= {number}
+    assert most <= 2 and [what for _, what in sent].count(signal.SIGCONT) >= 8
 
 
-def test_failed_process_is_reported_and_the_other_one_ends(turns, tmp_path, monkeypatch):
-    wait = (
+@pytest.fixture
+def waiting(turns, tmp_path, monkeypatch):
+    """Return a command that waits and writes its process number, and the file of the number."""
+    monkeypatch.setattr(turns, "TURN", 0.3)
+    code = (
         "import os, time; open(os.environ['NUMBER'], 'w').write(str(os.getpid())); time.sleep(60)"
     )
     number = tmp_path / "number"
-    sides = {
-        "waits": command(turns, wait)._replace(variables={"NUMBER": str(number)}),
-        "fails": command(turns, "raise SystemExit('no such task')"),
-    }
+    return command(turns, code)._replace(variables={"NUMBER": str(number)}), number
 
+
+def assert_ended(number: Path) -> None:
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
+
+
+def test_failed_process_is_reported_at_once_and_the_other_one_ends(turns, waiting):
+    fails = command(turns, "raise SystemExit('no such task')")
+    begin = time.monotonic()
+    with pytest.raises(UsageError, match="no such task"):
+        list(turns.time_pairs(lambda folder: {"waits": waiting[0], "fails": fails}, 1, "empty"))
+    assert time.monotonic() - begin < 30
+    assert_ended(waiting[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_no_process_stays_after_a_signal(turns, waiting, monkeypatch, number):
     def interrupted(*_):
-        if number.exists():
-            raise KeyboardInterrupt
+        if waiting[1].exists():
+            os.kill(os.getpid(), number)
         return 0, 0, None
 
-    monkeypatch.setattr(turns, "TURN", 0.2)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(turns.os, "wait4", interrupted)
-        list(turns.time_pairs(lambda folder: sides, pairs=1, cache="empty"))
-    _, status = os.waitpid(int(number.read_text()), 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    sides["waits"] = sides["fails"]
-    with pytest.raises(UsageError, match="no such task"):
-        list(turns.time_pairs(lambda folder: sides, pairs=1, cache="empty"))
+        list(turns.time_pairs(lambda folder: {"waits": waiting[0]}, 1, "empty"))
+    assert signal.getsignal(number) is before
+    assert_ended(waiting[1])
+
+
+def test_untimed_run_fills_the_caches(turns, monkeypatch):
+    monkeypatch.setattr(turns, "TURN", 0.05)
+    code = (
+        "import os; from pathlib import Path\n"
+        "cache = Path(os.environ['JAX_COMPILATION_CACHE_DIR'])\n"
+        "cache.mkdir(exist_ok=True); (cache / str(len(list(cache.iterdir())))).touch()\n"
+        "raise SystemExit(len(list(cache.iterdir())) > 3)"
+    )
+    sides = {"ours": command(turns, code)}
+    assert len(list(turns.time_pairs(lambda folder: sides, 2, "filled"))) == 2
+    assert len(list(turns.time_pairs(lambda folder: sides, 5, "empty"))) == 5
+    with pytest.raises(UsageError):
+        list(turns.time_pairs(lambda folder: sides, 3, "filled"))
+
+
+def test_our_side_is_a_run_that_exists(monkeypatch, tmp_path):
+    """The flags of the compared run are those of `experiments/run.py`."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    with loaded(SCRIPTS / "beside_sbx.py") as module:
+        flags = module.flags.FLAGS
+        flags(["beside_sbx.py", "--python=python", "--updates=20"])
+        words = module.whole_runs.commands(tmp_path, "theirs_sbx.py")["ours"].words
+        sys.modules.pop("whole_runs")
+    with loaded(ROOT / "experiments/run.py") as run:
+        known = run.flags.FLAGS
+        known([*words[1:]])
+        assert (known.env, known.algo, known.agent) == ("cheetah-run", "model-free", "sac")
+        assert "learn.utd=20" in known.set
+
+
+def test_folder_without_tables_leaves_the_figure_alone(beside, tmp_path):
+    with pytest.raises(UsageError, match="contains no table"):
+        beside.flags.FLAGS(["beside.py", f"--bench={tmp_path}", f"--out={tmp_path / 'a.png'}"])
+        beside.main([])
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_versions_are_those_of_the_other_environment(monkeypatch):

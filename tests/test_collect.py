@@ -19,6 +19,13 @@ def collect(monkeypatch):
         yield module
 
 
+def finished_run(folder: Path) -> Path:
+    """Write a run directory as a run leaves it when it has ended."""
+    fake_run(folder)
+    (folder / "report.html").touch()
+    return folder
+
+
 def test_last_fit_before_each_evaluation_stays(collect):
     lines = [json.dumps({"kind": "fit", "step": s, "variant": "none", "seed": 0}) for s in range(6)]
     lines.append(json.dumps({"kind": "learn", "step": 4}))
@@ -41,8 +48,17 @@ def test_fit_with_an_r2_of_the_reward_stays(collect):
     assert [x["step"] for x in kept] == [1, 4]
 
 
+def test_damaged_run_does_not_stop_the_others(collect, tmp_path, capsys):
+    for name in ("a", "b"):
+        finished_run(tmp_path / "study" / name)
+    (tmp_path / "study/a/config.json").write_text("{")
+    assert collect.main([str(tmp_path / "study"), str(tmp_path / "results")]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("a: not copied (") and second == "b: copied"
+
+
 def test_interrupted_copy_is_repeated(collect, tmp_path, capsys):
-    fake_run(tmp_path / "study/run")
+    finished_run(tmp_path / "study/run")
     (tmp_path / "results/run").mkdir(parents=True)
     assert collect.main([str(tmp_path / "study"), str(tmp_path / "results")]) == 0
     assert capsys.readouterr().out == "run: copied\n"
@@ -51,7 +67,7 @@ def test_interrupted_copy_is_repeated(collect, tmp_path, capsys):
 
 def test_only_finished_runs_are_copied_and_only_once(collect, tmp_path, capsys):
     study, results = tmp_path / "study", tmp_path / "results"
-    finished = fake_run(study / "finished")
+    finished = finished_run(study / "finished")
     running = fake_run(study / "running")
     config = json.loads((finished / "config.json").read_text())
     config["command"] = f"python experiments/run.py --out={finished}"

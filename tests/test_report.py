@@ -218,6 +218,17 @@ def test_nothing_of_a_figure_is_cut_off():
         assert figure.get_figwidth() <= figures.WIDTH
 
 
+@pytest.mark.parametrize("low", [-20_000, -1e-4, -7.5e-4, 0.011, 300, 1e6])
+def test_labels_of_small_figures_stay_within_them(low):
+    values = low * np.linspace(1, 0.6, 5)[None]
+    lines = {"none": (np.arange(1, 6) * 1000, values)}
+    panel = figures.Panel(lines, "state variance / reward variance")
+    figure = figures.small(panel, figures.styles(["none"]))
+    figures.png(figure)
+    box = figure.get_tightbbox().get_points()
+    assert (box[0] >= 0).all() and (box[1] <= figure.get_size_inches()).all(), box
+
+
 def test_videos_are_embedded_up_to_a_size(tmp_path, monkeypatch):
     folder = fake_run(tmp_path / "run", steps=1000)
     (folder / "video-none.mp4").write_bytes(b"abc")

@@ -220,8 +220,12 @@ def test_compiler_options_change_only_rounding(make, spec, monkeypatch, optimize
     config = make(settings)
     program = build(config, spec)
     start, states = fill(config, program, program.init()), []
-    for known in (True, False):
-        monkeypatch.setattr(backend, "_is_known", lambda name, value, known=known: known)
+    every = frozenset(
+        name for function in ("init", "act", "fit") for name in backend.options(function)
+    )
+    assert len(every) >= 3
+    for unknown in (frozenset(), every):
+        monkeypatch.setattr(backend, "_unknown_options", lambda unknown=unknown: unknown)
         new_programs()
         program = build(config, spec)
         states.append(learn(config, program, copy(start))[0])

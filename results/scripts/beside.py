@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from dynajax import UsageError
 from dynajax.cli import common
 from dynajax.report import figures
 from dynajax.report.statistics import ConfidenceInterval
@@ -42,7 +43,10 @@ def comparisons(folder: Path) -> list[Comparison]:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise UsageError(f"{path}: the table has no lines")
+    return rows
 
 
 def _ratio(rows: Sequence[dict[str, str]], theirs: str, ours: str) -> ConfidenceInterval:
@@ -109,9 +113,14 @@ def figure(found: Sequence[Comparison]) -> Any:
 
 def main(argv: Sequence[str]) -> None:
     """Print the table, and draw the figure."""
+    common.refuse_arguments(argv)
     found = comparisons(Path(FLAGS.bench))
+    if not found:
+        raise UsageError(f"--bench={FLAGS.bench}: it contains no table of beside_*.py")
     print(table(found), end="")
-    Path(FLAGS.out).write_bytes(figures.png(figure(found)))
+    out = Path(FLAGS.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(figures.png(figure(found)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dynajax import UsageError
 from dynajax.cli import common
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(whole_runs)
 
 
 def main(argv: Sequence[str]) -> None:

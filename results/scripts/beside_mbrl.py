@@ -6,7 +6,7 @@
     taskset -c 0 python results/scripts/beside_mbrl.py --python=mbrl/bin/python --out=comparison
 
 mbrl-lib runs in two processes of its own environment, in one of which torch.compile compiles the networks.
-All alternate, and only one of them runs. Both have the sizes of the preset `paper`: seven members of four
+All alternate, one at a time. Both have the sizes of the preset `paper`: seven members of four
 layers, SAC with two critics, 20 updates, 400 synthetic transitions, and 5,000 gradient steps of a fit every
 250 environment steps. Ours includes the environment, theirs does not. With --learners=4, ours are one
 program on one core, and theirs take four times the time of one. Not included are mbrl-lib's holdout
@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 import external_code
-from dynajax import envs, make_config
+from dynajax import UsageError, envs, make_config
 from dynajax.cli import common
 from dynajax.profiling import benchmark
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     )
     model = config.model
     sizes = [spec.obs_dim, spec.action_dim, model.members, model.elites, model.width, model.depth]
-    sizes += [config.learn.batch, config.agent.hidden[0], ROLLOUT]
+    sizes += [config.learn.batch, config.agent.hidden[0], ROLLOUT, FIT_STEPS, UPDATES, MATMULS]
     versions = external_code.versions(FLAGS.python, "mbrl", "torch")
     with ExitStack() as stack:
         sides = {
@@ -114,9 +114,10 @@ def main(argv: Sequence[str]) -> None:
 @contextlib.contextmanager
 def external(sizes: Sequence[int], compiled: bool) -> Iterator[Callable[[str], None]]:
     """Start a process of mbrl-lib, and yield a function that calls one of its functions by name."""
-    arguments = [*sizes, int(compiled)]
+    script = Path(__file__).parent / "theirs_mbrl.py"
+    words = [external_code.interpreter(FLAGS.python), script, *sizes, int(compiled)]
     with subprocess.Popen(
-        [FLAGS.python, Path(__file__).parent / "theirs_mbrl.py", *map(str, arguments)],
+        [str(word) for word in words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -126,14 +127,16 @@ def external(sizes: Sequence[int], compiled: bool) -> Iterator[Callable[[str], N
         requests, answers = worker.stdin, worker.stdout
 
         def call(name: str) -> None:
-            print(name, file=requests, flush=True)
+            with contextlib.suppress(BrokenPipeError):
+                print(name, file=requests, flush=True)
             if answers.readline().strip() != name:
-                raise RuntimeError("mbrl-lib's process ended")
+                raise UsageError(f"--python={FLAGS.python}: mbrl-lib's process ended; see above")
 
         try:
             yield call
         finally:
-            requests.close()
+            with contextlib.suppress(BrokenPipeError):
+                requests.close()
 
 
 if __name__ == "__main__":

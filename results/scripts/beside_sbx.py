@@ -9,8 +9,12 @@ Writes CACHE_UPDATES.csv, a line for each pair of runs; see `whole_runs`. beside
 
 from collections.abc import Sequence
 
+from absl import flags
+
 import whole_runs
 from dynajax.cli import common
+
+flags.adopt_module_key_flags(whole_runs)
 
 
 def main(argv: Sequence[str]) -> None:

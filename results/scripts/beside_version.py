@@ -39,6 +39,10 @@ def main(argv: Sequence[str]) -> None:
     if not (before / "experiments/run.py").exists():
         raise UsageError(f"--before={FLAGS.before}: it contains no experiments/run.py")
     given = {"before": FLAGS.flags_before or FLAGS.flags, "after": FLAGS.flags}
+    try:
+        words = {side: shlex.split(text) for side, text in given.items()}
+    except ValueError as error:
+        raise UsageError(f"--flags={FLAGS.flags}: {error}") from None
     clones = {"before": before, "after": here}
 
     def commands(folder: Path) -> dict[str, Command]:
@@ -47,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
                 [
                     sys.executable,
                     str(clone / "experiments/run.py"),
-                    *shlex.split(given[side]),
+                    *words[side],
                     f"--out={folder / side}",
                 ],
                 {"PYTHONPATH": str(clone / "src")},
@@ -64,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
             | external_code.origin()
         )
         print(lines[-1], flush=True)
-    external_code.write(FLAGS.out, f"{FLAGS.name}.csv", lines)
+        external_code.write(FLAGS.out, f"{FLAGS.name}.csv", lines)
 
 
 if __name__ == "__main__":

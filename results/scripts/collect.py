@@ -47,10 +47,11 @@ def thinned(lines: Sequence[str], evaluated: Sequence[int]) -> list[str]:
 
 def copy(source: Path, target: Path) -> str:
     """Copy a run if it is finished and the target does not exist, and return what was done."""
-    run = read_run(source)
     if (target / "config.json").exists():
         return "there already"
-    if not seven_runs.is_finished(run):
+    run = read_run(source)
+    # The report is the last file that a run writes.
+    if not (seven_runs.is_finished(run) and (source / "report.html").exists()):
         return "not finished"
     config = (source / "config.json").read_text()
     study = source.resolve().parent
@@ -74,9 +75,14 @@ def main(arguments: Sequence[str]) -> int:
     folders = sorted(path.parent for path in source.glob("*/config.json"))
     if not folders:
         raise UsageError(f"{source}: it contains no run directory")
+    failed = False
     for folder in folders:
-        print(f"{folder.name}: {copy(folder, target / folder.name)}")
-    return 0
+        try:
+            done = copy(folder, target / folder.name)
+        except (UsageError, OSError, ValueError) as error:
+            done, failed = f"not copied ({error})", True
+        print(f"{folder.name}: {done}")
+    return int(failed)
 
 
 if __name__ == "__main__":

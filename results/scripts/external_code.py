@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -68,6 +69,14 @@ def line(env: str, learners: int, side: str, ratios: np.ndarray, name: str) -> d
         "low": f"{low:.3f}",
         "high": f"{high:.3f}",
     }
+
+
+def interpreter(python: str) -> str:
+    """Return the path of an interpreter that is given as a path, or as a name on PATH.
+
+    Symbolic links are kept, by which an interpreter knows its environment.
+    """
+    return os.path.abspath(shutil.which(python) or python)
 
 
 def versions(python: str, *packages: str) -> str:

@@ -92,8 +92,10 @@ def read(folder: Path) -> list[Learner]:
     if not paths:
         raise UsageError(f"{folder}: it contains no run directory")
     runs = [(arm(path), read_run(path)) for path in paths]
-    for _, run in runs:
+    for name, run in runs:
         seven_runs.check_finished(run)
+        if (name == "model-free") != (run.config["algo"] == "model-free"):
+            raise UsageError(f"{run.folder}: it is called {name}, but has {run.config['algo']}")
     seven_runs.check_alike(runs)
     return [
         Learner(run.config["env"], name, seed, float(returns.mean()))
@@ -146,7 +148,9 @@ def select(arms: Sequence[Comparison]) -> str:
     known = [x for x in arms if np.isfinite(x.pooled)]
     if not known:
         raise UsageError(
-            f"no arm has the seeds {SEEDS} on both tasks as model-free has, or both are at the floor"
+            "both tasks are at the floor"
+            if any(x.complete for x in arms)
+            else f"no arm has all seeds, {SEEDS}, on both tasks, as model-free must have too"
         )
     best = max(x.pooled for x in known)
     return next(x.arm for x in known if x.pooled >= best - MARGIN)
@@ -168,10 +172,10 @@ def main(arguments: Sequence[str]) -> int:
         }
         for x in arms
     ]
-    selected = select(arms)
-    write_csv(folder / "pilot.csv", rows)
     for row in rows:
         print("  ".join(f"{value!s:<28}" for value in row.values()))
+    selected = select(arms)
+    write_csv(folder / "pilot.csv", rows)
     print(f"selected: {selected}")
     return 0
 

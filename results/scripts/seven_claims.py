@@ -264,6 +264,7 @@ def _mechanism_table(found: Sequence[Learner]) -> list[str]:
 class Final(NamedTuple):
     """The last evaluations of an arm, over the tasks that it shares with the model-free arm."""
 
+    tasks: int
     iqm: statistics.ConfidenceInterval  # of returns / 1000
     improvement: (
         statistics.ConfidenceInterval | None
@@ -279,7 +280,7 @@ def final(found: Sequence[Learner]) -> dict[str, Final]:
             better = None
             if name != "model-free":
                 better = statistics.probability_of_improvement(own, base)
-            result[name] = Final(statistics.stratified_bootstrap(own), better)
+            result[name] = Final(len(tasks), statistics.stratified_bootstrap(own), better)
     return result
 
 
@@ -299,10 +300,11 @@ def _final_table(found: Sequence[Learner]) -> list[str]:
     rows = [
         [
             name,
-            statistics.format_interval(score),
-            statistics.format_interval(improvement) if improvement else "",
+            str(x.tasks),
+            statistics.format_interval(x.iqm),
+            statistics.format_interval(x.improvement) if x.improvement else "",
         ]
-        for name, (score, improvement) in final(found).items()
+        for name, x in final(found).items()
     ]
-    titles = ["arm", "last IQM / 1000, all tasks", "probability of improvement over model-free"]
+    titles = ["arm", "tasks", "last IQM / 1000", "probability of improvement over model-free"]
     return _markdown(titles, rows)

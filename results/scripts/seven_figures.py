@@ -44,9 +44,9 @@ def draw(found: Sequence[Learner]) -> Any:
             )
     note = f"{figures.LINES} of the mean; of the IQM (interquartile mean): 95 % bootstrap interval."
     if better := [
-        f"{LABELS[name]} {statistics.format_interval(improvement)}"
-        for name, (_, improvement) in final(found).items()
-        if improvement
+        f"{LABELS[name]} {statistics.format_interval(x.improvement)}"
+        for name, x in final(found).items()
+        if x.improvement
     ]:
         note += f"\nProbability of improvement over model-free at the end: {'; '.join(better)}."
     if references:

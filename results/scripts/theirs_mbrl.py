@@ -17,10 +17,10 @@ from mbrl.util import ReplayBuffer
 from mbrl.util.common import get_basic_buffer_iterators
 
 #: Sizes that beside_mbrl.py passes.
-OBS, ACTION, MEMBERS, ELITES, WIDTH, DEPTH, BATCH, HIDDEN, SYNTHETIC, COMPILE = map(
-    int, sys.argv[1:]
-)
-TRANSITIONS, EPOCHS, UPDATES, MATMULS = 20 * BATCH, 2, 20, 200
+OBS, ACTION, MEMBERS, ELITES, WIDTH, DEPTH, BATCH, HIDDEN, *SIZES = map(int, sys.argv[1:])
+SYNTHETIC, FIT_STEPS, UPDATES, MATMULS, COMPILE = SIZES
+EPOCHS = 2
+TRANSITIONS = FIT_STEPS // EPOCHS * BATCH
 
 
 def filled_buffer() -> ReplayBuffer:

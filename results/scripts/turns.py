@@ -3,7 +3,7 @@
 Each run is a process, from its start to its end. The processes of a pair take turns of half a second,
 so that both meet the same changes of the machine's speed, and their CPU seconds are compared. With
 `cache` "empty" programs are compiled in every run; with "filled" JAX finds them in a folder that an
-untimed run has filled. All sides keep programs that take equally long to compile.
+untimed run has filled. Both sides keep programs from the same compile time on.
 """
 
 import contextlib
@@ -31,8 +31,23 @@ class Command(NamedTuple):
     variables: Mapping[str, str]
 
 
-def _start(command: Command, cache: Path, log: IO[str]) -> int:
-    """Start a stopped process, and return its number."""
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """End this process by a signal as Ctrl-C does, so that no process of a pair stays behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _start(command: Command, cache: Path, log: IO[str]) -> subprocess.Popen[bytes]:
+    """Start a process, and stop it."""
     settings = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(common.SHORTEST_CACHED),
@@ -45,45 +60,53 @@ def _start(command: Command, cache: Path, log: IO[str]) -> int:
         cwd=cache.parent,
     )
     os.kill(process.pid, signal.SIGSTOP)
-    return process.pid
+    return process
 
 
-def _take_turns(numbers: Sequence[int]) -> list[tuple[int, float]]:
-    """Run processes in turn until all have ended; return the exit status and CPU seconds of each."""
-    ended: dict[int, tuple[int, float]] = {}
-    try:
-        while len(ended) < len(numbers):
-            for number in numbers:
-                if number in ended:
-                    continue
-                os.kill(number, signal.SIGCONT)
-                time.sleep(TURN)
-                pid, status, usage = os.wait4(number, os.WNOHANG)
-                if pid:
-                    seconds = usage.ru_utime + usage.ru_stime
-                    ended[number] = os.waitstatus_to_exitcode(status), seconds
-                else:
-                    os.kill(number, signal.SIGSTOP)
-    finally:
-        # A stopped process would stay after Ctrl-C.
-        for number in set(numbers) - set(ended):
-            os.kill(number, signal.SIGKILL)
-    return [ended[number] for number in numbers]
+def _take_turns(numbers: Sequence[int]) -> Iterator[tuple[int, int, float]]:
+    """Run processes in turn; yield number, exit status and CPU seconds of each when it ends."""
+    running = list(numbers)
+    while running:
+        for number in list(running):
+            os.kill(number, signal.SIGCONT)
+            time.sleep(TURN)
+            pid, status, usage = os.wait4(number, os.WNOHANG)
+            if pid:
+                running.remove(number)
+                seconds = usage.ru_utime + usage.ru_stime
+                yield number, os.waitstatus_to_exitcode(status), seconds
+            else:
+                os.kill(number, signal.SIGSTOP)
 
 
 def _run(sides: Mapping[str, Command], folder: Path) -> dict[str, float]:
-    """Return the CPU seconds of a run of each side."""
+    """Return the CPU seconds of a run of each side.
+
+    Raises:
+      UsageError: one of them failed; the other one does not go on.
+    """
+    processes: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+    seconds = {}
     with contextlib.ExitStack() as files:
         logs = {side: files.enter_context(open(folder / f"{side}.log", "w+")) for side in sides}
-        numbers = [_start(sides[side], folder / side, logs[side]) for side in sides]
-        seconds = {}
-        for side, (status, used) in zip(sides, _take_turns(numbers), strict=True):
-            if status:
-                logs[side].seek(0)
-                error = logs[side].read()[-500:]
-                raise UsageError(f"{' '.join(sides[side].words)}: {error}")
-            seconds[side] = used
-    return seconds
+        try:
+            for side, command in sides.items():
+                process = _start(command, folder / side, logs[side])
+                processes[process.pid] = side, process
+            for number, status, used in _take_turns(list(processes)):
+                side, process = processes.pop(number)
+                process.returncode = status
+                if status:
+                    logs[side].seek(0)
+                    error = logs[side].read()[-500:]
+                    raise UsageError(f"{' '.join(sides[side].words)}: {error}")
+                seconds[side] = used
+        finally:
+            # A stopped process would stay for ever.
+            for _, process in processes.values():
+                process.kill()
+                process.wait()
+    return {side: seconds[side] for side in sides}
 
 
 def time_pairs(
@@ -99,7 +122,7 @@ def time_pairs(
     Raises:
       UsageError: a run failed.
     """
-    with tempfile.TemporaryDirectory() as name:
+    with _signals_as_interrupts(), tempfile.TemporaryDirectory() as name:
         folder, untimed = Path(name), cache == "filled"
         for pair in range(pairs + untimed):
             shutil.rmtree(folder / "files", ignore_errors=True)

@@ -46,7 +46,12 @@ def commands(folder: Path, script: str) -> dict[str, Command]:
     ours += [f"--env={FLAGS.env}", "--algo=model-free", "--agent=sac", "--preset=paper"]
     ours += [f"--steps={FLAGS.steps}", f"--out={folder / 'run'}"]
     ours += [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
-    theirs = [str(Path(FLAGS.python).absolute()), str(here / script), FLAGS.env, *map(str, sizes)]
+    theirs = [
+        external_code.interpreter(FLAGS.python),
+        str(here / script),
+        FLAGS.env,
+        *map(str, sizes),
+    ]
     return {"theirs": Command(theirs, {"PYTHONPATH": ""}), "ours": Command(ours, {})}
 
 
@@ -60,6 +65,7 @@ def compare(package: str, script: str, *others: str) -> None:
     """
     versions = external_code.versions(FLAGS.python, package, *others)
     work = {k: getattr(FLAGS, k) for k in ("env", "steps", "random", "updates", "width", "batch")}
+    table = f"{FLAGS.cache}_{FLAGS.updates}.csv"
     lines: list[dict[str, object]] = []
     for seconds in turns.time_pairs(
         lambda folder: commands(folder, script), FLAGS.pairs, FLAGS.cache
@@ -70,4 +76,4 @@ def compare(package: str, script: str, *others: str) -> None:
             | {"versions": versions, **external_code.origin()}
         )
         print(lines[-1], flush=True)
-    external_code.write(FLAGS.out, f"{FLAGS.cache}_{FLAGS.updates}.csv", lines)
+        external_code.write(FLAGS.out, table, lines)

@@ -295,7 +295,11 @@ def small(panel: Panel, style: Mapping[str, Style]) -> "Figure":
 
         # Fixed margins: to lay a figure out takes as long as to draw it.
         figure = Figure(figsize=(4.8, 2.9))
-        _draw(figure.add_axes((0.165, 0.16, 0.805, 0.74)), panel, style)
+        axes = figure.add_axes((0.165, 0.16, 0.805, 0.74))
+        _draw(axes, panel, style)
+        if axes.get_yscale() == "linear":
+            # Longer numbers would push the label out of the figure.
+            axes.ticklabel_format(axis="y", scilimits=(-3, 4))
     return figure
 
 
