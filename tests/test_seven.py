@@ -114,6 +114,13 @@ def test_registered_learners_are_those_of_the_study(claims):
     assert len(runs) == sum(len(claims.registered(name)) for name in names.values()) == 69
 
 
+def test_registration_tells_how_many_runs_are_finished():
+    folder = ROOT / "results/seven"
+    found = re.search(r"(\d+) of 69 runs are finished", (folder / "README.md").read_text())
+    # The sentence goes with the last run.
+    assert found is None or int(found[1]) == len(list(folder.glob("*/config.json")))
+
+
 def test_entropy_bonus_is_taken_from_the_value(seven):
     [metric] = [m for m in seven.MECHANISM if m.name == "critic_bias_without_entropy"]
     # Each step after the first adds 0.5 * 2 to the value: 0.9 + 0.81 + ... = 9.
