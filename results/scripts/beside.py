@@ -34,6 +34,11 @@ class Comparison(NamedTuple):
     ratio: ConfidenceInterval  # median and quartiles
     measurements: int  # pairs of runs, or rounds
 
+    @property
+    def name(self) -> str:
+        """The package and the work."""
+        return f"{NAMES[self.package]}: {self.work}"
+
 
 def comparisons(folder: Path) -> list[Comparison]:
     """Return all comparisons whose tables are in the folders `beside-*` of a folder."""
@@ -80,7 +85,7 @@ def _runs(folder: Path) -> Iterator[Comparison]:
             text = f"run of {int(first['steps']):,} steps"
             if first["updates"] != "1":
                 text += f" with {first['updates']} updates each"
-            text += {"empty": ", empty cache", "filled": ", filled cache"}[first["cache"]]
+            text += f", {first['cache']} cache"
             ratio = _ratio(rows, "seconds_theirs", "seconds_ours")
             yield Comparison(first["package"], text, ratio, len(rows))
 
@@ -99,9 +104,9 @@ def figure(found: Sequence[Comparison]) -> Any:
     panel = figures.Bars(
         "",
         "their time / the time of dynajax",
-        {f"{NAMES[x.package]}: {x.work}": x.ratio for x in found},
+        {x.name: x.ratio for x in found},
         reference=1.0,
-        groups={f"{NAMES[x.package]}: {x.work}": x.package for x in found},
+        groups={x.name: x.package for x in found},
         label_width=34,
     )
     return figures.bars(

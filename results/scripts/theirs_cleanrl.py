@@ -6,7 +6,8 @@ import sys
 import gym
 import numpy as np
 import torch
-from dm_control import suite
+
+from simulator import Simulator
 
 NAME, STEPS, RANDOM, UPDATES, WIDTH, BATCH, CAPACITY, SEED = sys.argv[1], *map(int, sys.argv[2:])
 
@@ -15,26 +16,19 @@ class Task(gym.Env):
     """A dm_control task with one observation vector."""
 
     def __init__(self) -> None:
-        self._env = suite.load(*NAME.split("-"), task_kwargs={"random": SEED})
-        actions = self._env.action_spec()
-        size = len(self._observation(self._env.reset()))
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.action_space = gym.spaces.Box(
-            actions.minimum.astype(np.float32), actions.maximum.astype(np.float32)
-        )
-
-    def _observation(self, step) -> np.ndarray:
-        return np.concatenate([np.ravel(x) for x in step.observation.values()]).astype(np.float32)
+        self._task = Simulator(NAME, SEED)
+        size = (self._task.observations,)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, size, np.float32)
+        self.action_space = gym.spaces.Box(self._task.low, self._task.high)
 
     def seed(self, seed=None):
         return [seed]
 
     def reset(self, **options):
-        return self._observation(self._env.reset())
+        return self._task.reset()
 
     def step(self, action):
-        step = self._env.step(action)
-        return self._observation(step), float(step.reward), step.last(), {}
+        return *self._task.step(action), {}
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ import sys
 
 import gymnasium
 import numpy as np
-from dm_control import suite
 from sbx import SAC
+
+from simulator import Simulator
 
 NAME, STEPS, RANDOM, UPDATES, WIDTH, BATCH, CAPACITY, SEED = sys.argv[1], *map(int, sys.argv[2:])
 
@@ -14,24 +15,18 @@ class Task(gymnasium.Env):
     """A dm_control task with one observation vector."""
 
     def __init__(self) -> None:
-        self._env = suite.load(*NAME.split("-"), task_kwargs={"random": SEED})
-        actions = self._env.action_spec()
-        size = len(self._observation(self._env.reset()))
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.action_space = gymnasium.spaces.Box(
-            actions.minimum.astype(np.float32), actions.maximum.astype(np.float32)
-        )
-
-    def _observation(self, step) -> np.ndarray:
-        return np.concatenate([np.ravel(x) for x in step.observation.values()]).astype(np.float32)
+        self._task = Simulator(NAME, SEED)
+        size = (self._task.observations,)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, size, np.float32)
+        self.action_space = gymnasium.spaces.Box(self._task.low, self._task.high)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        return self._observation(self._env.reset()), {}
+        return self._task.reset(), {}
 
     def step(self, action):
-        step = self._env.step(action)
-        return self._observation(step), float(step.reward), False, step.last(), {}
+        obs, reward, last = self._task.step(action)
+        return obs, reward, False, last, {}
 
 
 def main() -> None:
