@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynajax import UsageError
-from dynajax.report.run import Run, git_commits, read_run
+from dynajax.report.run import Run, read_run
+from dynajax.runs.directory import git_commits
 
 TASKS = (
     "hopper-stand",

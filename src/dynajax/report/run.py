@@ -69,12 +69,6 @@ class Run(NamedTuple):
         return interpolate_frames(self.steps, frames, steps, self.repeat)
 
 
-def git_commits(info: Mapping[str, Any]) -> list[str]:
-    """Return the versions of the code that a run was started and resumed with, of its config.json."""
-    commits = info.get("git_commits", [info.get("git_commit")])
-    return [commit for commit in dict.fromkeys(commits) if commit]
-
-
 def interpolate_frames(
     counted: np.ndarray, frames: np.ndarray, steps: np.ndarray, repeat: int
 ) -> np.ndarray:

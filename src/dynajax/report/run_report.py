@@ -18,14 +18,13 @@ from dynajax.report.html import Image, Table, Video
 from dynajax.report.run import (
     Run,
     curve_label,
-    git_commits,
     label,
     last_state_r2,
     read_run,
     return_bounds,
     series,
 )
-from dynajax.runs.directory import write_atomically
+from dynajax.runs.directory import git_commits, write_atomically
 from dynajax.runtime.timers import STAGES
 
 #: Inches of a figure as wide as the report, so that its text is readable on a phone.

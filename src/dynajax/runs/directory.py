@@ -118,6 +118,12 @@ def git_commit(folder: Path = _HERE) -> str | None:
     return described.stdout.strip() or None
 
 
+def git_commits(info: Mapping[str, Any]) -> list[str]:
+    """Return the versions of the code that a run was started and resumed with, of its config.json."""
+    commits = info.get("git_commits", [info.get("git_commit")])
+    return [commit for commit in dict.fromkeys(commits) if commit]
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -240,9 +246,6 @@ class RunDirectory:
         # Each start of the run adds its command and its version of the code.
         before, commit = self._previous, git_commit()
         self._info["commands"] = [*before.get("commands", []), self._info["command"]]
-        commits = before.get(
-            "git_commits", [before["git_commit"]] if "git_commit" in before else []
-        )
         content = {
             "config": self._config,
             **self._info,
@@ -251,7 +254,7 @@ class RunDirectory:
             "machine": machine_name(),
             "processes": jax.process_count(),
             "git_commit": commit,
-            "git_commits": [*commits, commit],
+            "git_commits": [*git_commits(before), commit],
         }
         try:
             write_atomically(
