@@ -44,12 +44,25 @@ def test_page_has_the_measured_ratios(beside):
     assert len(axes.get_yticklabels()) == len(found)
 
 
+def test_readme_has_the_measured_ratios(beside):
+    found = {x.name: x.ratio.point for x in beside.comparisons(ROOT / "results/bench")}
+    run = "run of 4,000 steps, empty cache"
+    sbx, cleanrl = (f"{found[f'{name}: {run}']:.1f}" for name in ("SBX", "CleanRL"))
+    step = f"{found['mbrl-lib: environment step']:.1f}"
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"a run of SBX takes {sbx} times as long, of CleanRL {cleanrl} times, and a step of "
+        f"mbrl-lib {step} times"
+    ) in readme
+
+
 def test_ratio_is_the_median_over_pairs(beside, tmp_path):
     folder = tmp_path / "beside-sbx"
     folder.mkdir()
     rows = [
         {"package": "sbx-rl", "steps": 4000, "updates": 20, "cache": "empty"}
         | {"seconds_theirs": theirs, "seconds_ours": 10}
+        | {"env": "cheetah-run", "machine": "some CPU, 1 core; Linux"}
         for theirs in (10, 20, 90)
     ]
     with (folder / "empty_20.csv").open("w", newline="") as file:
@@ -59,6 +72,7 @@ def test_ratio_is_the_median_over_pairs(beside, tmp_path):
     [found] = beside.comparisons(tmp_path)
     assert found.work == "run of 4,000 steps with 20 updates each, empty cache"
     assert (*found.ratio, found.measurements) == (2.0, 1.5, 5.5, 3)
+    assert found.conditions == ("cheetah-run", "some CPU, 1 core")
 
 
 def test_processes_take_turns_and_cpu_seconds_are_counted(turns, monkeypatch):

@@ -33,6 +33,7 @@ class Comparison(NamedTuple):
     work: str
     ratio: ConfidenceInterval  # median and quartiles
     measurements: int  # pairs of runs, or rounds
+    conditions: tuple[str, str]  # task, and processor with its number of cores
 
     @property
     def name(self) -> str:
@@ -54,6 +55,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _conditions(rows: Sequence[dict[str, str]]) -> tuple[str, str]:
+    return rows[0]["env"], rows[0]["machine"].partition(";")[0]
+
+
 def _ratio(rows: Sequence[dict[str, str]], theirs: str, ours: str) -> ConfidenceInterval:
     ratios = [float(row[theirs]) / float(row[ours]) for row in rows]
     low, point, high = np.quantile(ratios, (0.25, 0.5, 0.75))
@@ -73,7 +78,7 @@ def _steps(folder: Path) -> Iterator[Comparison]:
                     continue
                 text = work + (f", {rows[0]['learners']} learners" if several else "") + note
                 ratio = _ratio(of_work, side, "ms_ours")
-                yield Comparison("mbrl", text, ratio, len(of_work))
+                yield Comparison("mbrl", text, ratio, len(of_work), _conditions(of_work))
 
 
 def _runs(folder: Path) -> Iterator[Comparison]:
@@ -87,7 +92,7 @@ def _runs(folder: Path) -> Iterator[Comparison]:
                 text += f" with {first['updates']} updates each"
             text += f", {first['cache']} cache"
             ratio = _ratio(rows, "seconds_theirs", "seconds_ours")
-            yield Comparison(first["package"], text, ratio, len(rows))
+            yield Comparison(first["package"], text, ratio, len(rows), _conditions(rows))
 
 
 def table(found: Sequence[Comparison]) -> str:
@@ -109,10 +114,11 @@ def figure(found: Sequence[Comparison]) -> Any:
         groups={x.name: x.package for x in found},
         label_width=34,
     )
+    conditions = "; ".join(dict.fromkeys(", ".join(x.conditions) for x in found))
     return figures.bars(
         [panel],
         title="Time of the same work, relative to dynajax",
-        note="One core of an AMD EPYC, cheetah-run. Medians; lines are quartiles. 1: equally fast.",
+        note=f"Medians; lines are quartiles. 1: equally fast. Measured on {conditions}.",
     )
 
 
