@@ -124,6 +124,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=skipped)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def released_programs() -> Iterator[None]:
+    """Release the programs of a file after its tests: those of all files take 8 GB."""
+    yield
+    program._jitted.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture
 def optimised() -> Iterator[None]:
     """Enable optimisations, for a test that runs longer than its programs take to compile."""
