@@ -252,7 +252,7 @@ def test_invalid_fixes_are_refused(text, says):
 # --- Changes of the target transform, and the weighted likelihood ---------------------------------
 
 
-def two_transforms(rng):
+def two_transforms(rng, exponent=0.0):
     """Return transforms with the same k, whose scales differ by orders of magnitude."""
     skip = jnp.array([1.0, 0.0, 0.7])
     return (
@@ -260,7 +260,7 @@ def two_transforms(rng):
             skip,
             jnp.asarray(rng.normal(size=D + 1), jnp.float32),
             jnp.asarray(np.exp(rng.normal(size=D + 1) * 2), jnp.float32),
-            jnp.zeros(()),
+            jnp.asarray(exponent, jnp.float32),
         )
         for _ in range(2)
     )
@@ -301,8 +301,11 @@ def test_rescaled_heads_keep_decoded_predictions(bounds, reward_from):
     assert not np.allclose(*heads)
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "exponent"), [("gaussian", 0.0), ("gaussian", 0.5), ("deterministic", 0.0)]
+)
 @pytest.mark.parametrize("reward_from", ["inputs", "next_state"])
-def test_rescaled_moments_equal_those_of_the_new_gradient(reward_from):
+def test_rescaled_moments_equal_those_of_the_new_gradient(reward_from, likelihood, exponent):
     config = ModelConfig(
         members=1,
         elites=1,
@@ -310,12 +313,13 @@ def test_rescaled_moments_equal_those_of_the_new_gradient(reward_from):
         depth=1,
         weight_decay=0.0,
         reward_from=reward_from,
+        likelihood=likelihood,
         **BOUNDS["wide"],
     )
     dynamics = make_model(config, SPEC)
     model = jax.jit(lambda: ensemble.init(dynamics, jax.random.PRNGKey(0)))()
     rng = np.random.default_rng(0)
-    old, new = two_transforms(rng)
+    old, new = two_transforms(rng, exponent)
     obs, action, reward, next_obs = (
         jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, D), (5, 2), 5, (5, D))
     )
@@ -334,10 +338,14 @@ def test_rescaled_moments_equal_those_of_the_new_gradient(reward_from):
     after = rescale_heads(dynamics, before, new, NO_NEW_DIMS, jax.random.PRNGKey(1))
     expected = gradient(after)
     moments = after.opt_state[0]
-    chex.assert_trees_all_close(moments.mu, expected, rtol=1e-3, atol=1e-5)
-    chex.assert_trees_all_close(
-        moments.nu, jax.tree.map(jnp.square, expected), rtol=2e-3, atol=1e-5
-    )
+    squared = jax.tree.map(jnp.square, expected)
+    for head in dynamics.output_heads():
+        chex.assert_trees_all_close(head.get(moments.mu), head.get(expected), rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(head.get(moments.nu), head.get(squared), rtol=2e-3, atol=1e-5)
+    if likelihood == "gaussian" and not exponent:
+        # The other layers get the same gradient, because the loss has no unit.
+        chex.assert_trees_all_close(moments.mu, expected, rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(moments.nu, squared, rtol=2e-3, atol=1e-5)
 
 
 def test_scale_is_at_least_a_hundredth_of_the_range():

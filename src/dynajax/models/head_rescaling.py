@@ -50,10 +50,18 @@ def rescale_head_moments(
 ) -> Params:
     """Return Adam's first (`power` 1) or second (2) moment of an output layer after a change of c.
 
-    The loss has no unit, so a gradient of the means is c_new / c_old times what it was.
+    The moments become those of the new gradients. With q = c_new / c_old, the gradient of a squared
+    error of z is 1 / q times what it was. The negative log-likelihood has no unit: its gradient with
+    respect to the means is q times what it was, that with respect to the log-variances stays. The
+    weight of beta-NLL, sigma^(2 exponent), multiplies both by q^(-2 exponent).
     """
-    ratio = jnp.power(new.scale / old.scale, power)
-    return jax.tree.map(lambda x: x * _pad_ones(ratio, x), moment)
+    ratio = new.scale / old.scale
+    if moment["bias"].shape[-1] == ratio.shape[-1]:
+        factors = jnp.power(1 / ratio, power)
+    else:
+        weight = jnp.power(ratio, -2 * power * new.exponent)
+        factors = jnp.concatenate([jnp.power(ratio, power) * weight, weight], -1)
+    return jax.tree.map(lambda x: x * factors, moment)
 
 
 def rescale_heads(
