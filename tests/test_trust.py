@@ -402,8 +402,9 @@ def test_weights_and_masks_reach_the_losses(strict, spec):
         assert differ(learner.agent, agent) and differ(agent, plain)
 
 
+@pytest.mark.parametrize("lacking", [{"keep": 0}, {"weight": 0}])
 @pytest.mark.parametrize("mixing", ["mixed", "separate"])
-def test_update_without_valid_transitions_changes_nothing(make, strict, spec, mixing):
+def test_update_in_which_no_transition_counts_changes_nothing(make, strict, spec, mixing, lacking):
     """Neither by momentum nor by decay, nor the temperature by an entropy of 0."""
     config = make_on_the_fly(make, mixing, **{"rollout.real_fraction": 0.0})
     algorithm, learner = MBPO(config, spec), make_learner(config, spec)
@@ -411,9 +412,9 @@ def test_update_without_valid_transitions_changes_nothing(make, strict, spec, mi
     transition = first_transition(learner)
     # The first agent step gives the optimizers a momentum.
     learner, _ = learn(learner, SHARED, transition, jnp.array(True))
-    learner = with_trust(learner, keep=0)
+    learner = with_trust(learner, **lacking)
     after, metrics = learn(learner, SHARED, transition, jnp.array(True))
-    assert metrics["valid_fraction"] == 0
+    assert (metrics["valid_fraction"] > 0) == ("weight" in lacking)
     if mixing == "mixed":
         chex.assert_trees_all_equal(after.agent, learner.agent)
         return

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dynajax import UsageError, make_config
 from dynajax.trust import TRUST, Predictions, Values
 from dynajax.trust.infoprop import InfopropState
 from dynajax.trust.m2ac import M2AC
@@ -223,6 +224,19 @@ def test_value_weight_by_hand():
     np.testing.assert_allclose(
         linear.apply(state, p, jnp.array(0), 1, KEY)[1].weight, 1 - expected, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rollout.mixing": "separate"}, {"rollout.real_fraction": 0.001}]
+)
+def test_value_weight_refuses_one_weight_for_a_whole_minibatch(settings):
+    arguments = {"algo": "dynajax", "trust": "value_weight"}
+    with pytest.raises(
+        UsageError, match=r"^--trust=value_weight: with --set rollout\..*same weight"
+    ):
+        make_config("cheetah-run", **arguments, settings=settings)
+    make_config("cheetah-run", **arguments, settings=settings | {"trust.per_transition": True})
+    make_config("cheetah-run", **arguments)
 
 
 def test_value_weight_of_each_transition_is_by_the_members_disagreement():

@@ -220,6 +220,8 @@ class MBPO:
     ) -> tuple[LearnerState, Metrics]:
         """Take the U gradient updates of one agent step (Algorithm 2, lines 9 and 10).
 
+        An update is one gradient step, or two if real and synthetic minibatches are separate.
+
         Args:
           inputs: what `source` has prepared for the updates, leaves (U, ...).
           metrics: of the preparation.
@@ -471,7 +473,7 @@ def _gradient_step(
     """Take one gradient step of the agent on a minibatch.
 
     Args:
-      may_be_empty: the minibatch may have no valid transition; the state then stays as it is.
+      may_be_empty: the minibatch may have no transition that counts; the state then stays as it is.
     """
     # Invalid transitions get weight 0; select instead of multiplying, because the stored weight
     # may be NaN.
@@ -481,6 +483,6 @@ def _gradient_step(
     if may_be_empty:
         # Otherwise the temperature would be updated with entropy 0, and Adam's momentum would
         # still move the parameters.
-        some = batch.valid.any()
+        some = (weight > 0).any()
         updated = jax.tree.map(functools.partial(jnp.where, some), updated, state)
     return updated, metrics

@@ -108,4 +108,6 @@ class OnTheFly(Source):
             lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *carry.output
         )
         metrics = rollout_metrics(self.rule, carry.metrics, active.size, length)
-        return carry.trust, batch, {**metrics, "synthetic_reward_mean": batch.data.reward.mean()}
+        rewards = jnp.where(batch.valid, batch.data.reward, 0.0).sum()
+        mean = rewards / jnp.maximum(batch.valid.sum(), 1)
+        return carry.trust, batch, {**metrics, "synthetic_reward_mean": mean}

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dynajax.config import fields, static
+from dynajax.config import Config, fields, static
 from dynajax.trust.base import Predictions, TrustOutput, TrustRule
+from dynajax.types import UsageError
 
 
 @fields
@@ -37,7 +38,7 @@ class ValueWeight(TrustRule):
     With y = r + gamma d V(s') of the present critic, the error is e = Var(y_model - y) / Var(y) over
     the holdout, the mean over members. With `per_transition` it is that of each transition, the
     variance of y over the members relative to the variance of TD errors y - Q(s, a) on the holdout.
-    Real transitions have weight 1, so the weight is also the share of the synthetic ones.
+    Real transitions have weight 1.
     """
 
     Fields: ClassVar[type] = ValueWeightFields
@@ -45,6 +46,21 @@ class ValueWeight(TrustRule):
     needs_values = True
     uses_weights = True
     metrics = ("weight",)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse one weight for all transitions of a minibatch, which would change nothing."""
+        if config.trust.per_transition:
+            return
+        if config.separate or not config.real_batch:
+            setting = "rollout.mixing=separate"
+            if not config.separate:
+                setting = f"rollout.real_fraction={config.rollout.real_fraction:g}"
+            raise UsageError(
+                f"--trust=value_weight: with --set {setting} all transitions of a minibatch have the "
+                "same weight, which changes nothing; choose --set trust.per_transition=true, or mix "
+                "real and synthetic transitions"
+            )
 
     def init(self) -> ValueWeightState:
         """Return the state before the first fit."""
