@@ -9,7 +9,7 @@ import pytest
 
 import scripts
 from dynajax import UsageError, make_config
-from dynajax.algorithms import ALGORITHMS
+from dynajax.algorithms import ALGORITHMS, describe
 from dynajax.config import Config
 from dynajax.config.presets import PRESETS
 from dynajax.models import make_model
@@ -95,6 +95,31 @@ def test_algorithm_is_the_published_one_at_any_sizes(algo, preset):
     assert values(config, ALGORITHMS[algo].settings) == ALGORITHMS[algo].settings
     fix = "scale,auto,beta" if algo == "dynajax" else ""
     assert [",".join(variant.fixes) for variant in config.variants] == [fix]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"preset": "paper"}, "MBPO (Janner et al., 2019) without fixes; agent sac, preset paper"),
+        ({}, "agent simba, preset quick: not the paper's agent or sizes"),
+        ({"agent": "sac"}, "agent sac, preset quick: not the paper's sizes"),
+        ({"algo": "mve", "agent": "sac"}, "not the paper's agent or sizes"),
+        ({"algo": "wimle", "agent": "bro"}, "agent bro, preset quick: not the paper's sizes"),
+        ({"algo": "m2ac", "preset": "paper"}, "agent sac, preset paper: not the paper's sizes"),
+        (
+            {"algo": "dynajax"},
+            "dynajax (this project) with scale,auto,beta; agent simba, preset quick",
+        ),
+        ({"oracle": "both"}, ", oracle both; agent"),
+        (
+            {"settings": {"rollout.value_expansion_steps": 1, "rollout.real_fraction": 0.5}},
+            ", changed: rollout.real_fraction, rollout.value_expansion_steps; agent",
+        ),
+    ],
+)
+def test_description_says_how_far_a_run_is_from_the_paper(arguments, text):
+    described = describe(make_config("cheetah-run", **arguments))
+    assert described == text if described.endswith(text) and "(" in text else text in described
 
 
 @pytest.mark.parametrize("preset", ["paper", "quick"])

@@ -4,11 +4,13 @@ A row sets how synthetic data are made and used, never sizes (`--preset`) nor th
 `--fix`, `--trust` and `--set` override it. docs/algorithms.md compares each row with its paper.
 """
 
+import dataclasses
 import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dynajax.config import Config
+from dynajax.config.schema import RolloutConfig
 
 
 class Algorithm(NamedTuple):
@@ -19,6 +21,7 @@ class Algorithm(NamedTuple):
     settings: Mapping[str, Any]  # values of fields by path
     trust: str = "none"  # trust rule, unless --trust names another
     fix: str = ""  # fixes, unless --fix names others
+    agent: str | None = "sac"  # of the paper, None if there is none of that kind here
 
 
 #: The data recipe of MBPO as published.
@@ -55,6 +58,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "rollout.horizon": (1,),
             "model.reward_from": "inputs",
         },
+        agent=None,
     ),
     "mad-td": Algorithm(
         "MAD-TD",
@@ -66,6 +70,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "rollout.horizon": (1,),
             "model.reward_from": "inputs",
         },
+        agent=None,
     ),
     "wimle": Algorithm(
         "WIMLE",
@@ -82,6 +87,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "model.reward_from": "inputs",
         },
         "uncertainty_weight",
+        agent="bro",
     ),
     "dynajax": Algorithm(
         "dynajax",
@@ -111,17 +117,22 @@ def describe(config: Config) -> str:
     text = f"{row.title} ({row.paper}) " + (f"with {names}" if names != "none" else "without fixes")
     if config.trust_name != row.trust:
         text += f", trust rule {config.trust_name}"
-    changed = [path for path, value in row.settings.items() if _get(config, path, value) != value]
+    defaults = {f"rollout.{f.name}": f.default for f in dataclasses.fields(RolloutConfig)}
+    del defaults["rollout.batch"]  # a size
+    expected = {**defaults, **row.settings}
+    changed = [path for path, value in expected.items() if _get(config, path, value) != value]
     if changed:
         text += f", changed: {', '.join(changed)}"
     for name, usual in (("network", "mlp"), ("likelihood", "gaussian")):
         if (value := getattr(config.model, name)) != usual:
             text += f", {name} {value}"
+    if config.oracle != "none":
+        text += f", oracle {config.oracle}"
     text += f"; agent {config.agent_name}, preset {config.preset}"
     if config.algo == "dynajax":
         return text
-    same_agent = config.agent_name == "sac"
-    if same_agent and config.preset == "paper":
+    same_agent = config.agent_name == row.agent
+    if config.algo == "mbpo" and same_agent and config.preset == "paper":
         return text
     return text + ": not the paper's " + ("sizes" if same_agent else "agent or sizes")
 
