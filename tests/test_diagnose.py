@@ -234,6 +234,11 @@ def test_split_is_between_episodes_if_possible():
     assert len(new.episode) == 200
 
 
+def test_mean_of_the_lowest_leaves_out_what_is_missing():
+    values = np.array([[3.0, np.nan, 1.0, 2.0], [np.nan] * 4])
+    np.testing.assert_array_equal(measures.mean_of_lowest(values, 2), [1.5, np.nan])
+
+
 def test_collect_records_the_task_and_is_deterministic():
     spec = envs.spec("Pendulum-v1")
     measured = data.collect(spec, 450, 3)
@@ -246,6 +251,9 @@ def test_collect_records_the_task_and_is_deterministic():
     # The noise is white in even episodes and correlated in odd ones.
     change = np.abs(np.diff(t.action[:, 0]))
     assert change[:199].mean() > 2 * change[200:399].mean()
+    # Rewards of repeated actions are summed.
+    held = data.collect(envs.spec("Pendulum-v1", repeat=2), 150, 3, repeat=2)
+    assert held.episode.max() == 1 and held.transitions.reward.mean() < 1.5 * t.reward.mean()
     order = data.shuffled(measured, 0)
     np.testing.assert_array_equal(np.sort(order.reward), np.sort(t.reward))
 

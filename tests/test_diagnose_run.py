@@ -322,16 +322,21 @@ def test_parts_that_are_left_out_on_device_and_without_a_model(hopper, tmp_path)
     assert len(items) == 1 and not (tmp_path / "model_free" / "run-dims.csv").exists()
 
 
-def test_command_refuses_two_subjects_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env=cheetah-run", "--run=x"], "--env and --run exclude each other"),
+        (["--run=x", "--fix=scale"], "--fix=scale: it has no effect with --run; leave it out"),
+        (["--data=x", "--repeat=2"], "--repeat=2: it has no effect with --data; leave it out"),
+    ],
+)
+def test_command_refuses_flags_that_exclude_each_other(flags, message, tmp_path):
     script = Path(__file__).parents[1] / "experiments" / "diagnose.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--env=cheetah-run", "--run=x"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+        [sys.executable, str(script), *flags], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "--env and --run exclude each other" in done.stderr
+    assert message in done.stderr
 
 
 def test_sentences_give_numbers_and_no_cause():
@@ -344,7 +349,9 @@ def test_sentences_give_numbers_and_no_cause():
 
     critic = {"critic_value": [1.0, 2.0], "critic_return": [3.0, 4.0]}
     low = item(critic_bias=[-0.5, -0.3], **critic)
-    assert f"a difference of {statistics.format_mean([-0.5, -0.3])} of the mean return" in low
+    assert (
+        f"a difference of {statistics.format_mean([-0.5, -0.3])} of the mean absolute return" in low
+    )
     assert "value is 1.50 (" in low and "return 3.50 (" in low
     model = {"policy_reward_r2": [0.1, 0.2], "policy_reward_bias": [np.nan, np.nan]}
     both = item(critic_bias=[np.nan, np.nan], **critic, **model, policy_state_r2=[0.9, 0.9])

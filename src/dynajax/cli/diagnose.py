@@ -31,12 +31,24 @@ flags.DEFINE_string(
     "data", None, "A run's folder, whose replay buffer is used instead of random transitions."
 )
 flags.DEFINE_string("run", None, "A run's folder, whose critic and model are diagnosed.")
-shared.define_fixes("Repeat for several. By default all sensible combinations.")
+shared.define_fixes("Repeat for several. By default each fix, and scale with others.")
 flags.DEFINE_integer("transitions", 12_000, "Real transitions for each seed.", lower_bound=600)
+flags.DEFINE_integer(
+    "repeat",
+    1,
+    "Frames per action of --env. The presets quick, medium and modern train with 2.",
+    lower_bound=1,
+)
 shared.define_seeds(3, "Number of seeds of data, holdout split and initial weights.", lower_bound=1)
 shared.define_seed("The first seed.", lower_bound=0)
 shared.define_out(None, "The report's folder. By default diagnosis/NAME.")
 
+#: Flags that have no effect on what is diagnosed.
+_UNUSED = {
+    "env": (),
+    "data": ("repeat",),
+    "run": ("repeat", "fix", "transitions", "seeds", "seed"),
+}
 #: The shortest replay buffer that can be diagnosed.
 _MIN_TRANSITIONS = 600
 
@@ -88,9 +100,11 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
                 f"--env={FLAGS.env}: Brax's tasks have no simulator on the host; diagnose the "
                 "replay buffer of a run (--data=FOLDER)"
             )
-        spec = envs.spec(FLAGS.env)
-        recordings = [data.collect(spec, FLAGS.transitions, seed) for seed in seeds]
-        return spec, recordings, "Random policy, half white and half correlated actions"
+        repeat = FLAGS.repeat
+        spec = envs.spec(FLAGS.env, repeat=repeat)
+        recordings = [data.collect(spec, FLAGS.transitions, seed, repeat=repeat) for seed in seeds]
+        frames = f"{repeat} frame{'s' * (repeat > 1)} per action"
+        return spec, recordings, f"Random policy, half white and half correlated actions, {frames}"
     reader = loaded_run.Reader(common.expand_path(FLAGS.data))
     loaded = reader.load(reader.steps[-1])
     # With fewer learners than seeds some are used twice; the split, the initial weights and the
@@ -160,5 +174,12 @@ def main(arguments: Sequence[str]) -> None:
             else "there is nothing to diagnose"
         )
         raise UsageError(f"{problem}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
+    for name in _UNUSED[subjects[0]]:
+        if FLAGS[name].present:
+            value = FLAGS[name].value
+            raise UsageError(
+                f"--{name}={value[0] if isinstance(value, list) else value}: it has no effect with "
+                f"--{subjects[0]}; leave it out"
+            )
     common.start()
     (diagnose_run if subjects == ["run"] else diagnose_task)(common.command_line())

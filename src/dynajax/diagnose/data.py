@@ -27,7 +27,9 @@ class Recording(NamedTuple):
         return Recording(Transition(*(x[index] for x in self.transitions)), self.episode[index])
 
 
-def collect(spec: EnvSpec, count: int, seed: int, *, time_limit: int = 1000) -> Recording:
+def collect(
+    spec: EnvSpec, count: int, seed: int, *, time_limit: int = 1000, repeat: int = 1
+) -> Recording:
     """Record episodes of a random policy.
 
     Episodes alternate between white noise and noise that is correlated over ten steps. A
@@ -36,12 +38,13 @@ def collect(spec: EnvSpec, count: int, seed: int, *, time_limit: int = 1000) -> 
     Args:
       count: number of transitions; the last episode may be cut.
       seed: of the episodes and of the noise.
-      time_limit: see `envs.make`.
+      time_limit, repeat: see `envs.make`.
 
     Raises:
       UsageError: the task does not return finite numbers.
     """
-    env, rng = envs.make(spec.name, time_limit=time_limit), np.random.default_rng(seed)
+    env = envs.make(spec.name, time_limit=time_limit, repeat=repeat)
+    rng = np.random.default_rng(seed)
     transitions: list[Transition] = []
     episodes: list[int] = []
     episode = tries = 0

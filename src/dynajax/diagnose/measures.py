@@ -56,10 +56,11 @@ def state_r2(predicted: np.ndarray, obs: np.ndarray, next_obs: np.ndarray) -> np
 
 
 def mean_of_lowest(values: np.ndarray, count: int = 5) -> np.ndarray:
-    """Return the mean of the lowest `count` values of the last axis, without NaN."""
+    """Return the mean of the lowest `count` values of the last axis without NaN, see `median`."""
     ordered = np.sort(values, -1)[..., :count]  # NaN sorts last
     finite = np.isfinite(ordered)
-    return np.where(finite, ordered, 0).sum(-1) / np.maximum(finite.sum(-1), 1)
+    mean = np.where(finite, ordered, 0).sum(-1) / np.maximum(finite.sum(-1), 1)
+    return np.where(finite.any(-1), mean, np.nan)
 
 
 def median(values: np.ndarray) -> np.ndarray:
