@@ -57,7 +57,7 @@ def test_networks_and_likelihoods_train_and_log(run):
     assert int(model.num_fits[0]) == 4
     assert ("wide_0" in model.params["network"]) == (network == "resnet")
     report = dynajax.write_report(result.folder).read_text()
-    assert ("Training loss" in report) == (likelihood == "gaussian")
+    assert ("Negative log-likelihood" in report) == (likelihood == "gaussian")
 
 
 def test_load_model(run):

@@ -153,7 +153,7 @@ def test_repeat_of_one_adds_no_wrapper_and_zero_raises(task):
     task_of_suite = mjx.TASKS["pendulum-swingup"]
     assert task_of_suite().step is not None
     for call in (envs.make, mjx.make):
-        with pytest.raises(UsageError, match=r"^env.repeat=0: "):
+        with pytest.raises(UsageError, match=r"^--set task.repeat=0: "):
             call("pendulum-swingup", repeat=0)
 
 

@@ -253,12 +253,15 @@ def configuration_warnings(program: Program) -> list[str]:
     if not schedule.learns(config):
         messages.append(
             f"--steps={config.steps}: all steps are random, so nothing is learned; use more steps, "
-            f"or --set random_steps below {config.random_steps}"
+            f"or --set random_steps below {config.steps}"
         )
     if config.has_model and not config.synthetic_batch and not config.rollout.value_expansion_steps:
+        cause = "rollout.source=none"
+        if config.rollout.source != "none":
+            cause = f"rollout.real_fraction={config.rollout.real_fraction:g}"
         messages.append(
-            "--set rollout.real_fraction=1: the agent learns from no synthetic transition, so the "
-            "model is trained but never used for policy updates"
+            f"--set {cause}: the agent learns from no synthetic transition, so the model is trained "
+            "but never used for policy updates"
         )
     if message := checks.bounds_warning(spec):
         messages.append(message)

@@ -163,7 +163,11 @@ def _descend(
 
 
 class SAC(Agent):
-    """Soft Actor-Critic as published, with the networks of its authors."""
+    """Soft Actor-Critic with a learned temperature (Haarnoja et al., 2018, arXiv:1812.05905).
+
+    As in the code of FTFL's authors, the standard deviation is bounded by a tanh, the entropy target
+    is -A/2, and the actor's step uses the critics that the same update has changed.
+    """
 
     Fields: ClassVar[type] = SACFields
 

@@ -17,7 +17,7 @@ BEGIN = time.perf_counter()
 
 #: The summary of each command, by the name of its module. To add a command, add its line.
 COMMANDS = {
-    "train": "train SAC or MBPO on a task, all seeds and variants in one program",
+    "train": "train an agent on a task, all seeds and variants in one program",
     "report": "write the report of a run, also while it is training",
     "plot": "compare runs: learning curves, final returns and a table",
     "diagnose": "measure what a model can learn of a task, or what went wrong in a run",

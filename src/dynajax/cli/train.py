@@ -1,4 +1,4 @@
-"""Train SAC or MBPO, with or without the fixes, on a dm_control or Gymnasium task.
+"""Train an agent on a task, with synthetic data from a learned model or without a model.
 
   dynajax train --env=cheetah-run --fix=scale,target
 

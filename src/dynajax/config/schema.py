@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
@@ -72,7 +73,11 @@ class NoFields:
 class LearnConfig:
     """Settings that all agents share."""
 
-    utd: int = static(20, 1, about="gradient updates per agent step")
+    utd: int = static(
+        20,
+        1,
+        about="gradient updates per agent step, of two gradient steps each with mixing=separate",
+    )
     batch: int = static(256, 1, about="transitions in a minibatch of the agent")
     reset_every: int = static(0, 0, about="agent steps between resets of the agent; 0: never")
     reset_at: tuple[int, ...] = static((), 1, about="agent steps at which the agent is reset")
@@ -121,7 +126,7 @@ class ModelConfig:
         "inputs", about="inputs of the reward model: state and action, or the next state too"
     )
     epochs: float = static(
-        0.0, 0, about="fixed: passes over the data, at most fit_steps; 0: always fit_steps"
+        0.0, 0, about="fixed: passes over all transitions, at most fit_steps; 0: always fit_steps"
     )
     holdout: float = traced(0.2, 0.001, 0.9, about="share of the transitions in the holdout")
     min_gain: float = traced(
@@ -431,7 +436,7 @@ class Config:
         require(self.seeds >= 1, f"--seeds={self.seeds}: it must be at least 1")
         require(
             0 <= self.seed < 2**31 - self.seeds,
-            f"--seed={self.seed}: it must be from 0 to 2^31 - seeds",
+            f"--seed={self.seed}: it must be at least 0 and below 2^31 - seeds",
         )
         require(self.steps >= 1, f"--steps={self.steps}: it must be at least 1")
         self._check_oracle()
@@ -500,18 +505,21 @@ def variant_config(config: Config, variant: Variant) -> Config:
     return functools.reduce(lambda c, item: assign(c, *item), variant.values, config)
 
 
-#: Fields that `as_dict` leaves out at their defaults, so that a run which was started before such a
+#: Fields that `as_dict` leaves out at these defaults, so that a run which was started before such a
 #: field existed keeps its name and can be resumed.
-_NEWER_FIELDS = ("host.evaluate_on", "learn.hold_noise", "replay.age_decay")
+_LEFT_OUT = {
+    path: operator.attrgetter(path)(Config)
+    for path in ("host.evaluate_on", "learn.hold_noise", "replay.age_decay")
+}
 
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain JSON values."""
     plain = dataclasses.asdict(config)
     plain["variants"] = [v.name for v in config.variants]
-    for path in _NEWER_FIELDS:
+    for path, default in _LEFT_OUT.items():
         group, name = path.split(".")
-        if plain[group][name] == getattr(type(getattr(config, group)), name):
+        if plain[group][name] == default:
             del plain[group][name]
     return json.loads(json.dumps(plain))
 
@@ -520,7 +528,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     """Return lines "path: old -> new" for two `as_dict`; `steps` may differ, for a longer run."""
     lines = []
     for name in sorted({*old, *new} - ({"steps"} if not prefix else set())):
-        a, b = old.get(name), new.get(name)
+        missing = _LEFT_OUT.get(f"{prefix}{name}")
+        a, b = old.get(name, missing), new.get(name, missing)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += difference(a, b, f"{prefix}{name}.")
         elif a != b:

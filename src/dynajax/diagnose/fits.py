@@ -30,7 +30,7 @@ MODEL = ModelConfig(
 )
 #: Number of warm-started fits of `fit_steps` each: 1,500 gradient steps in total.
 ROUNDS = 10
-#: Every single fix, and the combinations whose fixes do not contradict each other.
+#: Every single fix, and the combinations of `scale` with others.
 FIX_SETS = (
     "none",
     "scale",

@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
     step: int
     inserted: int  # real transitions inserted so far, including overwritten ones
     learners: LearnerState  # leaves (S, ...), numpy
-    host: dict[str, np.ndarray]  # the progress of the environments, see `HostEnvs.progress`
+    host: dict[str, np.ndarray]  # the progress of the environments, see `HostEngine.progress`
 
     def learner(self, index: int) -> LearnerState:
         """Return the state of one learner."""
@@ -50,7 +50,8 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         with reading_config(folder):
-            plain = json.loads((folder / "config.json").read_text())["config"]
+            info = json.loads((folder / "config.json").read_text())
+            plain, processes = info["config"], info.get("processes", 1)
             # The user's module may register fixes, so it is imported before the fixes are parsed.
             registry.import_module("--env", plain["env"])
             self.config = from_dict(plain)
@@ -60,7 +61,9 @@ class Reader:
         self._template = program.shapes()
         self.steps = self._checkpoints.steps()
         if not self.steps:
-            raise UsageError(f"{folder}: the run has no checkpoint yet")
+            several = "of several processes, which cannot be diagnosed"
+            reason = several if processes > 1 else "without a checkpoint yet"
+            raise UsageError(f"{folder}: it is a run {reason}")
 
     def load(self, step: int) -> Loaded:
         """Load the checkpoint of one of `steps`."""

@@ -191,8 +191,8 @@ def critic_bias(agent: Agent, state: Any, paths: Paths) -> dict[str, float]:
 
     Returns:
       "critic_value", "critic_return" (means over the paths); "critic_bias", their difference over
-      the mean absolute return, for the mean of the two critics: negative is underestimation;
-      "critic_bias_min" for the smaller of the two; "critic_bias_error", the standard error;
+      the mean absolute return, for the mean of the critics: negative is underestimation;
+      "critic_bias_min" for the smallest of them; "critic_bias_error", the standard error;
       "critic_correlation". Nothing if no path is valid.
     """
     valid = paths.valid

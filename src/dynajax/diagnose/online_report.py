@@ -35,7 +35,7 @@ CRITIC = (
         "critic_bias",
         "Bias of the critic",
         "share of the mean return",
-        "The critic's value minus the return, relative to the mean return, from states of the "
+        "The critic's value minus the return, relative to the mean absolute return, from states of the "
         "replay buffer: below 0 it underestimates. The return is the discounted return of the "
         "current policy in the simulator, with the entropy bonus of SAC.",
         include=0.0,
@@ -163,7 +163,7 @@ def sentences(findings: Sequence[Findings]) -> list[str]:
         if "critic_bias" in text:
             parts.append(
                 "the critic's value is {critic_value} and the return {critic_return}, a difference "
-                "of {critic_bias} of the mean return (below 0 is underestimation)"
+                "of {critic_bias} of the mean absolute return (below 0 is underestimation)"
             )
         if "policy_reward_r2" in text:
             parts.append(

@@ -14,8 +14,8 @@ from dynajax.diagnose import measures
 from dynajax.diagnose.offline import OfflineResult
 from dynajax.report.statistics import R2, SHARE, Bounds, format_mean, format_number
 
-#: Published MBPO bounds the log-variance by 0.5: it cannot predict the noise of a raw target whose
-#: variance is larger than this.
+#: With the default bound of the log-variance, 0.5, an ensemble cannot predict the noise of a raw
+#: target whose variance is larger than this. Janner et al. (2019) start there and learn the bound.
 MAX_VARIANCE = float(np.exp(0.5))
 
 
@@ -119,7 +119,7 @@ def _variances(result: OfflineResult) -> str:
         f"Raw targets: the variances of s' - s sum to {ratios[0]} times that of the reward, those "
         f"of s' to {ratios[1]} times; targets of small variance contribute little to an unscaled "
         f"loss. {above[0]:.0f} dimensions of s' - s and {above[1]:.0f} of s' vary more than the "
-        "largest noise that published MBPO can predict (variance e^0.5)."
+        "largest noise that an ensemble with the default bounds can predict (variance e^0.5)."
     )
 
 

@@ -1,7 +1,7 @@
 """A fit of the ensemble to one learner's real transitions.
 
-Chua et al. (2018) and Janner et al. (2019). A fit has three parts, `begin`, the training of the
-members and `end`, so that members can be trained on other devices than the learner's own.
+Chua et al. (2018) and Janner et al. (2019). A fit has three parts, `prepare`, `train_members` and
+`finish`, so that members can be trained on other devices than the learner's own.
 """
 
 import dataclasses
@@ -160,7 +160,7 @@ def _train_until_stale(
 ) -> tuple[MemberState, Array]:
     """Train in rounds until no member's holdout error has improved for `patience` rounds.
 
-    Each member's best weights are restored (Janner et al., 2019, appendix). The initial weights are
+    Each member's best weights are restored, as in the code of Janner et al. (2019). The initial weights are
     no candidates: otherwise a fit to data of a new kind, which first has to unlearn its certainty,
     could end where it began, as could every later one, and the model would never fit the new data.
     """

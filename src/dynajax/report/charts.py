@@ -72,8 +72,8 @@ MODEL = (
         "R² of the reward",
         "R² of the reward",
         "Share of the variance of the reward that the model explains on held-out transitions: 1 is "
-        "perfect, 0 is no better than predicting the mean (values below -1 are clipped). The agent "
-        "cannot improve a reward that its model does not predict.",
+        "perfect, 0 is no better than predicting the mean (values below -1 are clipped). From "
+        "synthetic rewards the agent learns only what the model predicts.",
         floor=-1.0,
         bounds=statistics.R2,
     ),
@@ -112,10 +112,10 @@ MODEL = (
     ),
     Chart(
         "nll",
-        "Training loss",
+        "Likelihood",
         "negative log-likelihood",
-        "The loss that the fits minimise, on held-out transitions, in the units of the network: "
-        "again compare shapes.",
+        "Negative log-likelihood of held-out transitions in the units of the network: again compare "
+        "shapes. Fits minimize it, weighted if the fix beta is used, plus weight decay.",
     ),
     Chart(
         "epistemic_std",
@@ -130,8 +130,8 @@ MODEL = (
         "Predicted noise",
         "standard deviation",
         "Standard deviation that the members predict (aleatoric), in the units of the network. "
-        "Rollouts add this noise to every step. Above the holdout error it is larger than the data "
-        "justify.",
+        "Rollouts add this noise to every step. Above the root of the holdout error it is larger "
+        "than the data justify.",
         scale="log",
     ),
     Chart(
@@ -195,7 +195,7 @@ DIAGNOSED = (
         "Bias of the critic",
         "share of the mean return",
         "From dynajax diagnose --run: the critic's value minus the entropy-corrected return of "
-        "the current policy in the simulator, relative to the mean return. Negative values are "
+        "the current policy in the simulator, relative to the mean absolute return. Negative values are "
         "underestimation.",
         include=0.0,
     ),

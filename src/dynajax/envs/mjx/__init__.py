@@ -133,7 +133,7 @@ def check_repeat(repeat: int) -> None:
       UsageError: it is less than 1.
     """
     if repeat < 1:
-        raise UsageError(f"env.repeat={repeat}: use 1 simulator step per action or more")
+        raise UsageError(f"--set task.repeat={repeat}: it must be at least 1")
 
 
 def make(name: str, *, repeat: int = 1) -> Task:
