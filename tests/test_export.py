@@ -167,9 +167,9 @@ def test_play_prints_returns(run, command):
 
 
 def test_play_another_task_of_the_same_sizes(run, command):
-    status, out, _ = command(run, "--row=1", "--episodes=1", "--env=Pendulum-v1")
+    status, out, _ = command(run, "--learner=1", "--episodes=1", "--env=Pendulum-v1")
     assert status == 0 and " on Pendulum-v1; the evaluation during training gave" in out
-    status, out, err = command(run, "--row=1", "--env=cartpole-swingup")
+    status, out, err = command(run, "--learner=1", "--env=cartpole-swingup")
     assert (status, out) == (2, "")
     assert err == (
         "error: --env=cartpole-swingup: it has 5 observation and 1 action dimensions, but the policy "
@@ -266,9 +266,9 @@ def test_agent_registered_by_the_module_of_the_task(command, tmp_path, monkeypat
     ("arguments", "line"),
     [
         (["--view"], "--view: there is no display"),
-        (["--row=2"], "row=2: "),
+        (["--learner=2"], "learner=2: "),
         (["--export=policy.npz"], "--export=policy.npz: one policy at a time"),
-        (["--env=nothing", "--row=0"], "--env=nothing: no such task; the nearest is"),
+        (["--env=nothing", "--learner=0"], "--env=nothing: no such task; the nearest is"),
     ],
 )
 def test_play_errors_are_one_line(run, command, monkeypatch, arguments, line):
@@ -289,7 +289,9 @@ def test_unusable_display_is_one_line(run, command, monkeypatch):
 
 
 def test_export_prints_the_location_of_the_standalone_function(run, command, tmp_path):
-    status, out, _ = command(run, "--row=0", "--export=~/policy.npz".replace("~", str(tmp_path)))
+    status, out, _ = command(
+        run, "--learner=0", "--export=~/policy.npz".replace("~", str(tmp_path))
+    )
     assert status == 0
     assert (
         out
@@ -347,7 +349,7 @@ def test_viewer_shows_every_step(monkeypatch):
 
 def test_play_records_a_video(run, command):
     """Use a task that renders without OpenGL."""
-    status, out, _ = command(run, "--row=0", "--episodes=1", "--video")
+    status, out, _ = command(run, "--learner=0", "--episodes=1", "--video")
     assert status == 0
     video = run / "video-none-seed0-best.mp4"
     assert f"video: {video}" in out and video.stat().st_size > 1000

@@ -70,8 +70,8 @@ def test_policy_reproduces_the_evaluation_of_the_run(runs, agent, which):
     written = evaluations(runs[agent])
     variants = list(dict.fromkeys(variant for variant, _ in written))
     config = dynajax.make_config("Pendulum-v1", preset="paper", settings={"eval.episodes": 2})
-    for row, variant in enumerate(variants):
-        policy = dynajax.load_policy(runs[agent], row=row, which=which)
+    for learner, variant in enumerate(variants):
+        policy = dynajax.load_policy(runs[agent], learner=learner, which=which)
         means = {t: np.mean(returns) for (v, t), returns in written.items() if v == variant}
         step = max(means, key=means.get) if which == "best" else STEPS
         assert (policy.variant, policy.step) == (variant, step)
@@ -109,7 +109,7 @@ sys.meta_path.insert(0, Missing())
 import numpy as np
 import dynajax
 assert "jax" not in sys.modules
-policy, model = dynajax.load_policy(sys.argv[1], row=1), dynajax.load_model(sys.argv[1], row=1)
+policy, model = dynajax.load_policy(sys.argv[1], learner=1), dynajax.load_model(sys.argv[1], learner=1)
 obs = np.array([1.0, 0.5, -0.5])
 np.savez(sys.argv[2], policy(obs), model(obs, policy(obs)).next_obs.mean)
 """
@@ -127,7 +127,9 @@ def test_environment_packages_are_not_needed(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     action, expected = np.load(tmp_path / "out.npz").values()
     obs = np.array([1.0, 0.5, -0.5])
-    policy, model = (load(runs["sac"], row=1) for load in (dynajax.load_policy, dynajax.load_model))
+    policy, model = (
+        load(runs["sac"], learner=1) for load in (dynajax.load_policy, dynajax.load_model)
+    )
     np.testing.assert_allclose(action, policy(obs), rtol=1e-5)
     np.testing.assert_allclose(expected, model(obs, action).next_obs.mean, rtol=1e-4)
 
@@ -151,7 +153,7 @@ def test_model_prediction_agrees_with_the_elite_members(tmp_path, reward_from):
     fixes = ["none", "scale,auto"]
     result = train(tmp_path, "sac", steps=60, fixes=fixes, settings=settings)
     config = result.config
-    model = dynajax.load_model(tmp_path, row=1)
+    model = dynajax.load_model(tmp_path, learner=1)
     dynamics = make_model(config.model, model.spec)
     assert (model.variant, model.step) == ("scale,auto", 60)
     state: ModelState = jax.tree.map(lambda x: x[1], result.state.learners.model)
@@ -179,8 +181,11 @@ def test_model_prediction_agrees_with_the_elite_members(tmp_path, reward_from):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"row": 2}, "row=2: .* has the learners 0: scale;agent.log_std_max=2, seed 0; 1: "),
-        ({"row": -1}, "row=-1: "),
+        (
+            {"learner": 2},
+            "learner=2: .* has the learners 0: scale;agent.log_std_max=2, seed 0; 1: ",
+        ),
+        ({"learner": -1}, "learner=-1: "),
         ({"which": "worst"}, "which=worst: choose one of best, last"),
     ],
 )
@@ -288,7 +293,7 @@ def test_examples_of_the_documentation(runs, tmp_path, monkeypatch, capsys):
         r"-\d+; the run's own evaluation of step \d+ said -\d+\n", capsys.readouterr().out
     )
     exec(model, names)
-    assert names["imagined"].reward.mean.shape == ()
+    assert names["prediction"].reward.mean.shape == ()
     export.export(names["policy"], tmp_path / "policy.npz")
     exec(standalone, names)
     obs = np.random.default_rng(0).normal(size=(9, 3))

@@ -1,8 +1,8 @@
 """Play episodes with a trained policy and print their returns; record, show or export the policy.
 
   dynajax play runs/cheetah-run-...
-  dynajax play runs/cheetah-run-... --row=0 --which=last --episodes=20 --video
-  dynajax play runs/cheetah-run-... --row=0 --export=policy.npz
+  dynajax play runs/cheetah-run-... --learner=0 --which=last --episodes=20 --video
+  dynajax play runs/cheetah-run-... --learner=0 --export=policy.npz
 
 The episodes are new ones, so the best policy can have a lower return here than in the evaluation
 that selected it. An .npz file needs only numpy (copy dynajax/policy/standalone.py, which reads it);
@@ -25,7 +25,7 @@ from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_integer(
-    "row", [], "Number of a learner of the run; repeat for more. By default all learners."
+    "learner", [], "Number of a learner of the run; repeat for more. By default all learners."
 )
 shared.define_choice(
     "which", "best", ["best", "last"], "The policy with the best evaluation, or the last one."
@@ -43,7 +43,7 @@ def load_policies(folders: Sequence[str]) -> list[tuple[Path, int, Policy]]:
     policies = []
     for folder in dict.fromkeys(map(common.expand_path, folders)):
         count = len(learner_names(select_learner(folder, 0).config))
-        for learner in FLAGS.row or range(count):
+        for learner in FLAGS.learner or range(count):
             policies.append((folder, learner, load_policy(folder, learner, FLAGS.which)))
     return policies
 
@@ -92,7 +92,7 @@ def main(folders: Sequence[str]) -> int:
         return 0
     if len(policies) != 1:
         raise UsageError(
-            f"--export={FLAGS.export}: one policy at a time; choose it by --row=NUMBER"
+            f"--export={FLAGS.export}: one policy at a time; choose it by --learner=NUMBER"
         )
     path = common.expand_path(FLAGS.export)
     export.export(policies[0][2], path)

@@ -109,50 +109,50 @@ class Dynamics(selection.Loaded):
             return jax.tree.map(np.array, prediction)
 
 
-def load_model(folder: str | Path, row: int = 0) -> Dynamics:
+def load_model(folder: str | Path, learner: int = 0) -> Dynamics:
     """Load a learner's model from the newest checkpoint of a run.
 
     Args:
       folder: run directory.
-      row: index of the learner, see `load_policy`.
+      learner: its index, see `load_policy`.
 
     Raises:
       UsageError: the model is missing or cannot be read; the message has one line.
     """
-    learner = selection.select_learner(folder, row)
-    if learner.config["algo"] == "model-free":
+    selected = selection.select_learner(folder, learner)
+    if selected.config["algo"] == "model-free":
         raise UsageError(f"{folder}: this run has no model, it was trained with --algo=model-free")
-    spec = policies.read_spec(learner.folder / "policies")
+    spec = policies.read_spec(selected.folder / "policies")
     try:
-        settings = parse_variant(learner.variant)
+        settings = parse_variant(selected.variant)
         values = {p.removeprefix("model."): v for p, v in settings if p.startswith("model.")}
-        config = ModelConfig(**{**learner.config["model"], **values})
+        config = ModelConfig(**{**selected.config["model"], **values})
     except TypeError as error:
         raise UsageError(f"{folder}: the model settings cannot be read ({error})") from None
 
     def init(key: Array) -> Any:
         return ensemble.init(make_model(config, spec), key)._replace(opt_state=None)
 
-    checkpoints, index = _find_checkpoints(learner)
+    checkpoints, index = _find_checkpoints(selected)
     prefix = "learners/model/"
     step, leaves = _read_newest(checkpoints, prefix)
     leaves = {name.removeprefix(prefix): leaf[index] for name, leaf in leaves.items()}
     with backend.required_settings():
         shapes = selection.init_shapes(init)
         model = jax.device_put(selection.unflatten(shapes, leaves, checkpoints))
-    repeat = learner.config["task"]["repeat"]
-    return Dynamics(spec, repeat, learner.variant, learner.seed, step, config, model)
+    repeat = selected.config["task"]["repeat"]
+    return Dynamics(spec, repeat, selected.variant, selected.seed, step, config, model)
 
 
 def _find_checkpoints(learner: selection.SelectedLearner) -> tuple[Path, int]:
     """Return the folder of the checkpoints of a learner, and its index within them."""
     folder, num_processes = learner.folder / "checkpoints", learner.num_processes
     if num_processes == 1:
-        return folder, learner.number
+        return folder, learner.learner_index
     num_learners = len(selection.learner_names(learner.config))
     shares = [distributed.share(num_learners, i, num_processes) for i in range(num_processes)]
-    process = next(i for i, share in enumerate(shares) if learner.number in share)
-    return folder / f"process-{process}", shares[process].index(learner.number)
+    process = next(i for i, share in enumerate(shares) if learner.learner_index in share)
+    return folder / f"process-{process}", shares[process].index(learner.learner_index)
 
 
 def _read_newest(folder: Path, prefix: str) -> tuple[int, serialization.Arrays]:

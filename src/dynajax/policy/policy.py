@@ -131,27 +131,27 @@ class Policy(selection.Loaded):
             ]
 
 
-def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Policy:
+def load_policy(folder: str | Path, learner: int = 0, which: Which = "best") -> Policy:
     """Load a policy of a run. The packages of its task need not be installed.
 
     Args:
       folder: run directory.
-      row: index of the learner; learners are ordered by variant, then by seed.
+      learner: its index; learners are ordered by variant, then by seed.
       which: "best" for the policy at the learner's best evaluation, or "last".
 
     Raises:
       UsageError: the policy is missing or cannot be read; the message has one line.
     """
-    learner = selection.select_learner(folder, row)
-    policies_folder = learner.folder / "policies"
-    stored = policies.read(policies_folder, learner.number, which)
+    selected = selection.select_learner(folder, learner)
+    policies_folder = selected.folder / "policies"
+    stored = policies.read(policies_folder, selected.learner_index, which)
     # The module of the task may register the agent. It may also be missing on this machine.
     if not stored.spec.name.startswith("brax:"):
         with contextlib.suppress(UsageError):
             registry.import_module("--env", stored.spec.name)
-    with backend.required_settings(), reading_config(learner.folder):
-        agent = make_agent(agent_from_dict(learner.config, learner.variant), stored.spec)
-        repeat = learner.config["task"]["repeat"]
+    with backend.required_settings(), reading_config(selected.folder):
+        agent = make_agent(agent_from_dict(selected.config, selected.variant), stored.spec)
+        repeat = selected.config["task"]["repeat"]
 
     def init(key: Array) -> Any:
         return agent.policy(agent.init(key))
@@ -162,8 +162,8 @@ def load_policy(folder: str | Path, row: int = 0, which: Which = "best") -> Poli
     return Policy(
         spec=stored.spec,
         repeat=repeat,
-        variant=learner.variant,
-        seed=learner.seed,
+        variant=selected.variant,
+        seed=selected.seed,
         step=stored.step,
         score=stored.score,
         agent=agent,

@@ -70,7 +70,7 @@ class SelectedLearner(NamedTuple):
     folder: Path
     config: dict[str, Any]  # configuration of the run, as in config.json
     num_processes: int  # of the run
-    number: int  # index among all learners of the run
+    learner_index: int  # among all learners of the run
     variant: str
     seed: int
 
@@ -81,8 +81,8 @@ def learner_names(config: dict[str, Any]) -> list[tuple[str, int]]:
     return [(variant, seed) for variant in config["variants"] for seed in seeds]
 
 
-def select_learner(folder: str | Path, row: int) -> SelectedLearner:
-    """Return learner number `row` of the run in `folder`.
+def select_learner(folder: str | Path, index: int) -> SelectedLearner:
+    """Return a learner of the run in `folder`.
 
     Raises:
       UsageError: `folder` is not a run directory, or has no such learner.
@@ -92,10 +92,10 @@ def select_learner(folder: str | Path, row: int) -> SelectedLearner:
         info = json.loads((path / "config.json").read_text())
         config = info["config"]
         names = learner_names(config)
-    if not isinstance(row, int | np.integer) or not 0 <= row < len(names):
+    if not isinstance(index, int | np.integer) or not 0 <= index < len(names):
         known = "; ".join(f"{i}: {variant}, seed {seed}" for i, (variant, seed) in enumerate(names))
-        raise UsageError(f"row={row}: {folder} has the learners {known}")
-    return SelectedLearner(path, config, info.get("processes", 1), int(row), *names[row])
+        raise UsageError(f"learner={index}: {folder} has the learners {known}")
+    return SelectedLearner(path, config, info.get("processes", 1), int(index), *names[index])
 
 
 def unflatten(shapes: Any, leaves: dict[str, np.ndarray], folder: Path) -> Any:

@@ -163,12 +163,12 @@ def read_spec(folder: Path) -> EnvSpec:
     return _spec_from_json(_newest(folder)[1]["task"])
 
 
-def read(folder: Path, row: int, which: Which = "best") -> StoredPolicy:
+def read(folder: Path, learner: int, which: Which = "best") -> StoredPolicy:
     """Read the policy of one learner from the folder of `Policies`.
 
     Args:
       folder: folder of the policies.
-      row: index of the learner.
+      learner: its index.
       which: "best" or "last".
 
     Raises:
@@ -181,7 +181,7 @@ def read(folder: Path, row: int, which: Which = "best") -> StoredPolicy:
         arrays = serialization.read(newest, metadata, lambda name: name.startswith(f"{which}/"))
     except Damaged as error:
         raise UsageError(f"{newest}: damaged policies ({error})") from None
-    leaves = {name.removeprefix(f"{which}/"): array[row] for name, array in arrays.items()}
+    leaves = {name.removeprefix(f"{which}/"): array[learner] for name, array in arrays.items()}
     step, score = int(leaves.pop("step")), float(leaves.pop("score"))
     return StoredPolicy(
         _spec_from_json(metadata["task"]),

@@ -61,7 +61,7 @@ def check(config: Config) -> None:
 
 
 def record(
-    config: Config, folder: Path, state: TrainState, rows: range | None = None
+    config: Config, folder: Path, state: TrainState, learners: range | None = None
 ) -> list[Path]:
     """Record an episode of each variant's first seed, with the deterministic policy.
 
@@ -69,7 +69,7 @@ def record(
       config: configuration of the run.
       folder: folder of the videos.
       state: training state.
-      rows: indices of the learners in `state`, by default all of the run. Other learners are
+      learners: indices of the learners in `state`, by default all of the run. Other learners are
         skipped.
 
     Returns:
@@ -80,13 +80,13 @@ def record(
     """
     spec = envs.spec(config.env, **config.stepping)
     paths = []
-    for index, variant in enumerate(config.variants):
-        learner = index * config.seeds
-        if rows is not None and learner not in rows:
+    for number, variant in enumerate(config.variants):
+        learner = number * config.seeds
+        if learners is not None and learner not in learners:
             continue
-        row = learner if rows is None else rows.index(learner)
+        index = learner if learners is None else learners.index(learner)
         agent = make_agent(variant_config(config, variant), spec)
-        policy = jax.tree.map(lambda x, row=row: x[row], agent.policy(state.learners.agent))
+        policy = jax.tree.map(lambda x, i=index: x[i], agent.policy(state.learners.agent))
         act = functools.partial(jax.jit(agent.deterministic_action), policy)
         paths.append(folder / f"video-{variant_file_name(variant.name)}.mp4")
         record_episode(config, act, paths[-1])
