@@ -26,7 +26,7 @@ from dynajax.envs.mjx import EnvState, Task
 from dynajax.envs.mjx.repeating import frames_between
 from dynajax.envs.terminations import never
 from dynajax.runtime import signals
-from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes, vmap_learners
+from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes
 from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put, to_host
 from dynajax.runtime.timers import Clock
 from dynajax.types import (
@@ -296,7 +296,7 @@ class DevicePrograms:
     def __init__(self, jitted: Jitted, config: Config, task: Task) -> None:
         placement, spec = jitted.placement, jitted.algorithm.spec
         self.memory: int | None = None  # of the largest program, once it is known
-        functions = vmap_learners(jitted.algorithm)
+        functions = Functions(jitted.algorithm)
         # The task's tables and the configuration's numbers become constants of the programs.
         self.empty = placement.jit_sharded(
             functools.partial(_empty_runners, config, spec, task, placement.learners_per_device),

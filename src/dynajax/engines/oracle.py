@@ -19,7 +19,7 @@ from dynajax import envs, replay
 from dynajax.config import Config
 from dynajax.mbpo import MBPO
 from dynajax.runtime.program import Mapped, Program
-from dynajax.synthetic.buffered import Buffered, horizon
+from dynajax.synthetic.buffered import Buffered
 from dynajax.types import LearnerState, Metrics, Shared, Transition, UsageError
 
 
@@ -59,16 +59,15 @@ class OracleMBPO(MBPO):
         self, learner: LearnerState, shared: Shared, corrected: ModelTransitions
     ) -> tuple[LearnerState, Metrics]:
         """Learn as `learn` does, from transitions that `propose_transitions` made, corrected."""
-        source, config = self.source(learner), self.config
+        source = self.source(learner)
         assert isinstance(source, Buffered)
         keys = self._split_keys(learner, source)
         real, _ = self._sample_real(learner, shared, source, keys)
-        size, length = config.rollout.batch, horizon(config, shared.step)
-        position = shared.blocks % (config.replay.synthetic // size) * size
         block = replay.pack(corrected.transition, corrected.keep)
-        learner = learner._replace(synthetic=replay.insert(learner.synthetic, block, position))
+        buffer = replay.insert(learner.synthetic, block, source.position(shared))
+        learner = learner._replace(synthetic=buffer)
         metrics = {"valid_fraction": corrected.keep.mean()}
-        inputs = source.sample(learner, shared, real, length, keys.source.sample)
+        inputs = source.sample(learner, shared, real, keys.source.sample)
         return self.update(learner, source, inputs, metrics, keys)
 
 

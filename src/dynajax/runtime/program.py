@@ -118,11 +118,6 @@ class Functions:
         return self._mapped[name]
 
 
-def vmap_learners(algorithm: MBPO) -> Functions:
-    """Map the functions of `MBPO` over the learners of one device."""
-    return Functions(algorithm)
-
-
 class Fit(Protocol):
     """A jitted fit of all learners.
 

@@ -109,6 +109,11 @@ class Buffered(Source):
         """Return the shape of the starts of one agent step's rollouts."""
         return (self.config.rollout.batch,)
 
+    def position(self, shared: Shared, h: Array | int = 0) -> Array:
+        """Return the slot where step `h` of this agent step's rollouts begins."""
+        # The remainder first: the total number of transitions can exceed an int32.
+        return (shared.blocks + h) % self._num_blocks * self.config.rollout.batch
+
     def _regenerates(self, shared: Shared) -> Array:
         """Return whether this agent step clears and refills the buffer."""
         learning_step = shared.step + 1 - self.config.random_steps
@@ -134,8 +139,7 @@ class Buffered(Source):
         (slots,) = starts
         length = horizon(self.config, shared.step)
         learner, metrics = self.add_rollouts(learner, shared, model_env, slots, length, keys)
-        inputs = self.sample(learner, shared, real, length, keys.sample)
-        return learner, inputs, metrics
+        return learner, self.sample(learner, shared, real, keys.sample), metrics
 
     def add_rollouts(
         self,
@@ -184,8 +188,7 @@ class Buffered(Source):
         obs = replay.gather(learner.real_buffer, starts).unpack().obs
 
         def write(h: Array | int, carry: RolloutCarry, step: ModelStep) -> RolloutCarry:
-            # The remainder first: the total number of transitions can exceed an int32.
-            position = (shared.blocks + h) % self._num_blocks * size
+            position = self.position(shared, h)
             keep, active, obs = update_masks(carry, step)
             block = replay.pack(step.transition, keep, step.weight)
             buffer = replay.insert(carry.output, block, position)
@@ -205,20 +208,16 @@ class Buffered(Source):
         learner: LearnerState,
         shared: Shared,
         real: PackedTransitions,
-        length: Array | int,
         key: Array,
     ) -> UpdateInputs:
         """Sample the synthetic part of U minibatches from the buffer.
 
         Args:
-          length: of this agent step's rollouts, which are in the buffer already.
+          shared: the counters before this agent step, whose rollouts are in the buffer already.
         """
         buffer: ReplayBuffer = learner.synthetic
         config, size = self.config, self.config.rollout.batch
-        blocks = (
-            self.blocks_after(shared) if config.source.regenerate_every else shared.blocks + length
-        )
-        filled = jnp.minimum(blocks, self._num_blocks) * size
+        filled = jnp.minimum(self.blocks_after(shared), self._num_blocks) * size
         request = Request(key, (config.learn.utd, config.synthetic_batch))
         synthetic = replay.gather(buffer, replay.sample_indices(buffer, filled, [request])[0])
         if self.separate:
