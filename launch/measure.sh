@@ -65,7 +65,7 @@ part bench 5 "$python" experiments/bench.py --out="$out/bench" --env="$envs" --l
 part graphs 2 env XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_command_buffer=+WHILE" "$python" \
   experiments/bench.py --out="$out/graphs" --env="${envs%%,*}" --learners="$seeds" --seconds="$seconds" "${preset[@]}"
 part bound 1 env JAX_PLATFORMS=cpu "$python" experiments/ahead.py --device="$device" \
-  --env="${envs%%,*}" --seeds="$seeds" --out="$out/bound" --nofit_rows "${preset[@]}"
+  --env="${envs%%,*}" --seeds="$seeds" --out="$out/bound" --nocapacity "${preset[@]}"
 part times 1 "$python" results/scripts/trace.py --env="${envs%%,*}" --seeds="$seeds" \
   --bound="$out/bound" --out="$out/times" "${preset[@]}"
 

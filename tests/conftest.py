@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 # Most of the tests' time is the compilation of tiny programs. To shorten it, this process and its
 # children compile without LLVM's optimisations, with XLA's older code generator for fusions (which
@@ -60,7 +61,6 @@ SLOW = (
     "test_device_tasks.py::test_one_control_step",
     "test_device_brax.py::test_step_equals",
     "test_train.py::test_compiler_options",
-    "test_package.py::test_the_wheel",
     "test_package.py::test_wheel",
     "test_levers.py::test_run_of_two_variants_resumes_bit_for_bit",
     "test_page_runs.py::test_documented_training_command",
@@ -111,7 +111,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Divide the tests into tiers, and put the longest files first."""
+    """Divide the tests into tiers, and put the longest files first.
+
+    Raises:
+      UsageError: a name of a tier is that of no test.
+    """
+    if {item.path for item in items} >= set(Path(__file__).parent.glob("test_*.py")):
+        for part in (*SLOW, *KEPT):
+            if not any(part in item.nodeid for item in items):
+                raise pytest.UsageError(f"conftest.py names {part}, and no test has that name")
     for item in items:
         name = item.nodeid
         if any(part in name for part in SLOW) and not any(part in name for part in KEPT):

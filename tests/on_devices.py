@@ -14,7 +14,7 @@ from dynajax import train
 from dynajax.engines.oracle import OracleProgram
 from dynajax.runtime.member_parallel import MemberParallelFit
 from dynajax.runtime.program import build
-from dynajax.runtime.sharding import BY_ROWS, place
+from dynajax.runtime.sharding import BY_LEARNERS, place
 from dynajax.xla import backend
 from test_device import config as walk_config
 from test_device import walk
@@ -234,11 +234,13 @@ def test_programs_have_no_collectives(make, spec):
 def test_partitioner_would_add_collectives():
     """Check that the test above finds the collectives of a program that is merely sharded."""
     placement = place(4, DEVICES)
-    sharding = placement.shardings(BY_ROWS)
+    sharding = placement.shardings(BY_LEARNERS)
     loop = jax.vmap(lambda x: jax.lax.while_loop(lambda x: x < 9, lambda x: x + 1, x))
     numbers = jax.ShapeDtypeStruct((4,), np.float32, sharding=sharding)
     assert collectives(jax.jit(loop).lower(numbers)) == ["all-reduce"]
-    assert collectives(placement.jit_sharded(loop, (BY_ROWS,), BY_ROWS).lower(numbers)) == []
+    assert (
+        collectives(placement.jit_sharded(loop, (BY_LEARNERS,), BY_LEARNERS).lower(numbers)) == []
+    )
 
 
 def test_memory_is_that_of_one_device(make, spec):

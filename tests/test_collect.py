@@ -26,7 +26,7 @@ def finished_run(folder: Path) -> Path:
     return folder
 
 
-def test_last_fit_before_each_evaluation_stays(collect):
+def test_last_fit_up_to_the_step_of_each_evaluation_stays(collect):
     lines = [json.dumps({"kind": "fit", "step": s, "variant": "none", "seed": 0}) for s in range(6)]
     lines.append(json.dumps({"kind": "learn", "step": 4}))
     kept = [json.loads(line) for line in collect.thinned(lines, [2, 4])]

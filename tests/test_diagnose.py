@@ -405,4 +405,4 @@ def test_list_dims_and_number_formats():
     assert statistics.format_mean(np.array([0.5])) == "0.50"
     assert statistics.format_mean(np.array([0.4, 0.6])) == "0.50 (-0.77 to 1.77)"
     assert statistics.format_mean(np.array([np.nan])) == "not defined"
-    assert statistics.format_number(4.2e6) == "4e6" and statistics.format_number(2e-4) == "2e-4"
+    assert statistics.format_number(4.2e6) == "4.2e6" and statistics.format_number(2e-4) == "2e-4"

@@ -322,6 +322,12 @@ def test_parts_that_are_left_out_on_device_and_without_a_model(hopper, tmp_path)
     assert len(items) == 1 and not (tmp_path / "model_free" / "run-dims.csv").exists()
 
 
+def test_checkpoint_that_a_training_run_has_replaced_is_named(hopper):
+    reader = loaded_run.Reader(hopper)
+    with pytest.raises(UsageError, match=r"has replaced its checkpoint of step 1; run .* again"):
+        reader.load(1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -160,12 +160,17 @@ def test_plot_writes_pdf_and_removes_figures_of_other_tasks(tmp_path):
     (out / "aggregate.png").touch()
     fake_run(tmp_path / "a", variants=("scale",), seeds=2)
     fake_run(tmp_path / "b", variants=("scale",), seeds=1, seed=2, steps=1000)
-    done = plot(tmp_path / "a", tmp_path / "b", f"--out={out}", "--format=png,pdf")
+    done = plot(tmp_path / "b", tmp_path / "a", f"--out={out}", "--format=png,pdf")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {
         *("comparison.pdf", "comparison.png", "headline.pdf", "headline.png"),
         *("table.csv", "table.md"),
     }
     assert (out / "comparison.pdf").read_bytes().startswith(b"%PDF")
+    with open(out / "table.csv") as file:
+        assert [row["steps"] for row in csv.DictReader(file)] == ["10000"]  # of the longer run
     assert done.stderr.startswith("note: cheetah-run: MBPO + scale: seed 2 covers only 1,000 of")
     assert done.stderr.removeprefix("note: ").strip() in (out / "table.md").read_text()
+    # Figures of another kind would show earlier runs.
+    done = plot(tmp_path / "b", tmp_path / "a", f"--out={out}", "--format=pdf")
+    assert not list(out.glob("*.png")) and len(list(out.glob("*.pdf"))) == 2

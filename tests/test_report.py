@@ -13,7 +13,7 @@ import pytest
 
 from dynajax import report
 from dynajax.report import figures, statistics
-from dynajax.report.run import last_state_r2
+from dynajax.report.run import is_dm_control, last_state_r2
 from dynajax.types import UsageError
 from fake_runs import VARIANTS, fake_run
 
@@ -372,3 +372,10 @@ def test_report_without_dimensions_trust_rule_or_published_curves(tmp_path):
     page = report.write_report(folder).read_text()
     assert "No trust rule" in page and "Accepted share by rollout step" not in page
     assert "Published results" not in page and "variance of each state dimension" not in page
+
+
+def test_tasks_of_dm_control_are_known():
+    from dm_control import suite
+
+    assert all(is_dm_control(f"{domain}-{task}") for domain, task in suite.ALL_TASKS)
+    assert not any(map(is_dm_control, ("Hopper-v4", "own:Cart-v0", "brax:ant", "Cart")))

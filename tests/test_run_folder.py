@@ -71,6 +71,14 @@ def test_every_version_of_the_code_is_recorded(folder, monkeypatch):
     )
 
 
+def test_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(directory.os, "fsync", lambda number: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        directory.write_atomically(tmp_path / "file", b"new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
+
+
 def spoil(path: Path) -> None:
     """Change a digit of a file without changing its size."""
     path.write_bytes(path.read_bytes().replace(b"20", b"21", 1))

@@ -57,7 +57,7 @@ def test_statistic_is_the_logarithm_of_the_mean_return(seven, study):
     found = seven.read(study)
     assert len(found) == 27 and {x.arm for x in found} == {"model-free", "MBPO", "FTFL"}
     one = found[0]
-    assert one.area == pytest.approx(math.log(1 + one.returns.mean()))
+    assert one.log_return == pytest.approx(math.log(1 + one.returns.mean()))
     assert one.frames[-1] == 20_000
     assert set(one.mechanism) == {"critic_bias", "critic_bias_without_entropy"}
     assert {"r2_reward", "critic_bias"} <= set(next(x for x in found if x.arm == "FTFL").mechanism)

@@ -23,6 +23,20 @@ def test_iqm_by_hand(values, expected):
     assert statistics.iqm(np.array(values, float)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3.0, "3.00"),
+        (-12345.6, "-12,346"),
+        (123456.0, "1.23e5"),
+        (1e5, "1e5"),
+        (-0.00052, "-5.2e-4"),
+    ],
+)
+def test_numbers_keep_three_digits(value, text):
+    assert statistics.format_number(value) == text
+
+
 def test_iqm_of_an_axis_and_of_nothing():
     assert statistics.iqm([[1, 2, 3, 100], [8, 4, 6, 0]], axis=1).tolist() == [2.5, 5.0]
     with pytest.raises(ValueError, match="no values"):

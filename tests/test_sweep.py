@@ -159,7 +159,7 @@ def test_second_concurrent_sweep_is_refused(tmp_path):
     with open(folder / "lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, _, err = finish(sweep(path))
-    assert code == exit_status.USAGE and "another sweep.py" in err
+    assert code == exit_status.USAGE and "another `dynajax sweep`" in err
     assert [p.name for p in folder.iterdir()] == ["lock"]
 
 
@@ -225,6 +225,37 @@ def test_failing_run_is_retried_and_reported(tmp_path):
     assert status.read_note(tmp_path, "run")["attempts"] == 1
 
 
+def test_note_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch):
+    job = Job("run", (), str(tmp_path), (str(tmp_path / "script.py"),), str(tmp_path), 3)
+    Path(*job.program).write_text("import time; time.sleep(1)")
+    (tmp_path / "launch").mkdir()
+    monkeypatch.setattr(status, "NOTE_INTERVAL", 0)
+    write_note, refused = status.write_note, []
+
+    def refuse(out, name, **content):
+        if content == {"state": "running"}:  # while the run is training
+            refused.append(name)
+            raise OSError("no space")
+        write_note(out, name, **content)
+
+    monkeypatch.setattr(status, "write_note", refuse)
+    assert JobRunner(job).complete() == "done" and refused
+    assert status.read_note(tmp_path, "run")["attempts"] == 1
+
+
+def test_lost_job_is_queued_again_while_it_makes_progress(tmp_path, monkeypatch):
+    job = Job("run", (), str(tmp_path), ("script.py",), str(tmp_path), 2)
+    (tmp_path / "launch").mkdir()
+    steps, lost, waiting = iter([100, 200, 200, 200]), {}, []
+    monkeypatch.setattr(status, "saved_step", lambda folder: next(steps))
+    for _ in range(3):
+        backends._handle_lost(job, "NODE_FAIL", tmp_path, lost, waiting)
+    assert waiting == [job] * 3 and status.read_note(tmp_path, "run") == {}
+    backends._handle_lost(job, "NODE_FAIL", tmp_path, lost, waiting)
+    assert len(waiting) == 3
+    assert "2 times without progress" in status.read_note(tmp_path, "run")["message"]
+
+
 def test_run_that_is_stopped_before_its_start_leaves_no_note(tmp_path):
     runner = JobRunner(Job("run", (), str(tmp_path), ("script.py",), str(tmp_path), 3))
     runner.stop()
@@ -242,14 +273,14 @@ def test_run_that_is_stopped_before_its_start_leaves_no_note(tmp_path):
             "tasks",
             ["cheetah-rum", "cheetah-run"],
         ),
-        ('tasks = ["Pendulum-v1"]', "tasks = 3", "tasks", ["a list of texts"]),
+        ('tasks = ["Pendulum-v1"]', "tasks = 3", "tasks", ["a list of strings"]),
         ('tasks = ["Pendulum-v1"]', "", "tasks", ["is missing"]),
         ('"model-free"]', '"ppo"]', "algorithms", ["--algo=ppo", "model-free"]),
         ('"model-free"]', '"mbpo"]', "algorithms", ["mbpo is given twice"]),
         ('"none", "scale,target"', '"none", "scal"', "fixes", ["--fix=scal", "scale"]),
         ("steps = 400", 'agents = ["sacc"]', "agents", ["--agent=sacc", "is sac"]),
         ("steps = 400", 'trust = ["penal"]', "trust", ["--trust=penal", "penalty"]),
-        ("steps = 400", 'trust = "none"', "trust", ["a list of texts"]),
+        ("steps = 400", 'trust = "none"', "trust", ["a list of strings"]),
         ("learn.utd = 2", "sac.utd = 2", "settings.sac.utd", ["learn.utd"]),
         ("steps = 400", "step = 400", "step", ["the nearest is steps"]),
         ("steps = 400", "seeds = 0", "seeds", ["--seeds=0"]),

@@ -2,10 +2,10 @@
 
   python results/scripts/collect.py runs/seven results/seven
 
-Of each run it copies config.json, eval.csv and metrics.jsonl. Of several fits between two
-evaluations only the last one with an R² of the reward stays in the metrics, and the path of the
-study's folder becomes `runs/NAME` in config.json. Runs that are not finished, or were copied before,
-are left alone.
+Of each run it copies config.json, eval.csv and metrics.jsonl. Of the fits after one evaluation's
+step and up to the next one's, only the last one with an R² of the reward stays in the metrics. (A
+fit at the step of an evaluation comes after it.) The path of the study's folder becomes `runs/NAME`
+in config.json. Runs that are not finished, or were copied before, are left alone.
 """
 
 import json

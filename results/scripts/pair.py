@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     base, other = (sorted((x for x in found if x.arm == arm), key=lambda x: x.seed) for arm in arms)
     for x in (*base, *other):
         print(f"{x.arm}, seed {x.seed}: mean {x.returns.mean():.0f}, last {x.returns[-1]:.0f}")
-    effect = statistics.difference([x.area for x in base], [x.area for x in other])
+    effect = statistics.difference([x.log_return for x in base], [x.log_return for x in other])
     ratio = statistics.ConfidenceInterval(*np.exp(effect))
     print(f"{arms[1]} / {arms[0]}: {statistics.format_interval(ratio)}")
     return 0

@@ -49,7 +49,7 @@ class Learner(NamedTuple):
     mean_return: float
 
     @property
-    def area(self) -> float:
+    def log_return(self) -> float:
         """The registered statistic."""
         return float(np.log1p(self.mean_return))
 
@@ -129,7 +129,8 @@ def compare(found: Sequence[Learner]) -> list[Comparison]:
         if learners:
             effects = {
                 task: statistics.difference(
-                    [x.area for x in sides[task, ARMS[0]]], [x.area for x in sides[task, name]]
+                    [x.log_return for x in sides[task, ARMS[0]]],
+                    [x.log_return for x in sides[task, name]],
                 )
                 for task in counted
                 if all(seeds[task])

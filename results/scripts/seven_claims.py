@@ -48,7 +48,7 @@ def effects(found: Sequence[Learner], base: str, other: str) -> list[Effect]:
         sides = [[x for x in found if (x.task, x.arm) == (task, name)] for name in (base, other)]
         if not all(sides):
             continue
-        before, after = ([x.area for x in side] for side in sides)
+        before, after = ([x.log_return for x in side] for side in sides)
         estimate = statistics.difference(before, after)
         means = [float(np.mean([x.returns.mean() for x in side])) for side in sides]
         seeds = len(sides[0]), len(sides[1])

@@ -107,7 +107,7 @@ class Learner(NamedTuple):
     seconds: float
 
     @property
-    def area(self) -> float:
+    def log_return(self) -> float:
         """The registered statistic: log(1 + mean evaluation return over the run)."""
         return math.log1p(float(self.returns.mean()))
 

@@ -250,12 +250,14 @@ def make(
     """
     for flag, name in (("env", env), ("agent", agent), ("trust", trust)):
         if not isinstance(name, str) and (name is not None or flag == "env"):
-            raise UsageError(f"--{flag}={_shown(name)}: it must be a name, or module:NAME, as text")
+            raise UsageError(
+                f"--{flag}={_shown(name)}: it must be a name, or module:NAME, as a string"
+            )
     fixes = [fixes] if isinstance(fixes, str) else () if fixes is None else fixes
     if not isinstance(fixes, Iterable) or not all(isinstance(fix, str) for fix in fixes):
         raise UsageError(
-            f"--fix={_shown(fixes)}: it must be a text such as 'scale,target', or a list with one "
-            "text for each variant"
+            f"--fix={_shown(fixes)}: it must be a string such as 'scale,target', or a list with "
+            "one string for each variant"
         )
     settings, vary = _by_path("--set", settings), _by_path("--vary", vary)
     seeds, seed = _count("seeds", seeds), _count("seed", seed)

@@ -8,7 +8,6 @@ docs/absent-devices.md explains the numbers.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ flags.DEFINE_string(
 )
 flags.adopt_module_key_flags(train)
 flags.DEFINE_bool(
-    "fit_rows", True, "Find how many learners fit into memory, by compiling larger programs."
+    "capacity", True, "Find how many learners fit into memory, by compiling larger programs."
 )
 
 
@@ -41,7 +40,7 @@ def format_report(report: dict[str, Any]) -> str:
     """Return the report as text for a terminal."""
     lines = [
         f"{report['env']}, preset {report['preset']}, {report['algo']} {report['agent']}, engine "
-        f"{report['engine']}: {_learners(report['rows'])} on {report['devices']} x "
+        f"{report['engine']}: {_learners(report['learners'])} on {report['devices']} x "
         f"{report['device']}, jax {report['jax']}",
         "",
         *_memory_table(report["programs"]),
@@ -50,7 +49,7 @@ def format_report(report: dict[str, Any]) -> str:
         "",
         *_environment_step(report["environment_step"]),
     ]
-    if report["rows_that_fit"]:
+    if report["learners_that_fit"]:
         lines.append(_capacity(report))
     return "\n".join(lines)
 
@@ -71,7 +70,7 @@ def _memory_table(programs: dict[str, Any]) -> list[str]:
             size["arguments"],
             size["temporaries"],
             size["donated"],
-            size["needed_by_row"],
+            size["needed_per_learner"],
         )
         lines.append(f"{name:<16}" + "".join(f"{_mib(value):>11}" for value in values))
     return lines
@@ -113,7 +112,7 @@ def _environment_step(step: dict[str, Any]) -> list[str]:
 
 def _capacity(report: dict[str, Any]) -> str:
     """Return the line about how many learners fit into memory."""
-    fits = report["rows_that_fit"]
+    fits = report["learners_that_fit"]
     more = fits["bytes_with_one_more"]
     limit = "is refused by the compiler" if more is None else f"takes {_mib(more)}"
     return (
@@ -131,10 +130,13 @@ def main(arguments: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     config = train.config_from_flags()
     spec = envs.spec(config.env, **config.stepping)
-    report = aot.report(config, spec, FLAGS.device, rows_that_fit=FLAGS.fit_rows)
-    report["command"] = " ".join(["python", "experiments/ahead.py", *sys.argv[1:]])
+    report = aot.report(config, spec, FLAGS.device, learners_that_fit=FLAGS.capacity)
+    report["command"] = common.command_line()
     print(format_report(report))
-    name = f"ahead-{FLAGS.device}-{config.env}-{config.preset}-{config.num_learners}.json"
+    name = (
+        f"ahead-{FLAGS.device}-{config.env}-{config.algo}-{config.agent_name}-{config.preset}-"
+        f"{config.num_learners}.json"
+    )
     path = common.expand_path(FLAGS.out or ".") / name.replace(":", "-").replace("/", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())

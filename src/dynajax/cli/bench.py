@@ -405,7 +405,7 @@ def _make_config(env: str, learners: int) -> Config:
 def _fits_into_memory(work: Workload) -> bool:
     devices = work.program.placement.mesh.size
     memory = backend.available(devices) * devices
-    return backend.size(work.program.shapes()) <= 0.9 * memory
+    return backend.size(work.program.shapes()) <= backend.FILLED * memory
 
 
 def main(arguments: Sequence[str]) -> int:

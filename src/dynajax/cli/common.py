@@ -284,7 +284,8 @@ def parse_assignments(flag: str, items: Sequence[str]) -> dict[str, str]:
     for item in items:
         name, equals, value = item.partition("=")
         if not equals:
-            raise UsageError(f"{flag} {item}: write it as FIELD=VALUE, for example learn.utd=10")
+            example = "learn.discount=0.99,0.97" if flag == "--vary" else "learn.utd=10"
+            raise UsageError(f"{flag} {item}: write it as FIELD=VALUE, for example {example}")
         if name.strip() in found:
             raise UsageError(f"{flag} {item}: {name} is given twice")
         found[name.strip()] = value.strip()

@@ -110,7 +110,10 @@ def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:
         chosen |= different
     unknown = sorted(set(wanted) - set(known))
     if unknown:
-        raise UsageError(f"config.json: {unknown[0]} is no field of this version's configuration")
+        raise UsageError(
+            f"--config: the configuration has the field {unknown[0]}, which this version does not "
+            'know; remove it, or use the version that config.json names under "versions"'
+        )
     varied: dict[str, list[Any]] = {}
     for variant in plain["variants"]:
         for path, value in parse_variant(variant):

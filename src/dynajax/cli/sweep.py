@@ -118,7 +118,7 @@ def _locked(out: Path) -> Iterator[None]:
             raise UsageError(f"--out={out}: it cannot be written ({error.strerror})") from None
         if not try_lock(lock):
             raise UsageError(
-                f"--out={out}: another sweep.py is running this study; --status shows its progress"
+                f"--out={out}: another `dynajax sweep` is running this study; --status shows its progress"
             )
         yield
 

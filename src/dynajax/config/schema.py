@@ -171,7 +171,7 @@ class RolloutConfig:
         about="where synthetic transitions come from: none, buffered, on_the_fly, or module:name",
     )
     mixing: Literal["mixed", "separate"] = static(
-        "mixed", about="one minibatch of real and synthetic transitions, or an update on each"
+        "mixed", about="one minibatch of real and synthetic transitions, or a gradient step on each"
     )
     batch: int = static(400, 1, about="buffered: rollouts per agent step")
     horizon: tuple[int, ...] = static(

@@ -56,7 +56,7 @@ class Reader:
             registry.import_module("--env", plain["env"])
             self.config = from_dict(plain)
             self.spec = envs.spec(self.config.env, **self.config.stepping)
-        self._checkpoints = Checkpoints(folder / "checkpoints")
+        self._folder, self._checkpoints = folder, Checkpoints(folder / "checkpoints")
         program = build(self.config, self.spec, jax.local_devices()[:1])
         self._template = program.shapes()
         self.steps = self._checkpoints.steps()
@@ -66,9 +66,17 @@ class Reader:
             raise UsageError(f"{folder}: it is a run {reason}")
 
     def load(self, step: int) -> Loaded:
-        """Load the checkpoint of one of `steps`."""
+        """Load the checkpoint of one of `steps`.
+
+        Raises:
+          UsageError: a run that is still training has deleted it.
+        """
         restored = self._checkpoints.restore(self._template, at_most=step)
-        assert restored is not None
+        if restored is None:
+            raise UsageError(
+                f"{self._folder}: the run is training and has replaced its checkpoint of step "
+                f"{step:,}; run the command again, or wait for the end of the run"
+            )
         inserted = int(restored.state.shared.step)
         learners = jax.tree.map(np.asarray, restored.state.learners)
         return Loaded(self.config, self.spec, restored.step, inserted, learners, restored.host)

@@ -27,7 +27,7 @@ from dynajax.envs.mjx.repeating import frames_between
 from dynajax.envs.terminations import never
 from dynajax.runtime import signals
 from dynajax.runtime.program import Functions, Jitted, Program, transition_shapes
-from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, put, to_host
+from dynajax.runtime.sharding import BY_LEARNERS, EVERYWHERE, STATE, put, to_host
 from dynajax.runtime.timers import Clock
 from dynajax.types import (
     EPISODES,
@@ -76,7 +76,7 @@ class TimedState(NamedTuple):
 
 
 #: How a `TimedState` is placed on the devices.
-_TIMED = TimedState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
+_TIMED = TimedState(cast(Any, EVERYWHERE), cast(Any, BY_LEARNERS))
 
 
 def _select(condition: Array, new: Any, old: Any) -> Any:
@@ -304,18 +304,18 @@ class DevicePrograms:
             _TIMED,
         )
         self.begin_interval = placement.jit_sharded(
-            functools.partial(begin_interval, task), (BY_ROWS, _TIMED), _TIMED, donate_argnums=1
+            functools.partial(begin_interval, task), (BY_LEARNERS, _TIMED), _TIMED, donate_argnums=1
         )
         self.segment = functools.cache(
             lambda length: placement.jit_sharded(
                 functools.partial(run_segment, config, task, functions, length),
                 (STATE, _TIMED),
-                (STATE, _TIMED, BY_ROWS),
+                (STATE, _TIMED, BY_LEARNERS),
                 donate_argnums=(0, 1),
             )
         )
         self.evaluate = placement.jit_sharded(
-            functools.partial(evaluate, config, task, functions), (STATE, EVERYWHERE), BY_ROWS
+            functools.partial(evaluate, config, task, functions), (STATE, EVERYWHERE), BY_LEARNERS
         )
 
 

@@ -19,7 +19,7 @@ from dynajax.envs import checks, states
 from dynajax.envs.opengl import mujoco, remove_modules
 from dynajax.types import ObsPart, UsageError
 
-# Image size in pixels; video encoders need multiples of 16.
+# Image size in pixels, a multiple of 16, as most video encoders want.
 HEIGHT, WIDTH = 240, 320
 # dm_control's own model files cause the first message. The second is redundant, because steps with
 # invalid physics are counted as dropped transitions.

@@ -50,6 +50,11 @@ def local(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
         env, cores = slots.get()
         try:
             runner.complete(env, cores)
+        except OSError as error:
+            raise UsageError(
+                f"--out={runner.job.out}: the state of {runner.job.name} cannot be written "
+                f"({error.strerror}); its run is saved, and the same command continues it"
+            ) from None
         finally:
             slots.put((env, cores))
 
@@ -218,7 +223,7 @@ def scheduler(
     pool = executor(kind, study, out)
     waiting = collections.deque(jobs)
     live: dict[str, tuple[Job, Any]] = {}
-    starts: dict[str, int] = collections.defaultdict(int)
+    lost: dict[str, tuple[int, int]] = {}
     polled = 0.0
     with interruptions() as interrupted:
         while (waiting or live) and not interrupted():
@@ -238,7 +243,7 @@ def scheduler(
                     del live[name]
                 elif poll and (end := _end_state(kind, handle)):
                     del live[name]
-                    _handle_lost(job, end, out, starts, waiting)
+                    _handle_lost(job, end, out, lost, waiting)
             yield
             time.sleep(1)
         if kind == "submitit":
@@ -275,16 +280,29 @@ def _end_state(kind: str, handle: Any) -> str:
 
 
 def _handle_lost(
-    job: Job, end: str, out: Path, starts: dict[str, int], waiting: collections.deque[Job]
+    job: Job,
+    end: str,
+    out: Path,
+    lost: dict[str, tuple[int, int]],
+    waiting: collections.deque[Job],
 ) -> None:
-    """Queue a job again that ended although its run is neither done nor failed."""
+    """Queue a job again that ended although its run is neither done nor failed.
+
+    Args:
+      lost: by name, how often in a row the job was lost without progress, and the step of the
+        newest checkpoint; updated.
+    """
     if status.read_note(out, job.name).get("state") in ("done", "failed"):
         return
-    starts[job.name] += 1
+    count, before = lost.get(job.name, (0, 0))
+    saved = status.saved_step(out / job.name)
+    lost[job.name] = count, _ = (0 if saved > before else count + 1), saved
     if end == "CANCELLED":
         status.write_note(out, job.name, state="failed", message="its job was cancelled")
-    elif starts[job.name] < job.attempts:
+    elif count < job.attempts:
         waiting.append(job)
     else:
-        message = f"its job was lost {job.attempts} times; see {out / 'launch' / 'jobs'}"
+        message = (
+            f"its job was lost {job.attempts} times without progress; see {out / 'launch' / 'jobs'}"
+        )
         status.write_note(out, job.name, state="failed", message=message)

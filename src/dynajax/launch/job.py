@@ -1,5 +1,6 @@
 """Bring one run to its end, on whichever machine this process is."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -79,13 +80,10 @@ class JobRunner:
             self._log_line(f"=== start {attempts} on {socket.gethostname()}")
             try:
                 code = self._run_once(env or {}, cores)
-            except OSError as error:
-                code = USAGE
-                self._log_line(f"error: the run cannot be started ({error})")
             except BaseException:
                 # Ray and submitit stop a task with an exception in its main thread.
-                self._note("stopped")
                 self.end()
+                self._note("stopped")
                 raise
             if code == 0:
                 self._note("done", message="")
@@ -104,22 +102,26 @@ class JobRunner:
         return "stopped"
 
     def _run_once(self, env: Mapping[str, str], cores: Collection[int] | None) -> int:
-        """Start the run once and return its exit status."""
+        """Start the run once and return its exit status, `USAGE` if it cannot be started."""
         self._wait_for_lock()
         watchdog = Path(__file__).with_name("parent_watchdog.py")
         command = [sys.executable, str(watchdog), str(os.getpid()), sys.executable]
         command += [*self.job.program, *self.job.flags, f"--out={self._folder}"]
-        with open(self._log, "ab") as log:
-            # In a new session Ctrl-C does not reach the run; the launcher sends it SIGTERM.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.job.cwd,
-                env={**os.environ, **env},
-                start_new_session=True,
-            )
+        try:
+            with open(self._log, "ab") as log:
+                # In a new session Ctrl-C does not reach the run; the launcher sends it SIGTERM.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.job.cwd,
+                    env={**os.environ, **env},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._log_line(f"error: the run cannot be started ({error})")
+            return USAGE
         if cores is not None:
             # Before the interpreter has started the run itself, which inherits them.
             os.sched_setaffinity(self._process.pid, cores)
@@ -129,7 +131,9 @@ class JobRunner:
                 self._process.terminate()
                 terminated = True
             if time.monotonic() - last_note > status.NOTE_INTERVAL:
-                self._note("running")
+                # The run matters more than the note, which a full disk or a file server may refuse.
+                with contextlib.suppress(OSError):
+                    self._note("running")
                 last_note = time.monotonic()
             time.sleep(0.1)
         return self._process.returncode

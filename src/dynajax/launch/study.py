@@ -73,7 +73,7 @@ def _is_count(value: Any, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-_STRINGS, _FIELDS = "a list of texts", "a table of fields"
+_STRINGS, _FIELDS = "a list of strings", "a table of fields"
 #: What the values of a key can be.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     _STRINGS: lambda value: (
@@ -82,7 +82,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     _FIELDS: lambda value: isinstance(value, dict),
     "a whole number": lambda value: _is_count(value, 0),
     "a whole number above 0": lambda value: _is_count(value, 1),
-    "a text": lambda value: isinstance(value, str),
+    "a string": lambda value: isinstance(value, str),
     "a table": lambda value: isinstance(value, dict),
 }
 #: Every key with the kind of its value and its default (None: the key is required).
@@ -96,8 +96,8 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "first_seed": ("a whole number", 0),
     "seeds_per_run": ("a whole number", 0),  # 0: all
     "steps": ("a whole number above 0", 0),  # 0: those of the preset
-    "preset": ("a text", "quick"),
-    "engine": ("a text", "host"),
+    "preset": ("a string", "quick"),
+    "engine": ("a string", "host"),
     "settings": (_FIELDS, {}),
     "vary": (_FIELDS, {}),
     "arms": ("a table", {}),
@@ -132,7 +132,7 @@ def load(path: Path) -> Study:
     except OSError as error:
         raise UsageError(f"{path}: the study cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: a study is a text in UTF-8") from None
+        raise UsageError(f"{path}: a study is a UTF-8 text file") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}") from None
     try:

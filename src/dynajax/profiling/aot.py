@@ -74,7 +74,7 @@ class ProgramCost(NamedTuple):
                 "temporaries": self.temporary_bytes,
                 "donated": self.donated_bytes,
                 "needed": self.needed_bytes,
-                "needed_by_row": self.needed_bytes // learners,
+                "needed_per_learner": self.needed_bytes // learners,
             },
             "kernels": {
                 "all": self.total("kernels"),
@@ -272,14 +272,14 @@ def _environment_step(
 
 
 def report(
-    config: Config, spec: EnvSpec, name: str, *, rows_that_fit: bool = True
+    config: Config, spec: EnvSpec, name: str, *, learners_that_fit: bool = True
 ) -> dict[str, Any]:
     """Return the costs of a run's programs on a device, as JSON.
 
     Args:
       config, spec: the run.
       name: the device, one of `devices.ACCELERATORS`.
-      rows_that_fit: also find how many learners fit into its memory.
+      learners_that_fit: also find how many learners fit into its memory.
 
     Raises:
       UsageError: the device is unknown, or its compiler is not installed.
@@ -290,7 +290,7 @@ def report(
         placement = program.placement
         costs = {n: measure(job, accelerator) for n, job in compile_jobs(program).items()}
         fit = None
-        if accelerator.memory and rows_that_fit:
+        if accelerator.memory and learners_that_fit:
             needed = {n: cost.needed_bytes for n, cost in costs.items()}
             fit = max_learners(config, spec, name, placement.learners_per_device, needed)
     return {
@@ -301,16 +301,16 @@ def report(
         "algo": config.algo,
         "agent": config.agent_name,
         "engine": config.engine,
-        "rows": config.num_learners,
+        "learners": config.num_learners,
         "devices": placement.mesh.size,
-        "rows_on_a_device": placement.learners_per_device,
+        "learners_on_a_device": placement.learners_per_device,
         "programs": {
             n: cost.as_dict(placement.learners_per_device, accelerator.cache)
             for n, cost in costs.items()
         },
         "environment_step": _environment_step(costs, accelerator, placement.mesh.size),
         "memory_limit": int(backend.FILLED * accelerator.memory) or None,
-        "rows_that_fit": fit
+        "learners_that_fit": fit
         and {
             "on_a_device": fit.learners,
             "bytes": fit.needed_bytes,

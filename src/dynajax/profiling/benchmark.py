@@ -25,7 +25,7 @@ from dynajax.profiling import flops, hlo
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runtime.member_parallel import MemberParallelFit
 from dynajax.runtime.program import Program, build
-from dynajax.runtime.sharding import BY_ROWS, STATE
+from dynajax.runtime.sharding import BY_LEARNERS, STATE
 from dynajax.runtime.timers import Clock
 from dynajax.synthetic.buffered import Buffered, horizon
 from dynajax.types import Array, LearnerState, ReplayBuffer, TrainState, Transition
@@ -393,9 +393,11 @@ class Workload:
             return jax.vmap(train_learner)(state.learners, inputs)
 
         jit = self.program.placement.jit_sharded
-        begin = jit(jax.vmap(algorithm.begin_fit), (BY_ROWS,), BY_ROWS)
+        begin = jit(jax.vmap(algorithm.begin_fit), (BY_LEARNERS,), BY_LEARNERS)
         all_inputs = begin(self._state.learners)
-        mapped = jit(train_all, (STATE, BY_ROWS), BY_ROWS, compiler_options=backend.options("fit"))
+        mapped = jit(
+            train_all, (STATE, BY_LEARNERS), BY_LEARNERS, compiler_options=backend.options("fit")
+        )
         operations = self._count(mapped, self._state, all_inputs)
         return lambda: jax.block_until_ready(mapped(self._state, all_inputs)), operations
 

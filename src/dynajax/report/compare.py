@@ -25,8 +25,15 @@ class Comparison(NamedTuple):
 _LINES = (
     f"{figures.LINES}, cut at the lowest and the highest possible return where these are known."
 )
-#: Files of a comparison of several tasks.
-_OF_TASKS = ("aggregate.png", "aggregate.pdf", "aggregate.csv")
+#: Files that a comparison may write, depending on its tasks and on the kinds of figures.
+_OPTIONAL = (
+    *(
+        f"{name}.{kind}"
+        for name in ("comparison", "headline", "aggregate")
+        for kind in ("png", "pdf")
+    ),
+    "aggregate.csv",
+)
 
 
 def plot(
@@ -81,7 +88,7 @@ def plot(
         out.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             write_atomically(out / name, data)
-        for name in _OF_TASKS:
+        for name in _OPTIONAL:
             if name not in files:  # of an earlier comparison of other runs
                 (out / name).unlink(missing_ok=True)
     except OSError as error:

@@ -175,7 +175,7 @@ def _join(task: str, name: str, parts: Sequence[_Part]) -> Curve:
             f"{_seeds(short, 'ends', 'end')}."
         )
     seeds = tuple(seed for part in kept for seed in part.run.seeds)
-    return Curve(task, name, parts[0].run, grid, returns, seeds, tuple(single), tuple(notes))
+    return Curve(task, name, kept[0].run, grid, returns, seeds, tuple(single), tuple(notes))
 
 
 def _from(evaluations: Evaluations, frames: int) -> Evaluations:

@@ -16,6 +16,7 @@ from dynajax.types import UsageError
 
 #: The unit of returns relative to the baseline.
 BASELINE_UNIT = "model-free = 100"
+_EXACT = "The intervals of returns relative to model-free take the IQM of model-free as exact."
 #: Explanation of the last columns of the table.
 _COLUMNS = (
     "The baseline of a method is the same agent, model-free. P(improvement): probability that a "
@@ -122,6 +123,8 @@ def compare(tasks: Tasks) -> tuple[list[dict[str, Any]], list[Bars], list[str]]:
             _row(curves[name], values, frames, iqms.get(name), curves.get(curves[name].baseline))
             for name, values in final.items()
         ]
+    if any(panel.reference is not None for panel in panels):
+        notes.append(_EXACT)
     if any(row["seeds"] == 1 for row in rows):
         notes.append("A single seed has no interval.")
     if any(1 < row["seeds"] < 5 for row in rows):

@@ -133,10 +133,10 @@ def _videos(folder: Path) -> tuple[list[Video], list[str]]:
     """Return the videos of a run to embed, and the names of those that are too large for that."""
     embedded, linked, size = [], [], 0
     for path in sorted(folder.glob("video-*.mp4")):
-        size += path.stat().st_size
-        if size > MAX_VIDEOS:
+        if size + path.stat().st_size > MAX_VIDEOS:
             linked.append(path.name)
         else:
+            size += path.stat().st_size
             name = path.stem.removeprefix("video-").replace("+", ",")
             embedded.append(html.video(name, path.read_bytes()))
     return embedded, linked

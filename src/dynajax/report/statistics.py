@@ -12,7 +12,8 @@ import scipy
 Values = np.ndarray | Sequence[float]
 #: (..., X), axis -> (...): a statistic such as `iqm`, `numpy.mean` or `numpy.median`.
 Statistic = Callable[..., Any]
-
+#: Of all intervals.
+_LEVEL = 0.95
 
 #: The lowest and the highest value that a quantity can have.
 Bounds = tuple[float, float]
@@ -36,7 +37,7 @@ class ConfidenceInterval(NamedTuple):
 def iqm(values: Values, axis: int | None = None) -> Any:
     """Return the interquartile mean: the mean without the lowest and the highest quarter.
 
-    Of n values, floor(n / 4) are cut at each end (Agarwal et al., 2021, section 4.2), so three or
+    Of n values, floor(n / 4) are cut at each end (Agarwal et al., 2021, section 4.3), so three or
     fewer are all averaged.
 
     Args:
@@ -59,7 +60,6 @@ def stratified_bootstrap(
     statistic: Statistic = iqm,
     *,
     resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
     """Return a statistic over tasks and seeds with its percentile bootstrap interval.
@@ -72,7 +72,6 @@ def stratified_bootstrap(
         have the same unit, for example be normalised.
       statistic: takes values and an axis to reduce.
       resamples: number of bootstrap resamples.
-      confidence: level of the interval.
       seed: of the resamples, so that the same scores always give the same interval.
 
     Returns:
@@ -88,14 +87,13 @@ def stratified_bootstrap(
     def over_tasks(*samples: np.ndarray, axis: int = -1) -> Any:
         return statistic(np.concatenate(samples, axis), axis=axis)
 
-    return _bootstrap(tasks, over_tasks, resamples, confidence, seed)
+    return _bootstrap(tasks, over_tasks, resamples, seed)
 
 
 def _bootstrap(
     samples: Sequence[np.ndarray],
     statistic: Statistic,
     resamples: int,
-    confidence: float,
     seed: int,
 ) -> ConfidenceInterval:
     """Return a statistic of independent samples (n_i,) with its percentile bootstrap interval.
@@ -113,16 +111,14 @@ def _bootstrap(
         statistic,
         n_resamples=resamples,
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=_LEVEL,
         method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
     return ConfidenceInterval(point, float(bounds.low), float(bounds.high))
 
 
-def interval(
-    values: Values, axis: int = 0, confidence: float = 0.95, bounds: Bounds = UNBOUNDED
-) -> ConfidenceInterval:
+def interval(values: Values, axis: int = 0, bounds: Bounds = UNBOUNDED) -> ConfidenceInterval:
     """Return the mean over seeds with Student's t interval, for learning curves and tables.
 
     The bootstrap would give far too narrow an interval for a handful of seeds. Values that are not
@@ -143,7 +139,7 @@ def interval(
         deviation = np.where(finite, data - np.expand_dims(mean, axis), 0.0)
         error = np.sqrt(np.square(deviation).sum(axis) / (count - 1) / count)
         # Not `scipy.stats.t.ppf`, the same function in a module that takes half a second to import.
-        quantile = scipy.special.stdtrit(np.maximum(count - 1, 1), 0.5 + confidence / 2)
+        quantile = scipy.special.stdtrit(np.maximum(count - 1, 1), 0.5 + _LEVEL / 2)
         reach = quantile * error
     reach = np.where(count > 1, reach, np.nan)
     return ConfidenceInterval(
@@ -156,7 +152,6 @@ def probability_of_improvement(
     than: Sequence[Values],
     *,
     resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
     """Return the probability that a seed of one method beats a seed of another on a random task.
@@ -168,7 +163,7 @@ def probability_of_improvement(
     Args:
       better, than: one array (seeds,) for each task, tasks in the same order; the numbers of seeds
         may differ.
-      resamples, confidence, seed: see `stratified_bootstrap`.
+      resamples, seed: see `stratified_bootstrap`.
 
     Returns:
       Scalars. The bounds are NaN if a method has only one seed on a task.
@@ -185,7 +180,7 @@ def probability_of_improvement(
         wins = [np.heaviside(x[..., :, None] - y[..., None, :], 0.5) for x, y in pairs]
         return np.mean([w.mean((-2, -1)) for w in wins], axis=0)
 
-    return _bootstrap([*xs, *ys], probability, resamples, confidence, seed)
+    return _bootstrap([*xs, *ys], probability, resamples, seed)
 
 
 def frames_to_reach(frames: np.ndarray, means: np.ndarray, level: Values) -> np.ndarray:
@@ -218,7 +213,6 @@ def sample_efficiency(
     base_returns: np.ndarray,
     *,
     resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> ConfidenceInterval:
     """Return how many times fewer frames a method needs to reach the final return of its baseline.
@@ -230,7 +224,7 @@ def sample_efficiency(
     Args:
       frames, base_frames: (T,), (P,) of the evaluations.
       returns, base_returns: (seeds, T), (seeds, P), all finite.
-      resamples, confidence, seed: see `stratified_bootstrap`.
+      resamples, seed: see `stratified_bootstrap`.
 
     Returns:
       Scalars. The bounds are NaN if either has only one seed.
@@ -247,10 +241,10 @@ def sample_efficiency(
         return base / frames_to_reach(frames, means, level)
 
     samples = [np.arange(len(curves)) for curves in (returns, base_returns)]
-    return _bootstrap(samples, ratio, resamples, confidence, seed)
+    return _bootstrap(samples, ratio, resamples, seed)
 
 
-def difference(a: Values, b: Values, confidence: float = 0.95) -> ConfidenceInterval:
+def difference(a: Values, b: Values) -> ConfidenceInterval:
     """Return the mean of `b` minus the mean of `a`, with Welch's interval for unequal variances.
 
     Args:
@@ -267,17 +261,18 @@ def difference(a: Values, b: Values, confidence: float = 0.95) -> ConfidenceInte
         return ConfidenceInterval(point, np.nan, np.nan)
     if np.ptp(a) == np.ptp(b) == 0:
         return ConfidenceInterval(point, point, point)
-    bounds = scipy.stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
+    bounds = scipy.stats.ttest_ind(b, a, equal_var=False).confidence_interval(_LEVEL)
     return ConfidenceInterval(point, float(bounds.low), float(bounds.high))
 
 
 def format_number(value: float) -> str:
-    """Return a number with two decimals, as an integer from 10 on, or as a power of ten."""
+    """Return a number with two decimals, as an integer from 10 on, or as "1.23e5"."""
     if not np.isfinite(value):
         return "not defined"
     size = abs(value)
     if size >= 1e5 or 0 < size < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     text = f"{value:.2f}" if size < 10 else f"{value:,.0f}"
     return text.replace("-0.00", "0.00")
 

@@ -46,11 +46,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o666 & ~_UMASK)
-    os.replace(file.name, path)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_UMASK)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

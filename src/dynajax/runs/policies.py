@@ -177,10 +177,16 @@ def read(folder: Path, learner: int, which: Which = "best") -> StoredPolicy:
     if which not in get_args(Which):
         raise UsageError(f"which={which}: choose one of {', '.join(get_args(Which))}")
     newest, metadata = _newest(folder)
-    try:
-        arrays = serialization.read(newest, metadata, lambda name: name.startswith(f"{which}/"))
-    except Damaged as error:
-        raise UsageError(f"{newest}: damaged policies ({error})") from None
+    while True:
+        try:
+            arrays = serialization.read(newest, metadata, lambda name: name.startswith(f"{which}/"))
+            break
+        except Damaged as error:
+            # A run that is training deletes the policies once it has written newer ones.
+            damaged = newest
+            newest, metadata = _newest(folder)
+            if newest == damaged:
+                raise UsageError(f"{newest}: damaged policies ({error})") from None
     leaves = {name.removeprefix(f"{which}/"): array[learner] for name, array in arrays.items()}
     step, score = int(leaves.pop("step")), float(leaves.pop("score"))
     return StoredPolicy(

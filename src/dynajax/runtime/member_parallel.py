@@ -9,7 +9,7 @@ from dynajax.config import Config
 from dynajax.mbpo import MBPO
 from dynajax.models.training import FitInputs, MemberState
 from dynajax.runtime import signals
-from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement
+from dynajax.runtime.sharding import BY_LEARNERS, EVERYWHERE, STATE, Placement
 from dynajax.types import Metrics, ReplayBuffer, Shared, TrainState
 from dynajax.xla import backend
 
@@ -66,10 +66,14 @@ class MemberParallelFit(NamedTuple):
         return cls(
             members,
             placement.mesh.devices[0],
-            placement.jit_sharded(begin, (STATE,), BY_ROWS, **options),
-            members.jit_sharded(train, (EVERYWHERE,) * 4, BY_ROWS, **options),
+            placement.jit_sharded(begin, (STATE,), BY_LEARNERS, **options),
+            members.jit_sharded(train, (EVERYWHERE,) * 4, BY_LEARNERS, **options),
             placement.jit_sharded(
-                end, (STATE, BY_ROWS, EVERYWHERE), (STATE, BY_ROWS), donate_argnums=0, **options
+                end,
+                (STATE, BY_LEARNERS, EVERYWHERE),
+                (STATE, BY_LEARNERS),
+                donate_argnums=0,
+                **options,
             ),
         )
 

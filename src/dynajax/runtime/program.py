@@ -18,7 +18,7 @@ from dynajax.models.likelihoods import likelihood_class
 from dynajax.models.targets import lookup_fix
 from dynajax.runtime import distributed, signals
 from dynajax.runtime.member_parallel import MemberParallelFit
-from dynajax.runtime.sharding import BY_ROWS, EVERYWHERE, STATE, Placement, place, to_host
+from dynajax.runtime.sharding import BY_LEARNERS, EVERYWHERE, STATE, Placement, place, to_host
 from dynajax.synthetic import source_class
 from dynajax.trust import trust_rule_class
 from dynajax.types import (
@@ -76,9 +76,9 @@ class Mapped(NamedTuple):
             pairs = zip(arguments, self.arguments, strict=True)
             return function(state, *(x if axis is None else local(x) for x, axis in pairs))
 
-        outputs: Any = BY_ROWS
+        outputs: Any = BY_LEARNERS
         if self.updates:
-            outputs = (STATE, BY_ROWS) if self.output else STATE
+            outputs = (STATE, BY_LEARNERS) if self.output else STATE
         return placement.jit_sharded(
             with_local_arguments,
             (STATE, *[EVERYWHERE] * len(self.arguments)),
@@ -152,7 +152,7 @@ class WholeFit:
             return jax.vmap(fit_learner, (0, None))(state.learners, state.shared)
 
         self.jitted = placement.jit_sharded(
-            fit, (STATE,), (BY_ROWS, BY_ROWS), compiler_options=backend.options("fit")
+            fit, (STATE,), (BY_LEARNERS, BY_LEARNERS), compiler_options=backend.options("fit")
         )
 
     def __call__(

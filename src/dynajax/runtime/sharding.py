@@ -20,9 +20,9 @@ from dynajax.xla import backend
 
 _AXIS = "learners"
 #: Arrays that are replicated on all devices, and arrays that are split along the learners.
-EVERYWHERE, BY_ROWS = P(), P(_AXIS)
+EVERYWHERE, BY_LEARNERS = P(), P(_AXIS)
 #: The same for a whole state.
-STATE = TrainState(cast(Any, EVERYWHERE), cast(Any, BY_ROWS))
+STATE = TrainState(cast(Any, EVERYWHERE), cast(Any, BY_LEARNERS))
 
 
 class Placement(NamedTuple):
