@@ -73,11 +73,7 @@ class NoFields:
 class LearnConfig:
     """Settings that all agents share."""
 
-    utd: int = static(
-        20,
-        1,
-        about="gradient updates per agent step, of two gradient steps each with mixing=separate",
-    )
+    utd: int = static(20, 1, about="gradient updates per agent step")
     batch: int = static(256, 1, about="transitions in a minibatch of the agent")
     reset_every: int = static(0, 0, about="agent steps between resets of the agent; 0: never")
     reset_at: tuple[int, ...] = static((), 1, about="agent steps at which the agent is reset")
