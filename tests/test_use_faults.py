@@ -100,8 +100,8 @@ def test_python_arguments_that_are_no_whole_numbers_give_one_line(name, value):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"fixes": [["scale", "target"]]}, "--fix=[['scale', 'target']]: it must be a text"),
-        ({"fixes": 3}, "--fix=3: it must be a text"),
+        ({"fixes": [["scale", "target"]]}, "--fix=[['scale', 'target']]: it must be a string"),
+        ({"fixes": 3}, "--fix=3: it must be a string"),
         ({"settings": ["learn.utd=10"]}, "--set ['learn.utd=10']: it must be a dictionary"),
         ({"settings": {3: 4}}, "--set {3: 4}: it must be a dictionary"),
         ({"vary": "learn.discount=0.9"}, "--vary 'learn.discount=0.9': it must be a dictionary"),
