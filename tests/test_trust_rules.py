@@ -227,7 +227,17 @@ def test_value_weight_by_hand():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"rollout.mixing": "separate"}, {"rollout.real_fraction": 0.001}]
+    "settings",
+    [
+        {"rollout.mixing": "separate"},
+        {"rollout.real_fraction": 0.001},
+        {"rollout.source": "none", "rollout.value_expansion_steps": 1},
+        {
+            "rollout.source": "buffered",
+            "rollout.mixing": "separate",
+            "source.regenerate_every": 1000,
+        },
+    ],
 )
 def test_value_weight_refuses_one_weight_for_a_whole_minibatch(settings):
     arguments = {"algo": "dynajax", "trust": "value_weight"}
@@ -237,6 +247,9 @@ def test_value_weight_refuses_one_weight_for_a_whole_minibatch(settings):
         make_config("cheetah-run", **arguments, settings=settings)
     make_config("cheetah-run", **arguments, settings=settings | {"trust.per_transition": True})
     make_config("cheetah-run", **arguments)
+    # A buffer keeps the weights of several fits.
+    buffered = {"rollout.source": "buffered", "rollout.mixing": "separate"}
+    make_config("cheetah-run", **arguments, settings=buffered)
 
 
 def test_value_weight_of_each_transition_is_by_the_members_disagreement():

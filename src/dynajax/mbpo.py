@@ -481,8 +481,8 @@ def _gradient_step(
     weight = counts if batch.weight is None else jnp.where(batch.valid, batch.weight, 0.0)
     updated, metrics = agent.update(state, batch.data, weight, counts, noise)
     if may_be_empty:
-        # Otherwise the temperature would be updated with entropy 0, and Adam's momentum would
-        # still move the parameters.
+        # Otherwise Adam's momentum would still move the parameters, and without valid transitions
+        # the temperature would be updated with entropy 0.
         some = (weight > 0).any()
         updated = jax.tree.map(functools.partial(jnp.where, some), updated, state)
     return updated, metrics

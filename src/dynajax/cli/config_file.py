@@ -112,7 +112,7 @@ def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise UsageError(
             f"--config: the configuration has the field {unknown[0]}, which this version does not "
-            'know; remove it, or use the version that config.json names under "versions"'
+            'know; remove it, or use the commit that config.json names under "git_commits"'
         )
     varied: dict[str, list[Any]] = {}
     for variant in plain["variants"]:

@@ -53,7 +53,7 @@ def local(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
         except OSError as error:
             raise UsageError(
                 f"--out={runner.job.out}: the state of {runner.job.name} cannot be written "
-                f"({error.strerror}); its run is saved, and the same command continues it"
+                f"({error.strerror}); the same command continues its run"
             ) from None
         finally:
             slots.put((env, cores))

@@ -103,11 +103,11 @@ class JobRunner:
 
     def _run_once(self, env: Mapping[str, str], cores: Collection[int] | None) -> int:
         """Start the run once and return its exit status, `USAGE` if it cannot be started."""
-        self._wait_for_lock()
         watchdog = Path(__file__).with_name("parent_watchdog.py")
         command = [sys.executable, str(watchdog), str(os.getpid()), sys.executable]
         command += [*self.job.program, *self.job.flags, f"--out={self._folder}"]
         try:
+            self._wait_for_lock()
             with open(self._log, "ab") as log:
                 # In a new session Ctrl-C does not reach the run; the launcher sends it SIGTERM.
                 self._process = subprocess.Popen(
@@ -124,7 +124,8 @@ class JobRunner:
             return USAGE
         if cores is not None:
             # Before the interpreter has started the run itself, which inherits them.
-            os.sched_setaffinity(self._process.pid, cores)
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self._process.pid, cores)
         terminated, last_note = False, time.monotonic()
         while self._process.poll() is None:
             if self._stopping and not terminated:

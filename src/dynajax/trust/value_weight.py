@@ -50,12 +50,16 @@ class ValueWeight(TrustRule):
     @classmethod
     def check(cls, config: Config) -> None:
         """Refuse one weight for all transitions of a minibatch, which would change nothing."""
-        if config.trust.per_transition:
+        # A buffer that is not cleared has the weights of several fits.
+        several = config.is_buffered and not getattr(config.source, "regenerate_every", 0)
+        if config.trust.per_transition or several:
             return
-        if config.separate or not config.real_batch:
-            setting = "rollout.mixing=separate"
-            if not config.separate:
-                setting = f"rollout.real_fraction={config.rollout.real_fraction:g}"
+        if config.separate or not config.real_batch or not config.has_rollouts:
+            setting = f"rollout.real_fraction={config.rollout.real_fraction:g}"
+            if not config.has_rollouts:
+                setting = f"rollout.source={config.rollout.source}"
+            elif config.separate:
+                setting = "rollout.mixing=separate"
             raise UsageError(
                 f"--trust=value_weight: with --set {setting} all transitions of a minibatch have the "
                 "same weight, which changes nothing; choose --set trust.per_transition=true, or mix "
