@@ -191,7 +191,7 @@ class RunWriter:
             f"{c.num_learners} {learners}{where}; {device_name()}; parameters per learner: {sizes}; "
             f"{mebibytes:.0f} MiB of device memory per learner",
         ]
-        if c.preset in ("paper", "fast", "modern") and backend.target_is_cpu():
+        if c.preset in ("paper", "fast") and backend.target_is_cpu():
             lines.append(
                 f"on a CPU, preset {c.preset} takes a day or more; --preset=quick takes minutes"
             )
