@@ -54,12 +54,13 @@ class ValueWeight(TrustRule):
         several = config.is_buffered and not getattr(config.source, "regenerate_every", 0)
         if config.trust.per_transition or several:
             return
-        if config.separate or not config.real_batch or not config.has_rollouts:
-            setting = f"rollout.real_fraction={config.rollout.real_fraction:g}"
-            if not config.has_rollouts:
-                setting = f"rollout.source={config.rollout.source}"
-            elif config.separate:
-                setting = "rollout.mixing=separate"
+        causes = {
+            f"rollout.source={config.rollout.source}": not config.has_rollouts,
+            "rollout.mixing=separate": config.separate,
+            f"rollout.real_fraction={config.rollout.real_fraction:g}": not config.real_batch,
+        }
+        setting = next((name for name, holds in causes.items() if holds), None)
+        if setting is not None:
             raise UsageError(
                 f"--trust=value_weight: with --set {setting} all transitions of a minibatch have the "
                 "same weight, which changes nothing; choose --set trust.per_transition=true, or mix "
