@@ -1,7 +1,7 @@
 # dynajax on a CPU.
 #
 #   docker build -t dynajax .
-#   docker run --rm -v "$PWD/runs:/work/runs" dynajax train --env=cheetah-run --fix=scale,target
+#   docker run --rm -v "$PWD/runs:/dynajax/runs" dynajax train --env=cheetah-run --fix=scale,target
 FROM python:3.12-slim
 
 # EGL and OSMesa draw videos without a display.
@@ -15,7 +15,7 @@ COPY experiments experiments
 COPY launch launch
 RUN pip install --no-cache-dir -c constraints.txt -e .
 
-# Run directories are written to /work/runs.
-WORKDIR /work
+# Run directories are written to /dynajax/runs.
+WORKDIR /dynajax
 ENTRYPOINT ["dynajax"]
 CMD ["--help"]

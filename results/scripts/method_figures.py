@@ -3,7 +3,7 @@
   python results/scripts/method_figures.py results/diagnosis/humanoid-stand --out=docs/pictures
 
 `experiments/diagnose.py --env=TASK --out=FOLDER` writes the folder: random transitions of three seeds,
-and small ensembles fitted to them with every fix. Writes targets.png, channels.png, reward.png and
+and small ensembles fitted to them with every fix. Writes targets.png, dimensions.png, reward.png and
 fixes.png.
 """
 
@@ -135,7 +135,7 @@ def main(folders: Sequence[str]) -> None:
     task = Diagnosed(dims, _table(folder / "fixes.csv"))
     drawn = {
         "targets": targets(task),
-        "channels": learned(task),
+        "dimensions": learned(task),
         "reward": reward(task),
         "fixes": fixes(task),
     }
