@@ -1,4 +1,4 @@
-"""`results/scripts/collect.py`: finished runs are copied once, with fewer fits."""
+"""`results/scripts/collect.py`: finished runs are copied once."""
 
 import json
 from pathlib import Path
@@ -26,26 +26,12 @@ def finished_run(folder: Path) -> Path:
     return folder
 
 
-def test_last_fit_up_to_the_step_of_each_evaluation_stays(collect):
-    lines = [json.dumps({"kind": "fit", "step": s, "variant": "none", "seed": 0}) for s in range(6)]
-    lines.append(json.dumps({"kind": "learn", "step": 4}))
-    kept = [json.loads(line) for line in collect.thinned(lines, [2, 4])]
-    assert [(x["kind"], x["step"]) for x in kept] == [
-        ("fit", 2),
-        ("fit", 4),
-        ("fit", 5),
-        ("learn", 4),
+def test_only_the_values_of_single_dimensions_are_left_out(collect):
+    fits = [
+        {"kind": "fit", "step": step, "r2_reward": None, "r2_state": 0.1 + 0.2} for step in range(3)
     ]
-
-
-def test_fit_with_an_r2_of_the_reward_stays(collect):
-    values = [None, 0.5, None, None, None]
-    lines = [
-        json.dumps({"kind": "fit", "step": s, "variant": "none", "seed": 0, "r2_reward": value})
-        for s, value in enumerate(values)
-    ]
-    kept = [json.loads(line) for line in collect.thinned(lines, [2, 4])]
-    assert [x["step"] for x in kept] == [1, 4]
+    lines = [json.dumps({**fit, "r2_state_dims": [0.5, 0.25]}) for fit in fits]
+    assert list(map(json.loads, collect.without_dimensions(lines))) == fits
 
 
 def test_damaged_run_does_not_stop_the_others(collect, tmp_path, capsys):

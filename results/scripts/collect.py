@@ -2,9 +2,8 @@
 
   python results/scripts/collect.py runs/seven results/seven
 
-Of each run it copies config.json, eval.csv and metrics.jsonl. Of the fits after one evaluation's
-step and up to the next one's, only the last one with an R² of the reward stays in the metrics. (A
-fit at the step of an evaluation comes after it.) The path of the study's folder becomes `runs/NAME`
+Of each run it copies config.json, eval.csv and metrics.jsonl, the metrics without the values of single
+state dimensions, which are more than half of the file. The path of the study's folder becomes `runs/NAME`
 in config.json. Runs that are not finished, or were copied before, are left alone.
 """
 
@@ -19,30 +18,11 @@ from dynajax.report.run import read_run
 from dynajax.runs.directory import write_atomically
 
 
-def thinned(lines: Sequence[str], evaluated: Sequence[int]) -> list[str]:
-    """Return metrics without the fits that another fit of the same learner follows.
-
-    A fit on whose holdout the reward is constant, and has no R², only follows others like it.
-
-    Args:
-      lines: of metrics.jsonl.
-      evaluated: agent steps of the evaluations, in ascending order.
-    """
-    fits: dict[tuple[object, ...], int] = {}
-    with_value, kept = set(), set()
-    for number, line in enumerate(lines):
-        entry = json.loads(line)
-        if entry["kind"] != "fit":
-            kept.add(number)
-            continue
-        interval = next((step for step in evaluated if step >= entry["step"]), None)
-        key = entry.get("variant"), entry.get("seed"), interval
-        has_value = entry.get("r2_reward") is not None
-        if has_value or key not in with_value:
-            fits[key] = number
-        if has_value:
-            with_value.add(key)
-    return [lines[number] for number in sorted(kept | set(fits.values()))]
+def without_dimensions(lines: Sequence[str]) -> list[str]:
+    """Return lines of metrics.jsonl without their lists, which hold a value for each dimension."""
+    entries = [json.loads(line) for line in lines]
+    kept = [{k: v for k, v in entry.items() if not isinstance(v, list)} for entry in entries]
+    return [json.dumps(entry) + "\n" for entry in kept]
 
 
 def copy(source: Path, target: Path) -> str:
@@ -56,12 +36,10 @@ def copy(source: Path, target: Path) -> str:
     config = (source / "config.json").read_text()
     study = source.resolve().parent
     config = config.replace(str(study), f"runs/{study.name}")
-    metrics = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+    metrics = without_dimensions((source / "metrics.jsonl").read_text().splitlines())
     target.mkdir(parents=True, exist_ok=True)
     write_atomically(target / "eval.csv", (source / "eval.csv").read_bytes())
-    write_atomically(
-        target / "metrics.jsonl", "".join(thinned(metrics, run.steps.tolist())).encode()
-    )
+    write_atomically(target / "metrics.jsonl", "".join(metrics).encode())
     # Last, because a folder with a configuration counts as a run.
     write_atomically(target / "config.json", config.encode())
     return "copied"

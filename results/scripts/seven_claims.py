@@ -243,7 +243,7 @@ def _coincidence(found: Sequence[Learner]) -> list[str]:
         "MBPO / model-free",
         "reward R², MBPO",
         "FTFL",
-        "intervals without reward, MBPO",
+        "fits without reward, MBPO",
     ]
     titles += ["critic's bias over model-free's, MBPO", "FTFL", "MBPO fails", "mechanism seen"]
     return _markdown(titles, rows)
