@@ -90,7 +90,7 @@ def test_fixes_that_fail_where_model_free_learns_are_seen_in_the_second_table(se
 def test_no_verdict_before_all_registered_learners_are_there(seven, claims, study):
     found = seven.read(study)
     assert "| incomplete: 17 of 50 registered learners, and 1 others |" in seven.claims_table(found)
-    [claim] = [c for c in claims.CLAIMS if c.name == "C2"]
+    [claim] = [c for c in claims.claims(found) if c.name == "C2"]
     one = {name: next(x for x in found if x.arm == name) for name in ("MBPO", "FTFL")}
     full = [
         one[name]._replace(task=task, seed=seed)
@@ -152,7 +152,7 @@ def test_mechanism_is_seen_where_fixes_learn_the_reward(seven, study):
     ],
 )
 def test_claims_are_decided_as_registered(claims, name, low, high, verdict):
-    [claim] = [c for c in claims.CLAIMS if c.name == name]
+    [claim] = [c for c in claims.claims([]) if c.name == name]
     effect = statistics.ConfidenceInterval((low + high) / 2, low, high)
     assert claim.verdict(effect, []) == verdict
 
@@ -160,9 +160,38 @@ def test_claims_are_decided_as_registered(claims, name, low, high, verdict):
 def test_last_claim_needs_three_tasks_of_their_own(seven, claims):
     interval = statistics.ConfidenceInterval(0.3, 0.1, 0.5)
     cells = [claims.Effect(task, interval, False, (5, 5)) for task in seven.TASKS[:3]]
-    claim = claims.CLAIMS[-1]
+    claim = claims.claims([])[-1]
     assert claim.verdict(interval, cells) == "holds"
     assert claim.verdict(interval, cells[:2]) == "not decided"
+
+
+def test_dynajax_is_compared_with_model_free_runs_that_sample_as_it_does(seven, claims, study):
+    found = seven.read(study)
+    base = [x for x in found if x.arm == "model-free"]
+    held = [x._replace(arm="dynajax", other_sampling=True) for x in base]
+    for dynajax, other in ((held, True), ([x._replace(other_sampling=False) for x in held], False)):
+        last = claims.claims([*found, *dynajax])[-1]
+        assert last.base == ("model-free, as dynajax" if other else "model-free")
+    # Without model-free runs of the same setting there is no verdict.
+    assert "C4" not in seven.claims_table([*found, *held])
+    alike = [x._replace(arm="model-free, as dynajax", other_sampling=True) for x in base]
+    table = seven.claims_table([*found, *held, *alike])
+    assert "| dynajax / model-free, as dynajax |" in table
+    assert re.search(r"\| C4: dynajax .* \| 1.00 \(.*incomplete: 18 of 62", table)
+    assert claims.final([*found, *held, *alike])["dynajax"].improvement.point == 0.5
+
+
+def test_model_free_runs_with_held_noise_are_an_arm_of_their_own(seven, tmp_path):
+    fake_run(tmp_path / "a", env="hopper-hop", algo="model-free")
+    settings = {"hold_noise": 16}
+    fake_run(tmp_path / "b", env="hopper-hop", algo="model-free", settings=settings)
+    assert {x.arm for x in seven.read(tmp_path)} == {"model-free", "model-free, as dynajax"}
+
+
+def test_values_between_two_evaluations_are_one_point_of_a_figure(seven, figures):
+    curve = figures.Curve(np.array([500, 1500, 2000, 3500]), np.array([1.0, 2.0, 4.0, 9.0]))
+    medians = figures._medians(curve, np.array([1000, 2000, 3000]))
+    np.testing.assert_array_equal(medians, [1.0, 3.0, np.nan])
 
 
 def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
@@ -184,13 +213,16 @@ def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
 
 def test_figure_has_the_tasks_and_the_iqm_over_them(seven, claims, figures, study):
     found = seven.read(study)
-    *tasks, all_tasks = seven.draw(found).axes
+    *tasks, all_tasks, improvement = seven.draw(found).axes
     assert [axes.get_title(loc="left") for axes in tasks] == list(LEVELS)
     assert all_tasks.get_title(loc="left") == "3 tasks"
     last = {line.get_label(): line.get_ydata()[-1] for line in all_tasks.get_lines()}
     assert last == {
         figures.LABELS[name]: score.iqm.point for name, score in claims.final(found).items()
     }
+    assert improvement.get_title(loc="left").split() == ["Improvement", "over", "model-free"]
+    labels = [text.get_text().replace("\n", " ") for text in improvement.get_yticklabels()]
+    assert labels == ["MBPO", "MBPO + scale, target (FTFL)"]
     returns = [x.returns[-1] / 1000 for x in found if x.arm == "FTFL"]
     assert last["MBPO + scale, target (FTFL)"] == pytest.approx(np.mean(sorted(returns)[2:-2]))
 
@@ -245,7 +277,7 @@ def test_other_tasks_are_refused_before_anything_is_written(seven, tmp_path):
 
 def test_negative_returns_are_refused(seven, tmp_path):
     fake_run(tmp_path / "a", env="hopper-hop", algo="model-free", level=-1.0)
-    with pytest.raises(UsageError, match="its mean return is negative"):
+    with pytest.raises(UsageError, match="its mean return is negative or missing"):
         seven.read(tmp_path)
 
 

@@ -60,7 +60,17 @@ def test_bootstrap_against_loops():
 def test_bootstrap_resamples_within_tasks_only():
     # Each task is constant, so only resampling across tasks could give a width.
     result = statistics.stratified_bootstrap([[1.0] * 4, [50.0] * 3], np.mean)
-    assert result.low == result.point == result.high == pytest.approx((4 * 1 + 3 * 50) / 7)
+    assert result.low == result.point == result.high == pytest.approx((1 + 50) / 2)
+
+
+def test_tasks_with_different_numbers_of_seeds_count_equally():
+    levels = np.array([500, 1, 900, 800, 260, 100, 2])
+    equal = statistics.stratified_bootstrap([[level] * 3 for level in levels])
+    fewer = statistics.stratified_bootstrap(
+        [[x] * n for x, n in zip(levels, (5, 5, 5, 5, 5, 3, 3), strict=True)]
+    )
+    # A quarter of 7 tasks is cut at each end: the second and the sixth count in part.
+    assert fewer.point == pytest.approx(equal.point, rel=0.03)
 
 
 def test_bootstrap_is_deterministic():
@@ -72,7 +82,7 @@ def test_bootstrap_is_deterministic():
 
 def test_bootstrap_of_one_seed_has_no_interval():
     result = statistics.stratified_bootstrap([[3.0], [1.0, 2.0]])
-    assert result.point == 2.0 and np.isnan(result.low) and np.isnan(result.high)
+    assert result.point == 2.5 and np.isnan(result.low) and np.isnan(result.high)
     for bad in ([], [[1.0], []]):
         with pytest.raises(ValueError, match="at least one score"):
             statistics.stratified_bootstrap(bad)

@@ -14,7 +14,7 @@ from dynajax import UsageError
 from dynajax.cli import common
 from dynajax.report import figures
 from dynajax.runs.directory import write_atomically, write_csv
-from seven_claims import CLAIMS, claims_table, effects
+from seven_claims import claims, claims_table, effects
 from seven_figures import draw, draw_mechanism
 from seven_runs import ARMS, MECHANISM, TASKS, median, read
 
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     found = read(folder)
     if others := sorted({x.task for x in found} - set(TASKS)):
         raise UsageError(f"{folder}: {', '.join(others)} is not a task of the study")
+    tested = claims(found)
     rows = [
         {
             "task": x.task,
@@ -55,12 +56,12 @@ def main(arguments: Sequence[str]) -> int:
                 "at_floor": cell.at_floor,
                 "decision": cell.decision,
             }
-            for claim in CLAIMS
+            for claim in tested
             for cell in effects(found, claim.base, claim.other)
         ]
         or [{"task": ""}],
     )
-    used = {a: " ".join(c.name for c in CLAIMS if a in (c.base, c.other)) for a in ARMS}
+    used = {a: " ".join(c.name for c in tested if a in (c.base, c.other)) for a in ARMS}
     write_csv(
         folder / "index.csv",
         [

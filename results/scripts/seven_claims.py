@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dynajax.report import statistics
-from seven_runs import ARMS, MECHANISM, TASKS, Learner, median
+from seven_runs import ARMS, MECHANISM, MODEL_FREE_AS_DYNAJAX, TASKS, Learner, median
 
 #: Registered seeds of each arm, from `FIRST_SEED` on, and those on the tasks with fewer.
 SEEDS = {"model-free": (5, 3), "MBPO": (3, 2), "FTFL": (3, 2), "dynajax": (5, 3)}
+SEEDS[MODEL_FREE_AS_DYNAJAX] = SEEDS["model-free"]
 FEWER_SEEDS = ("humanoid-walk", "humanoid-run")
 FIRST_SEED = 1000
 #: Tasks of the pilot that selects `dynajax`.
@@ -104,15 +105,35 @@ class Claim(NamedTuple):
         return f"incomplete: {len(done & planned)} of {len(planned)} registered learners{others}"
 
 
-CLAIMS = (
+_CLAIMS = (
     Claim("C1", "MBPO without fixes is below model-free", "model-free", "MBPO"),
     Claim("C2", "FTFL (`scale,target`) is above MBPO without fixes", "MBPO", "FTFL"),
     Claim("C3", "FTFL is at most 20 % below model-free", "model-free", "FTFL"),
     Claim("C4", "dynajax is above model-free", "model-free", "dynajax"),
 )
-CAPTION = """\
+
+
+def baseline_of(found: Sequence[Learner], name: str) -> str:
+    """Return the model-free arm that an arm is compared with.
+
+    That of dynajax has its settings that concern the model-free agent too.
+    """
+    other = name == "dynajax" and any(x.other_sampling for x in found if x.arm == name)
+    return MODEL_FREE_AS_DYNAJAX if other else "model-free"
+
+
+def claims(found: Sequence[Learner]) -> tuple[Claim, ...]:
+    """Return the registered claims."""
+    *others, last = _CLAIMS
+    return (*others, last._replace(base=baseline_of(found, last.other)))
+
+
+#: The intervals of the table of last evaluations.
+BOOTSTRAP = "bootstrap intervals, which are too narrow with two or three seeds per task"
+CAPTION = f"""\
 A ratio compares the geometric means, over seeds, of 1 + mean evaluation return. Brackets contain 95 %
-intervals. A task is at the floor if neither arm of a ratio has a mean return of 15. Values of the critic
+intervals: t intervals for ratios, and in the table of last evaluations {BOOTSTRAP}.
+A task is at the floor if neither arm of a ratio has a mean return of 15. Values of the critic
 and returns beside them are discounted; a reward is that of an agent step, which is two frames.
 """
 
@@ -130,7 +151,8 @@ def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 def claims_table(found: Sequence[Learner]) -> str:
     """Return the claims with their verdicts, the effects by task, and the mechanism, as Markdown."""
-    cells = {claim: side for claim in CLAIMS if (side := effects(found, claim.base, claim.other))}
+    tested = claims(found)
+    cells = {claim: side for claim in tested if (side := effects(found, claim.base, claim.other))}
     lines = [CAPTION, *_verdicts(found, cells), *_other_tasks(found, cells)]
     by_task = {(c.task, claim): c for claim, side in cells.items() for c in side}
     rows = [
@@ -138,12 +160,12 @@ def claims_table(found: Sequence[Learner]) -> str:
             task,
             *(
                 "" if c is None else _cell(c)
-                for c in [by_task.get((task, claim)) for claim in CLAIMS]
+                for c in [by_task.get((task, claim)) for claim in tested]
             ),
         ]
         for task in TASKS
     ]
-    lines += _markdown(["task", *(f"{c.other} / {c.base}" for c in CLAIMS)], rows)
+    lines += _markdown(["task", *(f"{c.other} / {c.base}" for c in tested)], rows)
     lines += [*_final_table(found), *_coincidence(found), *_mechanism_table(found)]
     return "\n".join(lines)
 
@@ -201,7 +223,9 @@ def _other_tasks(found: Sequence[Learner], cells: Mapping[Claim, Sequence[Effect
             [
                 claim.name,
                 _ratio(pooled([c._replace(at_floor=c.task not in learned) for c in side])),
-                f"{statistics.format_number(low)} to {statistics.format_number(high)}",
+                f"{statistics.format_number(low)} to {statistics.format_number(high)}"
+                if len(counted) > 1
+                else "",
                 _ratio(pooled([c for c in counted if c.task not in PILOT])),
             ]
         )
@@ -275,11 +299,12 @@ def final(found: Sequence[Learner]) -> dict[str, Final]:
     """Return the last evaluations by arm."""
     result = {}
     for name in ARMS:
-        if tasks := shared(found, [name, "model-free"]):
-            own, base = (_last_returns(found, arm, tasks) for arm in (name, "model-free"))
+        baseline = baseline_of(found, name)
+        if tasks := shared(found, [name, baseline]):
+            own, without = (_last_returns(found, arm, tasks) for arm in (name, baseline))
             better = None
-            if name != "model-free":
-                better = statistics.probability_of_improvement(own, base)
+            if name != baseline:
+                better = statistics.probability_of_improvement(own, without)
             result[name] = Final(len(tasks), statistics.stratified_bootstrap(own), better)
     return result
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from dynajax.report import figures, published, statistics
-from seven_claims import final, shared
+from seven_claims import BOOTSTRAP, final, shared
 from seven_runs import ARMS, TASKS, Curve, Learner, Metric, clipped_r2
 
-#: Reference lines: tasks and published methods.
-REFERENCES = {task: ["simba-utd8"] for task in TASKS[:4]} | {
-    task: ["simba-utd8", "wimle"] for task in TASKS[4:]
-}
+#: Published methods drawn as reference lines, where they have evaluations within the study's frames.
+REFERENCES = ("simba", "simba-utd8", "wimle")
+#: Number of seeds from which on the interval of a task is shaded: that of the arms of MBPO.
+MIN_SEEDS = 3
 #: Names of the arms in figures.
 LABELS = {name: name for name in ARMS} | {"FTFL": "MBPO + scale, target (FTFL)"}
 
@@ -24,11 +24,11 @@ def draw(found: Sequence[Learner]) -> Any:
     references: list[published.Published] = []
     for task in TASKS:
         lines = {
-            label: _stack([Curve(x.frames, x.returns) for x in side])
+            label: (side[0].frames, np.stack([x.returns for x in side]))
             for label, side in _by_arm(found, task).items()
         }
         if lines:
-            curves = published.curves_until(task, REFERENCES[task], end)
+            curves = published.curves_until(task, REFERENCES, end)
             references += curves
             panels.append(
                 figures.Panel(
@@ -40,18 +40,16 @@ def draw(found: Sequence[Learner]) -> Any:
                     include=0.0,
                     bounds=(0.0, 1000.0),
                     published=curves,
+                    min_seeds=MIN_SEEDS,
                 )
             )
-    note = f"{figures.LINES} of the mean; of the IQM (interquartile mean): 95 % bootstrap interval."
-    if better := [
-        f"{LABELS[name]} {statistics.format_interval(x.improvement)}"
-        for name, x in final(found).items()
-        if x.improvement
-    ]:
-        note += f"\nProbability of improvement over model-free at the end: {'; '.join(better)}."
+    note = (
+        f"{figures.lines_meaning(MIN_SEEDS)} of the mean. Over tasks: the interquartile mean (IQM), and "
+        f"the probability that a seed ends above one of model-free, with 95 % {BOOTSTRAP}."
+    )
     if references:
         note += f"\nPublished: {'; '.join(published.labels(references).values())}."
-    return figures.curves([*panels, *_aggregate(found)], note=note)
+    return figures.curves([*panels, *_aggregate(found), *_improvement(found)], note=note)
 
 
 def _aggregate(found: Sequence[Learner]) -> list[figures.Panel]:
@@ -83,15 +81,25 @@ def _aggregate(found: Sequence[Learner]) -> list[figures.Panel]:
     ]
 
 
+def _improvement(found: Sequence[Learner]) -> list[figures.Bars]:
+    """Return a panel with the probability of improvement over model-free, if there is any."""
+    values = {LABELS[name]: x.improvement for name, x in final(found).items() if x.improvement}
+    if not values:
+        return []
+    title, label = "Improvement over model-free", "probability at the end"
+    return [figures.Bars(title, label, values, reference=0.5, most=1.0, label_width=16)]
+
+
 def draw_mechanism(found: Sequence[Learner], metric: Metric) -> Any:
-    """Draw a metric by frames on each task."""
+    """Draw a metric by frames on each task, the median of each learner between two evaluations."""
     is_r2 = metric.value is clipped_r2
     panels = []
     for task in TASKS:
         lines = {}
         for label, side in _by_arm(found, task).items():
             if curves := [x.mechanism[metric.name] for x in side if metric.name in x.mechanism]:
-                lines[label] = _stack(curves)
+                evaluated = side[0].frames
+                lines[label] = evaluated, np.stack([_medians(c, evaluated) for c in curves])
         if lines:
             panels.append(
                 figures.Panel(
@@ -101,21 +109,26 @@ def draw_mechanism(found: Sequence[Learner], metric: Metric) -> Any:
                     xlabel=figures.FRAMES,
                     include=0.0,
                     bounds=statistics.R2 if is_r2 else statistics.UNBOUNDED,
+                    min_seeds=MIN_SEEDS,
                 )
             )
-    return figures.curves(panels, note=figures.LINES + " of the mean.")
+    note = f"{figures.lines_meaning(MIN_SEEDS)} of the mean."
+    if is_r2:
+        note += " R² below -1 counts as -1."
+    return figures.curves(panels, note=note)
+
+
+def _medians(curve: Curve, evaluated: np.ndarray) -> np.ndarray:
+    """Return the median (T,) of a curve after one evaluation's frames (T,) and up to the next one's.
+
+    NaN where it has no value.
+    """
+    interval = np.searchsorted(evaluated, curve.frames)
+    parts = [curve.values[interval == i] for i in range(len(evaluated))]
+    return np.array([np.median(part) if part.size else np.nan for part in parts])
 
 
 def _by_arm(found: Sequence[Learner], task: str) -> dict[str, list[Learner]]:
     """Return the learners of a task by the labels of their arms."""
     sides = {name: [x for x in found if (x.task, x.arm) == (task, name)] for name in ARMS}
     return {LABELS[name]: side for name, side in sides.items() if side}
-
-
-def _stack(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all frames (T,) of some curves and their values (curves, T), NaN where one has none."""
-    frames = np.unique(np.concatenate([curve.frames for curve in curves]))
-    values = np.full((len(curves), len(frames)), np.nan)
-    for row, curve in zip(values, curves, strict=True):
-        row[np.searchsorted(frames, curve.frames)] = curve.values
-    return frames, values

@@ -20,8 +20,10 @@ TASKS = (
     "humanoid-walk",
     "humanoid-run",
 )
+#: The agent without a model, with those settings of dynajax that concern it too.
+MODEL_FREE_AS_DYNAJAX = "model-free, as dynajax"
 #: Arms in the order of tables and legends.
-ARMS = ("model-free", "MBPO", "FTFL", "dynajax")
+ARMS = ("model-free", "MBPO", "FTFL", "dynajax", MODEL_FREE_AS_DYNAJAX)
 
 
 class Metric(NamedTuple):
@@ -71,7 +73,7 @@ MECHANISM = (
         "critic_bias_without_entropy",
         "learn",
         ("start_value", "start_return", "temperature", "entropy"),
-        "the same without the entropy bonus",
+        "critic's value without entropy bonus, minus return",
         _soft_bias,
     ),
     Metric(
@@ -102,6 +104,7 @@ class Learner(NamedTuple):
     returns: np.ndarray  # (T,) mean over the episodes of each evaluation
     mechanism: Mapping[str, Curve]  # by the names of MECHANISM; without a value, no curve
     without_reward: float  # share of the fits on whose holdout the reward is constant
+    other_sampling: bool  # see `has_other_sampling`
     commit: str
     machine: str
     seconds: float
@@ -119,6 +122,8 @@ def arm(run: Run, variant: str) -> str:
       UsageError: it is not an arm of the study.
     """
     algo = str(run.config["algo"])
+    if algo == "model-free" and has_other_sampling(run):
+        return MODEL_FREE_AS_DYNAJAX
     named = {
         ("model-free", "none"): "model-free",
         ("mbpo", "none"): "MBPO",
@@ -133,6 +138,15 @@ def arm(run: Run, variant: str) -> str:
             "mbpo with none, mbpo with scale,target, and dynajax"
         )
     return named[algo, variant]
+
+
+def has_other_sampling(run: Run) -> bool:
+    """Return whether a run holds exploration noise or samples by age.
+
+    These settings of the pilot's arms concern the model-free agent too.
+    """
+    held, decay = run.config["learn"].get("hold_noise", 1), run.config["replay"].get("age_decay", 1)
+    return bool(held > 1 or decay < 1)
 
 
 def is_finished(run: Run) -> bool:
@@ -157,12 +171,12 @@ def learners(run: Run) -> list[Learner]:
     """Return the learners of a finished run.
 
     Raises:
-      UsageError: it is not finished, is not an arm of the study, or has a negative mean return.
+      UsageError: it is not finished, is not an arm of the study, or has a negative mean return or none.
     """
     check_finished(run)
-    if any(float(returns.mean()) < 0 for rows in run.evals.values() for returns in rows):
+    if not all(float(returns.mean()) >= 0 for rows in run.evals.values() for returns in rows):
         raise UsageError(
-            f"{run.folder}: the statistic is a logarithm, but its mean return is negative"
+            f"{run.folder}: the statistic is a logarithm, but its mean return is negative or missing"
         )
     time = run.metrics["time"]
     found = []
@@ -179,6 +193,7 @@ def learners(run: Run) -> list[Learner]:
                     returns,
                     _mechanism(run, variant, seed),
                     fits.count(None) / len(fits) if fits else math.nan,
+                    has_other_sampling(run),
                     " ".join(git_commits(run.info)),
                     str(run.info.get("machine")),
                     time[-1]["wall_seconds"] if time else math.nan,

@@ -23,7 +23,8 @@ class Comparison(NamedTuple):
 
 #: Below the figure of the curves.
 _LINES = (
-    f"{figures.LINES}, cut at the lowest and the highest possible return where these are known."
+    f"{figures.lines_meaning()}, cut at the lowest and the highest possible return where these are "
+    "known."
 )
 #: Files that a comparison may write, depending on its tasks and on the kinds of figures.
 _OPTIONAL = (

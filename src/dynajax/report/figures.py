@@ -42,15 +42,19 @@ _MARKS = "os^DvP"
 #: Curves of a figure that have colours; further published curves are grey.
 _MOST_COLOURS = 6
 _INK, _FAINT, _GREY = "#333333", "#8a8a8a", "#c4c4c4"
-#: Number of seeds from which on an interval is shaded. With fewer it would fill the figure, so that
+#: Number of seeds from which on an interval is shaded. With fewer it would fill most figures, so that
 #: each seed is drawn as a thin line instead.
 MIN_SEEDS = 5
-#: What the lines of a figure of curves are.
-LINES = f"Thick: mean over seeds. Thin: single seeds. Shaded, from {MIN_SEEDS} seeds on: 95 % t interval"
 #: Largest width of a figure in inches: its text can be read if it is shown 800 pixels wide.
 WIDTH = 9.6
 STEPS, FRAMES = "agent steps", "frames"
 RETURN = "return (reward per episode)"
+
+
+def lines_meaning(min_seeds: int = MIN_SEEDS) -> str:
+    """Return what the lines of a figure of curves are, see `Panel.min_seeds`."""
+    return f"Thick: mean over seeds. Thin: single seeds. Shaded, from {min_seeds} seeds on: 95 % t interval"
+
 
 _STYLE: Any = {
     "font.size": 9.5,
@@ -104,6 +108,7 @@ class Panel(NamedTuple):
     #: Further seeds, or parts of them: (steps (T,), values (seeds, T)) drawn thin by name.
     single: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]] | None = None
     published: Sequence[Published] = ()  # drawn behind the lines, by frames
+    min_seeds: int = MIN_SEEDS  # that a line needs for a shaded interval
 
     def in_frames(self, frames_at: FramesAt | None) -> "Panel":
         """Return the panel by frames (simulator steps), if an agent step can have several."""
@@ -168,21 +173,22 @@ def _variant(name: str) -> str:
 
 
 def curves(
-    panels: Sequence[Panel],
+    panels: Sequence[Panel | Bars],
     *,
     title: str = "",
     note: str = "",
     alone: tuple[float, float] = (7.2, 4.3),
 ) -> "Figure":
-    """Draw panels of curves in at most three columns: means over seeds, see `LINES`.
+    """Draw panels in at most three columns: curves are means over seeds, see `lines_meaning`.
 
     Args:
+      panels: bars have the colours of the curves with the same names.
       note: text below the figure.
       alone: size in inches if there is only one panel.
     """
-    names = dict.fromkeys(name for panel in panels for name in panel.lines)
+    names = dict.fromkeys(name for panel in panels for name in _names(panel))
     style = styles(list(names))
-    coloured, grey = published_colours(panels)
+    coloured, grey = published_colours([p for p in panels if isinstance(p, Panel)])
     if coloured:
         note += "\nDotted, with names at their ends: published means over seeds."
     if grey:
@@ -190,6 +196,9 @@ def curves(
     with house_style():
         figure, grid = canvas(len(panels), alone)
         for axes, panel in zip(grid, panels, strict=True):
+            if isinstance(panel, Bars):
+                _draw_bars(axes, panel, style)
+                continue
             _draw_published(axes, panel.published, coloured)
             _draw(axes, panel, style)
             _label_published(axes, panel.published, coloured)
@@ -199,6 +208,11 @@ def curves(
         _note(figure, note)
         _finish(figure, grid)
     return figure
+
+
+def _names(panel: Panel | Bars) -> Sequence[str]:
+    """Return the names of the lines, or bars, of a panel."""
+    return list(panel.lines if isinstance(panel, Panel) else panel.values)
 
 
 def _legend(figure: "Figure", handles: Mapping[str, Any], title: str) -> None:
@@ -325,10 +339,7 @@ def bars(panels: Sequence[Bars], *, title: str, note: str = "") -> "Figure":
 
 def mixed(panels: Sequence[Panel | Bars], *, title: str) -> "Figure":
     """Draw panels of curves and of bars with the same names next to each other."""
-    names = dict.fromkeys(
-        n for p in panels for n in (p.lines if isinstance(p, Panel) else p.values)
-    )
-    style = styles(list(names))
+    style = styles([name for panel in panels for name in _names(panel)])
     most = max(len(p.values) for p in panels if isinstance(p, Bars))
     height = max(3.6, 1.6 + 0.34 * most)
     with house_style():
@@ -457,7 +468,7 @@ def _draw_lines(
             drawn.append(values[np.isfinite(values)])
             if dotted:
                 continue
-            if band is not None or len(values) >= MIN_SEEDS:
+            if band is not None or len(values) >= panel.min_seeds:
                 axes.fill_between(steps, low, high, color=look["color"], alpha=shade, linewidth=0)
                 bounds += [low[np.isfinite(low)], high[np.isfinite(high)]]
             elif len(values) > 1:
@@ -564,7 +575,7 @@ def _draw_bars(axes: "Axes", panel: Bars, style: Mapping[str, Style]) -> None:
         if np.isfinite(low):
             axes.plot([low, high], [place, place], color=_INK, linewidth=1.4)
         end = np.nanmax([point, high, 0.0])
-        digits = ",.0f" if abs(point) >= 10 else ".2f" if abs(point) >= 1 else ".3g"
+        digits = ",.0f" if abs(point) >= 10 else ".2f" if abs(point) >= 0.1 else ".3g"
         text = f"{point:{digits}}"
         axes.text(end + 0.03 * reach, place, text, va="center", fontsize=9)
     if panel.reference is not None:

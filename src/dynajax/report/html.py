@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-from dynajax.report.figures import LINES, Panel, Style, png, small
+from dynajax.report.figures import Panel, Style, lines_meaning, png, small
 
 
 class Image(NamedTuple):
@@ -84,7 +84,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["emphasis"] = _emphasis
-    environment.globals["lines"] = LINES
+    environment.globals["lines"] = lines_meaning()
     return environment
 
 

@@ -29,8 +29,8 @@ from dynajax.runtime.timers import STAGES
 
 #: Inches of a figure as wide as the report, so that its text is readable on a phone.
 _WIDE = (5.6, 3.7)
-_CURVES_CAPTION = f"""Evaluation with the deterministic policy; higher is better. {figures.LINES}, cut
-at the lowest and the highest possible return where these are known."""
+_CURVES_CAPTION = f"""Evaluation with the deterministic policy; higher is better. {figures.lines_meaning()},
+cut at the lowest and the highest possible return where these are known."""
 _PUBLISHED_CAPTION = """The same curves by frames (simulator steps), with published curves of the same
 task: means over seeds, dotted with their names at their ends, or grey. They end where this run does, or
 at their first evaluation if that is later."""
@@ -273,12 +273,25 @@ def _difference(run: Run, variant: str, reference: str, final: Mapping[str, np.n
 
 
 def _start_values(run: Run) -> Table:
-    """Return the critic's values of first states and the returns from there, if both are logged."""
-    values, returns = (series(run, "learn", name) for name in ("start_value", "start_return"))
+    """Return the critic's values of first states and the returns from there, if both are logged.
+
+    They are of the last step at which any learner has logged them. A learner counts if it has both.
+    """
+    names = ("start_value", "start_return")
+    lines = [x for x in run.metrics["learn"] if any(x.get(name) is not None for name in names)]
+    end = max((line["step"] for line in lines), default=None)
     rows = []
-    for name in (n for n in values if n in returns):
-        value, came = (lines[name][1][:, -1] for lines in (values, returns))
-        rows.append([name, *(statistics.format_mean(x) for x in (value, came, value - came))])
+    for variant in run.config["variants"]:
+        pairs = [
+            [line[name] for name in names]
+            for line in lines
+            if (line["variant"], line["step"]) == (variant, end)
+            and all(line.get(name) is not None for name in names)
+        ]
+        if pairs:
+            value, came = np.array(pairs, float).T
+            cells = (statistics.format_mean(x) for x in (value, came, value - came))
+            rows.append([curve_label(run, variant), *cells])
     return Table(["", "critic's value", "discounted return", "difference"], rows)
 
 

@@ -3,6 +3,7 @@
 Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ def stratified_bootstrap(
     """Return a statistic over tasks and seeds with its percentile bootstrap interval.
 
     Seeds are resampled within each task, never across tasks, and the statistic is taken over the
-    resampled scores of all tasks (Agarwal et al., 2021, section 4.1).
+    resampled scores of all tasks (Agarwal et al., 2021, section 4.1). All tasks count equally: scores of
+    tasks with fewer seeds are repeated.
 
     Args:
       scores: (tasks, seeds), or one array (seeds,) for each task; scores of different tasks must
@@ -83,9 +85,11 @@ def stratified_bootstrap(
     tasks = [np.asarray(task, float).ravel() for task in scores]
     if not tasks or not all(task.size for task in tasks):
         raise ValueError("every task needs at least one score")
+    most = math.lcm(*(task.size for task in tasks))
 
     def over_tasks(*samples: np.ndarray, axis: int = -1) -> Any:
-        return statistic(np.concatenate(samples, axis), axis=axis)
+        equal = [np.repeat(sample, most // sample.shape[axis], axis) for sample in samples]
+        return statistic(np.concatenate(equal, axis), axis=axis)
 
     return _bootstrap(tasks, over_tasks, resamples, seed)
 
