@@ -365,6 +365,25 @@ def test_report_has_dimensions_trust_rule_start_values_published_curves_and_mach
     np.testing.assert_allclose(r2["scale"][:, 16], 0.8 * 16 / 17)
 
 
+def test_start_values_and_returns_are_of_the_same_seeds_and_evaluation(tmp_path):
+    folder = fake_run(tmp_path / "run", algo="model-free", steps=3000, seeds=3)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "learn":
+            value = 100 * line["seed"] + line["step"] / 1000
+            # Null stands for values that are not finite: always, or at the end.
+            gone = line["seed"] == 0 or (line["seed"] == 1 and line["step"] == 3000)
+            line |= {"start_value": None if gone else value + 7, "start_return": value}
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    cells = re.findall(r"<td[^>]*>(210|203|7\.00)</td>", report.write_report(folder).read_text())
+    assert cells == ["210", "203", "7.00"]
+    (folder / "metrics.jsonl").write_text(
+        re.sub(r'"start_value": [^,]*', '"start_value": null', text)
+    )
+    assert "critic&#39;s value</th>" not in report.write_report(folder).read_text()
+
+
 def test_report_without_dimensions_trust_rule_or_published_curves(tmp_path):
     folder = fake_run(tmp_path / "run", env="Pendulum-v1", steps=2000)
     lines = (folder / "metrics.jsonl").read_text()

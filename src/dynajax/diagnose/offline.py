@@ -25,6 +25,7 @@ class OfflineResult(NamedTuple):
     dims: tuple[str, ...]
     fixes: tuple[str, ...]
     transitions: int  # of each seed
+    first_seed: int
     targets: Measures  # (R, ...), see `measures.target_statistics`
     held_out: Measures  # (R, F, ...), `measures.one_step` on random transitions that no fit used
     new_episodes: Measures  # (R, F, ...), the same on whole episodes that no fit used
@@ -49,7 +50,7 @@ def measure(
       recordings: one for each seed, of about the same length.
       fixes: comma lists of `FIXES`.
       source: see `OfflineResult`.
-      seed: of the first split, weights and minibatches.
+      seed: of the first recording's split, weights and minibatches.
       steps: see `STEPS`.
       progress: is called with the number of rounds of fitting that are done.
     """
@@ -80,6 +81,7 @@ def measure(
         dims=spec.obs_names,
         fixes=tuple(fixes),
         transitions=size + len(new[0].episode),
+        first_seed=seed,
         targets=_stack([_target_statistics(x.transitions) for x in recordings]),
         held_out=over_models(lambda m, r: one_step(dynamics, m, held_out[r])),
         new_episodes=over_models(lambda m, r: one_step(dynamics, m, new[r].transitions)),

@@ -55,7 +55,7 @@ def by_fix_and_seed(result: OfflineResult) -> list[dict[str, Any]]:
             )
             row: dict[str, Any] = {
                 "env": result.env,
-                "seed": r,
+                "seed": result.first_seed + r,
                 "fix": fix,
                 "reward_r2": float(held_out["reward_r2"]),
                 "state_r2": float(measures.median(held_out["state_r2"])),

@@ -24,7 +24,6 @@ class Chart(NamedTuple):
     meaning: str  # the caption: what is drawn, and how to read high or low values
     dotted: str | None = None  # another metric, drawn dotted
     scale: str = "linear"  # see `Panel`; "wide": "symlog" if values are huge, else "linear"
-    floor: float | None = None
     include: float | None = None
     r2: bool = False  # values of R², clipped to at least -1
     bounds: statistics.Bounds = statistics.UNBOUNDED  # see `Panel`
@@ -57,7 +56,6 @@ def panels(
                 chart.title,
                 dotted or None,
                 scale=scale,
-                floor=chart.floor,
                 include=chart.include,
                 bounds=statistics.R2 if chart.r2 else chart.bounds,
             )
@@ -74,16 +72,14 @@ MODEL = (
         "Share of the variance of the reward that the model explains on held-out transitions: 1 is "
         "perfect, 0 is no better than predicting the mean (values below -1 are clipped). From "
         "synthetic rewards the agent learns only what the model predicts.",
-        floor=-1.0,
-        bounds=statistics.R2,
+        r2=True,
     ),
     Chart(
         "r2_state",
         "R² of the state's change",
         "R² of the state's change",
         "The same for the change of the state in one step; median over the state dimensions.",
-        floor=-1.0,
-        bounds=statistics.R2,
+        r2=True,
     ),
     Chart(
         "target_variance_ratio",

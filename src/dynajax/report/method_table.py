@@ -34,18 +34,13 @@ def x_label(curves: Sequence[Curve]) -> str:
     return figures.FRAMES if any(c.run.repeat > 1 for c in curves) else figures.STEPS
 
 
-def _count_name(curves: dict[str, Curve]) -> str:
-    """Return "steps" or "frames", see `x_label`."""
-    return x_label(list(curves.values())).removeprefix("environment ")
-
-
 def common_frames(task: str, curves: dict[str, Curve]) -> tuple[int, list[str]]:
     """Return the largest number of frames that all curves of a task cover, and notes on them.
 
     Raises:
       UsageError: there is no such number, or a curve has no finite return there.
     """
-    count = _count_name(curves)
+    count = x_label(list(curves.values()))
     last = min(curves.values(), key=lambda c: int(c.frames[-1]))
     late = max(curves.values(), key=lambda c: int(c.frames[0]))
     frames = int(last.frames[-1])
@@ -113,7 +108,7 @@ def compare(tasks: Tasks) -> tuple[list[dict[str, Any]], list[Bars], list[str]]:
         shown = {n: 100 * final[n] / iqms[n] for n in iqms} if relative else final
         panels.append(
             Bars(
-                f"{task}\n{_thousands(frames)} {_count_name(curves)}",
+                f"{task}\n{_thousands(frames)} {x_label(list(curves.values()))}",
                 f"final return, {BASELINE_UNIT}" if relative else "final return",
                 {n: statistics.stratified_bootstrap([v]) for n, v in shown.items()},
                 100.0 if relative else None,
