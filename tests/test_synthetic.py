@@ -345,7 +345,7 @@ def test_reward_is_predicted_from_the_sampled_next_state(make, spec, rule):
     means, _ = ensemble.predict_all(dynamics, model, obs, action, next_obs)
     at_means, _ = ensemble.predict_all(dynamics, model, obs, action)
     if rule != "none":
-        in_raw_units = recorded[-1].mean[..., -1] * model.stats.target_std[-1]
+        in_raw_units = recorded[-1].mean[..., -1] * model.stats.change_std[-1]
         np.testing.assert_allclose(in_raw_units, means[..., -1], rtol=1e-5, atol=1e-5)
     if rule == "uncertainty_weight":
         np.testing.assert_allclose(reward, means[..., -1].mean(0), rtol=1e-4, atol=1e-5)

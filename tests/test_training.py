@@ -311,14 +311,15 @@ def test_input_statistics_are_those_of_the_training_split():
     np.testing.assert_allclose(model.stats.input_std, inputs.std(0), rtol=1e-5)
 
 
-def test_target_std_is_that_of_the_raw_targets_for_every_transform():
+def test_unit_of_trust_rules_is_the_change_with_every_transform():
     data = linear_data(3)
     training = ~held_out(data)
     obs, _, reward, _, new = (np.asarray(x, np.float64)[training] for x in data.unpack())
+    change = np.concatenate([new - obs, reward[:, None]], 1)
     for variant, skip in enumerate((1, 1, 0)):
         model, _ = fit(FIXED, init(FIXED, KEY), data, KEY, jnp.array(variant))
-        raw = np.concatenate([new - skip * obs, reward[:, None]], 1)
-        np.testing.assert_allclose(model.stats.target_std, raw.std(0), rtol=1e-5)
+        assert (model.stats.transform.skip == skip).all()
+        np.testing.assert_allclose(model.stats.change_std, change.std(0), rtol=1e-5)
 
 
 def test_holdout_predictions_are_in_standard_units():
@@ -336,7 +337,7 @@ def test_holdout_predictions_are_in_standard_units():
         stats = model.stats
         shift, scale, unit = (
             np.asarray(x, np.float64)
-            for x in (stats.transform.shift, stats.transform.scale, stats.target_std)
+            for x in (stats.transform.shift, stats.transform.scale, stats.change_std)
         )
         truth = (np.concatenate([new - skip * obs, reward[:, None]], 1) - shift) / unit
         np.testing.assert_allclose(predictions.sample[:n], truth, rtol=1e-3, atol=1e-4)

@@ -10,7 +10,8 @@ import pytest
 
 from dynajax import replay, trust
 from dynajax.mbpo import MBPO, _gradient_step
-from dynajax.models import ensemble, fit_data, make_model, neural, targets, training
+from dynajax.models import MODELS, ensemble, fit_data, make_model, neural, targets, training
+from dynajax.models.base import DynamicsModel, Gaussian
 from dynajax.models.head_rescaling import rescale_heads
 from dynajax.models.model_env import ModelEnv
 from dynajax.runs.progress import Progress
@@ -40,7 +41,7 @@ def model(make, spec):
     config = make({"model.log_variance_min": -60, "model.log_variance_max": 60})
     dynamics = make_model(config.model, spec)
     state = jax.jit(lambda: ensemble.init(dynamics, jax.random.PRNGKey(0)))()
-    stats = state.stats._replace(target_std=TARGET_STD)
+    stats = state.stats._replace(change_std=TARGET_STD)
     return config, state._replace(stats=stats, elites=jnp.array([2, 0], jnp.int32))
 
 
@@ -290,7 +291,7 @@ def make_learner(config, spec):
     numbers = jnp.arange(120.0)
     obs = jnp.stack([numbers / 100, numbers, numbers], -1)
     data = learner.real_buffer.unpack()._replace(obs=obs)
-    stats = learner.model.stats._replace(target_std=jnp.array([0.5, 2.0, 10.0, 4.0]))
+    stats = learner.model.stats._replace(change_std=jnp.array([0.5, 2.0, 10.0, 4.0]))
     return learner._replace(
         real_buffer=replay.of_transitions(data, jnp.ones(120, bool)),
         model=learner.model._replace(stats=stats),
@@ -480,3 +481,71 @@ def test_state_of_a_rule_is_in_the_checkpoint(strict, spec, tmp_path):
     assert restored.step == 10
     chex.assert_trees_all_equal(restored.state.learners.trust, state.learners.trust)
     chex.assert_trees_all_equal(restored.state, state)
+
+
+# --- Value weight of a model whose reward depends on the next state -------------------------------
+
+
+class BadStates(DynamicsModel):
+    """Members predict different next states, all wrong, and the exact reward of a next state."""
+
+    has_variance = True
+
+    def init(self, key, members):
+        return {"offset": 0.3 * jax.random.normal(key, (members, 1))}
+
+    def predict_joint(self, params, stats, obs, action):
+        state = jnp.broadcast_to(params["offset"], obs.shape)
+        z = jnp.concatenate([state, jnp.zeros_like(obs[..., :1])], -1)
+        return Gaussian(z, jnp.full_like(z, -10.0))
+
+    def predict_reward(self, params, stats, obs, action, next_obs):
+        reward = next_obs.sum(-1, keepdims=True)
+        return Gaussian(reward, jnp.full_like(reward, -10.0))
+
+    def loss(self, params, stats, batch):
+        return jnp.zeros(())
+
+    def output_heads(self):
+        return ()
+
+
+@pytest.mark.parametrize("per_transition", [False, True])
+def test_value_weight_counts_the_rewards_of_wrong_next_states(
+    make, spec, monkeypatch, per_transition
+):
+    """Without discounting, TD targets are rewards, and those of the model's next states are wrong."""
+    monkeypatch.setitem(MODELS, "bad", BadStates)
+    settings = {
+        "model.network": "bad",
+        "model.reward_from": "next_state",
+        "learn.discount": 0.0,
+        "trust.per_transition": per_transition,
+    }
+    config = make({"rollout.source": "on_the_fly", **settings}, trust="value_weight")
+    algorithm = MBPO(config, spec._replace(termination=None))
+    keys = jax.random.split(KEY, 3)
+    obs = jax.random.normal(keys[0], (120, D))
+    next_obs = obs + jax.random.normal(keys[1], (120, D))
+    data = Transition(obs, jnp.zeros((120, A)), next_obs.sum(-1), jnp.ones(120), next_obs)
+
+    @jax.jit
+    def calibrated():
+        learner = algorithm.init(config, jnp.array(0), jnp.array(0))
+        learner = learner._replace(real_buffer=replay.of_transitions(data, jnp.ones(120, bool)))
+        split = algorithm.begin_fit(learner).data
+        learner = algorithm._calibrate(learner, learner.model, split)
+        env = algorithm.model_env(learner)
+        _, step = env.step(learner.trust, OBS, ACTIVE, 0, 1, KEY)
+        predicted = env.state.params["offset"] * D
+        return learner.trust, step.weight, predicted, split
+
+    state, weight, offsets, split = calibrated()
+    held = np.asarray(split.holdout_weights) > 0
+    truth = np.asarray(split.holdout.reward)[held]
+    error = np.var(np.asarray(split.holdout.obs).sum(-1)[held] - truth) / np.var(truth)
+    np.testing.assert_allclose(state.error, error, rtol=1e-4)
+    if per_transition:
+        # Nothing else differs between the members.
+        error = np.var(np.asarray(offsets)) / state.td_variance
+    np.testing.assert_allclose(weight, np.full(B, 1 / (1 + error)), rtol=1e-4)

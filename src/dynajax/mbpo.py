@@ -447,7 +447,10 @@ class MBPO:
         rule = self.trust_rule(learner)
         if not rule.needs_all_members:
             return learner
-        predictions = evaluation.holdout_predictions(self.dynamics(learner), state, data)
+        # A TD target has both reward and next state of one member.
+        predictions = evaluation.holdout_predictions(
+            self.dynamics(learner), state, data, given_next_obs=not rule.needs_values
+        )
         if rule.needs_values:
             values = self.model_env(learner).values(data.holdout.obs, data.holdout.action)
             predictions = predictions._replace(values=values)

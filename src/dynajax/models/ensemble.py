@@ -36,7 +36,7 @@ def init_stats(spec: EnvSpec) -> DataStats:
         transform=targets.identity_transform(spec.obs_dim),
         input_mean=jnp.zeros(inputs),
         input_std=jnp.ones(inputs),
-        target_std=jnp.ones(spec.obs_dim + 1),
+        change_std=jnp.ones(spec.obs_dim + 1),
         has_varied=jnp.zeros(spec.obs_dim + 1, bool),
     )
 

@@ -63,11 +63,20 @@ def choose_elites(
     return state, metrics | _report(state, of_elites, data)
 
 
-def holdout_predictions(dynamics: DynamicsModel, state: ModelState, data: DataSplit) -> Predictions:
-    """Return the members' predictions of the holdout in standard units, the truth as the sample."""
+def holdout_predictions(
+    dynamics: DynamicsModel, state: ModelState, data: DataSplit, *, given_next_obs: bool = True
+) -> Predictions:
+    """Return the members' predictions of the holdout in standard units, the truth as the sample.
+
+    Args:
+      given_next_obs: a reward that depends on the next state is predicted from the true one, instead
+        of from the one that the member predicts.
+    """
     holdout = data.holdout
     z = _targets(state, holdout)
-    inputs = holdout.obs, holdout.action, holdout.next_obs
+    inputs = [holdout.obs, holdout.action]
+    if given_next_obs:
+        inputs.append(holdout.next_obs)
     mean, log_variance = _predict(dynamics, state, *inputs)
     member = jnp.zeros(z.shape[0], jnp.int32)
     return to_standard_units(state.stats, mean, log_variance, member, z)

@@ -104,11 +104,11 @@ def analyze(
         )
         of_inputs = [targets.moments(x, data.weights) for x in (real.obs, real.action)]
         mean, std = (jnp.concatenate(x) for x in zip(*of_inputs, strict=True))
-        raw = targets.resolved_target(
-            transform.skip, real.obs, real.reward, real.next_obs, data.weights
+        change = targets.resolved_target(
+            jnp.ones_like(transform.skip), real.obs, real.reward, real.next_obs, data.weights
         )
-        _, target_std = targets.moments(raw, data.weights)
-        new_stats = DataStats(transform, mean, std, target_std, has_varied)
+        _, change_std = targets.moments(change, data.weights)
+        new_stats = DataStats(transform, mean, std, change_std, has_varied)
         return DataAnalysis(data, new_stats, new_dims)
 
     function: Any = one

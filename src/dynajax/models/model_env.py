@@ -20,6 +20,7 @@ from dynajax.trust import (
     TrustOutput,
     TrustRule,
     Values,
+    standard_units,
     to_normalized,
     to_standard_units,
 )
@@ -119,6 +120,20 @@ class ModelEnv:
             return reward + discount * v(next_obs)
 
         return Values(td_target, self.critic.q(obs, action))
+
+    def _with_values(
+        self, predictions: Predictions, obs: Float[Array, "B D"], action: Float[Array, "B A"]
+    ) -> Predictions:
+        """Return predictions with the critic, each member's reward given its own next state.
+
+        A TD target has the member's next state too, so its reward must not be that of another one.
+        """
+        stats = self.state.stats
+        if self.dynamics.reward_from_next_state:
+            own = ensemble.predict_all(self.dynamics, self.state, obs, action)
+            mean = own.mean * standard_units(stats)
+            predictions = predictions._replace(mean=mean)
+        return predictions._replace(values=self.values(obs, action))
 
     def _alive(
         self, obs: Float[Array, "B D"], action: Float[Array, "B A"], next_obs: Float[Array, "B D"]
@@ -220,7 +235,7 @@ class ModelEnv:
         output = TrustOutput()
         if predictions is not None:
             if self.rule.needs_values:
-                predictions = predictions._replace(values=self.values(obs, action))
+                predictions = self._with_values(predictions, obs, action)
             rule_key = jax.random.fold_in(noise.key, 2)
             trust, output = self.rule.apply(trust, predictions, step, length, rule_key)
         return trust, self._finish(obs, action, log_prob, z, output)
@@ -284,7 +299,7 @@ class ModelEnv:
         next_obs, reward = targets.decode(stats.transform, obs, z)
         penalty = None
         if output.reward_penalty is not None:
-            penalty = output.reward_penalty * stats.target_std[-1]
+            penalty = output.reward_penalty * stats.change_std[-1]
             reward = reward - penalty
         finite = jnp.isfinite(next_obs).all(-1) & jnp.isfinite(reward)
         next_obs = jnp.where(finite[:, None], next_obs, obs)

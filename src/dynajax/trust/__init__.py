@@ -7,6 +7,7 @@ from dynajax.trust.base import (
     TrustOutput,
     TrustRule,
     Values,
+    standard_units,
     to_normalized,
     to_standard_units,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "TrustRule",
     "Values",
     "make_rule",
+    "standard_units",
     "to_normalized",
     "to_standard_units",
     "trust_rule_class",

@@ -1,8 +1,8 @@
 """What a trust rule is: which synthetic transitions are kept, and how much they count.
 
-A rule sees the predictions of every member of the ensemble in units of the targets' standard
-deviation over the training split, whatever target transform the model learns with. So its settings
-mean the same on every task and with every fix. Rules are written for one learner. To add one,
+A rule sees the predictions of every member of the ensemble in units of the standard deviation of
+s' - s and of the reward over the training split, whatever target transform the model learns with. So
+its settings mean the same on every task and with every fix. Rules are written for one learner. To add one,
 subclass `TrustRule` in one file and add it to `TRUST`, or name it as `--trust=module:name`.
 """
 
@@ -36,6 +36,11 @@ class Predictions(NamedTuple):
     values: Values | None = None  # None unless the rule needs them
 
 
+def standard_units(stats: DataStats) -> Float[Array, " Z"]:
+    """Return the factor from model targets z to standard units."""
+    return stats.transform.scale / stats.change_std
+
+
 def to_standard_units(
     stats: DataStats,
     mean: Float[Array, "E B Z"],
@@ -45,14 +50,14 @@ def to_standard_units(
     active: Bool[Array, " B"] | bool = True,
 ) -> Predictions:
     """Return predictions of model targets z in standard units."""
-    ratio = stats.transform.scale / stats.target_std
+    ratio = standard_units(stats)
     variance = None if log_variance is None else jnp.exp(log_variance) * jnp.square(ratio)
     return Predictions(mean * ratio, variance, member, z * ratio, active)
 
 
 def to_normalized(stats: DataStats, sample: Float[Array, "B Z"]) -> Float[Array, "B Z"]:
     """Return a sample in standard units as model targets z."""
-    return sample * stats.target_std / stats.transform.scale
+    return sample * stats.change_std / stats.transform.scale
 
 
 class TrustOutput(NamedTuple):
