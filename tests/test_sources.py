@@ -1,5 +1,6 @@
 """Sources of synthetic data: where rollouts start, regenerated buffers, and algorithms that use them."""
 
+import dataclasses
 import types
 
 import jax
@@ -114,10 +115,11 @@ def test_buffer_is_cleared_and_refilled_at_the_right_steps(make, spec):
         if index % 3 == 0:
             assert (new[: length * size] != old[: length * size]).any(-1).all()
             np.testing.assert_array_equal(valid, np.arange(len(valid)) < length * size)
-            assert int(after) == length and float(metrics["valid_fraction"]) == 1
+            assert int(after) == length
         else:
             np.testing.assert_array_equal(new, old)
-            assert int(after) == blocks and np.isnan(metrics["valid_fraction"])
+            assert int(after) == blocks
+        assert float(metrics["valid_fraction"]) == 1
         # No minibatch has a transition that was cleared.
         kept = {row.tobytes() for row in new[valid]}
         sampled = np.asarray(inputs.synthetic.packed)
@@ -126,6 +128,22 @@ def test_buffer_is_cleared_and_refilled_at_the_right_steps(make, spec):
         blocks, old = int(after), new
     # The horizon has shrunk, so slots of earlier rollouts were cleared.
     assert blocks == 1
+
+
+def test_metrics_of_a_regenerated_buffer_are_those_of_its_transitions(make, spec):
+    settings = {"source.regenerate_every": 3, "rollout.horizon": (0, 9, 2, 3), "rollout.batch": 4}
+    config = make(settings | {"replay.synthetic": 16}, trust="uncertainty_weight")
+    algorithm = MBPO(config, spec)
+    learner = jax.jit(algorithm.init)(config, jnp.array(0), jnp.array(0))
+    source = algorithm.source(learner)
+    # Two of three steps were made; a rollout has ended after the first, and a slot is not valid.
+    valid = jnp.array([1, 1, 1, 1, 1, 0, 1, 1] + 8 * [0], bool)
+    weight = jnp.where(valid, jnp.arange(16) / 8.0, 9.0)
+    buffer = dataclasses.replace(learner.synthetic, valid=valid, weight=weight)
+    metrics = source._metrics_of_buffer(buffer, jnp.array(2))
+    assert float(metrics["valid_fraction"]) == 7 / 8
+    assert [float(metrics[f"accepted_fraction_{h}"]) for h in (1, 2, 3)] == [1, 0.75, 0]
+    np.testing.assert_allclose(metrics["weight"], (0 + 1 + 2 + 3 + 4 + 6 + 7) / 8 / 7)
 
 
 def test_both_engines_refill_the_buffer_at_the_same_steps(tmp_path):

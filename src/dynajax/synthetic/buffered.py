@@ -156,19 +156,27 @@ class Buffered(Source):
         # Only the buffer's flags are cleared: invalid slots are never sampled.
         empty = shared._replace(blocks=jnp.zeros_like(shared.blocks))
 
-        def regenerate(
-            carry: tuple[LearnerState, Metrics],
-        ) -> tuple[LearnerState, Metrics]:
-            learner, _ = carry
+        def regenerate(learner: LearnerState) -> LearnerState:
             buffer: ReplayBuffer = learner.synthetic
             buffer = dataclasses.replace(buffer, valid=jnp.zeros_like(buffer.valid))
             cleared = learner._replace(synthetic=buffer)
-            return self._roll_out(cleared, empty, model_env, starts, length, keys.rollout)
+            return self._roll_out(cleared, empty, model_env, starts, length, keys.rollout)[0]
 
-        # Agent steps without rollouts have no rollout metrics.
-        shapes = jax.eval_shape(regenerate, (learner, {}))[1]
-        missing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-        return apply_if(self._regenerates(shared), regenerate, (learner, missing))
+        learner = apply_if(self._regenerates(shared), regenerate, learner)
+        return learner, self._metrics_of_buffer(learner.synthetic, self.blocks_after(shared))
+
+    def _metrics_of_buffer(self, buffer: ReplayBuffer, blocks: Int[Array, ""]) -> Metrics:
+        """Return the metrics of the last regeneration, whose steps the buffer begins with.
+
+        Metrics are logged at evaluations, which are rarely agent steps that regenerate. A penalty is
+        NaN, because it is stored in the rewards only.
+        """
+        size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
+        kept = buffer.valid[: longest * size].reshape(longest, size).mean(1)
+        sums = {"kept": kept} | dict.fromkeys(self.rule.metrics, jnp.full((), jnp.nan))
+        if buffer.weight is not None:
+            sums["weight"] = jnp.where(buffer.valid, buffer.weight, 0.0).sum()
+        return rollout_metrics(self.rule, sums, size, blocks)
 
     def _roll_out(
         self,
@@ -220,6 +228,6 @@ class Buffered(Source):
         filled = jnp.minimum(self.blocks_after(shared), self._num_blocks) * size
         request = Request(key, (config.learn.utd, config.synthetic_batch))
         synthetic = replay.gather(buffer, replay.sample_indices(buffer, filled, [request])[0])
-        if self.separate:
+        if self.config.separate:
             return UpdateInputs(real, synthetic)
         return UpdateInputs(jax.vmap(replay.concatenate)(real, synthetic))
