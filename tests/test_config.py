@@ -416,7 +416,7 @@ def test_m2ac_is_valid_with_value_expansion_and_no_rollouts():
     """M2AC refuses a single rollout, but it can rank the transitions of an expanded minibatch."""
     settings = {"rollout.real_fraction": 1, "rollout.value_expansion_steps": 1}
     c = make("cheetah-run", algo="dynajax", trust="m2ac", settings=settings)
-    assert c.num_parallel_rollouts == 0
+    assert c.num_parallel_rollouts == c.learn.batch
 
 
 # --- the configuration as data ---------------------------------------------------------------

@@ -163,8 +163,10 @@ def test_table_of_algorithms_agrees_with_their_settings():
             assert float(share) == expected
         if config.has_rollouts:
             assert mixing == config.rollout.mixing
-        if config.has_model:
             assert (int(horizon),) == config.rollout.horizon
+        else:
+            assert mixing == horizon == ""
+        if config.has_model:
             assert trust == config.trust_name
             assert (reward == "joint") == (config.model.reward_from == "inputs")
         assert f"## {name}\n" in text

@@ -100,6 +100,24 @@ def check(agent="sac", trust="none", **settings):
     plugin_checks.check(config, SPEC)
 
 
+class Ranked(dynajax.TrustRule):
+    """A rule that compares the transitions of a batch, which must have some."""
+
+    needs_all_members = True
+
+    def apply(self, state, predictions, h, horizon, key):
+        u = predictions.mean.std(0).mean(-1)
+        assert u.shape == (self.batch,)
+        return state, dynajax.TrustOutput(keep_mask=u <= 0.9 * u.max())
+
+
+@pytest.mark.parametrize("source", ["none", "on_the_fly", "buffered"])
+def test_trust_rule_sees_transitions_with_value_expansion_alone(monkeypatch, source):
+    monkeypatch.setitem(dynajax.TRUST, "ranked", Ranked)
+    no_rollouts = {} if source == "buffered" else {"rollout_real_fraction": 1.0}
+    check(trust="ranked", rollout_source=source, rollout_value_expansion_steps=1, **no_rollouts)
+
+
 def line(call, *arguments, **keywords) -> str:
     """Return the one line of a usage error."""
     with pytest.raises(UsageError) as error:

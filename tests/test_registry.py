@@ -3,6 +3,7 @@
 import pytest
 
 from dynajax import UsageError, registry
+from dynajax.trust import TRUST
 
 
 class Base:
@@ -47,6 +48,13 @@ def test_unknown_name_error_has_the_nearest_and_all_names(name, near):
     assert "(of sac, simba, bro, or module:NAME" in text
     if name != "zzz":
         assert f"the nearest is {near} " in text
+
+
+def test_names_of_the_package_are_not_found_in_other_modules():
+    assert lookup_error("json:macura", TRUST) == (
+        "--agent=json:macura: the module 'json' has no 'macura'; it has nothing that is a class that "
+        "inherits from TrustRule"
+    )
 
 
 def test_users_module_is_imported(module):

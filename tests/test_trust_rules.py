@@ -194,6 +194,13 @@ def test_uncertainty_weight_by_hand():
     np.testing.assert_allclose(r.sample(p, jnp.array(0), KEY), [[2, 2, 5]])
 
 
+def test_uncertainty_weight_refuses_variants_that_differ_in_the_noise_only():
+    vary = {"rollout.state_noise": [0, 1]}
+    make_config("cheetah-run", vary=vary)
+    with pytest.raises(UsageError, match=r"^--vary rollout\.state_noise: .* without noise"):
+        make_config("cheetah-run", trust="uncertainty_weight", vary=vary)
+
+
 # --- Value weight ---------------------------------------------------------------------------------
 
 

@@ -55,7 +55,6 @@ ALGORITHMS: dict[str, Algorithm] = {
         {
             "rollout.source": "none",
             "rollout.value_expansion_steps": 1,
-            "rollout.horizon": (1,),
             "model.reward_from": "inputs",
         },
         agent=None,

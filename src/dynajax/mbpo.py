@@ -229,7 +229,7 @@ class MBPO:
         inputs = materialize(inputs)
         metrics = metrics | reward_means(inputs, self.config.real_batch)
         expansion_keys = self._expansion_keys(keys)
-        agent, noise = self.agent(learner), self._noise(learner, source, keys)
+        agent, noise = self.agent(learner), self._noise(learner, keys)
         model_env = self.model_env(learner)
         if self.config.has_model:
             model_env = model_env.select_members()
@@ -397,9 +397,9 @@ class MBPO:
             starts = replay.sample_indices(buffer, count, recent, window=window)
         return replay.gather(buffer, indices), starts
 
-    def _noise(self, learner: LearnerState, source: Source, keys: StepKeys) -> tuple[Any, ...]:
+    def _noise(self, learner: LearnerState, keys: StepKeys) -> tuple[Any, ...]:
         """Draw the agent's noise for every minibatch of an update, leaves (U, ...)."""
-        parts = 2 if source.separate else 1
+        parts = 2 if self.config.separate else 1
         noise = self.agent(learner).noise(keys.update, self.config.learn.utd * parts)
         return tuple(
             jax.tree.map(operator.itemgetter(slice(i, None, parts)), noise) for i in range(parts)

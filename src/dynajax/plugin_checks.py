@@ -421,7 +421,7 @@ def _check_source(config: Config, spec: EnvSpec) -> None:
         *arguments,
         returns=several(learner=before, inputs=inputs, metrics=scalars()),
     )
-    count = 2 if attribute(owner, source, "separate", returns=array(_BOOL)) else 1
+    count = 2 if config.separate else 1
     trust = like(learner.trust, "the trust rule's state")
     batches = listed(_minibatch(spec, config.learn.batch), count)
     of_one = env.select_members(), learner.trust, jax.tree.map(lambda x: x[0], prepared)

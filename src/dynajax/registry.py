@@ -91,8 +91,9 @@ def find(
     defined = getattr(imported, short_name, None)
     if accepts(defined) and defined is not base:
         return defined
-    if short_name in entries:
-        entry = entries[short_name]
+    entry = entries.get(short_name)
+    # The name of another module cannot mean an entry of this package.
+    if entry is not None and (imported is None or not _is_of_package(entry)):
         if not accepts(entry):
             raise UsageError(
                 f"{flag}={name}: {_shown(entry)} is registered as {short_name!r}; it "
@@ -113,6 +114,11 @@ def find(
         f"{flag}={name}: unknown name; the nearest is {nearest(short_name, entries)} "
         f"(of {', '.join(entries)}, or module:NAME of a module of yours)"
     )
+
+
+def _is_of_package(entry: Any) -> bool:
+    """Return whether an entry is a class of this package."""
+    return isinstance(entry, type) and entry.__module__.startswith(f"{__package__}.")
 
 
 def _own_entries(

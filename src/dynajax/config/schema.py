@@ -184,10 +184,10 @@ class RolloutConfig:
         0.0, 0, 1, about="share of uniform random actions in rollouts"
     )
     state_noise: float = traced(
-        1.0, 0, about="factor on the predicted standard deviation of the state; 0: the mean"
+        1.0, 0, about="factor on the predicted standard deviation of the state"
     )
     reward_noise: float = traced(
-        1.0, 0, about="factor on the predicted standard deviation of the reward; 0: the mean"
+        1.0, 0, about="factor on the predicted standard deviation of the reward"
     )
 
     def check(self, config: "Config") -> None:
@@ -418,9 +418,14 @@ class Config:
 
     @property
     def num_parallel_rollouts(self) -> int:
-        """B, the number of rollouts that run in parallel."""
+        """B, the number of rollouts that run in parallel.
+
+        Without synthetic transitions these are the model steps that expand a minibatch's targets.
+        """
         if self.is_buffered:
             return self.rollout.batch
+        if not self.synthetic_batch:
+            return self.learn.batch
         return -(-self.synthetic_batch // self.rollout.horizon[0])
 
     def check(self) -> None:

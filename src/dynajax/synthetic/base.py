@@ -78,11 +78,6 @@ class Source:
           UsageError: one line that names the setting and the remedy.
         """
 
-    @property
-    def separate(self) -> bool:
-        """Whether real and synthetic transitions have updates of their own (`rollout.mixing`)."""
-        return self.config.separate
-
     def init(self) -> Any:
         """Return the source's own state, `learner.synthetic`: any pytree, such as a buffer."""
         return None
@@ -121,7 +116,9 @@ class Source:
     def minibatches(
         self, model_env: ModelEnv, trust: Any, inputs: UpdateInputs
     ) -> tuple[Any, list[Minibatch], Metrics]:
-        """Return the minibatches of one update: one, or a real and a synthetic one if `separate`.
+        """Return the minibatches of one update: one, or a real and a synthetic one.
+
+        There are two if `rollout.mixing` is separate.
 
         Args:
           model_env: with the agent's present policy.
@@ -135,7 +132,7 @@ class Source:
         if inputs.synthetic is None:
             return trust, [real], {}
         synthetic = replay.to_minibatch(inputs.synthetic)
-        if self.separate:
+        if self.config.separate:
             return trust, [real, synthetic], {}
         return trust, [replay.concatenate(real, synthetic)], {}
 

@@ -79,7 +79,7 @@ class OnTheFly(Source):
         if inputs.starts is None:
             return trust, [real], {}
         trust, synthetic, metrics = self._generate(model_env, trust, inputs.starts)
-        if self.separate:
+        if self.config.separate:
             return trust, [real, synthetic], metrics
         return trust, [replay.concatenate(real, synthetic)], metrics
 

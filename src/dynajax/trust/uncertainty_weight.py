@@ -4,7 +4,9 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
+from dynajax.config import Config
 from dynajax.trust.base import Predictions, TrustOutput, TrustRule, relative_to_first
+from dynajax.types import UsageError
 
 
 class UncertaintyWeight(TrustRule):
@@ -18,6 +20,16 @@ class UncertaintyWeight(TrustRule):
     needs_all_members = True
     uses_weights = True
     metrics = ("weight",)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse variants that differ in the noise only, because transitions have none."""
+        varied = {path for variant in config.variants for path, _ in variant.values}
+        for path in sorted(varied & {"rollout.state_noise", "rollout.reward_noise"}):
+            raise UsageError(
+                f"--vary {path}: with --trust=uncertainty_weight a transition is the members' mean, "
+                "without noise; leave it out, or choose another rule"
+            )
 
     def sample(
         self, predictions: Predictions, h: Int[Array, ""], key: Array

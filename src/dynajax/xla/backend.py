@@ -203,7 +203,7 @@ def options(function: str = "") -> dict[str, Any]:
     chosen = {} if function == "init" else _CPU
     if function == "fit" and "avx512f" in processor_features():
         chosen = chosen | _WIDE_VECTORS
-    if function not in ("", "fit", "learn"):
+    if function not in ("", "fit", "learn", "learn_corrected"):
         chosen = chosen | _NO_EMITTERS
     # A program's level would replace the one of JAX_DISABLE_MOST_OPTIMIZATIONS.
     if function and not jax.config.read("jax_disable_most_optimizations"):
