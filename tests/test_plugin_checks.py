@@ -227,7 +227,7 @@ AGENTS = [
     (Linear, {"check": classmethod(lambda cls, c: c.x)}, "check raised AttributeError: 'Config'"),
     (Linear, {"check": lambda self, c: None}, "check(self, c) takes other arguments than the 1"),
     (SAC, {"aggregate_critics": lambda self, q: q.min()}, "aggregate_critics returned float32 ()"),
-    (SAC, {"critic_loss": lambda self, q, t, w: q}, "critic_loss returned float32 (2, 16, 1)"),
+    (SAC, {"critic_loss": lambda self, q, t, w, n: q}, "critic_loss returned float32 (2, 16, 1)"),
     (SAC, {"optimizer": 1e-3}, "Wrong.optimizer is float 0.001"),
     (SAC, {"actor_network": property(lambda self: None)}, "actor_network returned None ("),
     (SAC, {"actor_network": lambda self: Dense()}, "decorate it with @property"),

@@ -75,6 +75,10 @@ def test_weighted_losses_by_hand():
     target = jnp.array([2.0, 2.0, 0.0])
     # (3 * 2 + 1 * 9) / 4
     assert sac.critic_loss(q, target, weight) == 3.75
+    # A weight that all share counts, as in WIMLE.
+    half, counts = weight / 2, (weight > 0).astype(float)
+    total = sac.critic_loss(q, target, weight, counts)
+    assert sac.critic_loss(q, target, half, counts) == total / 2
     # (3 * (0.5 * 2 - 1) + (0.5 * -4 - 2)) / 4
     log_prob = jnp.array([2.0, -4.0, 7.0])
     assert sac.actor_loss(0.5, log_prob, q.min(0), weight) == -1.0
@@ -387,9 +391,9 @@ def test_transitions_of_weight_zero_have_no_effect():
     spoiled = jax.tree.map(lambda x: np.where(np.arange(B) % 3 > 0, x.T, 9.0).T, batch)
     after, _ = update(agent, batch, weight, weight, noise)
     chex.assert_trees_all_equal(after, update(agent, spoiled, weight, weight, noise)[0])
-    # A constant weight has no effect. The actor's weights do not affect the critics.
+    # Equal counts have no effect. The actor's do not affect critics without weights.
     plain, _ = update(agent, batch, None, None, noise)
-    even, _ = update(agent, batch, jnp.full(B, 2.0), jnp.full(B, 0.5), noise)
+    even, _ = update(agent, batch, jnp.ones(B), jnp.ones(B), noise)
     chex.assert_trees_all_close(even, plain, rtol=1e-4, atol=1e-5)
     other, _ = update(agent, batch, None, weight, noise)
     chex.assert_trees_all_close(other.critic, plain.critic, rtol=1e-5, atol=1e-6)

@@ -244,7 +244,8 @@ def _check_losses_of_sac(owner: str, agent: SAC, state: Any) -> None:
     call(owner, agent.q_values, q, returns=array(_FLOAT, *q.shape[:-1]))
     next_q = call(owner, agent.aggregate_critics, q, returns=array(_FLOAT, *q.shape[1:]))
     target = call(owner, agent.target, batch, next_q, scalar, batch.reward)
-    call(owner, agent.critic_loss, q, target, batch.reward, returns=array(_FLOAT))
+    weights = batch.reward, batch.reward
+    call(owner, agent.critic_loss, q, target, *weights, returns=array(_FLOAT))
 
 
 def _check_trust_rule(config: Config, spec: EnvSpec) -> None:

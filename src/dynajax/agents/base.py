@@ -80,8 +80,10 @@ class Agent(metaclass=abc.ABCMeta):
 
         Args:
           batch: leaves (B, ...).
-          critic_weight, actor_weight: weight of each transition in a loss, 0 for an invalid one;
-            None weights all alike.
+          critic_weight: weight of each transition in the critic's loss, sum w l / sum n; 0 for an
+            invalid one.
+          actor_weight: n, 1 for each transition and 0 for an invalid one: its weight in other losses.
+            None weights all alike, as does None for the critic.
           noise: one of the U elements that `noise` returned.
 
         Returns:

@@ -71,17 +71,18 @@ def quantile_loss(
     q: Float[Array, "C B Q"],
     target: Float[Array, "B P"],
     weight: Float[Array, " B"] | None = None,
+    counts: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
     """Return the quantile Huber loss (Dabney et al., 2018, equation 10).
 
-    It is the sum over critics and quantiles of the mean over targets and the batch.
+    It is the sum over critics and quantiles of the mean over targets and the batch, see `weighted_mean`.
     """
     chex.assert_rank([q, target], [3, 2])
     levels = (jnp.arange(q.shape[-1]) + 0.5) / q.shape[-1]
     error = target[None, :, None, :] - q[..., None]
     huber = jnp.where(jnp.abs(error) <= 1, 0.5 * jnp.square(error), jnp.abs(error) - 0.5)
     tilt = jnp.abs(levels[:, None] - jax.lax.stop_gradient(error < 0))
-    return weighted_mean((tilt * huber).mean(-1).sum((0, 2)), weight)
+    return weighted_mean((tilt * huber).mean(-1).sum((0, 2)), weight, counts)
 
 
 class BRO(SAC):
@@ -137,6 +138,7 @@ class BRO(SAC):
         q: Float[Array, "C B Q"],
         target: Float[Array, "B Q"],
         weight: Float[Array, " B"] | None,
+        counts: Float[Array, " B"] | None,
     ) -> Float[Array, ""]:
         """Return the quantile Huber loss of all critics."""
-        return quantile_loss(q, target, weight)
+        return quantile_loss(q, target, weight, counts)

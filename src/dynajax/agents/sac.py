@@ -107,13 +107,21 @@ def tanh_gaussian(
 
 
 def weighted_mean(
-    values: Float[Array, " B"], weight: Float[Array, " B"] | None
+    values: Float[Array, " B"],
+    weight: Float[Array, " B"] | None,
+    counts: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """Return sum w x / sum w, or the plain mean without weights."""
+    """Return sum w x / sum n, or the plain mean without weights.
+
+    Args:
+      weight: w.
+      counts: n, 1 for values that count and 0 for others; the weights themselves if not given.
+    """
     if weight is None:
         return values.mean()
     chex.assert_equal_shape([values, weight])
-    return (weight * values).sum() / jnp.maximum(weight.sum(), 1e-8)
+    counts = weight if counts is None else counts
+    return (weight * values).sum() / jnp.maximum(counts.sum(), 1e-8)
 
 
 def td_target(
@@ -129,11 +137,14 @@ def td_target(
 
 
 def critic_loss(
-    q: Float[Array, "C B"], target: Float[Array, " B"], weight: Float[Array, " B"] | None = None
+    q: Float[Array, "C B"],
+    target: Float[Array, " B"],
+    weight: Float[Array, " B"] | None = None,
+    counts: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """Return mean_B sum_C (Q - y)^2."""
+    """Return mean_B sum_C (Q - y)^2, see `weighted_mean`."""
     chex.assert_equal_shape_suffix([q, target], 1)
-    return weighted_mean(jnp.square(q - target).sum(0), weight)
+    return weighted_mean(jnp.square(q - target).sum(0), weight, counts)
 
 
 def actor_loss(
@@ -227,10 +238,14 @@ class SAC(Agent):
         return td_target(self.learn.discount, batch, next_q[..., 0], temperature, log_prob)
 
     def critic_loss(
-        self, q: Float[Array, "C B X"], target: Array, weight: Float[Array, " B"] | None
+        self,
+        q: Float[Array, "C B X"],
+        target: Array,
+        weight: Float[Array, " B"] | None,
+        counts: Float[Array, " B"] | None,
     ) -> Float[Array, ""]:
         """Return the loss of the critics' outputs."""
-        return critic_loss(q[..., 0], target, weight)
+        return critic_loss(q[..., 0], target, weight, counts)
 
     def init(self, key: Array) -> SACState:
         """Return a new agent; the target critics start as copies of the critics."""
@@ -322,7 +337,8 @@ class SAC(Agent):
 
         def loss_of_critic(critic: Params) -> tuple[Array, Array]:
             q = self._q(critic, obs, batch.action)
-            return self.critic_loss(q, target, critic_weight), self.q_values(q).mean()
+            loss = self.critic_loss(q, target, critic_weight, actor_weight)
+            return loss, self.q_values(q).mean()
 
         (loss_q, q_mean), gradient = jax.value_and_grad(loss_of_critic, has_aux=True)(state.critic)
         critic, critic_opt_state = _descend(

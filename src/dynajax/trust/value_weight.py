@@ -49,22 +49,21 @@ class ValueWeight(TrustRule):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse one weight for all transitions of a minibatch, which would change nothing."""
+        """Refuse one weight for all transitions of a run, to which Adam does not react."""
         # A buffer that is not cleared has the weights of several fits.
         several = config.is_buffered and not getattr(config.source, "regenerate_every", 0)
         if config.trust.per_transition or several:
             return
         causes = {
             f"rollout.source={config.rollout.source}": not config.has_rollouts,
-            "rollout.mixing=separate": config.separate,
             f"rollout.real_fraction={config.rollout.real_fraction:g}": not config.real_batch,
         }
         setting = next((name for name, holds in causes.items() if holds), None)
         if setting is not None:
             raise UsageError(
-                f"--trust=value_weight: with --set {setting} all transitions of a minibatch have the "
-                "same weight, which changes nothing; choose --set trust.per_transition=true, or mix "
-                "real and synthetic transitions"
+                f"--trust=value_weight: with --set {setting} all transitions have the same weight, "
+                "which changes nothing; choose --set trust.per_transition=true, or use real and "
+                "synthetic transitions"
             )
 
     def init(self) -> ValueWeightState:
