@@ -3,7 +3,7 @@
   python results/scripts/seven.py results/seven
 
 Reads every run directory in the folder, and writes claims.md, learners.csv (a line for each learner),
-effects.csv (a line for each task and pair of arms), index.csv, seven.png, and a figure of each metric of
+table.csv (a line for each task and pair of arms), index.csv, seven.png, and a figure of each metric of
 the mechanism beside them. results/seven/README.md registers the statistic and the claims.
 """
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     ]
     write_csv(folder / "learners.csv", rows)
     write_csv(
-        folder / "effects.csv",
+        folder / "table.csv",
         [
             {
                 "task": cell.task,
