@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dynajax.train import Result, train
     from dynajax.trust import TRUST, Predictions, TrustOutput, TrustRule
     from dynajax.types import UsageError
+    from dynajax.xla.backend import use_cores
 
 __version__ = "0.1.0"
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "static",
     "traced",
     "train",
+    "use_cores",
     "write_report",
 ]
 
@@ -82,6 +84,7 @@ _PLACES = {
     **dict.fromkeys(("Result", "train"), "train"),
     "UsageError": "types",
     "make_config": "settings",
+    "use_cores": "xla.backend",
 }
 _CALLED = {"make_config": "make"}
 
