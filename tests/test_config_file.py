@@ -15,6 +15,7 @@ RUNS = [
     {"preset": "paper", "fixes": ["none", "scale,target"], "vary": {"learn.discount": "0.98"}},
     {"algo": "model-free", "vary": {"agent.learning_rate": ["1e-3", "3e-4"]}},
     {"oracle": "both", "algo": "dynajax"},
+    {"algo": "dynajax", "fixes": ["none"], "agent": "sac"},
     {"settings": {"model.likelihood": "deterministic", "rollout.horizon": "1,5,20,100"}},
 ]
 
@@ -28,19 +29,29 @@ def test_config_of_a_run_makes_the_same_config_again(arguments, tmp_path):
     assert config_file.read(tmp_path) == found
 
 
-def test_only_chosen_settings_are_arguments_so_that_another_preset_can_be_chosen(tmp_path):
-    config = make_config("pendulum-swingup", settings={"learn.utd": 3})
-    found = config_file.from_config(as_dict(config))
+@pytest.mark.parametrize(
+    ("algo", "chosen"),
+    [
+        ("mbpo", {"algo": "dynajax"}),
+        ("mbpo", {"preset": "paper"}),
+        ("mbpo", {"algo": "model-free", "preset": "paper"}),
+        ("dynajax", {"algo": "mbpo"}),
+        ("dynajax", {"algo": "model-free"}),
+        ("macura", {"algo": "mbpo"}),
+    ],
+)
+def test_another_algorithm_or_preset_brings_its_defaults(algo, chosen):
+    arguments = {"algo": algo, "settings": {"learn.utd": 3}}
+    found = config_file.from_config(as_dict(make_config("pendulum-swingup", **arguments)))
     assert found["settings"] == {"learn.utd": 3}
-    again = make_config(**found | {"algo": "model-free", "preset": "paper"})
-    assert again == make_config(
-        "pendulum-swingup",
-        algo="model-free",
-        preset="paper",
-        agent=config.agent_name,
-        steps=config.steps,
-        settings={"learn.utd": 3},
-    )
+    assert make_config(**found | chosen) == make_config("pendulum-swingup", **arguments | chosen)
+
+
+def test_agent_trust_rule_fixes_and_steps_of_a_run_stay_with_another_algorithm():
+    chosen = {"agent": "sac", "trust": "m2ac", "fixes": ["scale", "beta"], "steps": 900}
+    found = config_file.from_config(as_dict(make_config("pendulum-swingup", **chosen)))
+    again = make_config(**found | {"algo": "macura"})
+    assert again == make_config("pendulum-swingup", algo="macura", **chosen)
 
 
 def test_toml_file_has_the_names_of_the_flags(tmp_path):

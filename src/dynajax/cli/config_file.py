@@ -82,7 +82,7 @@ def _from_toml(path: Path, text: str) -> dict[str, Any]:
 def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments of `make_config` that make a configuration again, with few settings.
 
-    Only settings that differ from those of the algorithm, agent and preset are arguments, so that
+    Only what differs from the defaults of the algorithm, agent and preset is an argument, so that
     another algorithm, agent or preset can be chosen in their place.
 
     Args:
@@ -97,6 +97,14 @@ def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:
         name: plain[f"{name}_name" if name in ("agent", "trust") else name] for name in VALUES
     }
     arguments["fixes"] = list(dict.fromkeys(v.partition(";")[0] for v in plain["variants"]))
+    default = settings.make(plain["env"], algo=plain["algo"], preset=plain["preset"])
+    defaults = {
+        "agent": default.agent_name,
+        "trust": default.trust_name,
+        "steps": default.steps,
+        "fixes": [v.name for v in default.variants],
+    }
+    arguments = {name: v for name, v in arguments.items() if v != defaults.get(name)}
     wanted = {f"{g}.{name}": v for g in GROUPS for name, v in (plain.get(g) or {}).items()}
     chosen: dict[str, Any] = {}
     while True:
