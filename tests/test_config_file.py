@@ -77,6 +77,7 @@ def test_toml_file_has_the_names_of_the_flags(tmp_path):
         ("a.toml", "seeds = ", "neither a TOML file nor a run's config.json"),
         ("a.toml", "fix = 3", "fix must be text"),
         ("a.toml", "settings = 3", "settings must be a table"),
+        ("config2.json", "[]", "not a run configuration"),
         ("config.json", "{}", "not a run configuration"),
         ("config.json", "[1", "not a run configuration"),
         ("config.json", '{"config": {"env": "pendulum-swingup"}}', "not a run configuration"),
