@@ -250,6 +250,13 @@ def test_old_task_versions_load_without_warning():
         envs.make("Hopper-v4").close()
 
 
+def test_name_that_is_not_a_string_is_refused_in_one_line():
+    with pytest.raises(
+        UsageError, match=r"^--env=3: it must be a name, or module:NAME, as a string$"
+    ):
+        envs.check_name(3)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

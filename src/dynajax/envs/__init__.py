@@ -35,8 +35,10 @@ def check_name(name: str) -> None:
     """Import the module of a task, and check that the task exists, without making it.
 
     Raises:
-      UsageError: there is no such task.
+      UsageError: there is no such task, or the name is not a string.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"--env={name!r}: it must be a name, or module:NAME, as a string")
     if not (_is_gymnasium(name) and name in gymnasium.registry) and not is_device_only(name):
         _check_name(name)
 
