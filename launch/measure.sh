@@ -25,15 +25,17 @@ python=${PYTHON:-python}
 device=${DEVICE:-h100}
 read -ra run_flags <<<"${RUN_FLAGS:-}"
 envs=cheetah-run,humanoid-stand learners=1,6,16,64 seeds=6 seconds=1 preset=(--preset=paper)
+model_flags=()
 evaluations=(--set=eval.every=2500 --set=eval.episodes=10)
 tests=(tests/test_sac.py tests/test_ensemble.py tests/test_training.py tests/test_replay.py
   tests/test_device_tasks.py -k "not float64 and not (float32 and (quadruped or humanoid or cheetah))")
 if [[ -n ${DRY:-} ]]; then
   envs=pendulum-swingup learners=1 seeds=1 seconds=0.01 device=cpu
   tests=(tests/test_replay.py -k mapped)
-  small=(--set=replay.real=500 --set=agent.critic_width=8 --set=agent.actor_width=8 --set=model.width=8
-    --set=model.fit_steps=5 --set=model.max_holdout=20 --set=rollout.batch=100)
-  preset=(--preset=quick "${small[@]}")
+  small=(--set=replay.real=500 --set=agent.critic_width=8 --set=agent.actor_width=8)
+  model_flags=(--set=model.width=8 --set=model.fit_steps=5 --set=model.max_holdout=20
+    --set=rollout.batch=100)
+  preset=(--preset=quick "${small[@]}" "${model_flags[@]}")
   run_flags+=("${small[@]}" --steps=200 --seeds=1 --set=random_steps=100)
   evaluations=(--set=eval.every=100 --set=eval.episodes=1)
 fi
@@ -82,8 +84,10 @@ study() {
 
 for env in quadruped-walk hopper-stand; do
   quick=(--env="$env" --preset=quick --steps=20000 --seeds=16 "${evaluations[@]}")
-  study "$env-tenth-synthetic" 4 "${quick[@]}" --algo=dynajax --set=rollout.real_fraction=0.9
+  study "$env-tenth-synthetic" 4 "${quick[@]}" --algo=dynajax --set=rollout.real_fraction=0.9 \
+    "${model_flags[@]}"
   study "$env-model-free" 2 "${quick[@]}" --algo=model-free
 done
-study modern 5 --env=quadruped-walk --preset=modern --algo=dynajax --steps=50000 --seeds=8 "${evaluations[@]}"
+study modern 5 --env=quadruped-walk --preset=modern --algo=dynajax --steps=50000 --seeds=8 "${evaluations[@]}" \
+  "${model_flags[@]}"
 echo "written: $out"

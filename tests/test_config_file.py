@@ -1,13 +1,17 @@
 """`--config FILE`: a run's config.json or a TOML file gives the arguments of a run."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import scripts
 from dynajax import UsageError, make_config
 from dynajax.cli import config_file
 from dynajax.config import as_dict
 
+ROOT = Path(__file__).parents[1]
 RUNS = [
     {},
     {"algo": "dynajax", "agent": "simba", "seeds": 3, "seed": 7, "steps": 900},
@@ -52,6 +56,40 @@ def test_agent_trust_rule_fixes_and_steps_of_a_run_stay_with_another_algorithm()
     found = config_file.from_config(as_dict(make_config("pendulum-swingup", **chosen)))
     again = make_config(**found | {"algo": "macura"})
     assert again == make_config("pendulum-swingup", algo="macura", **chosen)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Return a function that shows the fields of a run, and returns exit status and streams."""
+    with scripts.loaded(ROOT / "experiments" / "run.py") as script:
+
+        def show_fields(*flags):
+            status = scripts.run(script, monkeypatch, *flags, "--fields")
+            return status, *capsys.readouterr()
+
+        yield show_fields
+
+
+def test_flag_for_no_model_replaces_what_the_file_says_about_the_model(command, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'trust = "m2ac"\nfix = "scale"\n[settings]\nmodel.width = 9\nlearn.utd = 3\n'
+        "[vary]\nrollout.state_noise = [0, 1]\n"
+    )
+    assert re.search(r"model\.width +9 ", command(f"--config={path}")[1])
+    status, out, err = command(f"--config={path}", "--algo=model-free")
+    assert (status, err) == (0, "")
+    assert re.search(r"model\.width +128 ", out) and re.search(r"learn\.utd +3 ", out)
+
+
+@pytest.mark.parametrize("setting", ["model.width=9", "rollout.real_fraction=0.5"])
+def test_setting_without_effect_is_refused_in_one_line(command, setting):
+    status, out, err = command("--algo=model-free", f"--set={setting}")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error: --set {setting}: without a model it has no effect; leave it out, or choose "
+        "--algo=mbpo\n"
+    )
 
 
 def test_toml_file_has_the_names_of_the_flags(tmp_path):

@@ -336,6 +336,35 @@ def test_error_of_study_names_file_and_key(tmp_path, old, new, key, words):
         assert word in text
 
 
+ALL = "[settings]\n"
+ARM = '[arms.a]\nalgorithms = ["mbpo"]\n[arms.b]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (ALL + "model.widht = 3", "settings.model.widht"),
+        (ALL + "[vary]\nrollout.state_noise = [0, 1]", "vary.rollout.state_noise"),
+        ('trust = ["m2ac"]', "trust"),
+        ('fixes = ["scale"]', "fixes"),
+        (ARM + "settings = { model.width = 3 }", "arms.b: settings.model.width"),
+        (ARM + 'fixes = ["scale"]', "arms.b: fixes"),
+    ],
+)
+def test_study_refuses_what_has_no_effect_without_a_model(tmp_path, text, key):
+    path = write(tmp_path, f'tasks = ["Pendulum-v1"]\nalgorithms = ["model-free"]\n{text}\n')
+    with pytest.raises(UsageError) as caught:
+        study.load(path)
+    assert str(caught.value).startswith(f"{path}: {key}: no run has a model")
+
+
+def test_arm_without_a_model_ignores_shared_settings_of_the_model(tmp_path):
+    shared = 'tasks = ["Pendulum-v1"]\nfixes = ["scale"]\nsettings = { model.width = 3 }\n'
+    path = write(tmp_path, f'{shared}[arms.a]\n[arms.b]\nalgorithms = ["model-free"]\n')
+    first, second = study.load(path).runs
+    assert "--set=model.width=3" in first.flags and not any("model.w" in f for f in second.flags)
+
+
 def complete(base):
     """Return a subclass that has every method which the base class requires."""
     methods = dict.fromkeys(base.__abstractmethods__, lambda self, *arguments: None)

@@ -19,7 +19,7 @@ from typing import Any
 
 from dynajax import envs, settings
 from dynajax.config import GROUPS, parse_variant
-from dynajax.launch.study import flatten
+from dynajax.launch.study import MODEL_GROUPS, flatten
 from dynajax.types import UsageError
 
 #: Flags of one value that a file may have, and the argument of `make_config` that each sets.
@@ -80,6 +80,15 @@ def _from_toml(path: Path, text: str) -> dict[str, Any]:
         "vary": flatten(content.get("vary", {}), "vary"),
         "settings": flatten(content.get("settings", {}), "settings"),
     }
+
+
+def without_model(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `make_config` without those that have no effect without a model."""
+    kept = {n: value for n, value in arguments.items() if n not in ("trust", "fixes", "oracle")}
+    for name in ("vary", "settings"):
+        fields = arguments[name].items()
+        kept[name] = {p: value for p, value in fields if p.split(".")[0] not in MODEL_GROUPS}
+    return kept
 
 
 def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:

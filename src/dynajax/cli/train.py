@@ -20,6 +20,7 @@ from dynajax import cli, envs, make_config, train
 from dynajax.cli import common, config_file
 from dynajax.cli import flags as shared
 from dynajax.config import Config
+from dynajax.launch.study import MODEL_GROUPS
 from dynajax.runs import video
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.progress import duration
@@ -27,6 +28,7 @@ from dynajax.runtime import distributed, exit_status, signals
 from dynajax.runtime.timers import STAGES, Clock
 from dynajax.settings import all_settings
 from dynajax.train import Result, run_folder
+from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
 shared.define_env("cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
@@ -63,6 +65,8 @@ def arguments_from_flags() -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if FLAGS.config is not None:
         arguments = config_file.read(common.expand_path(FLAGS.config))
+        if FLAGS["algo"].present and FLAGS.algo == "model-free":
+            arguments = config_file.without_model(arguments)
     arguments |= {
         name: FLAGS[name].value
         for name in config_file.VALUES
@@ -79,11 +83,22 @@ def arguments_from_flags() -> dict[str, Any]:
 
 
 def config_from_flags() -> Config:
-    """Return the configuration that the flags describe."""
+    """Return the configuration that the flags describe.
+
+    Raises:
+      UsageError: a flag is wrong, or has no effect.
+    """
     arguments = arguments_from_flags()
     # The module of a user's task may register fixes, so import it before they are parsed.
     envs.check_name(arguments["env"])
-    return make_config(**arguments)
+    config = make_config(**arguments)
+    for path, value in arguments["settings"].items():
+        if not config.has_model and path.split(".")[0] in MODEL_GROUPS:
+            raise UsageError(
+                f"--set {path}={value}: without a model it has no effect; leave it out, or choose "
+                "--algo=mbpo"
+            )
+    return config
 
 
 def list_fields(config: Config) -> str:

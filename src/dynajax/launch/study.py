@@ -29,7 +29,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,9 @@ from dynajax.config.presets import PRESETS
 from dynajax.envs import mjx
 from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
+
+#: Groups of settings that have no effect without a model.
+MODEL_GROUPS = ("model", "rollout", "source", "trust")
 
 
 class StudyRun(NamedTuple):
@@ -149,12 +152,15 @@ def _parse(name: str, raw: Mapping[str, Any]) -> Study:
         if not isinstance(value, bool | int | float | str):
             raise UsageError(f"slurm.{option}: an option of sbatch takes one value")
     runs = [] if values["arms"] else list(_runs(values))
-    for arm in values["arms"]:
+    for arm, table in values["arms"].items():
         of_arm = _arm(raw, values, arm)
         try:
-            runs += [run._replace(name=f"{run.name}-{arm}") for run in _runs(of_arm)]
+            runs_of_arm = [run._replace(name=f"{run.name}-{arm}") for run in _runs(of_arm)]
+            _refuse_unused(table, runs_of_arm)
         except UsageError as error:
             raise UsageError(f"arms.{arm}: {error}") from None
+        runs += runs_of_arm
+    _refuse_unused(raw, runs)
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -187,6 +193,29 @@ def _arm(raw: Mapping[str, Any], values: dict[str, Any], name: str) -> dict[str,
         kept = {p: value for p, value in values[table].items() if not p.startswith(replaced)}
         merged[table] = kept | (merged[table] if table in arm else {})
     return merged
+
+
+def _refuse_unused(table: Mapping[str, Any], runs: Sequence[StudyRun]) -> None:
+    """Refuse what a study or an arm sets for a model if none of its runs has one.
+
+    Args:
+      table: the keys of the study or of the arm alone.
+      runs: its runs.
+    """
+    if any(run.config.has_model for run in runs):
+        return
+    unused = [
+        f"{name}.{path}"
+        for name in ("settings", "vary")
+        for path in flatten(table.get(name, {}), name)
+        if path.split(".")[0] in MODEL_GROUPS
+    ]
+    unused += [key for key in ("trust", "fixes") if {*table.get(key, ())} - {"", "none"}]
+    if unused:
+        raise UsageError(
+            f"{unused[0]}: no run has a model, so it has no effect; leave it out, or add an "
+            'algorithm such as "mbpo"'
+        )
 
 
 def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,8 +364,7 @@ def _run(
 
     def applies(path: str) -> bool:
         """Return whether the run has the field: without a model it has none of the model's."""
-        group = path.split(".")[0]
-        of_model = group in ("model", "rollout", "source", "trust")
+        of_model = path.split(".")[0] in MODEL_GROUPS
         return path not in others and (with_model or not of_model)
 
     sets = {path: _text(value) for path, value in values["settings"].items() if applies(path)}
