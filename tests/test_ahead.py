@@ -207,6 +207,14 @@ def test_command_compiles_for_the_cpu(tmp_path, monkeypatch, capsys):
     assert "--device=h1000: choose one of h100" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--fields", "--process=auto", "--video", "--wandb"])
+def test_flags_of_training_alone_are_refused(flag, monkeypatch, capsys):
+    with scripts.loaded(SCRIPT) as script:
+        assert scripts.run(script, monkeypatch, "--device=cpu", flag) == 2
+    text = f"error: {flag}: it has no effect on what is compiled; leave it out\n"
+    assert "".join(capsys.readouterr()) == text
+
+
 def test_missing_compiler_is_named(monkeypatch):
     def fails(*_, **__):
         raise NotImplementedError("topology not implemented for cuda")

@@ -274,6 +274,9 @@ def test_help_of_ahead_has_the_flags_of_train(monkeypatch):
         scripts.forget(known)
     for flag in ("device", "env", "preset", "seeds", "set"):
         assert f"  --{flag} " in text
+    for flag in module._UNUSED:
+        assert f"--{flag}" not in text and f"--[no]{flag}" not in text
+    assert "By default the working directory" in text and "run directory" not in text
 
 
 def test_help_lists_choices_of_the_registries(monkeypatch):

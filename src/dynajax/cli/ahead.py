@@ -3,7 +3,7 @@
   dynajax ahead --device=h100 --env=humanoid-run --preset=paper --seeds=6
 
 The flags of `dynajax train` describe the run. Prints memory, kernel counts and a lower bound of the
-time, and writes ahead-DEVICE-ENV-PRESET-LEARNERS.json into --out, by default the working directory.
+time, and writes ahead-DEVICE-ENV-ALGORITHM-AGENT-PRESET-LEARNERS.json into --out.
 docs/absent-devices.md explains the numbers.
 """
 
@@ -26,7 +26,12 @@ flags.DEFINE_string(
     f"The device to compile for: {', '.join(devices.ACCELERATORS)}.",
     required=True,
 )
-flags.adopt_module_key_flags(train)
+#: Flags of `dynajax train` that have no effect here.
+_UNUSED = ("fields", "process", "video", "wandb")
+for flag in FLAGS.get_key_flags_for_module(train):
+    if flag.name not in _UNUSED:
+        flags.declare_key_flag(flag.name)
+FLAGS["out"].help = "The folder of the report. By default the working directory."
 flags.DEFINE_bool(
     "capacity", True, "Find how many learners fit into memory, by compiling larger programs."
 )
@@ -125,6 +130,7 @@ def _capacity(report: dict[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Compile the programs of the run that the flags describe, and report their cost."""
     common.refuse_arguments(arguments)
+    common.refuse_flags(_UNUSED, "on what is compiled")
     devices.accelerator(FLAGS.device)
     # Only the compiler for the device is used, so JAX must not look for the device itself.
     jax.config.update("jax_platforms", "cpu")

@@ -15,7 +15,7 @@ import textwrap
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +47,19 @@ def start(process: str | None = None) -> None:
     # imported modules too, takes a third of the time to trace the programs of a run.
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
+
+
+def refuse_flags(names: Iterable[str], reason: str) -> None:
+    """Refuse flags that have no effect.
+
+    Raises:
+      UsageError: one of them is given; the text continues "it has no effect" with the reason.
+    """
+    for flag in (flags.FLAGS[name] for name in names):
+        if flag.present:
+            value = flag.value[0] if isinstance(flag.value, list) else flag.value
+            shown = f"--{flag.name}" if flag.boolean else f"--{flag.name}={value}"
+            raise UsageError(f"{shown}: it has no effect {reason}; leave it out")
 
 
 def use_compilation_cache() -> None:

@@ -174,12 +174,6 @@ def main(arguments: Sequence[str]) -> None:
             else "there is nothing to diagnose"
         )
         raise UsageError(f"{problem}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
-    for name in _UNUSED[subjects[0]]:
-        if FLAGS[name].present:
-            value = FLAGS[name].value
-            raise UsageError(
-                f"--{name}={value[0] if isinstance(value, list) else value}: it has no effect with "
-                f"--{subjects[0]}; leave it out"
-            )
+    common.refuse_flags(_UNUSED[subjects[0]], f"with --{subjects[0]}")
     common.start()
     (diagnose_run if subjects == ["run"] else diagnose_task)(common.command_line())
