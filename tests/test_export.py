@@ -266,9 +266,15 @@ def test_agent_registered_by_the_module_of_the_task(command, tmp_path, monkeypat
     ("arguments", "line"),
     [
         (["--view"], "--view: there is no display"),
-        (["--learner=2"], "learner=2: "),
+        (["--learner=2"], "--learner=2: "),
         (["--export=policy.npz"], "--export=policy.npz: one policy at a time"),
         (["--env=nothing", "--learner=0"], "--env=nothing: no such task; the nearest is"),
+        (["--export=x.npz", "--episodes=3"], "--episodes=3: it has no effect with --export"),
+        (["--export=x.npz", "--seed=4"], "--seed=4: it has no effect with --export"),
+        (["--export=x.npz", "--env=a"], "--env=a: it has no effect with --export"),
+        (["--export=x.npz", "--video"], "--video: it has no effect with --export"),
+        (["--export=x.npz", "--view"], "--view: it has no effect with --export"),
+        (["--view", "--video"], "--video: it has no effect with --view; leave it out"),
     ],
 )
 def test_play_errors_are_one_line(run, command, monkeypatch, arguments, line):

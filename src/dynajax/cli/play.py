@@ -9,6 +9,7 @@ that selected it. An .npz file needs only numpy (copy dynajax/policy/standalone.
 an .onnx file needs any ONNX runtime (and the extra onnx to write it).
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +39,20 @@ flags.DEFINE_bool("view", False, "Show the episodes in MuJoCo's viewer.")
 flags.DEFINE_string("export", None, "FILE.npz or FILE.onnx: write the policy and play nothing.")
 
 
+#: Flags that have no effect beside another one.
+_UNUSED = {"export": ("episodes", "seed", "env", "video", "view"), "view": ("video",)}
+
+
 def load_policies(folders: Sequence[str]) -> list[tuple[Path, int, Policy]]:
     """Return the policies that the arguments and flags name, with their folders and learners."""
     policies = []
     for folder in dict.fromkeys(map(common.expand_path, folders)):
         count = len(learner_names(select_learner(folder, 0).config))
         for learner in FLAGS.learner or range(count):
-            policies.append((folder, learner, load_policy(folder, learner, FLAGS.which)))
+            try:
+                policies.append((folder, learner, load_policy(folder, learner, FLAGS.which)))
+            except UsageError as error:  # it names the argument `learner`, not the flag
+                raise UsageError(re.sub("^learner=", "--learner=", str(error))) from None
     return policies
 
 
@@ -82,6 +90,9 @@ def main(folders: Sequence[str]) -> int:
     """Play or export the policies of some runs."""
     if not folders:
         raise UsageError("name at least one run's folder, such as runs/cheetah-run-*")
+    for name, unused in _UNUSED.items():
+        if FLAGS[name].value:
+            common.refuse_flags(unused, f"with --{name}")
     if FLAGS.view:
         play.check_display()
     common.start()
