@@ -144,6 +144,7 @@ def test_bench_compares_with_old_table_and_times_start(table, tmp_path):
     [
         ("--learners=0", "--learners=0: whole numbers from 1"),
         ("--env=cheeta-run", "the nearest is cheetah-run"),
+        ("--env=", "--env=: name at least one task"),
         ("--compare=nothing.csv", "--compare=nothing.csv: there is no such file"),
         ("--set=sac.utd=3", "the nearest is learn.utd"),
         ("--agent=nobody", "--agent=nobody"),
@@ -169,6 +170,15 @@ def command():
     with scripts.loaded(ROOT / "experiments" / "bench.py") as module:
         flags.FLAGS.mark_as_parsed()
         yield module
+
+
+@pytest.mark.parametrize(
+    ("algo", "fixes"),
+    [("mbpo", "scale,target"), ("dynajax", "scale,auto,beta"), ("model-free", "none")],
+)
+def test_model_has_the_fixes_of_the_algorithm(command, monkeypatch, algo, fixes):
+    monkeypatch.setattr(flags.FLAGS["algo"], "value", algo)
+    assert [v.name for v in command._make_config("cheetah-run", 1).variants] == [fixes]
 
 
 def test_evaluation_stage_outlasts_an_episode():

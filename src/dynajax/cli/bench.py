@@ -8,7 +8,8 @@ Each stage alternates with 256 x 256 x 256 float32 matmuls of NumPy and JAX, so 
 machine's speed affects all three, and its result is printed at once. "x ideal" is the median of a
 stage's time over the time that its floating-point operations (`dynajax.profiling.flops`) take at the
 rate of the faster matmul. On a GPU or TPU matmuls with the shapes of the networks are measured in
-every precision too. Writes bench.csv and bench.png into --out.
+every precision too. The model has the fixes of --algo, or scale,target if it has none. Writes
+bench.csv and bench.png into --out.
 """
 
 import csv
@@ -390,13 +391,14 @@ def _learner_counts() -> list[int]:
 
 
 def _make_config(env: str, learners: int) -> Config:
+    fix = ALGORITHMS[FLAGS.algo].fix or "scale,target"
     return make_config(
         env,
         algo=FLAGS.algo,
         agent=FLAGS.agent,
         trust=FLAGS.trust,
         preset=FLAGS.preset,
-        fixes=["scale,target"] if FLAGS.algo != "model-free" else [],
+        fixes=[fix] if FLAGS.algo != "model-free" else [],
         seeds=learners,
         settings=common.parse_assignments("--set", FLAGS.set),
     )
@@ -413,6 +415,8 @@ def main(arguments: Sequence[str]) -> int:
     common.refuse_arguments(arguments)
     common.start()
     counts = _learner_counts()
+    if not FLAGS.env:
+        raise UsageError("--env=: name at least one task, such as cheetah-run")
     old = read_table(common.expand_path(FLAGS.compare)) if FLAGS.compare else {}
     if FLAGS.probe:
         probe(_make_config(FLAGS.probe, 1))
