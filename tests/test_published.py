@@ -37,6 +37,8 @@ def test_parse_methods():
     assert published.parse_methods("all") == tuple(published.METHODS)
     with pytest.raises(UsageError, match="no curves of simbaa; choose all, or from sac, simba"):
         published.parse_methods("bro,simbaa")
+    with pytest.raises(UsageError, match="--published=all,simba: all includes the others"):
+        published.parse_methods("all,simba")
 
 
 def test_published_curves_end_with_the_run_but_have_a_point():

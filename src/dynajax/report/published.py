@@ -73,14 +73,16 @@ class Published(NamedTuple):
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """Return the keys of `METHODS` in a comma list; "all" gives all of them, "" none.
+    """Return the keys of `METHODS` in a comma list; "all" alone gives all of them, "" none.
 
     Raises:
-      UsageError: an unknown name.
+      UsageError: an unknown name, or "all" among others.
     """
     names = tuple(dict.fromkeys(n.strip().lower() for n in text.split(",") if n.strip()))
     if names == ("all",):
         return tuple(METHODS)
+    if "all" in names:
+        raise UsageError(f"--published={text}: all includes the others; choose all alone")
     for name in names:
         if name not in METHODS:
             raise UsageError(
