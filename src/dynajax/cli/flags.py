@@ -60,7 +60,7 @@ def define_method() -> None:
         "algo",
         "mbpo",
         tuple(ALGORITHMS),
-        "Published algorithm, how synthetic data are made and used: "
+        "How synthetic data are generated and used: "
         + ", ".join(f"{name} ({row.paper})" for name, row in ALGORITHMS.items())
         + ".",
     )

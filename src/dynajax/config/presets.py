@@ -1,6 +1,6 @@
 """Named sizes and cadences: what `--preset` takes.
 
-A preset sets sizes and the default agent; how synthetic data are made is the algorithm's business
+A preset sets sizes and the default agent; the algorithm decides how synthetic data are generated
 (`algorithms.py`).
 """
 
