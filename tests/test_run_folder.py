@@ -50,6 +50,13 @@ def test_start_of_a_finished_run_changes_nothing(folder, steps):
     assert contents(folder) == before
 
 
+def test_refused_run_adds_no_lock(folder):
+    (folder / "lock").unlink()
+    with pytest.raises(UsageError, match=r"another configuration \(learn\.utd"):
+        dynajax.train(make(**{"learn.utd": 3}), folder, quiet=True)
+    assert not (folder / "lock").exists()
+
+
 def test_run_that_is_extended_writes_its_configuration(folder):
     dynajax.train(make(60), folder, quiet=True)
     info = json.loads((folder / "config.json").read_text())

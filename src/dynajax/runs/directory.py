@@ -212,6 +212,7 @@ class RunDirectory:
 
     def __enter__(self) -> "RunDirectory":
         try:
+            self._check()  # a run that is refused leaves no lock in a folder that had none
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "lock", "a")
         except OSError as error:
