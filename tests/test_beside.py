@@ -51,8 +51,8 @@ def test_readme_has_the_measured_ratios(beside):
     step = f"{found['mbrl-lib: environment step']:.1f}"
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert (
-        f"a run of SBX takes {sbx} times as long, of CleanRL {cleanrl} times, and a step of "
-        f"mbrl-lib {step} times"
+        f"a run of SBX takes {sbx} times as long as ours, a run of CleanRL {cleanrl} times, and an "
+        f"environment step of mbrl-lib {step} times"
     ) in readme
 
 
