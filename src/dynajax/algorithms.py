@@ -1,7 +1,8 @@
 """Published algorithms as rows of the same switches: what `--algo` takes.
 
-A row sets how synthetic data are generated and used, not the agent (`--agent`), and apart from the
-number of rollouts of WIMLE no sizes (`--preset`). `--fix`, `--trust` and `--set` override it. docs/algorithms.md compares each row with its paper.
+A row sets how synthetic data are generated and used. It sets neither the agent (`--agent`) nor, apart
+from WIMLE's number of rollouts, sizes (`--preset`). `--fix`, `--trust` and `--set` override it.
+docs/algorithms.md compares each row with its paper.
 """
 
 import dataclasses
