@@ -1,12 +1,15 @@
 """Signals: what they interrupt, what is saved, and that a resumed run equals an uninterrupted one."""
 
+import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -253,6 +256,32 @@ with signals.ending_at_once(numbers, end):
         assert process.returncode == 130
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("by_command", [False, True])
+def test_forked_process_of_a_task_ends_by_sigterm_and_ends_nothing_else(by_command):
+    """Multiprocessing forks a simulator by default, and the task may terminate it or leave it."""
+    numbers, ended = signals.catchable(), []
+    with contextlib.ExitStack() as stack:
+        if by_command:
+            stack.enter_context(signals.ending_at_once(numbers, ended.append))
+        interrupted = stack.enter_context(distributed.interruptions(numbers))
+        terminated, left = (
+            multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            for _ in range(2)
+        )
+        for process in (left, terminated):
+            process.start()
+        os.kill(left.pid, signal.SIGINT)  # as a terminal sends it to all processes
+        terminated.terminate()
+        terminated.join(20)
+        assert terminated.exitcode == -signal.SIGTERM
+        assert left.is_alive() and not interrupted() and not ended
+        stack.close()  # does not wait for the process that is left
+        assert left.is_alive()
+    left.terminate()
+    left.join(20)
+    assert left.exitcode == -signal.SIGTERM
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,8 +18,19 @@ _ALWAYS = (signal.SIGINT, signal.SIGTERM)
 #: as submitit does to queue a job again.
 _IF_DEFAULT = (signal.SIGHUP, signal.SIGUSR1)
 
-_watched: tuple[int, ...] = ()  # the signals of `ending_at_once`, while it is active
+_watch: "_Watch | None" = None  # of `ending_at_once`, while it is active
 _active: "Interruptions | None" = None
+_mask: set[int | signal.Signals] | None = (
+    None  # signals that were blocked before this thread forked
+)
+
+
+class _Watch(NamedTuple):
+    """What `ending_at_once` has changed in this process."""
+
+    reading: int  # ends of the pipe to which Python writes the numbers of signals
+    writing: int
+    previous: dict[int, Any]  # handlers by signal
 
 
 class Interrupted(Exception):
@@ -33,8 +44,8 @@ def catchable() -> tuple[int, ...]:
     """
     if threading.current_thread() is not threading.main_thread():
         return ()  # only the main thread can install handlers
-    if _watched:
-        return _watched
+    if _watch is not None:
+        return tuple(_watch.previous)
     return (*_ALWAYS, *(n for n in _IF_DEFAULT if signal.getsignal(n) == signal.SIG_DFL))
 
 
@@ -95,7 +106,7 @@ def ending_at_once(numbers: Sequence[int], end: Callable[[int], Any]) -> Iterato
       numbers: the signals, from `catchable`.
       end: ends the process; its argument is the number of the signal.
     """
-    global _watched
+    global _watch
     if not numbers:
         yield
         return
@@ -104,14 +115,14 @@ def ending_at_once(numbers: Sequence[int], end: Callable[[int], Any]) -> Iterato
     previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     # Python writes to the pipe only for signals that have a handler of Python's.
     previous = {n: signal.signal(n, lambda *_: None) for n in numbers}
-    _watched = tuple(numbers)
+    _watch = _Watch(reading, writing, previous)
 
     def watch() -> None:
-        while number := os.read(reading, 1):
-            if number[0] not in numbers:
+        while number := os.read(reading, 1)[0]:
+            if number not in numbers:
                 continue
             if _active is None:
-                end(number[0])
+                end(number)
             else:
                 _active.received = True
 
@@ -120,13 +131,59 @@ def ending_at_once(numbers: Sequence[int], end: Callable[[int], Any]) -> Iterato
     try:
         yield
     finally:
-        _watched = ()
-        for n, handler in previous.items():
-            signal.signal(n, handler)
-        signal.set_wakeup_fd(previous_fd)
-        os.close(writing)
-        thread.join()
-        os.close(reading)
+        if _watch is not None:  # not in a forked child
+            _watch = None
+            for n, handler in previous.items():
+                signal.signal(n, handler)
+            signal.set_wakeup_fd(previous_fd)
+            # Closing the pipe is not enough: a process that was forked in C may hold it open.
+            os.write(writing, b"\0")
+            thread.join()
+            os.close(writing)
+            os.close(reading)
+
+
+def _block() -> None:
+    """Block the signals while this thread forks.
+
+    Without this, a child that is ended at once would still have the handlers of its parent.
+    """
+    global _mask
+    if _watch is not None or _active is not None:
+        _mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_ALWAYS, *_IF_DEFAULT))
+
+
+def _unblock() -> None:
+    global _mask
+    if _mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+        _mask = None
+
+
+def _reset_child() -> None:
+    """Let SIGTERM end a forked child, such as a simulator that its task terminates.
+
+    The other signals still have no effect on it, because a terminal and SLURM send them to all
+    processes, but the parent decides when the simulator ends.
+    """
+    global _active, _watch
+    previous: dict[int, Any] = {}  # from the innermost context to the outermost, which remains
+    while _active is not None:
+        previous |= _active._previous
+        _active = _active._outer
+    if _watch is not None:
+        previous |= _watch.previous
+        # With the pipe, the parent would take the signals of this process for its own.
+        signal.set_wakeup_fd(-1)
+        os.close(_watch.reading)
+        os.close(_watch.writing)
+        _watch = None
+    if signal.SIGTERM in previous:
+        signal.signal(signal.SIGTERM, previous[signal.SIGTERM])
+    _unblock()
+
+
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_child)
 
 
 def wait(tree: Any, check: Callable[[], None] | None = None) -> Any:
