@@ -99,17 +99,23 @@ def test_signal_is_heard_between_steps_of_training_and_evaluation(whole, tmp_pat
     assert_same_run(second, whole)
 
 
-def interrupt_wait(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Send a signal during the given call of `signals.wait`, during a fit or an evaluation."""
-    real, calls = signals.wait, itertools.count()
+def interrupt_wait(monkeypatch: pytest.MonkeyPatch, number: int) -> list:
+    """Send a signal during the given call of `signals.wait`, during a fit or an evaluation.
+
+    Returns:
+      A list to which that call adds the tree that it would wait for.
+    """
+    real, calls, trees = signals.wait, itertools.count(), []
 
     def wait(tree, check=None):
         if check is not None and next(calls) == number:
+            trees.append(tree)
             os.kill(os.getpid(), signal.SIGTERM)
             check()
         return real(tree, check)
 
     monkeypatch.setattr(signals, "wait", wait)
+    return trees
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +160,18 @@ def test_interrupted_fit_or_evaluation_is_repeated(
     second = dynajax.train(config, tmp_path, quiet=True)
     assert second.finished
     assert_same_run(second, whole)
+
+
+def test_signal_during_a_fit_does_not_wait_for_its_end(tmp_path, monkeypatch):
+    config = make(
+        "test_plugins:Spring-v0",
+        steps=80,
+        settings={"random_steps": 50, "model.fit_steps": 100_000},
+    )
+    fits = interrupt_wait(monkeypatch, 0)
+    result = dynajax.train(config, tmp_path, quiet=True)
+    assert not result.finished and result.saved_step == 50
+    assert not all(leaf.is_ready() for leaf in jax.tree.leaves(fits))
 
 
 def test_handlers_of_a_task_are_replaced_and_restored(tmp_path):

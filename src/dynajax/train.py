@@ -147,8 +147,10 @@ def train(
                 )
                 step = interval.step
                 complete = step >= config.steps and not undone.evaluation
-                for message in check_data(engine, state, step):
-                    writer.warn(message)
+                # The checks run programs, which would wait for the end of an abandoned fit.
+                if not (undone.fit or undone.evaluation):
+                    for message in check_data(engine, state, step):
+                        writer.warn(message)
                 _write(interval, state, undone, program, engine, clock, writer)
                 _check_finite(interval, config)
         saved_step = writer.saved_step
