@@ -9,7 +9,7 @@ from dynajax import config, make_config
 from dynajax.algorithms import ALGORITHMS
 from dynajax.config import Config, Variant
 from dynajax.config.presets import PRESETS
-from dynajax.settings import all_settings, base, from_dict, parse
+from dynajax.settings import agent_from_dict, all_settings, base, from_dict, parse
 from dynajax.types import UsageError
 
 make = make_config
@@ -456,6 +456,9 @@ def test_only_traced_fields_are_leaves():
 def test_configuration_survives_json(arguments):
     c = make("cheetah-run", **arguments)
     assert from_dict(config.as_dict(c)) == c
+    variant = config.variant_config(c, c.variants[-1])
+    restored = agent_from_dict(config.as_dict(c), c.variants[-1].name)
+    assert (restored.learn, restored.agent) == (variant.learn, variant.agent)
 
 
 def test_difference_lists_paths_except_steps():

@@ -494,6 +494,8 @@ def agent_from_dict(plain: Mapping[str, Any], variant: str) -> Config:
     settings = {
         f"{g}.{name}": value for g in groups for name, value in (plain.get(g) or {}).items()
     }
+    # The resets are checked against the random steps, and these against the size of the buffer.
+    settings |= {"random_steps": plain["random_steps"], "replay.real": plain["replay"]["real"]}
     config = make(plain["env"], algo="model-free", agent=plain["agent_name"], settings=settings)
     for path, value in parse_variant(variant):
         config = assign(config, path, value) if path.split(".")[0] in groups else config
