@@ -29,7 +29,7 @@ class Robot(gymnasium.Env):
 
     action_space = spaces.Box(-1.0, 1.0, (1,))
     observation_space = spaces.Box(-np.inf, np.inf, (2,))
-    made, most, resets = 0, 1, 0
+    made, most, resets, closed = 0, 1, 0, 0
 
     def __init__(self):
         Robot.made += 1
@@ -46,21 +46,26 @@ class Robot(gymnasium.Env):
         self.state = 0.9 * self.state + 0.1 * float(action[0])
         return self.state.astype(np.float32), float(self.state[0]), False, False, {}
 
+    def close(self):
+        Robot.closed += 1
+
 
 @pytest.fixture
 def robot(monkeypatch):
     gymnasium.register("Robot-v0", Robot, max_episode_steps=20)
     monkeypatch.setattr(Robot, "made", 0)
     monkeypatch.setattr(Robot, "most", 1)
+    monkeypatch.setattr(Robot, "closed", 0)
     yield Robot
     del gymnasium.registry["Robot-v0"]
 
 
-def run(steps=140, evaluate_on="training", **settings):
+def run(steps=140, evaluate_on="training", algo="model-free", oracle="none", **settings):
     return make(
         "Robot-v0",
         preset="paper",
-        algo="model-free",
+        algo=algo,
+        oracle=oracle,
         agent="sac",
         seed=3,
         steps=steps,
@@ -94,6 +99,23 @@ def test_simulator_is_made_once(robot, tmp_path):
     train(run(70, "copies"), tmp_path / "copies", quiet=True)
     assert robot.made > 4
     assert returns(tmp_path / "copies") == returns(tmp_path / "once")[:1]
+
+
+@pytest.mark.parametrize(
+    ("most", "arguments", "error"),
+    [
+        (2, {}, "the port is in use"),  # none for the evaluations
+        (3, {}, "the port is in use"),  # too few for them
+        (100, {"algo": "mbpo", "oracle": "both"}, "cannot be set to a stored state"),
+    ],
+)
+def test_engine_that_cannot_be_made_closes_its_environments(
+    robot, tmp_path, most, arguments, error
+):
+    robot.most = most
+    with pytest.raises(UsageError, match=error):
+        train(run(evaluate_on="copies", **arguments), tmp_path, quiet=True)
+    assert robot.closed == min(robot.made, most) > 1
 
 
 def test_command_makes_the_simulator_once(robot, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The host engine: environments in C MuJoCo or Gymnasium, outside the device."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -26,26 +27,31 @@ class HostEngine(TrainingEnvs):
     def __init__(self, program: Program, clock: Clock):
         config, spec = program.config, program.spec
         seeds = [seed for _, seed in program.pairs]
-        super().__init__(config, spec, seeds)
         discounts = [
             variant_config(config, config.variants[index]).learn.discount
             for index, _ in program.pairs
         ]
-        self._evaluator = Evaluator(
-            config,
-            spec,
-            seeds,
-            discounts,
-            training=self._vector_env if config.host.evaluate_on == "training" else None,
-        )
-        self.host_memory = self._vector_env.memory + self._evaluator.memory
-        self._config, self._program, self._clock = config, program, clock
-        self._pending: tuple[Transition, np.ndarray] | None = None  # the next to learn from
-        self._oracle: tuple[Oracle, OracleProgram] | None = None
-        if config.oracle != "none":
-            before = backend.resident_memory()
-            self._oracle = Oracle(config, seeds), OracleProgram(program)
-            self.host_memory += max(0, backend.resident_memory() - before)
+        super().__init__(config, spec, seeds)
+        with contextlib.ExitStack() as opened:
+            opened.callback(super().close)
+            self._evaluator = Evaluator(
+                config,
+                spec,
+                seeds,
+                discounts,
+                training=self._vector_env if config.host.evaluate_on == "training" else None,
+            )
+            opened.callback(self._evaluator.close)
+            self.host_memory = self._vector_env.memory + self._evaluator.memory
+            self._config, self._program, self._clock = config, program, clock
+            self._pending: tuple[Transition, np.ndarray] | None = None  # the next to learn from
+            self._oracle: tuple[Oracle, OracleProgram] | None = None
+            if config.oracle != "none":
+                before = backend.resident_memory()
+                oracle = opened.enter_context(contextlib.closing(Oracle(config, seeds)))
+                self._oracle = oracle, OracleProgram(program)
+                self.host_memory += max(0, backend.resident_memory() - before)
+            self._opened = opened.pop_all()
 
     def memory(self) -> int:
         """Return the bytes that the largest program needs on each device; see `Engine`."""
@@ -129,7 +135,4 @@ class HostEngine(TrainingEnvs):
 
     def close(self) -> None:
         """Close the environments and their processes."""
-        super().close()
-        self._evaluator.close()
-        if self._oracle is not None:
-            self._oracle[0].close()
+        self._opened.close()

@@ -6,6 +6,7 @@ simulator's reward; `state` takes the simulator's next state and keeps the model
 takes both, so that nothing of the model is left. Rollouts have one step.
 """
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -111,16 +112,19 @@ class Oracle:
 
     def __init__(self, config: Config, seeds: Sequence[int]):
         self._which = config.oracle
-        self._envs: list[Any] = [
-            envs.make(config.env, **config.stepping, seed=seed) for seed in seeds
-        ]
-        if (obstacle := self._envs[0].unrestorable) is not None:
-            raise UsageError(
-                f"--oracle={config.oracle}: {config.env} cannot be set to a stored state: "
-                f"{obstacle}, or leave --oracle out"
-            )
-        for env in self._envs:
-            env.reset(seed=0)
+        self._envs: list[Any] = []
+        with contextlib.ExitStack() as opened:
+            for seed in seeds:
+                env = envs.make(config.env, **config.stepping, seed=seed)
+                self._envs.append(opened.enter_context(contextlib.closing(env)))
+            if (obstacle := self._envs[0].unrestorable) is not None:
+                raise UsageError(
+                    f"--oracle={config.oracle}: {config.env} cannot be set to a stored state: "
+                    f"{obstacle}, or leave --oracle out"
+                )
+            for env in self._envs:
+                env.reset(seed=0)
+            self._opened = opened.pop_all()
         self._capacity = min(config.replay.real, config.steps)
         self._states = np.zeros((len(self._envs), 0, 0))
         self._count = 0
@@ -173,5 +177,4 @@ class Oracle:
 
     def close(self) -> None:
         """Close the simulators."""
-        for env in self._envs:
-            env.close()
+        self._opened.close()

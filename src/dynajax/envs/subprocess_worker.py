@@ -66,15 +66,18 @@ class SerialEnvs:
         make = functools.partial(
             envs.make, arguments.name, time_limit=arguments.time_limit, repeat=arguments.repeat
         )
-        before = backend.resident_memory()
-        self._envs = [make(seed=arguments.seeds[0])]
-        # The first one also imports what all of them share.
-        first = backend.resident_memory()
-        for number, seed in enumerate(arguments.seeds[1:], 1):
-            if number == _MEASURED:
-                per_env = (backend.resident_memory() - first) / (_MEASURED - 1)
-                _check_memory(arguments, first + per_env * (len(arguments.seeds) - 1))
-            self._envs.append(make(seed=seed))
+        before = first = backend.resident_memory()
+        self._envs: list[envs.Env] = []
+        with contextlib.ExitStack() as opened:
+            for number, seed in enumerate(arguments.seeds):
+                if number == 1:
+                    # The first one also imports what all of them share.
+                    first = backend.resident_memory()
+                elif number == _MEASURED:
+                    per_env = (backend.resident_memory() - first) / (_MEASURED - 1)
+                    _check_memory(arguments, first + per_env * (len(arguments.seeds) - 1))
+                self._envs.append(opened.enter_context(contextlib.closing(make(seed=seed))))
+            self._opened = opened.pop_all()
         self.memory = max(0, backend.resident_memory() - before)
         self._obs_dim = len(self._envs[0].obs_names)
         self.statistics = self._envs[0].statistics
@@ -109,8 +112,7 @@ class SerialEnvs:
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self._envs:
-            env.close()
+        self._opened.close()
 
 
 def _check_memory(arguments: EnvArguments, needed: float) -> None:
