@@ -1,6 +1,7 @@
 """Train a task whose simulator can exist only once."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import gymnasium
@@ -14,6 +15,7 @@ from dynajax import config, envs
 from dynajax.cli import common
 from dynajax.envs.training_envs import TrainingEnvs
 from dynajax.envs.vector import default_workers
+from dynajax.policy import load_policy, play
 from dynajax.runs import video
 from dynajax.settings import make
 from dynajax.train import train
@@ -126,6 +128,19 @@ def test_command_makes_the_simulator_once(robot, tmp_path, monkeypatch):
         flags.FLAGS([script.__file__, *words])
         assert script.main([]) == 0
     assert robot.made == 1
+
+
+def test_policy_is_played_in_one_instance(robot, tmp_path):
+    result = train(run(70), tmp_path, quiet=True)
+    policy = load_policy(result.folder)
+    robot.most = 100
+    config, spec = play.configure(policy, None, 3, 1000)
+    made = robot.made
+    played = play.episodes(policy, config, spec, 0)
+    assert robot.made == made + 1 and robot.closed == robot.made
+    copies = play.episodes(dataclasses.replace(policy, evaluate_on="copies"), config, spec, 0)
+    assert robot.made == made + 4
+    np.testing.assert_allclose(played.returns, copies.returns, rtol=1e-6)
 
 
 def test_evaluations_that_interrupt_no_episode_change_nothing(robot, tmp_path):

@@ -18,7 +18,7 @@ from dynajax.config import Config
 from dynajax.engines import device as on_device
 from dynajax.engines.evaluate import Evaluator
 from dynajax.envs import mjx
-from dynajax.envs.vector import episode_seed
+from dynajax.envs.vector import VectorEnv, episode_seed
 from dynajax.policy.policy import Policy
 from dynajax.settings import make
 from dynajax.types import EnvSpec, Evaluation, UsageError, reason
@@ -66,7 +66,8 @@ def configure(
 def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evaluation:
     """Play episodes that neither training nor its evaluations used; leaves (1, K, ...).
 
-    They are played on the host, except for tasks that exist only on the device.
+    They are played on the host, except for tasks that exist only on the device. If the run used its
+    task's only instance for evaluations, one instance plays them one after the other.
 
     Args:
       policy: policy to play.
@@ -75,7 +76,13 @@ def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evalua
     """
     if config.engine == "mjx":
         return _on_device(policy, config, seed)
-    with contextlib.closing(Evaluator(config, spec, [seed], stream="play")) as evaluator:
+    with contextlib.ExitStack() as opened:
+        only = None
+        if policy.evaluate_on == "training":
+            only = VectorEnv(spec.name, 1, seeds=[seed], **config.stepping)
+            opened.callback(only.close)
+        evaluator = Evaluator(config, spec, [seed], stream="play", training=only)
+        opened.callback(evaluator.close)
         return evaluator(policy.normalized_action, 0)
 
 

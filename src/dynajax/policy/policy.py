@@ -37,6 +37,7 @@ class Policy(selection.Loaded):
       score: mean return of the run's evaluation of this policy. For the best policy it is biased
         upwards, because it is a maximum over evaluations; use new episodes for an unbiased estimate.
       agent, state: agent, and its learned parameters.
+      evaluate_on: the run's setting `host.evaluate_on`.
     """
 
     noun: ClassVar[str] = "policy"
@@ -49,6 +50,7 @@ class Policy(selection.Loaded):
     score: float
     agent: Agent
     state: Any
+    evaluate_on: str = "copies"
 
     @property
     def low(self) -> np.ndarray:
@@ -152,6 +154,7 @@ def load_policy(folder: str | Path, learner: int = 0, which: Which = "best") -> 
     with backend.required_settings(), reading_config(selected.folder):
         agent = make_agent(agent_from_dict(selected.config, selected.variant), stored.spec)
         repeat = selected.config["task"]["repeat"]
+        evaluate_on = selected.config["host"].get("evaluate_on", Policy.evaluate_on)
 
     def init(key: Array) -> Any:
         return agent.policy(agent.init(key))
@@ -168,4 +171,5 @@ def load_policy(folder: str | Path, learner: int = 0, which: Which = "best") -> 
         score=stored.score,
         agent=agent,
         state=state,
+        evaluate_on=evaluate_on,
     )
