@@ -21,6 +21,8 @@ import device_parity as parity
 from dynajax.envs import mjx as tasks
 from dynajax.envs.mjx import contacts, physics, rewards
 from dynajax.types import UsageError
+from dynajax.xla import backend
+from jaxprs import equations
 
 TASKS = [name for name in tasks.names() if not name.startswith("brax:")]
 #: Domains tested by default: those of the paper, and some that compile in seconds.
@@ -118,6 +120,15 @@ def test_cholesky_is_not_batched():
     text = step.lower(jax.eval_shape(reset, keys), jnp.zeros((3, 2, 1))).as_text()
     shapes = re.findall(r"@lapack_\w+\(.*\) \{.*\} : \(tensor<([\dx]+)xf32>", text)
     assert shapes and set(shapes) == {"2x2"}
+
+
+def test_cholesky_is_batched_in_programs_for_a_gpu():
+    task = tasks.make("cartpole-balance")
+    states = jax.eval_shape(jax.vmap(task.reset), jax.random.split(jax.random.PRNGKey(0), 6))
+    with backend.compiling_for("gpu"):
+        program = jax.make_jaxpr(jax.vmap(task.step))(states, jnp.zeros((6, 1)))
+    factored = [e for e in equations(program.jaxpr) if e.primitive.name == "cholesky"]
+    assert {e.invars[0].aval.shape for e in factored} == {(6, 2, 2)}
 
 
 @pytest.mark.parametrize("angle", [5e-4, 2e-3, 0.01, 1])

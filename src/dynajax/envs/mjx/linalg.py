@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from dynajax.xla import backend
+
 _factor, _solve = jax.scipy.linalg.cho_factor, jax.scipy.linalg.cho_solve
 # Under vmap, also nested, loop over the batch instead of batching the operation.
 _sequential_factor = jax.custom_batching.sequential_vmap(lambda matrix: _factor(matrix)[0])
@@ -22,8 +24,8 @@ _sequential_solve = jax.custom_batching.sequential_vmap(
 
 @contextlib.contextmanager
 def sequential_cholesky() -> Iterator[None]:
-    """While tracing MJX for a CPU, do not batch Cholesky; on other devices change nothing."""
-    if jax.local_devices()[0].platform != "cpu":
+    """While tracing MJX for a CPU, do not batch Cholesky; for other devices change nothing."""
+    if not backend.target_is_cpu():
         yield
         return
     module: Any = jax.scipy.linalg
