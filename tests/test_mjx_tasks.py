@@ -4,6 +4,7 @@ import textwrap
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dynajax import envs
@@ -109,6 +110,14 @@ def test_inconsistent_task_raises_one_line(monkeypatch, task, text):
         mjx.make("Wrong")
     message = str(error.value)
     assert message.startswith("--env=Wrong: ") and text in message and "\n" not in message
+
+
+def test_sequences_of_a_spec_become_tuples(monkeypatch):
+    monkeypatch.setattr(mjx, "TASKS", dict(mjx.TASKS))
+    spec = SPEC._replace(obs_names=["x", "y"], bounds=[np.float32([-2]), [2.0]])
+    register_mjx_task("Lists", lambda: Task(spec, reset, step))
+    made = mjx.make("Lists").spec
+    assert made == SPEC._replace(name="Lists", bounds=((-2.0,), (2.0,))) and hash(made)
 
 
 def test_registering_a_non_callable_raises():

@@ -192,7 +192,10 @@ def _unsupported_reason(name: str) -> str:
 
 
 def _make_checked(name: str, make: Callable[[], Task]) -> Task:
-    """Make a user's task and check that its spec and functions are consistent."""
+    """Make a user's task and check that its spec and functions are consistent.
+
+    The sequences of its spec become tuples, because a spec is a key of the cached programs.
+    """
     owner = f"--env={name}"
     task: Task = call(owner, make, returns=instance(Task))
     spec = task.spec
@@ -206,9 +209,20 @@ def _make_checked(name: str, make: Callable[[], Task]) -> Task:
             f"action_dim={spec.action_dim} and time_limit={spec.time_limit}; these must be whole "
             "numbers of at least 1, with one name per observation dimension"
         )
+    spec = EnvSpec(*map(_to_tuples, spec))
+    task = task._replace(spec=spec)
     terminations.check(spec._replace(name=name))
     jax.eval_shape(lambda: _check_functions(owner, task))
     return task
+
+
+def _to_tuples(value: Any) -> Any:
+    """Return a value with tuples instead of the lists and arrays in it."""
+    if isinstance(value, np.ndarray | jax.Array):
+        value = value.tolist()
+    if hasattr(value, "_fields"):
+        return type(value)(*map(_to_tuples, value))
+    return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _check_functions(owner: str, task: Task) -> None:
