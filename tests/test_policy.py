@@ -246,12 +246,20 @@ class TestPolicies:
         assert last.step == 3 and np.isnan(last.score) and last.leaves["flag"]
         assert last.spec == self.spec._replace(termination=None)
 
-    def test_policies_that_a_training_run_replaces_are_read_again(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("part", ["read_meta", "read"])
+    def test_policies_that_a_training_run_replaces_are_read_again(
+        self, tmp_path, monkeypatch, part
+    ):
         store = policies.Policies(tmp_path, self.spec)
         store.add(1, self.policies_at(1), np.array([1.0, 1.0]))
-        found, newest = [policies._newest(tmp_path)], policies._newest
-        store.add(2, self.policies_at(2), np.array([2.0, 2.0]))
-        monkeypatch.setattr(policies, "_newest", lambda at: found.pop() if found else newest(at))
+        read = getattr(serialization, part)
+
+        def replace_and_read(*arguments):
+            monkeypatch.setattr(serialization, part, read)
+            store.add(2, self.policies_at(2), np.array([2.0, 2.0]))
+            return read(*arguments)
+
+        monkeypatch.setattr(serialization, part, replace_and_read)
         assert policies.read(tmp_path, 0).step == 2
         for path in tmp_path.rglob("*"):
             if path.is_file() and path.name != "meta.json":

@@ -15,7 +15,7 @@ exactly the same ones.
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -120,20 +120,40 @@ class Policies:
         }
 
 
-def _newest(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the newest policies' folder and the content of its meta.json."""
+def _newest(folder: Path) -> Path:
+    """Return the newest policies' folder."""
     newest = next(reversed(serialization.list_steps(folder)), None)
     if newest is None:
         raise UsageError(
             f"{folder}: the run has no policies yet; they are written at each evaluation"
         )
-    try:
-        metadata = serialization.read_meta(newest)
-    except Damaged as error:
-        raise UsageError(f"{newest}: damaged policies ({error})") from None
-    if (found := metadata.get("format")) != _FORMAT:
-        raise UsageError(f"{newest}: the format of the policies is {found}, but must be {_FORMAT}")
-    return newest.absolute(), metadata
+    return newest.absolute()
+
+
+def _read_newest(
+    folder: Path, select: Callable[[str], bool] | None
+) -> tuple[dict[str, Any], Arrays]:
+    """Return the content of the newest policies' meta.json, and their arrays.
+
+    Args:
+      folder: folder of the policies.
+      select: predicate of the names of the arrays; None reads none.
+    """
+    newest = _newest(folder)
+    while True:
+        try:
+            metadata = serialization.read_meta(newest)
+            if (found := metadata.get("format")) != _FORMAT:
+                raise UsageError(
+                    f"{newest}: the format of the policies is {found}, but must be {_FORMAT}"
+                )
+            arrays = {} if select is None else serialization.read(newest, metadata, select)
+            return metadata, arrays
+        except Damaged as error:
+            # A run that is training deletes the policies once it has written newer ones.
+            damaged, newest = newest, _newest(folder)
+            if newest == damaged:
+                raise UsageError(f"{newest}: damaged policies ({error})") from None
 
 
 def _spec_from_json(fields: Mapping[str, Any]) -> EnvSpec:
@@ -160,7 +180,7 @@ def read_spec(folder: Path) -> EnvSpec:
     Raises:
       UsageError: see `read`.
     """
-    return _spec_from_json(_newest(folder)[1]["task"])
+    return _spec_from_json(_read_newest(folder, None)[0]["task"])
 
 
 def read(folder: Path, learner: int, which: Which = "best") -> StoredPolicy:
@@ -176,17 +196,7 @@ def read(folder: Path, learner: int, which: Which = "best") -> StoredPolicy:
     """
     if which not in get_args(Which):
         raise UsageError(f"which={which}: choose one of {', '.join(get_args(Which))}")
-    newest, metadata = _newest(folder)
-    while True:
-        try:
-            arrays = serialization.read(newest, metadata, lambda name: name.startswith(f"{which}/"))
-            break
-        except Damaged as error:
-            # A run that is training deletes the policies once it has written newer ones.
-            damaged = newest
-            newest, metadata = _newest(folder)
-            if newest == damaged:
-                raise UsageError(f"{newest}: damaged policies ({error})") from None
+    metadata, arrays = _read_newest(folder, lambda name: name.startswith(f"{which}/"))
     leaves = {name.removeprefix(f"{which}/"): array[learner] for name, array in arrays.items()}
     step, score = int(leaves.pop("step")), float(leaves.pop("score"))
     return StoredPolicy(
