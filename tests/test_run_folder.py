@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_every_version_of_the_code_is_recorded(folder, monkeypatch):
     assert (
         directory.git_commits({"git_commit": "old"}) == ["old"] and directory.git_commits({}) == []
     )
+
+
+def test_commit_is_that_of_the_clone_that_tracks_the_file(tmp_path):
+    tracked, installed = tmp_path / "tracked.py", tmp_path / ".venv" / "installed.py"
+    installed.parent.mkdir()
+    for file in (tracked, installed):
+        file.touch()
+    assert directory.git_commit(tracked) is None
+    git = ["git", "-C", tmp_path, "-c", "user.name=A", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "tracked.py"], ["commit", "-q", "-m", "First"]):
+        subprocess.run([*git, *command], check=True)
+    assert len(directory.git_commit(tracked)) == 10
+    assert directory.git_commit(installed) is None
 
 
 def test_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path, monkeypatch):

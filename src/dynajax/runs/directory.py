@@ -38,7 +38,7 @@ _PACKAGES = (
 #: Permissions that the user denies to new files; it can be read only by setting it.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-_HERE = Path(__file__).resolve().parent
+_FILE = Path(__file__).resolve()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -107,19 +107,22 @@ def machine_name() -> str:
     )
 
 
-def git_commit(folder: Path = _HERE) -> str | None:
-    """Return the commit of a clone, by default of this package's; None outside of one."""
+def git_commit(file: Path = _FILE) -> str | None:
+    """Return the commit of the clone to which a file belongs, by default one of this package.
+
+    None if it belongs to none, as where this package is installed into a folder of another project.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--dirty", "--abbrev=10") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() or None
 
 
 def git_commits(info: Mapping[str, Any]) -> list[str]:
