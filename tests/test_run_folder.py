@@ -195,6 +195,41 @@ def test_failed_start_of_a_logger_changes_no_file(folder, monkeypatch):
     assert contents(folder) == before
 
 
+class Online:
+    """A logger that starts a run of a service when it is made."""
+
+    started, closed = 0, 0
+
+    def __init__(self, *_):
+        Online.started += 1
+
+    def close(self):
+        Online.closed += 1
+
+
+@pytest.fixture
+def online(monkeypatch):
+    monkeypatch.setitem(loggers.LOGGERS, "wandb", Online)
+    monkeypatch.setattr(Online, "started", 0)
+    monkeypatch.setattr(Online, "closed", 0)
+    return Online
+
+
+def test_changed_log_is_refused_before_another_logger_starts(folder, online):
+    spoil(folder / "eval.csv")
+    before = contents(folder)
+    with pytest.raises(UsageError, match="has other content than"):
+        dynajax.train(make(60), folder, quiet=True, wandb=True)
+    assert contents(folder) == before and online.started == 0
+
+
+def test_failed_start_of_a_logger_closes_the_others(folder, online, monkeypatch):
+    monkeypatch.setattr(loggers.Files, "__init__", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loggers.Loggers(folder, make(), 40, {}, ("wandb", "files"))
+    assert online.started == online.closed == 1
+
+
 def test_folder_of_a_process_killed_during_its_first_save_can_be_used(tmp_path):
     dynajax.train(make(20), tmp_path, quiet=True)
     (tmp_path / "eval.csv").write_text("")

@@ -1,5 +1,6 @@
 """Loggers of a run: `eval.csv` and `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
+import contextlib
 import csv
 import io
 import json
@@ -303,7 +304,12 @@ class Loggers:
         offsets: Mapping[str, int],
         names: Sequence[str] = DEFAULT_LOGGERS,
     ) -> None:
-        self._loggers = [LOGGERS[name](folder, config, step, offsets) for name in names]
+        self._loggers: list[Logger] = []
+        with contextlib.ExitStack() as opened:
+            for name in names:
+                logger = LOGGERS[name](folder, config, step, offsets)
+                self._loggers.append(opened.enter_context(contextlib.closing(logger)))
+            self._opened = opened.pop_all()
 
     def write(
         self,
@@ -340,8 +346,7 @@ class Loggers:
 
     def close(self) -> None:
         """Close all loggers."""
-        for logger in self._loggers:
-            logger.close()
+        self._opened.close()
 
 
 def _entry(step: int, kind: str, values: Mapping[str, Any]) -> Entry:

@@ -160,7 +160,7 @@ class RunWriter:
         self._last_finite_step = step
         self._begin_step, self._begin_time = step, time.perf_counter()
         names: Sequence[str] = ()
-        if self._is_first_process and complete:
+        if self._is_first_process:
             written_parts(self._folder, self._offsets)  # refuses files that were changed
         if self._is_first_process and not complete:
             # W&B first: it may refuse to start, and the files are truncated when they are opened.
