@@ -1,1 +1,1 @@
-"""Rows as jitted programs on devices, in one process or several."""
+"""Learners as jitted programs on devices, in one process or several."""
