@@ -142,7 +142,7 @@ def test_restore_with_action_repeat(name):
     other.restore(state)
     repeated = other.step(action)
     np.testing.assert_array_equal(repeated[0], obs)
-    assert repeated[1] == reward and env.can_restore
+    assert repeated[1] == reward and env.unrestorable is None
     other.restore(state, steps=env.time_limit - 1)
     assert other.step(action)[3]
 

@@ -169,9 +169,9 @@ def test_restore_sets_the_age_of_the_episode(name):
     assert not env.step(action)[3] and not env.step(action)[3]
 
 
-def test_can_restore():
-    assert not envs.make("Counter-v0").can_restore
-    assert envs.make("Settable-v0").can_restore
+def test_task_with_methods_to_restore_it_is_found():
+    assert "it has no methods" in envs.make("Counter-v0").unrestorable
+    assert envs.make("Settable-v0").unrestorable is None
     assert states.find_restorer(gymnasium.make("Pendulum-v1")) is not None
 
 
@@ -181,7 +181,6 @@ def test_can_restore():
 )
 def test_hidden_state_is_detected_and_named(name):
     env = envs.make(f"{name}-v0")
-    assert not env.can_restore
     assert "has a different result than before" in env.unrestorable and "\n" not in env.unrestorable
     wrapper = {"Stacked": "FrameStackObservation", "Normalized": "NormalizeObservation"}
     assert wrapper.get(name, "") in env.unrestorable

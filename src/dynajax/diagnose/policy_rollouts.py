@@ -117,4 +117,4 @@ def _follow_group(
 
 def can_restore(env: Any) -> bool:
     """Return whether a simulator can be set to a stored state."""
-    return bool(getattr(env, "can_restore", True))
+    return getattr(env, "unrestorable", None) is None

@@ -99,8 +99,8 @@ class DMControlEnv(gymnasium.Env):
       bounds: actions (A,) of the task that correspond to -1 and 1.
       obs_parts, task_action_shape: as in `GymnasiumEnv`.
       num_frames: simulator steps (frames) of a step; see `ActionRepeat`.
-      unrestorable, can_restore, statistics: as in `GymnasiumEnv`; constant, since these tasks have
-        no state outside the physics.
+      unrestorable, statistics: as in `GymnasiumEnv`; constant, since these tasks have no state
+        outside the physics.
 
     Args:
       name: DOMAIN-TASK, one of `names()`.
@@ -110,7 +110,6 @@ class DMControlEnv(gymnasium.Env):
 
     num_frames = 1
     unrestorable = None
-    can_restore = True
     statistics = ()
 
     def __init__(self, name: str, *, time_limit: int = 1000, seed: int = 0):

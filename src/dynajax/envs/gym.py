@@ -170,11 +170,6 @@ class GymnasiumEnv(gymnasium.Env):
         names = ", ".join(type(layer).__name__ for layer in outside)
         return f"{difference}; part of it ({names}) has state that is not restored; {remedy}"
 
-    @property
-    def can_restore(self) -> bool:
-        """Return True if the task can be set to a state; see `unrestorable`."""
-        return self.unrestorable is None
-
     def _wrappers(self) -> Iterator[Any]:
         """Yield the wrappers that gymnasium did not add, outermost first, and then the task."""
         default = gymnasium.wrappers.TimeLimit | gymnasium.wrappers.OrderEnforcing

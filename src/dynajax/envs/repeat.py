@@ -73,11 +73,6 @@ class ActionRepeat(gymnasium.Env):
         return self._env.unrestorable
 
     @property
-    def can_restore(self) -> bool:
-        """Return True if the task can be set to a state."""
-        return self._env.can_restore
-
-    @property
     def statistics(self) -> tuple[str, ...]:
         """Return the class names of the wrappers that keep running statistics."""
         return self._env.statistics
