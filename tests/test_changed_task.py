@@ -53,11 +53,11 @@ def new_envs(name="Cart-v0"):
     return host
 
 
-def saved_after(steps, name="Cart-v0", drop=()):
+def saved_after(steps, name="Cart-v0"):
     host, rng = new_envs(name), np.random.default_rng(0)
     for _ in range(steps):
         host.step(rng.uniform(-1, 1, (2, 1)))
-    return {k: v for k, v in host.progress().items() if k not in drop}
+    return host.progress()
 
 
 CHANGES = [
@@ -80,23 +80,14 @@ def test_changed_task_is_refused(cart, change, text, steps):
     assert "learner 0" in message and "--out" in message
 
 
-def test_changed_reward_is_seen_in_checkpoints_without_a_trace(cart):
-    saved = saved_after(40, drop=("trace",))
-    host = new_envs()
-    host.restore(saved)
-    np.testing.assert_array_equal(host.progress()["trace"], saved_after(40)["trace"])
-    cart(reward=-1.0)
-    with pytest.raises(UsageError, match=r"the return so far is -?\d+\.\d+ and was -?\d+\.\d+"):
-        new_envs().restore(saved)
-
-
 @pytest.mark.filterwarnings("error")
 def test_nothing_is_said_of_an_equal_task_or_before_the_first_step(cart):
     for steps in (0, 1, 30, 31, 40):
         saved = saved_after(steps)
         host = new_envs()
         host.restore(saved)
-        np.testing.assert_array_equal(host.obs, saved["obs"])
+        last = saved["trace"][[0, 1], saved["length"], :-1]
+        np.testing.assert_array_equal(host.obs, last)
     saved = saved_after(0)
     cart(reward=2.0)
     new_envs().restore(saved)

@@ -134,10 +134,10 @@ def test_another_format_is_refused(tmp_path):
     save(Checkpoints(tmp_path), 5)
     path = newest(tmp_path) / "meta.json"
     content = json.loads(path.read_text())["content"]
-    del content["format"]
+    content["format"] -= 1
     text = json.dumps(content)
     path.write_text(json.dumps({"crc32": zlib.crc32(text.encode()), "content": content}))
-    with pytest.raises(UsageError, match="the checkpoint format is None, but must be") as caught:
+    with pytest.raises(UsageError, match=r"the checkpoint format is \d, but must be") as caught:
         restore(tmp_path)
     assert str(newest(tmp_path)) in str(caught.value) and "--out" in str(caught.value)
     assert "\n" not in str(caught.value)

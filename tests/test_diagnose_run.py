@@ -306,7 +306,7 @@ def test_parts_that_are_left_out_on_device_and_without_a_model(hopper, tmp_path)
     reader = loaded_run.Reader(hopper)
     loaded = reader.load(300)
     on_device = dataclasses.replace(reader.config, engine="mjx")
-    moved = loaded._replace(config=on_device, host={})
+    moved = loaded._replace(config=on_device, host={"frames": loaded.host["frames"]})
     findings = online.inspect(moved, 0, steps=3, starts=4)
     assert "resimulated" not in findings.numbers and np.isfinite(
         findings.numbers["policy_reward_r2"]

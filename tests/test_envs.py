@@ -443,11 +443,11 @@ def test_progress_contains_finished_episodes():
 
 def test_progress_before_the_first_step_can_be_restored():
     host = host_envs("Line-v0", [0])
-    saved = host.progress()
+    saved, obs = host.progress(), host.obs
     assert saved["actions"].shape == (1, 1, 1)
     host.step(np.zeros((1, 1)))
     host.restore(saved)
-    np.testing.assert_array_equal(host.obs, saved["obs"])
+    np.testing.assert_array_equal(host.obs, obs)
 
 
 def test_episode_that_cannot_be_reproduced_is_abandoned():
@@ -468,7 +468,7 @@ def test_restore_detects_one_changed_bit():
     host = host_envs("Line-v0", [0, 1])
     host.step(np.zeros((2, 1)))
     saved = host.progress()
-    saved["obs"][0, 0] = np.nextafter(saved["obs"][0, 0], np.float32(2))
+    saved["trace"][0, 1, 0] = np.nextafter(saved["trace"][0, 1, 0], np.float32(2))
     with pytest.warns(UserWarning, match="learner 0"):
         host.restore(saved)
     np.testing.assert_array_equal(host.progress()["episode"], [1, 0])

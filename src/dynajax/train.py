@@ -53,8 +53,8 @@ class Undone(NamedTuple):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Undone":
-        """Return the result of `to_arrays` among other arrays, which may lack it."""
-        fit, evaluation = map(bool, arrays.get("undone", (False, False)))
+        """Return what `to_arrays` returned, from these and other arrays."""
+        fit, evaluation = map(bool, arrays["undone"])
         prefix = "undone.learn."
         learn = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
         return cls(fit, evaluation, learn)
@@ -292,9 +292,7 @@ def _start_or_resume(
             with clock("checkpoint"):
                 writer.check_can_save(state, engine.progress())
         else:
-            # A checkpoint of an earlier version has no count, but logs in which each step is full.
-            frames = np.full(len(program.pairs), restored.step * program.config.task.repeat)
-            engine.restore({"frames": frames, **restored.host})
+            engine.restore(restored.host)
             clock.restore(restored.meta["seconds"])
             state, step = restored.state, restored.step
             undone = Undone.from_arrays(restored.host)

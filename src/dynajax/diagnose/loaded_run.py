@@ -36,9 +36,8 @@ class Loaded(NamedTuple):
         return state
 
     def frames(self, index: int) -> int:
-        """Return the simulator steps of one learner; earlier versions did not count them."""
-        counts = self.host.get("frames")
-        return self.config.task.repeat * self.step if counts is None else int(counts[index])
+        """Return the simulator steps of one learner."""
+        return int(self.host["frames"][index])
 
 
 class Reader:

@@ -34,7 +34,7 @@ from dynajax.runs.serialization import Arrays, Damaged
 from dynajax.runtime.sharding import host_shape, put, to_host
 from dynajax.types import Array, TrainState, UsageError
 
-_FORMAT = 5  # version of the checkpoint format
+_FORMAT = 6  # version of the checkpoint format
 # Prefixes of leaf names.
 _LEARNERS, _REAL_BUFFER, _HOST = "learners/", "learners/real_buffer/", "host/"
 

@@ -161,20 +161,19 @@ def written_parts(folder: Path, offsets: Mapping[str, int]) -> dict[str, tuple[b
       UsageError: a file is not the one that was written.
     """
     return {
-        name: _written_part(folder / name, offsets.get(name, 0), offsets.get(name + _CHECKSUM))
+        name: _written_part(folder / name, offsets.get(name, 0), offsets.get(name + _CHECKSUM, 0))
         for name in ("eval.csv", "metrics.jsonl")
     }
 
 
-def _written_part(path: Path, size: int, checksum: int | None) -> tuple[bytes, bool]:
+def _written_part(path: Path, size: int, checksum: int) -> tuple[bytes, bool]:
     """Return the first `size` bytes of a log as they were written, and whether the file has them.
 
     Other line ends, a byte order mark and a missing last line end, as editors write them, are
     corrected.
 
     Args:
-      checksum: of these bytes; None for a checkpoint of an older version, where complete lines
-        suffice.
+      checksum: of these bytes.
 
     Raises:
       UsageError: the file has other content.
@@ -185,8 +184,7 @@ def _written_part(path: Path, size: int, checksum: int | None) -> tuple[bytes, b
     plain = original.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n") + b"\n"
     for content in (original, plain):
         part = content[:size]
-        intact = part.endswith(b"\n") if checksum is None else zlib.crc32(part) == checksum
-        if len(part) == size and intact:
+        if len(part) == size and zlib.crc32(part) == checksum:
             return part, content is original
     change = "is shorter than" if len(original) < size else "has other content than"
     raise UsageError(
