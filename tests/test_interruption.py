@@ -344,3 +344,18 @@ def test_interrupted_command_that_saves_nothing_does_not_claim_so(monkeypatch, c
     with pytest.raises(SystemExit) as exit:
         common._call(main, [""])
     assert exit.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_process_that_ends_at_once_takes_the_simulators_of_its_tasks_with_it():
+    script = """
+import multiprocessing, time
+from dynajax.cli import common
+child = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)
+child.start()
+common.end_at_once('ended', 75)
+"""
+    # The output ends with the last process that can write to it.
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (75, "ended\n"), done.stderr

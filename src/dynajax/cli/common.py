@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import io
+import multiprocessing
 import os
 import platform
 import select
@@ -263,6 +264,9 @@ def end_at_once(text: str, status: int) -> NoReturn:
         print(text)
         sys.stdout.flush()
         sys.stderr.flush()
+    # What multiprocessing does at a usual exit, for simulators that a task leaves running.
+    for child in multiprocessing.active_children():
+        child.terminate()
     os._exit(status)
 
 
