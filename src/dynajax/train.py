@@ -126,7 +126,9 @@ def train(
         notices = [*configuration_warnings(program), *messages]
         writer.begin(step, memory, notices, complete)
         clock.time_rest_as("other")
-        check_data = DataChecks(program, step)
+        # An interrupted interval is checked as a whole, because its first part may not have been.
+        checked = (step - undone.evaluation) // config.eval.every * config.eval.every
+        check_data = DataChecks(program, checked)
         # The handlers are installed after the environments are made, which may install their own,
         # and after the compilation, which they could not interrupt.
         with distributed.interruptions(numbers) as interrupted:
