@@ -123,7 +123,8 @@ def test_engine_that_cannot_be_made_closes_its_environments(
 def test_command_makes_the_simulator_once(robot, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "start", lambda process=None: None)
     words = ["--env=Robot-v0", "--preset=paper", "--algo=model-free", "--agent=sac", "--steps=70"]
-    words += [f"--out={tmp_path / 'run'}", *as_flags(SETTINGS | {"host.evaluate_on": "training"})]
+    own = {n: x for n, x in SETTINGS.items() if not n.startswith(("model.", "rollout."))}
+    words += [f"--out={tmp_path / 'run'}", *as_flags(own | {"host.evaluate_on": "training"})]
     with scripts.loaded(EXPERIMENTS / "run.py") as script:
         flags.FLAGS([script.__file__, *words])
         assert script.main([]) == 0

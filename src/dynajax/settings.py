@@ -430,8 +430,7 @@ def _check_trust(config: Config) -> None:
     reads_variance = call(f"--trust={config.trust_name}", rule.reads_variance, config)
     require(
         not reads_variance or predicts_variance(config.model),
-        flag + f"it reads predicted variances, and {reason}; choose {remedy}, or another rule or "
-        "kind of it",
+        flag + f"it reads predicted variances, and {reason}; choose {remedy}",
     )
     steps = config.rollout.value_expansion_steps
     require(

@@ -35,11 +35,18 @@ class Penalty(TrustRule):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse a bonus for noise."""
-        if config.trust.kind == "aleatoric" and config.trust.scale < 0:
+        """Refuse a bonus for noise, and predicted variances of a model that has none."""
+        if config.trust.kind == "epistemic":
+            return
+        if config.trust.scale < 0:
             raise UsageError(
                 f"--set trust.scale={config.trust.scale:g}: a negative one is a bonus, which needs "
                 "--set trust.kind=epistemic"
+            )
+        if config.model.likelihood == "deterministic":
+            raise UsageError(
+                "--set trust.kind=aleatoric: a deterministic model predicts no variance; choose "
+                "--set trust.kind=epistemic, or --set model.likelihood=gaussian"
             )
 
     @classmethod
