@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dynajax.launch.study import MODEL_GROUPS
+
 #: For any agent.
 SMALL_OF_ANY = {
     "random_steps": 50,
@@ -45,6 +47,11 @@ SHORT_RUN = SMALL_OF_ANY | {
     "eval.every": 100,
     "eval.episodes": 2,
 }
+
+
+def without_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a model-free run takes."""
+    return {name: x for name, x in settings.items() if name.split(".")[0] not in MODEL_GROUPS}
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import pages
 import scripts
 from dynajax.cli import common
 from dynajax.config.presets import PRESETS
+from sizes import without_model
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,8 @@ def test_documented_training_command(line, working_directory, monkeypatch, capsy
     flag = {name: value for name, _, value in (word.partition("=") for word in words)}
     agent = flag.get("--agent") or PRESETS[flag.get("--preset", "quick")].agent
     sizes = pages.SIZES | (pages.OF_SAC if agent == "sac" else pages.WIDE)
+    if "--algo=model-free" in words:
+        sizes = without_model(sizes)
     # Sizes that the command sets itself are kept.
     given = {name.partition("=")[0] for name in words} | {word.partition("=")[2] for word in words}
     for name in [name for name in sizes if name in given]:

@@ -20,7 +20,7 @@ from dynajax.runs import video
 from dynajax.settings import make
 from dynajax.train import train
 from dynajax.types import UsageError
-from sizes import SHORT_RUN, as_flags
+from sizes import SHORT_RUN, as_flags, without_model
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SETTINGS = SHORT_RUN | {"agent.hidden": (8, 8), "eval.every": 70, "eval.episodes": 3}
@@ -123,8 +123,8 @@ def test_engine_that_cannot_be_made_closes_its_environments(
 def test_command_makes_the_simulator_once(robot, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "start", lambda process=None: None)
     words = ["--env=Robot-v0", "--preset=paper", "--algo=model-free", "--agent=sac", "--steps=70"]
-    own = {n: x for n, x in SETTINGS.items() if not n.startswith(("model.", "rollout."))}
-    words += [f"--out={tmp_path / 'run'}", *as_flags(own | {"host.evaluate_on": "training"})]
+    own = without_model(SETTINGS) | {"host.evaluate_on": "training"}
+    words += [f"--out={tmp_path / 'run'}", *as_flags(own)]
     with scripts.loaded(EXPERIMENTS / "run.py") as script:
         flags.FLAGS([script.__file__, *words])
         assert script.main([]) == 0
