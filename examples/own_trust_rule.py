@@ -30,7 +30,8 @@ class Agreement(dynajax.TrustRule):
     def apply(self, state, predictions, h, horizon, key):
         """Return the new state, and which of B transitions to learn from.
 
-        Means are (E, B, D + 1): next state and reward, in standard deviations of the data.
+        Means are (E, B, D + 1): next state (or its change) and reward, in standard deviations of
+        s' - s and of the reward.
         """
         threshold, calls = state
         disagreement = predictions.mean.var(0).sum(-1)

@@ -1,6 +1,7 @@
 """`--config FILE`: a run's config.json or a TOML file gives the arguments of a run."""
 
 import json
+import operator
 import re
 from pathlib import Path
 
@@ -49,6 +50,22 @@ def test_another_algorithm_or_preset_brings_its_defaults(algo, chosen):
     found = config_file.from_config(as_dict(make_config("pendulum-swingup", **arguments)))
     assert found["settings"] == {"learn.utd": 3}
     assert make_config(**found | chosen) == make_config("pendulum-swingup", **arguments | chosen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ({"settings": {"agent.critic_width": 32}}, {"preset": "paper"}),
+        ({"algo": "macura", "settings": {"trust.xi": 3.0}}, {"algo": "mbpo"}),
+        ({"algo": "wimle", "settings": {"source.regenerate_every": 500}}, {"algo": "dynajax"}),
+    ],
+)
+def test_what_has_settings_of_its_own_stays_with_another_algorithm(arguments, chosen):
+    config = make_config("pendulum-swingup", **arguments)
+    again = make_config(**config_file.from_config(as_dict(config)) | chosen)
+    assert (again.agent_name, again.rollout.source) == (config.agent_name, config.rollout.source)
+    [(path, value)] = arguments["settings"].items()
+    assert operator.attrgetter(path)(again) == value
 
 
 def test_agent_trust_rule_fixes_and_steps_of_a_run_stay_with_another_algorithm():

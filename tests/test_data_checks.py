@@ -1,7 +1,6 @@
 """What a task returns, compared with what the learners assume: terminations and float32."""
 
 import json
-import sys
 from typing import ClassVar
 
 import gymnasium
@@ -192,23 +191,6 @@ def test_training_with_an_imprecise_termination_function(register, tmp_path, cap
     assert printed.count("termination function differs from the task: of 49 real transitions") == 1
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert any(line["kind"] == "fit" for line in lines)
-
-
-def test_resumed_run_checks_the_interval_in_which_it_stopped(register, tmp_path, monkeypatch):
-    begun = []
-
-    class Recorded(DataChecks):
-        def __init__(self, program, step):
-            begun.append(step)
-            super().__init__(program, step)
-
-    monkeypatch.setattr(sys.modules["dynajax.train"], "DataChecks", Recorded)
-    name = register(Count, right)
-    for steps in (75, 120, 160):
-        config = make_config(name, preset="paper", settings=SIZES, steps=steps)
-        train(config, tmp_path, quiet=True)
-    # An evaluation is due every 50 agent steps, and at the end of a run.
-    assert begun == [0, 50, 100]
 
 
 def test_own_time_limit_that_is_returned_as_terminated(register):

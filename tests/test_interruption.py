@@ -23,6 +23,7 @@ import dynajax
 import scripts
 from dynajax import UsageError
 from dynajax.cli import common
+from dynajax.engines.data_checks import DataChecks
 from dynajax.envs.vector import VectorEnv
 from dynajax.runtime import distributed, exit_status, signals
 from sizes import NETWORKS, SMALL_OF_ANY
@@ -86,8 +87,20 @@ def whole(tmp_path_factory):
 
 
 # 20 steps of training and two episodes of 20 steps, twice.
-@pytest.mark.parametrize(("alarm", "saved"), [(5, 5), (35, 20), (60, 20), (99, 40), (120, 40)])
-def test_signal_is_heard_between_steps_of_training_and_evaluation(whole, tmp_path, alarm, saved):
+@pytest.mark.parametrize(
+    ("alarm", "saved", "checked"),
+    [(5, 5, 0), (35, 20, 0), (60, 20, 20), (99, 40, 20), (120, 40, 40)],
+)
+def test_signal_is_heard_between_steps_of_training_and_evaluation(
+    whole, tmp_path, monkeypatch, alarm, saved, checked
+):
+    class Recorded(DataChecks):
+        def __init__(self, program, step):
+            begun.append(step)
+            super().__init__(program, step)
+
+    begun = []
+    monkeypatch.setattr(sys.modules["dynajax.train"], "DataChecks", Recorded)
     config = make(algo="model-free")
     Alarm.alarm = alarm
     first = dynajax.train(config, tmp_path, quiet=True)
@@ -97,6 +110,8 @@ def test_signal_is_heard_between_steps_of_training_and_evaluation(whole, tmp_pat
     second = dynajax.train(config, tmp_path, quiet=True)
     assert second.finished and second.saved_step == 40
     assert_same_run(second, whole)
+    # An interval whose end was not checked is checked as a whole.
+    assert begun == [0, checked]
 
 
 def interrupt_wait(monkeypatch: pytest.MonkeyPatch, number: int) -> list:

@@ -71,6 +71,9 @@ def test_tasks_with_different_numbers_of_seeds_count_equally():
     )
     # A quarter of 7 tasks is cut at each end: the second and the sixth count in part.
     assert fewer.point == pytest.approx(equal.point, rel=0.03)
+    # A large common multiple would need much memory.
+    many = [np.full(n, level) for n, level in zip((16, 15, 14, 13, 11, 9, 7), levels, strict=True)]
+    assert statistics.stratified_bootstrap(many).point == pytest.approx(equal.point, rel=0.03)
 
 
 def test_bootstrap_is_deterministic():

@@ -286,7 +286,7 @@ def _mechanism_table(found: Sequence[Learner]) -> list[str]:
 
 
 class Final(NamedTuple):
-    """The last evaluations of an arm, over the tasks that it shares with the model-free arm."""
+    """The last evaluations of an arm, over the tasks that it shares with its model-free baseline."""
 
     tasks: int
     iqm: statistics.ConfidenceInterval  # of returns / 1000
@@ -331,5 +331,10 @@ def _final_table(found: Sequence[Learner]) -> list[str]:
         ]
         for name, x in final(found).items()
     ]
-    titles = ["arm", "tasks", "last IQM / 1000", "probability of improvement over model-free"]
+    titles = [
+        "arm",
+        "tasks",
+        "last IQM / 1000",
+        "probability of improvement over its model-free baseline",
+    ]
     return _markdown(titles, rows)

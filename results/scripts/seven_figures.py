@@ -45,7 +45,7 @@ def draw(found: Sequence[Learner]) -> Any:
             )
     note = (
         f"{figures.lines_meaning(MIN_SEEDS)} of the mean. Over tasks: the interquartile mean (IQM), and "
-        f"the probability that a seed ends above one of model-free, with 95 % {BOOTSTRAP}."
+        f"the probability that a seed ends above one of its model-free baseline, with 95 % {BOOTSTRAP}."
     )
     if references:
         note += f"\nPublished: {'; '.join(published.labels(references).values())}."
@@ -82,11 +82,11 @@ def _aggregate(found: Sequence[Learner]) -> list[figures.Panel]:
 
 
 def _improvement(found: Sequence[Learner]) -> list[figures.Bars]:
-    """Return a panel with the probability of improvement over model-free, if there is any."""
+    """Return a panel with the probability of improvement over the baseline, if there is any."""
     values = {LABELS[name]: x.improvement for name, x in final(found).items() if x.improvement}
     if not values:
         return []
-    title, label = "Improvement over model-free", "probability at the end"
+    title, label = "Improvement over its model-free baseline", "probability at the end"
     return [figures.Bars(title, label, values, reference=0.5, most=1.0, label_width=16)]
 
 

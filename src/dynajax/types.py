@@ -155,9 +155,8 @@ class DataStats(NamedTuple):
     transform: TargetTransform
     input_mean: Float[Array, " D+A"]
     input_std: Float[Array, " D+A"]
-    change_std: Float[
-        Array, " Z"
-    ]  # of s' - s and the reward, whatever k is; the unit of trust rules
+    #: Of s' - s and of the reward, whatever k is; the unit of trust rules.
+    change_std: Float[Array, " Z"]
     has_varied: Bool[Array, " Z"]  # next states and reward that were not constant so far
 
 

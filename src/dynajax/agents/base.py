@@ -80,10 +80,10 @@ class Agent(metaclass=abc.ABCMeta):
 
         Args:
           batch: leaves (B, ...).
-          critic_weight: weight of each transition in the critic's loss, sum w l / sum n; 0 for an
-            invalid one.
-          actor_weight: n, 1 for each transition and 0 for an invalid one: its weight in other losses.
-            None weights all alike, as does None for the critic.
+          critic_weight: w, the weight of each transition in the critic's loss, which is the sum of w
+            times the loss, divided by the sum of `actor_weight`. None weights all alike.
+          actor_weight: 1 for a valid and 0 for an invalid transition; the weight in all other losses.
+            None weights all alike.
           noise: one of the U elements that `noise` returned.
 
         Returns:

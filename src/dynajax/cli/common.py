@@ -264,7 +264,7 @@ def end_at_once(text: str, status: int) -> NoReturn:
         print(text)
         sys.stdout.flush()
         sys.stderr.flush()
-    # What multiprocessing does at a usual exit, for simulators that a task leaves running.
+    # `os._exit` skips the exit handlers of multiprocessing, which end what a task leaves running.
     for child in multiprocessing.active_children():
         child.terminate()
     os._exit(status)

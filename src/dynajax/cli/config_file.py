@@ -139,6 +139,13 @@ def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:
         for path, value in parse_variant(variant):
             column = varied.setdefault(path, [])
             column += [value] * (value not in column)
+    # What has settings of its own stays, because another one would not know them.
+    paths = [*chosen, *varied]
+    for name in ("agent", "trust"):
+        if any(path.startswith(f"{name}.") for path in paths):
+            arguments[name] = plain[f"{name}_name"]
+    if any(path.startswith("source.") for path in paths):
+        chosen["rollout.source"] = plain["rollout"]["source"]
     return arguments | {"vary": varied, "settings": chosen}
 
 

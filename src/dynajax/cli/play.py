@@ -39,7 +39,7 @@ flags.DEFINE_bool("view", False, "Show the episodes in MuJoCo's viewer.")
 flags.DEFINE_string("export", None, "FILE.npz or FILE.onnx: write the policy and play nothing.")
 
 
-#: Flags that have no effect beside another one.
+#: Flags that have no effect together with another one.
 _UNUSED = {"export": ("episodes", "seed", "env", "video", "view"), "view": ("video",)}
 
 

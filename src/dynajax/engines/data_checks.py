@@ -20,7 +20,7 @@ class DataChecks:
 
     Args:
       program: the run's; its termination function is checked if there is a model.
-      step: agent steps whose transitions were checked already.
+      step: agent step from which on transitions are checked.
     """
 
     def __init__(self, program: Program, step: int) -> None:

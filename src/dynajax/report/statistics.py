@@ -67,7 +67,7 @@ def stratified_bootstrap(
 
     Seeds are resampled within each task, never across tasks, and the statistic is taken over the
     resampled scores of all tasks (Agarwal et al., 2021, section 4.1). All tasks count equally: scores of
-    tasks with fewer seeds are repeated.
+    tasks with fewer seeds are repeated, approximately so if their numbers have a large common multiple.
 
     Args:
       scores: (tasks, seeds), or one array (seeds,) for each task; scores of different tasks must
@@ -85,10 +85,15 @@ def stratified_bootstrap(
     tasks = [np.asarray(task, float).ravel() for task in scores]
     if not tasks or not all(task.size for task in tasks):
         raise ValueError("every task needs at least one score")
-    most = math.lcm(*(task.size for task in tasks))
+    sizes = [task.size for task in tasks]
+    common = min(math.lcm(*sizes), 20 * max(sizes))
+    # Evenly spaced quantiles of each task: each score equally often if `common` is a multiple.
+    places = (2 * np.arange(common) + 1) / (2 * common)
 
     def over_tasks(*samples: np.ndarray, axis: int = -1) -> Any:
-        equal = [np.repeat(sample, most // sample.shape[axis], axis) for sample in samples]
+        equal = [
+            np.take(np.sort(x, axis), (places * x.shape[axis]).astype(int), axis) for x in samples
+        ]
         return statistic(np.concatenate(equal, axis), axis=axis)
 
     return _bootstrap(tasks, over_tasks, resamples, seed)

@@ -20,9 +20,8 @@ _IF_DEFAULT = (signal.SIGHUP, signal.SIGUSR1)
 
 _watch: "_Watch | None" = None  # of `ending_at_once`, while it is active
 _active: "Interruptions | None" = None
-_mask: set[int | signal.Signals] | None = (
-    None  # signals that were blocked before this thread forked
-)
+#: Signals that were blocked before this thread forked.
+_mask: set[int | signal.Signals] | None = None
 
 
 class _Watch(NamedTuple):

@@ -1,8 +1,8 @@
 """What a trust rule is: which synthetic transitions are kept, and how much they count.
 
 A rule sees the predictions of every member of the ensemble in units of the standard deviation of
-s' - s and of the reward over the training split, whatever target transform the model learns with. So
-its settings mean the same on every task and with every fix. Rules are written for one learner. To add one,
+s' - s and of the reward over the training split, whatever target transform the model learns with.
+So its settings mean the same on every task and with every fix. Rules are written for one learner. To add one,
 subclass `TrustRule` in one file and add it to `TRUST`, or name it as `--trust=module:name`.
 """
 

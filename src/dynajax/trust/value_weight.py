@@ -62,8 +62,8 @@ class ValueWeight(TrustRule):
         if setting is not None:
             raise UsageError(
                 f"--trust=value_weight: with --set {setting} all transitions have the same weight, "
-                "which changes nothing; choose --set trust.per_transition=true, or use real and "
-                "synthetic transitions"
+                "which changes nothing; choose --set trust.per_transition=true, or --set "
+                "rollout.source=on_the_fly with --set rollout.real_fraction=0.5"
             )
 
     def init(self) -> ValueWeightState:
