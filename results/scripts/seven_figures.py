@@ -86,7 +86,7 @@ def _improvement(found: Sequence[Learner]) -> list[figures.Bars]:
     values = {LABELS[name]: x.improvement for name, x in final(found).items() if x.improvement}
     if not values:
         return []
-    title, label = "Improvement over its model-free baseline", "probability at the end"
+    title, label = "Improvement", "probability"
     return [figures.Bars(title, label, values, reference=0.5, most=1.0, label_width=16)]
 
 
