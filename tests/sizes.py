@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynajax.launch.study import MODEL_GROUPS
+from dynajax.config import MODEL_GROUPS
 
 #: For any agent.
 SMALL_OF_ANY = {

@@ -13,8 +13,13 @@ from dynajax.report import statistics
 from seven_runs import ARMS, MECHANISM, MODEL_FREE_AS_DYNAJAX, TASKS, Learner, median
 
 #: Registered seeds of each arm, from `FIRST_SEED` on, and those on the tasks with fewer.
-SEEDS = {"model-free": (5, 3), "MBPO": (3, 2), "FTFL": (3, 2), "dynajax": (5, 3)}
-SEEDS[MODEL_FREE_AS_DYNAJAX] = SEEDS["model-free"]
+SEEDS = {
+    "model-free": (5, 3),
+    "MBPO": (3, 2),
+    "FTFL": (3, 2),
+    "dynajax": (5, 3),
+    MODEL_FREE_AS_DYNAJAX: (5, 3),
+}
 FEWER_SEEDS = ("humanoid-walk", "humanoid-run")
 FIRST_SEED = 1000
 #: Tasks of the pilot that selects `dynajax`.

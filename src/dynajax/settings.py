@@ -13,7 +13,15 @@ import jax
 from dynajax import registry
 from dynajax.agents import agent_class
 from dynajax.algorithms import ALGORITHMS
-from dynajax.config import GROUPS, Config, Variant, assign, parse_variant, variant_config
+from dynajax.config import (
+    GROUPS,
+    MODEL_GROUPS,
+    Config,
+    Variant,
+    assign,
+    parse_variant,
+    variant_config,
+)
 from dynajax.config.dependent import adjust_dependent
 from dynajax.config.presets import PRESETS
 from dynajax.config.schema import require
@@ -460,7 +468,7 @@ def _variants(
                 f"--vary {path}: it shapes the program, so its values need a run each; "
                 f"these can be varied: {traced}"
             )
-        if not config.has_model and path.split(".")[0] in ("model", "trust", "rollout", "source"):
+        if not config.has_model and path.split(".")[0] in MODEL_GROUPS:
             raise UsageError(f"--vary {path}: there is no model; choose --algo=mbpo")
         several = values.split(",") if isinstance(values, str) else values
         several = several if isinstance(several, Iterable) else [several]

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dynajax import envs, settings
-from dynajax.config import GROUPS, parse_variant
-from dynajax.launch.study import MODEL_GROUPS, flatten
+from dynajax.config import GROUPS, MODEL_GROUPS, parse_variant
+from dynajax.launch.study import flatten
+from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
 
 #: Flags of one value that a file may have, and the argument of `make_config` that each sets.
@@ -45,12 +46,8 @@ def read(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"--config={path}: the file cannot be read ({reason})") from None
     if path.suffix == ".json":
-        try:
+        with reading_config(path.parent, f"--config={path}"):
             return from_config(json.loads(text)["config"])
-        except UsageError:
-            raise
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(f"--config={path}: not a run configuration") from None
     return _from_toml(path, text)
 
 

@@ -19,8 +19,7 @@ import dynajax
 from dynajax import cli, envs, make_config, train
 from dynajax.cli import common, config_file
 from dynajax.cli import flags as shared
-from dynajax.config import Config
-from dynajax.launch.study import MODEL_GROUPS
+from dynajax.config import MODEL_GROUPS, Config
 from dynajax.runs import video
 from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.progress import duration

@@ -2,6 +2,7 @@
 
 from dynajax.config.schema import (
     GROUPS,
+    MODEL_GROUPS,
     Config,
     EvalConfig,
     HostConfig,
@@ -26,6 +27,7 @@ from dynajax.config.schema import (
 
 __all__ = [
     "GROUPS",
+    "MODEL_GROUPS",
     "Config",
     "EvalConfig",
     "HostConfig",

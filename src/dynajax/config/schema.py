@@ -334,6 +334,8 @@ GROUPS = (
     "host",
     "task",
 )
+#: Those that have no effect without a model.
+MODEL_GROUPS = ("model", "rollout", "source", "trust")
 
 
 @dataclass(frozen=True)

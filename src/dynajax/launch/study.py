@@ -36,14 +36,11 @@ from typing import Any, NamedTuple
 from dynajax import envs, settings
 from dynajax.agents import agent_class
 from dynajax.algorithms import ALGORITHMS
-from dynajax.config import Config
+from dynajax.config import MODEL_GROUPS, Config
 from dynajax.config.presets import PRESETS
 from dynajax.envs import mjx
 from dynajax.trust import trust_rule_class
 from dynajax.types import UsageError
-
-#: Groups of settings that have no effect without a model.
-MODEL_GROUPS = ("model", "rollout", "source", "trust")
 
 
 class StudyRun(NamedTuple):

@@ -76,8 +76,11 @@ def device_name() -> str:
 
 
 @contextlib.contextmanager
-def reading_config(folder: Path) -> Iterator[None]:
+def reading_config(folder: Path, shown: str = "") -> Iterator[None]:
     """Convert errors from reading a run's config.json into a `UsageError` of one line.
+
+    Args:
+      shown: how the error names the file; by default its path in the folder.
 
     Raises:
       UsageError: in the `with` block, config.json could not be read or had unexpected content.
@@ -89,7 +92,8 @@ def reading_config(folder: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UsageError(f"{folder}: not a run directory, it has no config.json") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder / 'config.json'}: not a run configuration") from None
+        shown = shown or str(folder / "config.json")
+        raise UsageError(f"{shown}: not a run configuration") from None
 
 
 def machine_name() -> str:
