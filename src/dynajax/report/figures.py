@@ -196,12 +196,7 @@ def curves(
     with house_style():
         figure, grid = canvas(len(panels), alone)
         for axes, panel in zip(grid, panels, strict=True):
-            if isinstance(panel, Bars):
-                _draw_bars(axes, panel, style)
-                continue
-            _draw_published(axes, panel.published, coloured)
-            _draw(axes, panel, style)
-            _label_published(axes, panel.published, coloured)
+            _draw_panel(axes, panel, style, coloured)
         handles = {str(h.get_label()): h for axes in grid for h in axes.get_lines()}
         handles = {n: handles[n] for n in names if n in handles}
         _legend(figure, handles, title)
@@ -345,10 +340,7 @@ def mixed(panels: Sequence[Panel | Bars], *, title: str) -> "Figure":
     with house_style():
         figure, grid = canvas(len(panels), (7.2, height), height)
         for axes, panel in zip(grid, panels, strict=True):
-            if isinstance(panel, Bars):
-                _draw_bars(axes, panel, style)
-            else:
-                _draw(axes, panel, style)
+            _draw_panel(axes, panel, style, {})
         _title(figure, title)
         _finish(figure, grid)
     return figure
@@ -428,6 +420,18 @@ def canvas(
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
+
+
+def _draw_panel(
+    axes: "Axes", panel: Panel | Bars, style: Mapping[str, Style], coloured: Mapping[str, str]
+) -> None:
+    """Draw bars, or curves with published ones behind them."""
+    if isinstance(panel, Bars):
+        _draw_bars(axes, panel, style)
+        return
+    _draw_published(axes, panel.published, coloured)
+    _draw(axes, panel, style)
+    _label_published(axes, panel.published, coloured)
 
 
 def _draw(axes: "Axes", panel: Panel, style: Mapping[str, Style]) -> None:
