@@ -52,7 +52,7 @@ class Linear(dynajax.Agent):
     def value(self, state, obs, action):
         return (jnp.concatenate([obs, action], -1) @ state.critic)[None]  # one critic
 
-    def update(self, state, batch, critic_weight, actor_weight, noise):
+    def update(self, state, batch, weight, mask, noise):
         next_action = self.deterministic_action(state, batch.next_obs)
         next_value = self.value(state, batch.next_obs, next_action)[0]
         target = batch.reward + self.learn.discount * batch.discount * next_value
@@ -61,8 +61,8 @@ class Linear(dynajax.Agent):
             critic_error = self.value(weights, batch.obs, batch.action)[0] - target
             action = self.deterministic_action(weights, batch.obs)
             value = self.value(state, batch.obs, action)[0]
-            # An invalid transition has weight 0.
-            return (critic_weight * critic_error**2 - actor_weight * value).mean()
+            # An invalid transition has weight and mask 0.
+            return (weight * critic_error**2 - mask * value).mean()
 
         error, gradient = jax.value_and_grad(loss)(state)
         step = jax.tree.map(lambda g: -self.config.learning_rate * jnp.clip(g, -1, 1), gradient)

@@ -44,9 +44,10 @@ def update_operations(config, spec, count=flops.count):
     noise = jax.eval_shape(lambda k: jax.tree.map(lambda x: x[0], agent.noise(k, 1)), key)
     batch = minibatch(config.learn.batch, spec)
     return count(
-        lambda state, batch, noise: agent.update(state, batch, None, None, noise),
+        lambda state, batch, mask, noise: agent.update(state, batch, mask, mask, noise),
         jax.eval_shape(agent.init, key),
         batch,
+        real(config.learn.batch),
         noise,
     )
 

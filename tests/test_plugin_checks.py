@@ -44,7 +44,7 @@ class Linear(dynajax.Agent):
     def value(self, state, obs, action):
         return jnp.zeros((1, *obs.shape[:-1]))
 
-    def update(self, state, batch, critic_weight, actor_weight, noise):
+    def update(self, state, batch, weight, mask, noise):
         return state, {"reward": batch.reward.mean()}
 
 

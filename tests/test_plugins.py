@@ -56,7 +56,7 @@ class Linear(dynajax.Agent):
     def value(self, state, obs, action):
         return (jnp.concatenate([obs, action], -1) @ state.critic)[None]
 
-    def update(self, state, batch, critic_weight, actor_weight, noise):
+    def update(self, state, batch, weight, mask, noise):
         def loss(critic, actor):
             now, after = state._replace(critic=critic), state._replace(actor=actor)
             next_q = self.value(

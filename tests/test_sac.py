@@ -57,32 +57,30 @@ def test_td_target_by_hand():
 def test_critic_loss_is_the_sum_over_both_critics():
     q = jnp.array([[1.0, 2.0], [3.0, 5.0]])
     # Critic 1: 1 and 0; critic 2: 1 and 9; the mean over both transitions of 2 and 9.
-    assert sac.critic_loss(q, jnp.array([2.0, 2.0])) == 5.5
+    mask = jnp.ones(2)
+    assert sac.critic_loss(q, jnp.array([2.0, 2.0]), mask, mask) == 5.5
 
 
 def test_actor_loss_by_hand():
     q = jnp.array([[1.0, 2.0], [3.0, -2.0]])
     # mean of 0.5 * 2 - 1 and 0.5 * (-4) - (-2)
-    assert sac.actor_loss(0.5, jnp.array([2.0, -4.0]), q.min(0)) == 0.0
-    assert sac.actor_loss(0.5, jnp.array([4.0, -4.0]), q.min(0)) == 0.5
+    assert sac.actor_loss(0.5, jnp.array([2.0, -4.0]), q.min(0), jnp.ones(2)) == 0.0
+    assert sac.actor_loss(0.5, jnp.array([4.0, -4.0]), q.min(0), jnp.ones(2)) == 0.5
 
 
 def test_weighted_losses_by_hand():
-    weight = jnp.array([3.0, 1.0, 0.0])
-    # (3 * 1 + 1 * 5) / 4; the last one is invalid.
-    assert sac.weighted_mean(jnp.array([1.0, 5.0, 99.0]), weight) == 2.0
+    weight, mask = jnp.array([3.0, 1.0, 0.0]), jnp.array([1.0, 1.0, 0.0])
+    values = jnp.array([1.0, 5.0, 99.0])  # the last one is invalid
+    assert sac.masked_mean(values, mask) == 3.0
+    assert sac.masked_mean(values, mask, weight) == (3 * 1 + 1 * 5) / 2
     q = jnp.array([[1.0, 2.0, 9.0], [3.0, 5.0, 9.0]])
     target = jnp.array([2.0, 2.0, 0.0])
-    # (3 * 2 + 1 * 9) / 4
-    assert sac.critic_loss(q, target, weight) == 3.75
+    assert sac.critic_loss(q, target, weight, mask) == (3 * 2 + 1 * 9) / 2
     # A weight that all share counts, as in WIMLE.
-    half, counts = weight / 2, (weight > 0).astype(float)
-    total = sac.critic_loss(q, target, weight, counts)
-    assert sac.critic_loss(q, target, half, counts) == total / 2
-    # (3 * (0.5 * 2 - 1) + (0.5 * -4 - 2)) / 4
+    assert sac.critic_loss(q, target, weight / 2, mask) == (3 * 2 + 1 * 9) / 4
     log_prob = jnp.array([2.0, -4.0, 7.0])
-    assert sac.actor_loss(0.5, log_prob, q.min(0), weight) == -1.0
-    assert sac.weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0.0
+    assert sac.actor_loss(0.5, log_prob, q.min(0), mask) == ((0.5 * 2 - 1) + (0.5 * -4 - 2)) / 2
+    assert sac.masked_mean(jnp.ones(3), jnp.zeros(3)) == 0.0
 
 
 def test_temperature_loss_and_gradient_by_hand():
@@ -331,7 +329,7 @@ def three_updates(wrong=None):
     reference = Reference(agent, wrong)
     for i in range(3):
         noise, batch = jax.random.normal(jax.random.PRNGKey(10 + i), (2, B, A)), random_batch(i)
-        agent, metrics = update(agent, batch, None, None, noise)
+        agent, metrics = update(agent, batch, jnp.ones(B), jnp.ones(B), noise)
         expected = reference.update(batch, noise)
     return agent, metrics, reference, expected
 
@@ -391,19 +389,28 @@ def test_transitions_of_weight_zero_have_no_effect():
     spoiled = jax.tree.map(lambda x: np.where(np.arange(B) % 3 > 0, x.T, 9.0).T, batch)
     after, _ = update(agent, batch, weight, weight, noise)
     chex.assert_trees_all_equal(after, update(agent, spoiled, weight, weight, noise)[0])
-    # Equal counts have no effect. The actor's do not affect critics without weights.
-    plain, _ = update(agent, batch, None, None, noise)
-    even, _ = update(agent, batch, jnp.ones(B), jnp.ones(B), noise)
-    chex.assert_trees_all_close(even, plain, rtol=1e-4, atol=1e-5)
-    other, _ = update(agent, batch, None, weight, noise)
-    chex.assert_trees_all_close(other.critic, plain.critic, rtol=1e-5, atol=1e-6)
-    assert np.abs(other.actor["head"]["bias"] - plain.actor["head"]["bias"]).max() > 1e-3
+    others, _ = update(agent, batch, 1 - weight, 1 - weight, noise)
+    for one, other in ((after.critic, others.critic), (after.actor, others.actor)):
+        assert np.abs(one["head"]["kernel"] - other["head"]["kernel"]).max() > 1e-3
+
+
+def test_weights_act_on_critics_and_the_mask_on_all_losses():
+    agent, batch, noise = agent_in_training(1), random_batch(0), jax.random.normal(KEY, (2, B, A))
+    ones = jnp.ones(B)
+    _, plain = update(agent, batch, ones, ones, noise)
+    _, heavy = update(agent, batch, 3 * ones, ones, noise)
+    assert heavy["critic_loss"] == pytest.approx(3 * float(plain["critic_loss"]), rel=1e-5)
+    assert heavy["entropy"] == plain["entropy"]
+    _, masked = update(agent, batch, ones.at[0].set(0), ones.at[0].set(0), noise)
+    assert abs(masked["entropy"] - plain["entropy"]) > 1e-3
 
 
 def test_wrong_batch_size_is_an_error():
     noise = jnp.zeros((2, B + 1, A))
     with pytest.raises(AssertionError, match=rf"shape \({B + 1},\)"):
-        AGENT.update(agent_in_training(0), random_batch(0, B + 1), None, None, noise)
+        AGENT.update(
+            agent_in_training(0), random_batch(0, B + 1), jnp.ones(B + 1), jnp.ones(B + 1), noise
+        )
 
 
 def test_reset_agent_equals_a_new_one():
@@ -458,7 +465,7 @@ def test_critics_converge_to_the_values_of_two_states(discount, values):
     @jax.jit
     def learn(state):
         return jax.lax.scan(
-            lambda state, noise: agent.update(state, batch, None, None, noise),
+            lambda state, noise: agent.update(state, batch, jnp.ones(64), jnp.ones(64), noise),
             state,
             agent.noise(jax.random.PRNGKey(1), 1500),
         )[0]

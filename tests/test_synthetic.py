@@ -484,8 +484,8 @@ def test_metrics_are_means_over_real_and_synthetic_updates(make, spec, monkeypat
         }
     )
 
-    def update(self, state, data, weight, counts, noise):
-        return state, {"action": data.action[:, 0].mean(), "count": counts.mean()}
+    def update(self, state, data, weight, mask, noise):
+        return state, {"action": data.action[:, 0].mean(), "count": mask.mean()}
 
     monkeypatch.setattr(SAC, "update", update)
     # Real actions are 3, synthetic ones at most 1.

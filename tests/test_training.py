@@ -144,7 +144,7 @@ def test_invalid_transitions_are_on_neither_side_of_the_split():
     data = replay.of_transitions(data.unpack(), jnp.arange(N) % 3 > 0)
     split = fit_data.split(ModelConfig(max_holdout=N), data, HOLDOUT)
     training = set(np.asarray(split.training)[: int(split.training_size)].tolist())
-    chosen = np.asarray(split.holdout_weights) == 1
+    chosen = np.asarray(split.holdout_mask) == 1
     rewards = np.asarray(split.holdout.reward)[chosen]
     held = set(np.flatnonzero(np.isin(data.unpack().reward, rewards)).tolist())
     assert training.isdisjoint(held)
@@ -159,7 +159,7 @@ def test_large_holdout_is_evenly_subsampled():
     split = fit_data.split(FIXED, data, HOLDOUT)
     expected = slots[np.arange(60) * len(slots) // 60]
     np.testing.assert_array_equal(split.holdout.reward, expected)
-    assert split.holdout_weights.all()
+    assert split.holdout_mask.all()
 
 
 def test_holdout_does_not_affect_the_parameters():
@@ -186,7 +186,7 @@ def test_holdout_does_not_affect_the_parameters():
 def test_holdout_of_little_data_is_not_empty():
     data = linear_data(filled=50)
     split = fit_data.split(ModelConfig(**SIZES, holdout=0.001), data, HOLDOUT)
-    assert split.holdout_weights.sum() >= 1
+    assert split.holdout_mask.sum() >= 1
     assert 40 < split.training_size < 50
 
 
@@ -332,7 +332,7 @@ def test_holdout_predictions_are_in_standard_units():
     for variant, skip in enumerate((1, 1, 0)):
         model, _ = fit(FIXED, init(FIXED, KEY), data, KEY, jnp.array(variant))
         predictions = predict(model, split)
-        n = int(split.holdout_weights.sum())
+        n = int(split.holdout_mask.sum())
         assert n == held.sum()
         stats = model.stats
         shift, scale, unit = (

@@ -260,9 +260,9 @@ class Strict(trust.TrustRule):
         values = {name: jnp.ones(()) for name in ("weight", "penalty", "keep")}
         return {"calls": zero, "holdout": zero, **values}
 
-    def calibrate(self, state, predictions, counts):
-        chex.assert_equal_shape_prefix([predictions.sample, counts], 1)
-        return {**state, "holdout": state["holdout"] + counts.sum().astype(jnp.int32)}
+    def calibrate(self, state, predictions, mask):
+        chex.assert_equal_shape_prefix([predictions.sample, mask], 1)
+        return {**state, "holdout": state["holdout"] + mask.sum().astype(jnp.int32)}
 
     def sample(self, predictions, h, key):
         return jnp.zeros_like(predictions.sample) + h
@@ -373,7 +373,7 @@ def test_rule_is_calibrated_on_the_holdout_at_each_fit(strict, spec):
     holdout_key = algorithm._holdout_key(learner)
     data = fit_data.split(strict.model, learner.real_buffer, holdout_key)
     after, _ = jax.jit(algorithm.fit)(learner, SHARED)
-    assert after.trust["holdout"] == data.holdout_weights.sum() > 10
+    assert after.trust["holdout"] == data.holdout_mask.sum() > 10
 
 
 def test_weights_and_masks_reach_the_losses(strict, spec):
@@ -541,7 +541,7 @@ def test_value_weight_counts_the_rewards_of_wrong_next_states(
         return learner.trust, step.weight, predicted, split
 
     state, weight, offsets, split = calibrated()
-    held = np.asarray(split.holdout_weights) > 0
+    held = np.asarray(split.holdout_mask) > 0
     truth = np.asarray(split.holdout.reward)[held]
     error = np.var(np.asarray(split.holdout.obs).sum(-1)[held] - truth) / np.var(truth)
     np.testing.assert_allclose(state.error, error, rtol=1e-4)

@@ -217,8 +217,8 @@ def test_value_weight_by_hand():
     off = np.array([[0.1, -0.1, 0.1, 7.0], [0.3, 0.0, -0.3, 7.0]])
     p = predictions(truth + off, np.ones((2, 4)), sample=truth)
     p = p._replace(sample=jnp.asarray(truth, jnp.float32)[:, None])
-    counts = jnp.array([1.0, 1, 1, 0])
-    state = r.calibrate(r.init(), with_values(p, [0, 0, 0, 0]), counts)
+    mask = jnp.array([1.0, 1, 1, 0])
+    state = r.calibrate(r.init(), with_values(p, [0, 0, 0, 0]), mask)
     y = 11 * truth[:3]
     expected = np.mean([np.var(11 * row[:3]) for row in off]) / np.var(y)
     np.testing.assert_allclose(state.error, expected, rtol=1e-5)

@@ -454,7 +454,7 @@ class MBPO:
         if rule.needs_values:
             values = self.model_env(learner).values(data.holdout.obs, data.holdout.action)
             predictions = predictions._replace(values=values)
-        trust = rule.calibrate(learner.trust, predictions, data.holdout_weights)
+        trust = rule.calibrate(learner.trust, predictions, data.holdout_mask)
         return learner._replace(trust=trust)
 
 
@@ -480,9 +480,9 @@ def _gradient_step(
     """
     # Invalid transitions get weight 0; select instead of multiplying, because the stored weight
     # may be NaN.
-    counts = batch.valid.astype(jnp.float32)
-    weight = counts if batch.weight is None else jnp.where(batch.valid, batch.weight, 0.0)
-    updated, metrics = agent.update(state, batch.data, weight, counts, noise)
+    mask = batch.valid.astype(jnp.float32)
+    weight = mask if batch.weight is None else jnp.where(batch.valid, batch.weight, 0.0)
+    updated, metrics = agent.update(state, batch.data, weight, mask, noise)
     if may_be_empty:
         # Otherwise Adam's momentum would still move the parameters, and without valid transitions
         # the temperature would be updated with entropy 0.

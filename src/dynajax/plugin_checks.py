@@ -274,8 +274,8 @@ def _check_trust_rule(config: Config, spec: EnvSpec) -> None:
         )
         return Predictions(mean, variance, jnp.zeros(batch, jnp.int32), mean[0], active, values)
 
-    counts, h = jnp.ones(held_out), jnp.zeros((), jnp.int32)
-    call(owner, rule.calibrate, state, predictions(held_out), counts, returns=same)
+    ones, h = jnp.ones(held_out), jnp.zeros((), jnp.int32)
+    call(owner, rule.calibrate, state, predictions(held_out), ones, returns=same)
     sample = optional(array(_FLOAT, size, spec.obs_dim + 1))
     call(owner, rule.sample, predictions(size), h, _key(), returns=sample)
     mask, number = optional(array(_BOOL, size)), optional(array(_FLOAT, size))

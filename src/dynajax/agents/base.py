@@ -72,18 +72,17 @@ class Agent(metaclass=abc.ABCMeta):
         self,
         state: Any,
         batch: Transition,
-        critic_weight: Float[Array, " B"] | None,
-        actor_weight: Float[Array, " B"] | None,
+        weight: Float[Array, " B"],
+        mask: Float[Array, " B"],
         noise: Any,
     ) -> tuple[Any, Metrics]:
         """Take one gradient step on a minibatch.
 
         Args:
           batch: leaves (B, ...).
-          critic_weight: w, the weight of each transition in the critic's loss, which is the sum of w
-            times the loss, divided by the sum of `actor_weight`. None weights all alike.
-          actor_weight: 1 for a valid and 0 for an invalid transition; the weight in all other losses.
-            None weights all alike.
+          weight: of each transition in the critic's loss, which is the sum of weight times loss,
+            divided by the sum of `mask`; 0 for an invalid transition.
+          mask: 1 for a valid and 0 for an invalid transition; the weight in all other losses.
           noise: one of the U elements that `noise` returned.
 
         Returns:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from dynajax.agents.sac import SAC, ResidualFields, weighted_mean
+from dynajax.agents.sac import SAC, ResidualFields, masked_mean
 from dynajax.config import fields, static, traced
 from dynajax.networks import export
 from dynajax.networks.dense import dot_general, layer_norm
@@ -70,19 +70,19 @@ class BroNet(nn.Module):
 def quantile_loss(
     q: Float[Array, "C B Q"],
     target: Float[Array, "B P"],
-    weight: Float[Array, " B"] | None = None,
-    counts: Float[Array, " B"] | None = None,
+    weight: Float[Array, " B"],
+    mask: Float[Array, " B"],
 ) -> Float[Array, ""]:
     """Return the quantile Huber loss (Dabney et al., 2018, equation 10).
 
-    It is the sum over critics and quantiles of the mean over targets and the batch, see `weighted_mean`.
+    It is the sum over critics and quantiles of the mean over targets and the batch, see `masked_mean`.
     """
     chex.assert_rank([q, target], [3, 2])
     levels = (jnp.arange(q.shape[-1]) + 0.5) / q.shape[-1]
     error = target[None, :, None, :] - q[..., None]
     huber = jnp.where(jnp.abs(error) <= 1, 0.5 * jnp.square(error), jnp.abs(error) - 0.5)
     tilt = jnp.abs(levels[:, None] - jax.lax.stop_gradient(error < 0))
-    return weighted_mean((tilt * huber).mean(-1).sum((0, 2)), weight, counts)
+    return masked_mean((tilt * huber).mean(-1).sum((0, 2)), mask, weight)
 
 
 class BRO(SAC):
@@ -137,8 +137,8 @@ class BRO(SAC):
         self,
         q: Float[Array, "C B Q"],
         target: Float[Array, "B Q"],
-        weight: Float[Array, " B"] | None,
-        counts: Float[Array, " B"] | None,
+        weight: Float[Array, " B"],
+        mask: Float[Array, " B"],
     ) -> Float[Array, ""]:
         """Return the quantile Huber loss of all critics."""
-        return quantile_loss(q, target, weight, counts)
+        return quantile_loss(q, target, weight, mask)

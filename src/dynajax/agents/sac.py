@@ -106,22 +106,19 @@ def tanh_gaussian(
     return jnp.tanh(u), (gaussian - squash).sum(-1)
 
 
-def weighted_mean(
+def masked_mean(
     values: Float[Array, " B"],
-    weight: Float[Array, " B"] | None,
-    counts: Float[Array, " B"] | None = None,
+    mask: Float[Array, " B"],
+    weight: Float[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """Return sum w x / sum n, or the plain mean without weights.
+    """Return the mean of the values whose mask is 1, each times its weight if there are weights.
 
     Args:
-      weight: w.
-      counts: n, 1 for values that count and 0 for others; the weights themselves if not given.
+      weight: 0 where the mask is 0.
     """
-    if weight is None:
-        return values.mean()
-    chex.assert_equal_shape([values, weight])
-    counts = weight if counts is None else counts
-    return (weight * values).sum() / jnp.maximum(counts.sum(), 1e-8)
+    chex.assert_equal_shape([values, mask])
+    weight = mask if weight is None else weight
+    return (weight * values).sum() / jnp.maximum(mask.sum(), 1e-8)
 
 
 def td_target(
@@ -139,23 +136,23 @@ def td_target(
 def critic_loss(
     q: Float[Array, "C B"],
     target: Float[Array, " B"],
-    weight: Float[Array, " B"] | None = None,
-    counts: Float[Array, " B"] | None = None,
+    weight: Float[Array, " B"],
+    mask: Float[Array, " B"],
 ) -> Float[Array, ""]:
-    """Return mean_B sum_C (Q - y)^2, see `weighted_mean`."""
+    """Return mean_B w sum_C (Q - y)^2, see `masked_mean`."""
     chex.assert_equal_shape_suffix([q, target], 1)
-    return weighted_mean(jnp.square(q - target).sum(0), weight, counts)
+    return masked_mean(jnp.square(q - target).sum(0), mask, weight)
 
 
 def actor_loss(
     temperature: Float[Array, ""],
     log_prob: Float[Array, " B"],
     q: Float[Array, " B"],
-    weight: Float[Array, " B"] | None = None,
+    mask: Float[Array, " B"],
 ) -> Float[Array, ""]:
-    """Return mean_B (alpha log pi - Q)."""
+    """Return mean_B (alpha log pi - Q), see `masked_mean`."""
     chex.assert_equal_shape([log_prob, q])
-    return weighted_mean(temperature * log_prob - q, weight)
+    return masked_mean(temperature * log_prob - q, mask)
 
 
 def temperature_loss(
@@ -241,11 +238,11 @@ class SAC(Agent):
         self,
         q: Float[Array, "C B X"],
         target: Array,
-        weight: Float[Array, " B"] | None,
-        counts: Float[Array, " B"] | None,
+        weight: Float[Array, " B"],
+        mask: Float[Array, " B"],
     ) -> Float[Array, ""]:
         """Return the loss of the critics' outputs."""
-        return critic_loss(q[..., 0], target, weight, counts)
+        return critic_loss(q[..., 0], target, weight, mask)
 
     def init(self, key: Array) -> SACState:
         """Return a new agent; the target critics start as copies of the critics."""
@@ -319,75 +316,90 @@ class SAC(Agent):
         self,
         state: SACState,
         batch: Transition,
-        critic_weight: Float[Array, " B"] | None,
-        actor_weight: Float[Array, " B"] | None,
+        weight: Float[Array, " B"],
+        mask: Float[Array, " B"],
         noise: Float[Array, "2 B A"],
     ) -> tuple[SACState, Metrics]:
         """Update critics, target critics, the actor against the new critics, and the temperature."""
         chex.assert_shape(batch.reward, (self.learn.batch,))
-        config, action_dim = self.config, self.spec.action_dim
-        temperature = jnp.exp(state.log_temperature)
-        obs = self.normalize_obs(state, batch.obs)
-        next_obs = self.normalize_obs(state, batch.next_obs)
+        temperature = self.temperature(state)
+        batch = batch._replace(
+            obs=self.normalize_obs(state, batch.obs),
+            next_obs=self.normalize_obs(state, batch.next_obs),
+        )
+        state, metrics = self._update_critics(state, batch, temperature, weight, mask, noise[0])
+        state, of_actor = self._update_actor(state, batch.obs, temperature, mask, noise[1])
+        state, of_temperature = self._update_temperature(state, of_actor["entropy"])
+        return state, {**metrics, **of_actor, **of_temperature, "temperature": temperature}
 
-        next_policy = self._policy(state.actor, next_obs)
-        next_action, next_log_prob = tanh_gaussian(*next_policy, noise[0])
-        next_q = self.aggregate_critics(self._q(state.target_critic, next_obs, next_action))
+    def _update_critics(
+        self,
+        state: SACState,
+        batch: Transition,
+        temperature: Float[Array, ""],
+        weight: Float[Array, " B"],
+        mask: Float[Array, " B"],
+        noise: Float[Array, "B A"],
+    ) -> tuple[SACState, Metrics]:
+        """Move the critics towards the TD targets, and the target critics towards the critics."""
+        next_policy = self._policy(state.actor, batch.next_obs)
+        next_action, next_log_prob = tanh_gaussian(*next_policy, noise)
+        next_q = self.aggregate_critics(self._q(state.target_critic, batch.next_obs, next_action))
         target = self.target(batch, next_q, temperature, next_log_prob)
 
         def loss_of_critic(critic: Params) -> tuple[Array, Array]:
-            q = self._q(critic, obs, batch.action)
-            loss = self.critic_loss(q, target, critic_weight, actor_weight)
-            return loss, self.q_values(q).mean()
+            q = self._q(critic, batch.obs, batch.action)
+            return self.critic_loss(q, target, weight, mask), self.q_values(q).mean()
 
-        (loss_q, q_mean), gradient = jax.value_and_grad(loss_of_critic, has_aux=True)(state.critic)
-        critic, critic_opt_state = _descend(
-            self.optimizer, gradient, state.critic_opt_state, state.critic
-        )
+        (loss, q_mean), gradient = jax.value_and_grad(loss_of_critic, has_aux=True)(state.critic)
+        critic, opt_state = _descend(self.optimizer, gradient, state.critic_opt_state, state.critic)
         target_critic = jax.tree.map(
-            lambda slow, fast: slow + config.polyak * (fast - slow), state.target_critic, critic
+            lambda slow, fast: slow + self.config.polyak * (fast - slow),
+            state.target_critic,
+            critic,
         )
+        state = state._replace(
+            critic=critic, target_critic=target_critic, critic_opt_state=opt_state
+        )
+        return state, {"critic_loss": loss, "q_mean": q_mean, "target_mean": target.mean()}
+
+    def _update_actor(
+        self,
+        state: SACState,
+        obs: Float[Array, "B D"],
+        temperature: Float[Array, ""],
+        mask: Float[Array, " B"],
+        noise: Float[Array, "B A"],
+    ) -> tuple[SACState, Metrics]:
+        """Move the actor towards actions of higher value and entropy."""
 
         def loss_of_actor(actor: Params) -> tuple[Array, Array]:
-            action, log_prob = tanh_gaussian(*self._policy(actor, obs), noise[1])
-            q = self.aggregate_critics(self.q_values(self._q(critic, obs, action)))
-            entropy = -weighted_mean(log_prob, actor_weight)
-            return actor_loss(temperature, log_prob, q, actor_weight), entropy
+            action, log_prob = tanh_gaussian(*self._policy(actor, obs), noise)
+            q = self.aggregate_critics(self.q_values(self._q(state.critic, obs, action)))
+            entropy = -masked_mean(log_prob, mask)
+            return actor_loss(temperature, log_prob, q, mask), entropy
 
-        (loss_pi, entropy), gradient = jax.value_and_grad(loss_of_actor, has_aux=True)(state.actor)
-        actor, actor_opt_state = _descend(
-            self.optimizer, gradient, state.actor_opt_state, state.actor
-        )
+        (loss, entropy), gradient = jax.value_and_grad(loss_of_actor, has_aux=True)(state.actor)
+        actor, opt_state = _descend(self.optimizer, gradient, state.actor_opt_state, state.actor)
+        state = state._replace(actor=actor, actor_opt_state=opt_state)
+        return state, {"actor_loss": loss, "entropy": entropy}
 
-        loss_alpha, gradient = jax.value_and_grad(temperature_loss)(
-            state.log_temperature, entropy, config.target_entropy * action_dim
+    def _update_temperature(
+        self, state: SACState, entropy: Float[Array, ""]
+    ) -> tuple[SACState, Metrics]:
+        """Move the temperature towards the one at which the policy has the target entropy."""
+        target_entropy = self.config.target_entropy * self.spec.action_dim
+        loss, gradient = jax.value_and_grad(temperature_loss)(
+            state.log_temperature, entropy, target_entropy
         )
-        log_temperature, temperature_opt_state = _descend(
+        log_temperature, opt_state = _descend(
             self.temperature_optimizer,
             gradient,
             state.temperature_opt_state,
             state.log_temperature,
         )
-        metrics = {
-            "critic_loss": loss_q,
-            "actor_loss": loss_pi,
-            "temperature_loss": loss_alpha,
-            "q_mean": q_mean,
-            "target_mean": target.mean(),
-            "temperature": temperature,
-            "entropy": entropy,
-        }
-        updated = SACState(
-            actor,
-            critic,
-            target_critic,
-            log_temperature,
-            actor_opt_state,
-            critic_opt_state,
-            temperature_opt_state,
-            state.observations,
-        )
-        return updated, metrics
+        state = state._replace(log_temperature=log_temperature, temperature_opt_state=opt_state)
+        return state, {"temperature_loss": loss}
 
     def reset(self, state: SACState, key: Array) -> SACState:
         """Return new networks, temperature and optimizers; observation statistics stay."""

@@ -39,7 +39,7 @@ def _predict(dynamics: DynamicsModel, state: ModelState, *inputs: Array) -> Gaus
 def _errors(state: ModelState, mean: Float[Array, "E B Z"], data: DataSplit) -> Float[Array, " E"]:
     """Return each member's mean squared error in z on the holdout."""
     squares = jnp.square(mean - _targets(state, data.holdout))
-    return weighted_mean(squares.mean(-1), data.holdout_weights, 1)
+    return weighted_mean(squares.mean(-1), data.holdout_mask, 1)
 
 
 def holdout_errors(
@@ -87,7 +87,7 @@ def _report(state: ModelState, prediction: Gaussian, data: DataSplit) -> Metrics
 
     Metrics of predicted variances are missing if the model predicts none.
     """
-    held, weights = data.holdout, data.holdout_weights
+    held, weights = data.holdout, data.holdout_mask
     mean, log_variance = prediction
     z = _targets(state, held)
     terms = None if log_variance is None else _likelihood_terms(mean, log_variance, z)

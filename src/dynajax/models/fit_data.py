@@ -21,7 +21,7 @@ class DataSplit(NamedTuple):
     training_size: Int[Array, ""]
     weights: Float[Array, " N"]  # 1 if a slot is in the training split
     holdout: Transition  # B holdout transitions, evenly spaced, leaves (B, ...)
-    holdout_weights: Float[Array, " B"]  # 0 for padding
+    holdout_mask: Float[Array, " B"]  # 0 for padding
 
 
 def split(config: ModelConfig, buffer: ReplayBuffer, holdout_key: Array) -> DataSplit:
@@ -46,7 +46,7 @@ def split(config: ModelConfig, buffer: ReplayBuffer, holdout_key: Array) -> Data
         training_size=training.sum(),
         weights=training.astype(jnp.float32),
         holdout=gather(buffer, slots).unpack(),
-        holdout_weights=(rank < n).astype(jnp.float32),
+        holdout_mask=(rank < n).astype(jnp.float32),
     )
 
 

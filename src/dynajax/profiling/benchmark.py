@@ -304,8 +304,9 @@ class Workload:
 
             def update(state: Any, inputs: tuple[Transition, Any]) -> tuple[Any, None]:
                 batch, noise = inputs
-                return agent.update(state, batch, None, None, noise)[0], None
+                return agent.update(state, batch, mask, mask, noise)[0], None
 
+            mask = jnp.ones(learn.batch)
             minibatches = jax.tree.map(batches, learner.real_buffer.unpack())
             inputs = minibatches, agent.noise(learner.key, learn.utd)
             return learner._replace(agent=jax.lax.scan(update, learner.agent, inputs)[0])

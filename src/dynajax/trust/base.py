@@ -122,12 +122,12 @@ class TrustRule:
         """Return the state before the first fit."""
         return None
 
-    def calibrate(self, state: Any, predictions: Predictions, counts: Float[Array, " B"]) -> Any:
+    def calibrate(self, state: Any, predictions: Predictions, mask: Float[Array, " B"]) -> Any:
         """Return the state after a fit.
 
         Args:
           predictions: for B holdout transitions, `sample` being the truth.
-          counts: 1 for a transition, 0 for padding.
+          mask: 1 for a transition, 0 for padding.
         """
         return state
 

@@ -86,10 +86,10 @@ class Infoprop(TrustRule):
         return m + gain * (predictions.sample - m) + jnp.sqrt(left) * noise
 
     def calibrate(
-        self, state: InfopropState, predictions: Predictions, counts: Float[Array, " B"]
+        self, state: InfopropState, predictions: Predictions, mask: Float[Array, " B"]
     ) -> InfopropState:
         """Take the quantiles of the losses on real data."""
-        loss = jnp.where(counts[:, None] > 0, self._common(predictions)[-1], jnp.nan)
+        loss = jnp.where(mask[:, None] > 0, self._common(predictions)[-1], jnp.nan)
         high, low = (jnp.nanquantile(loss, q, axis=0) for q in (self.config.high, self.config.low))
         return state._replace(high=high, low=low)
 

@@ -75,7 +75,7 @@ class M2AC(TrustRule):
         """Keep the transitions with the lowest u, and penalize all of them."""
         u = self.divergence(predictions)
         share = jnp.where(jnp.asarray(horizon) == 1, 0.5, (horizon - h) / (2 * (horizon + 1)))
-        counts = jnp.isfinite(u) & predictions.active
-        count = jnp.round(share * counts.sum()).astype(jnp.int32)
-        rank = jnp.argsort(jnp.argsort(jnp.where(counts, u, jnp.inf)))
+        valid = jnp.isfinite(u) & predictions.active
+        count = jnp.round(share * valid.sum()).astype(jnp.int32)
+        rank = jnp.argsort(jnp.argsort(jnp.where(valid, u, jnp.inf)))
         return state, TrustOutput(keep_mask=rank < count, reward_penalty=self.config.scale * u)

@@ -69,13 +69,13 @@ class Macura(TrustRule):
         """End rollouts whose members disagree."""
         u = self.divergence(predictions)
         # A single infinite u would stay in the thresholds for 2,000 calls.
-        counts = jnp.isfinite(u) & predictions.active
-        percentile = jnp.nanpercentile(jnp.where(counts, u, jnp.nan), self.config.zeta)
+        valid = jnp.isfinite(u) & predictions.active
+        percentile = jnp.nanpercentile(jnp.where(valid, u, jnp.nan), self.config.zeta)
         updated = MacuraState(
             state.thresholds.at[state.calls % self.CALLS].set(self.config.xi * percentile),
             state.calls + 1,
         )
-        first = (h == 0) & counts.any()
+        first = (h == 0) & valid.any()
         state = MacuraState(*(jnp.where(first, a, b) for a, b in zip(updated, state, strict=True)))
         known = jnp.clip(state.calls, 1, self.CALLS)
         return state, TrustOutput(continue_mask=u < state.thresholds.sum() / known)

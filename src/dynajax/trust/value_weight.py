@@ -71,7 +71,7 @@ class ValueWeight(TrustRule):
         return ValueWeightState(jnp.zeros(()), jnp.ones(()))
 
     def calibrate(
-        self, state: Any, predictions: Predictions, counts: Float[Array, " B"]
+        self, state: Any, predictions: Predictions, mask: Float[Array, " B"]
     ) -> ValueWeightState:
         """Compare TD targets of the members' means with those of real transitions."""
         values = predictions.values
@@ -79,9 +79,9 @@ class ValueWeight(TrustRule):
         real = values.td_target(predictions.sample)
         # One member after the other, because the critics' hidden layers of all are much memory.
         model = jax.lax.map(values.td_target, predictions.mean)
-        errors = jax.vmap(_variance, (0, None))(model - real, counts)
-        error = _ratio(errors.mean(), _variance(real, counts))
-        return ValueWeightState(error, _variance(real - values.current, counts))
+        errors = jax.vmap(_variance, (0, None))(model - real, mask)
+        error = _ratio(errors.mean(), _variance(real, mask))
+        return ValueWeightState(error, _variance(real - values.current, mask))
 
     def apply(
         self,
@@ -104,11 +104,11 @@ class ValueWeight(TrustRule):
         return state, TrustOutput(weight=jnp.where(jnp.isfinite(error), weight, 0.0))
 
 
-def _variance(values: Float[Array, " B"], counts: Float[Array, " B"]) -> Float[Array, ""]:
+def _variance(values: Float[Array, " B"], mask: Float[Array, " B"]) -> Float[Array, ""]:
     """Return the variance over transitions that count."""
-    total = jnp.maximum(counts.sum(), 1.0)
-    mean = (counts * values).sum() / total
-    return (counts * jnp.square(values - mean)).sum() / total
+    total = jnp.maximum(mask.sum(), 1.0)
+    mean = (mask * values).sum() / total
+    return (mask * jnp.square(values - mean)).sum() / total
 
 
 def _ratio(error: Float[Array, "*B"], variance: Float[Array, ""]) -> Float[Array, "*B"]:
