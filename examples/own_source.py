@@ -33,7 +33,7 @@ class EachStep(dynajax.Source):
 
     def prepare(self, learner, shared, model_env, real, starts, keys):
         """Return the learner, the U minibatches, and metrics; runs once per agent step."""
-        obs = replay.gather(learner.real_buffer, starts[0]).unpack().obs  # (U, B, D)
+        obs = replay.gather(learner.real_buffer, starts).unpack().obs  # (U, B, D)
         # The elites, or all members if the trust rule compares them.
         env = model_env.select_members()
         active = jnp.ones(obs.shape[1], bool)

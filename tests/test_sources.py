@@ -63,7 +63,7 @@ def test_rollouts_start_in_the_window_and_minibatches_come_from_everywhere(make,
     config = make(settings)
     algorithm = MBPO(config, spec)
     learner = jax.jit(algorithm.init)(config, jnp.array(0), jnp.array(0))
-    # 150 transitions in a ring of 120 slots, so the oldest slot is number 30.
+    # 150 transitions in a buffer of 120 slots, so the oldest slot is number 30.
     numbers = np.arange(120) + 120 * (np.arange(120) < 30)
     buffer = replay.of_transitions(numbered(-numbers), jnp.ones(120, bool))
     learner = learner._replace(real_buffer=buffer)
@@ -73,7 +73,7 @@ def test_rollouts_start_in_the_window_and_minibatches_come_from_everywhere(make,
         source = algorithm.source(learner)
         keys = algorithm._split_keys(learner, source)
         real, starts = algorithm._sample_real(learner, shared(149), source, keys)
-        return real.unpack().obs[..., 0], buffer.unpack().obs[starts[0], 0]
+        return real.unpack().obs[..., 0], buffer.unpack().obs[starts, 0]
 
     real, starts = prepare(learner)
     assert set(-np.asarray(starts).ravel()) == set(range(140, 150))

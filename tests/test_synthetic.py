@@ -313,7 +313,7 @@ def test_rollouts_start_from_the_newest_transitions_in_a_window(make, spec, sour
     algorithm, learner = MBPO(config, spec), with_real_data(new_learner(config, spec))
     source = algorithm.source(learner)
     keys = algorithm._split_keys(learner, source)
-    _, (starts,) = algorithm._sample_real(learner, shared(step=299), source, keys)
+    _, starts = algorithm._sample_real(learner, shared(step=299), source, keys)
     assert starts.shape == source.start_shape()
     # After 300 transitions the newest one is in slot 59 of 120.
     assert set(np.asarray(starts).ravel().tolist()) <= set(range(50, 60))

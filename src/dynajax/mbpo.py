@@ -18,7 +18,6 @@ Without a model this is the model-free agent. `schedule` decides when each funct
 
 import functools
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -383,19 +382,19 @@ class MBPO:
 
     def _sample_real(
         self, learner: LearnerState, shared: Shared, source: Source, keys: StepKeys
-    ) -> tuple[PackedTransitions, Sequence[Int[Array, "*shape"]]]:
+    ) -> tuple[PackedTransitions, Int[Array, "*shape"] | None]:
         """Sample the real part of U minibatches, and the slots where rollouts start."""
         buffer, count = learner.real_buffer, shared.step + 1
         sizes = self.config.learn.utd, self.config.real_batch
-        requests = [Request(keys.real, sizes, self.config.replay.age_decay)]
+        of_updates = Request(keys.real, sizes, self.config.replay.age_decay)
         shape, window = source.start_shape(), self.config.rollout.start_window
-        if shape is not None and not window:
-            requests.append(Request(keys.source.starts, shape))
-        indices, *starts = replay.sample_indices(buffer, count, requests)
-        if shape is not None and window:
-            recent = [Request(keys.source.starts, shape)]
-            starts = replay.sample_indices(buffer, count, recent, window=window)
-        return replay.gather(buffer, indices), starts
+        of_starts = [] if shape is None else [Request(keys.source.starts, shape)]
+        if of_starts and window:
+            (indices,) = replay.sample_indices(buffer, count, [of_updates])
+            starts = replay.sample_indices(buffer, count, of_starts, window=window)
+        else:
+            indices, *starts = replay.sample_indices(buffer, count, [of_updates, *of_starts])
+        return replay.gather(buffer, indices), starts[0] if starts else None
 
     def _noise(self, learner: LearnerState, keys: StepKeys) -> tuple[Any, ...]:
         """Draw the agent's noise for every minibatch of an update, leaves (U, ...)."""

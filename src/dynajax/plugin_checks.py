@@ -411,7 +411,7 @@ def _check_source(config: Config, spec: EnvSpec) -> None:
     shape = call(owner, source.start_shape, returns=_shape())
     slots = jnp.zeros((updates, config.real_batch), jnp.int32)
     real = replay.gather(learner.real_buffer, slots)
-    starts = [] if shape is None else [jnp.zeros(shape, jnp.int32)]
+    starts = None if shape is None else jnp.zeros(shape, jnp.int32)
     env = algorithm.model_env(learner)
     before = like(learner, "the learner, with the shapes and dtypes of before")
     inputs = _inputs(learner.real_buffer, updates, config.real_batch)

@@ -24,7 +24,7 @@ from dynajax.trust import (
     to_normalized,
     to_standard_units,
 )
-from dynajax.types import EnvSpec, Metrics, ModelState, Transition
+from dynajax.types import EnvSpec, Metrics, Minibatch, ModelState, Transition
 
 #: (observations (B, D), noise) -> actions (B, A) and their log-densities (B,)
 Policy = Callable[[Array, Any], tuple[Array, Array]]
@@ -70,6 +70,9 @@ class RolloutCarry(NamedTuple):
 
 #: (step h from 0, the carry with the new trust state, step h) -> the carry
 Visit = Callable[[Array | int, RolloutCarry, ModelStep], RolloutCarry]
+
+#: (step h from 0, what is stored so far, the transitions of step h) -> what is stored then
+Store = Callable[[Array | int, Any, Minibatch], Any]
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,46 @@ class ModelEnv:
         if self.spec.termination is None:
             return jnp.ones(obs.shape[0])
         return 1.0 - jax.vmap(self.spec.termination)(obs, action, next_obs).astype(jnp.float32)
+
+    def collect(
+        self,
+        trust: Any,
+        obs: Float[Array, "B D"],
+        length: Array | int,
+        noise: Array | StepNoise,
+        store: Store,
+        output: Any,
+        *,
+        longest: int,
+        unroll: bool = False,
+    ) -> tuple[Any, Any, Metrics]:
+        """Roll out the policy for `length` steps, and `store` the transitions of every step.
+
+        A rollout ends at a termination, where the model leaves the finite numbers, or where the
+        trust rule ends it; its later transitions are invalid.
+
+        Args:
+          trust: the trust rule's state.
+          obs: where the rollouts start.
+          noise, unroll: as for `rollout`.
+          output: what is stored before the first step.
+          longest: an upper bound of `length`, for the metrics of single steps.
+
+        Returns:
+          The trust rule's state, what is stored, and metrics.
+        """
+
+        def visit(h: Array | int, carry: RolloutCarry, step: ModelStep) -> RolloutCarry:
+            keep, active, obs = _update_masks(carry, step)
+            stored = store(h, carry.output, Minibatch(step.transition, keep, step.weight))
+            metrics = _accumulate_metrics(carry.metrics, h, keep, step)
+            return RolloutCarry(stored, carry.trust, obs, active, metrics)
+
+        active = jnp.ones(obs.shape[0], bool)
+        carry = RolloutCarry(output, trust, obs, active, _init_metrics(self.rule, longest))
+        carry = self.rollout(carry, length, noise, visit, unroll=unroll)
+        metrics = rollout_metrics(self.rule, carry.metrics, active.size, length)
+        return carry.trust, carry.output, metrics
 
     def rollout(
         self,
@@ -363,7 +406,7 @@ def _order(bits: UInt32[Array, " K"]) -> tuple[Int[Array, " K"], Int[Array, " K"
     return jnp.where(at == place[:, None], place, 0).sum(1), at
 
 
-def update_masks(
+def _update_masks(
     carry: RolloutCarry, step: ModelStep
 ) -> tuple[Bool[Array, " B"], Bool[Array, " B"], Float[Array, "B D"]]:
     """Return which transitions to learn from, which rollouts continue, and their observations.
@@ -375,12 +418,12 @@ def update_masks(
     return keep, active, jnp.where(active[:, None], step.transition.next_obs, carry.obs)
 
 
-def init_metrics(rule: TrustRule, longest: int) -> Metrics:
-    """Return the sums that `accumulate_metrics` starts from, for rollouts of at most `longest` steps."""
+def _init_metrics(rule: TrustRule, longest: int) -> Metrics:
+    """Return the sums that `_accumulate_metrics` starts from, for rollouts of at most `longest` steps."""
     return {"kept": jnp.zeros(longest)} | dict.fromkeys(rule.metrics, jnp.zeros(()))
 
 
-def accumulate_metrics(
+def _accumulate_metrics(
     sums: Metrics, h: Array | int, keep: Bool[Array, " B"], step: ModelStep
 ) -> Metrics:
     """Add step `h`: the fraction of kept transitions, and sums over them of the rule's outputs."""

@@ -6,7 +6,6 @@ subclass `Source` in one file and add it to `SOURCES`, or name it as
 `--set rollout.source=module:name`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -101,7 +100,7 @@ class Source:
         shared: Shared,
         model_env: ModelEnv,
         real: PackedTransitions,
-        starts: Sequence[Int[Array, "*shape"]],
+        starts: Int[Array, "*shape"] | None,
         keys: SourceKeys,
     ) -> tuple[LearnerState, UpdateInputs, Metrics]:
         """Return the learner, what the U updates learn from, and metrics.
@@ -109,7 +108,7 @@ class Source:
         Args:
           shared: the counters before this agent step.
           real: real transitions of the U minibatches, leaves (U, B, ...).
-          starts: slots of the real buffer, one array of shape `start_shape`, or none.
+          starts: slots of the real buffer of shape `start_shape`, None without rollouts.
         """
         return learner, UpdateInputs(real), {}
 

@@ -2,7 +2,6 @@
 states into a synthetic buffer, from which all updates sample."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,20 +11,13 @@ from jaxtyping import Array, Int
 
 from dynajax import replay
 from dynajax.config import Config, fields, static
-from dynajax.models.model_env import (
-    ModelEnv,
-    ModelStep,
-    RolloutCarry,
-    accumulate_metrics,
-    init_metrics,
-    rollout_metrics,
-    update_masks,
-)
+from dynajax.models.model_env import ModelEnv, rollout_metrics
 from dynajax.replay import Request
 from dynajax.synthetic.base import Source, SourceKeys, UpdateInputs
 from dynajax.types import (
     LearnerState,
     Metrics,
+    Minibatch,
     PackedTransitions,
     ReplayBuffer,
     Shared,
@@ -132,13 +124,13 @@ class Buffered(Source):
         shared: Shared,
         model_env: ModelEnv,
         real: PackedTransitions,
-        starts: Sequence[Int[Array, "*shape"]],
+        starts: Int[Array, "*shape"] | None,
         keys: SourceKeys,
     ) -> tuple[LearnerState, UpdateInputs, Metrics]:
         """Add rollouts to the synthetic buffer, and sample the U minibatches."""
-        (slots,) = starts
+        assert starts is not None
         length = horizon(self.config, shared.step)
-        learner, metrics = self.add_rollouts(learner, shared, model_env, slots, length, keys)
+        learner, metrics = self.add_rollouts(learner, shared, model_env, starts, length, keys)
         return learner, self.sample(learner, shared, real, keys.sample), metrics
 
     def add_rollouts(
@@ -187,29 +179,23 @@ class Buffered(Source):
         length: Array | int,
         key: Array,
     ) -> tuple[LearnerState, Metrics]:
-        """Write rollouts of `length` steps into the synthetic buffer.
-
-        A rollout ends at a termination, where the model leaves the finite numbers, or where the
-        trust rule ends it; its later slots are invalid.
-        """
-        size, longest = self.config.rollout.batch, max(self.config.rollout.horizon[-2:])
+        """Write rollouts of `length` steps into the synthetic buffer."""
         obs = replay.gather(learner.real_buffer, starts).unpack().obs
 
-        def write(h: Array | int, carry: RolloutCarry, step: ModelStep) -> RolloutCarry:
-            position = self.position(shared, h)
-            keep, active, obs = update_masks(carry, step)
-            block = replay.pack(step.transition, keep, step.weight)
-            buffer = replay.insert(carry.output, block, position)
-            metrics = accumulate_metrics(carry.metrics, h, keep, step)
-            return RolloutCarry(buffer, carry.trust, obs, active, metrics)
+        def write(h: Array | int, buffer: ReplayBuffer, step: Minibatch) -> ReplayBuffer:
+            block = replay.pack(step.data, step.valid, step.weight)
+            return replay.insert(buffer, block, self.position(shared, h))
 
-        model_env = model_env.select_members()
-        sums = init_metrics(self.rule, longest)
-        active = jnp.ones(size, bool)
-        carry = RolloutCarry(learner.synthetic, learner.trust, obs, active, sums)
-        carry = model_env.rollout(carry, length, key, write)
-        metrics = rollout_metrics(self.rule, carry.metrics, size, length)
-        return learner._replace(synthetic=carry.output, trust=carry.trust), metrics
+        trust, buffer, metrics = model_env.select_members().collect(
+            learner.trust,
+            obs,
+            length,
+            key,
+            write,
+            learner.synthetic,
+            longest=max(self.config.rollout.horizon[-2:]),
+        )
+        return learner._replace(synthetic=buffer, trust=trust), metrics
 
     def sample(
         self,

@@ -1,7 +1,6 @@
 """Rollouts inside each update: the current policy and model generate the synthetic part of a
 minibatch, and nothing is stored (as in MAD-TD; Voelcker et al., 2025)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,15 +9,7 @@ from jaxtyping import Array, Int
 
 from dynajax import replay
 from dynajax.config import Config
-from dynajax.models.model_env import (
-    ModelEnv,
-    ModelStep,
-    RolloutCarry,
-    accumulate_metrics,
-    init_metrics,
-    rollout_metrics,
-    update_masks,
-)
+from dynajax.models.model_env import ModelEnv
 from dynajax.synthetic.base import RolloutStarts, Source, SourceKeys, UpdateInputs
 from dynajax.types import (
     LearnerState,
@@ -58,13 +49,13 @@ class OnTheFly(Source):
         shared: Shared,
         model_env: ModelEnv,
         real: PackedTransitions,
-        starts: Sequence[Int[Array, "*shape"]],
+        starts: Int[Array, "*shape"] | None,
         keys: SourceKeys,
     ) -> tuple[LearnerState, UpdateInputs, Metrics]:
         """Look up where the rollouts of each update start."""
-        if not starts:
+        if starts is None:
             return learner, UpdateInputs(real), {}
-        obs = replay.gather(learner.real_buffer, starts[0]).unpack().obs
+        obs = replay.gather(learner.real_buffer, starts).unpack().obs
         update_keys = jax.random.split(keys.rollout, self.config.learn.utd)
         length, batch = self.config.rollout.horizon[0], obs.shape[1]
         # The noise of all updates is drawn here: many small draws take longer.
@@ -92,22 +83,16 @@ class OnTheFly(Source):
         """
         length = self.config.rollout.horizon[0]
 
-        def collect(h: Array | int, carry: RolloutCarry, step: ModelStep) -> RolloutCarry:
-            keep, active, obs = update_masks(carry, step)
-            # Not packed: packing and unpacking cost a CPU 6 % of an agent step.
-            steps = [*carry.output, Minibatch(step.transition, keep, step.weight)]
-            metrics = accumulate_metrics(carry.metrics, h, keep, step)
-            return RolloutCarry(steps, carry.trust, obs, active, metrics)
+        # Not packed: packing and unpacking cost a CPU 6 % of an agent step.
+        def append(h: Array | int, steps: list[Minibatch], step: Minibatch) -> list[Minibatch]:
+            return [*steps, step]
 
-        active = jnp.ones(starts.obs.shape[0], bool)
-        carry = RolloutCarry([], trust, starts.obs, active, init_metrics(self.rule, length))
-        carry = model_env.rollout(carry, length, starts.noise, collect, unroll=True)
+        trust, steps, metrics = model_env.collect(
+            trust, starts.obs, length, starts.noise, append, [], longest=length, unroll=True
+        )
         # Rollout by rollout, so that whole rollouts are cut off.
         size = self.config.synthetic_batch
-        batch = jax.tree.map(
-            lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *carry.output
-        )
-        metrics = rollout_metrics(self.rule, carry.metrics, active.size, length)
+        batch = jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:size], *steps)
         rewards = jnp.where(batch.valid, batch.data.reward, 0.0).sum()
         mean = rewards / jnp.maximum(batch.valid.sum(), 1)
-        return carry.trust, batch, {**metrics, "synthetic_reward_mean": mean}
+        return trust, batch, {**metrics, "synthetic_reward_mean": mean}
