@@ -1,7 +1,8 @@
 """Exploration noise that is held for several agent steps (FlashSAC, 2026).
 
-Independent noise averages out within a few steps of a light robot; held noise moves it. When noise
-changes is a function of the agent step alone, so an interrupted run resumes with the same noise.
+Independent noise averages out within a few steps; held noise is correlated in time and explores
+further. When noise changes is a function of key and agent step alone, so an interrupted run resumes
+with the same noise.
 """
 
 import jax
@@ -12,8 +13,8 @@ from jaxtyping import Array, Int
 def held_since(key: Array, step: Int[Array, ""], longest: int) -> Int[Array, ""]:
     """Return the agent step at which the noise that is held at `step` was drawn.
 
-    A noise is held for n steps with probability proportional to 1/n^2, n <= `longest`. Every
-    4 `longest` steps a new noise is drawn in any case, so that the times are drawn from there.
+    A noise is held for n steps with probability proportional to 1/n^2, n <= `longest`. A new hold
+    begins every 4 `longest` steps in any case, so the holds of a block depend on its index alone.
     """
     block = 4 * longest
     times = jnp.arange(1, longest + 1)

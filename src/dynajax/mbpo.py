@@ -305,7 +305,7 @@ class MBPO:
         blocks = source.blocks_after(shared)
         return Shared(shared.step + 1, blocks)
 
-    # What a learner knows, for evaluation, logs and export.
+    # For evaluation, logs and export.
 
     def deterministic_action(
         self, learner: LearnerState, obs: Float[Array, "*B D"]

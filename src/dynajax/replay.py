@@ -46,8 +46,8 @@ def init(capacity: int, obs_dim: int, action_dim: int, *, weighted: bool = False
 def packed_size(obs_dim: int, action_dim: int) -> int:
     """Return the numbers of a packed transition, 2D+A+2 rounded up to a whole tile.
 
-    Without the padding a TPU finds that the learners fill its tiles better than the numbers do,
-    lays out the buffers along the learners, and transposes them in every step.
+    Without the padding, XLA for TPUs tiles the buffers along the learner axis and transposes them
+    at every step.
     """
     return -(-(2 * obs_dim + action_dim + 2) // _TILE) * _TILE
 
@@ -225,7 +225,8 @@ def _slot_of_rank(words: Array, within: Array, ends: Array, rank: Array, in_orde
 
 
 def _first_beyond(ends: Array, rank: Array) -> tuple[Array, Array]:
-    """Return the first of the `ends` (..., X) above a rank, X - 1 at most, and the rank from there."""
+    """Return the first index whose cumulative count (..., X) exceeds each rank, at most X - 1, and
+    the rank minus the count before it."""
     passed = ends <= rank[..., None]
     before = jnp.where(passed, ends, 0).max(-1)
     return jnp.minimum(passed.sum(-1), ends.shape[-1] - 1), rank - before

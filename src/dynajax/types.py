@@ -1,6 +1,6 @@
 """The data that flow between the modules, and the letters that name their axes.
 
-Axis letters of all shape annotations (``Float[Array, "B D"]``) and docstrings:
+Axis letters of shape annotations (``Float[Array, "B D"]``) and docstrings of a learner:
 
 ==  =====================================================================
 S   learners: every combination of a variant and a seed (one vmapped program)
@@ -14,6 +14,8 @@ Z   targets of the dynamics model, D + 1: next state, then reward
 U   gradient updates of one agent step
 C   critics of an agent
 H   steps of a rollout
+Q   quantiles that a critic predicts
+X   any width, as Y; O is the width of a network's output
 ==  =====================================================================
 
 The algorithm is written for one learner; ``runtime/program.py`` maps it over S.

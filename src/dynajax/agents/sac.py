@@ -221,7 +221,7 @@ class SAC(Agent):
         return functools.reduce(lambda a, b: jnp.where(a <= b, a, b), q)
 
     def q_values(self, q: Float[Array, "*B X"]) -> Float[Array, "*B"]:
-        """Return the values that a critic's outputs stand for."""
+        """Return values from a critic's outputs."""
         return q[..., 0]
 
     def target(
@@ -230,14 +230,14 @@ class SAC(Agent):
         next_q: Float[Array, "B X"],
         temperature: Float[Array, ""],
         log_prob: Float[Array, " B"],
-    ) -> Array:
+    ) -> Float[Array, "B ..."]:
         """Return the critics' targets from their aggregated outputs at s'."""
         return td_target(self.learn.discount, batch, next_q[..., 0], temperature, log_prob)
 
     def critic_loss(
         self,
         q: Float[Array, "C B X"],
-        target: Array,
+        target: Float[Array, "B ..."],
         weight: Float[Array, " B"],
         mask: Float[Array, " B"],
     ) -> Float[Array, ""]:

@@ -27,9 +27,7 @@ class Recording(NamedTuple):
         return Recording(Transition(*(x[index] for x in self.transitions)), self.episode[index])
 
 
-def collect(
-    spec: EnvSpec, count: int, seed: int, *, time_limit: int = 1000, repeat: int = 1
-) -> Recording:
+def collect(spec: EnvSpec, count: int, seed: int, *, repeat: int = 1) -> Recording:
     """Record episodes of a random policy.
 
     Episodes alternate between white noise and noise that is correlated over ten steps. A
@@ -38,12 +36,12 @@ def collect(
     Args:
       count: number of transitions; the last episode may be cut.
       seed: of the episodes and of the noise.
-      time_limit, repeat: see `envs.make`.
+      repeat: see `envs.make`.
 
     Raises:
       UsageError: the task does not return finite numbers.
     """
-    env = envs.make(spec.name, time_limit=time_limit, repeat=repeat)
+    env = envs.make(spec.name, repeat=repeat)
     rng = np.random.default_rng(seed)
     transitions: list[Transition] = []
     episodes: list[int] = []

@@ -9,8 +9,8 @@ from dynajax.models.base import DynamicsModel, OutputHead
 from dynajax.models.targets import select_dims
 from dynajax.types import ModelState, Params, TargetTransform
 
-#: A scale that changes by this factor between two fits leaves nothing worth keeping: the weights
-#: would explode or vanish with it, and the second moments, its square, would stop Adam for long.
+#: Dimensions whose scale changes by more than this factor between two fits get new weights:
+#: rescaled weights would explode or vanish, and Adam's rescaled second moments would stop learning.
 JUMP = 1e4
 
 

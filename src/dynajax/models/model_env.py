@@ -436,8 +436,8 @@ def _accumulate_metrics(
 
 
 def rollout_metrics(rule: TrustRule, sums: Metrics, batch: int, length: Array | int) -> Metrics:
-    """Return what is logged of B rollouts: the fraction that is valid, with a trust rule by step
-    too, and means over it of the rule's outputs."""
+    """Return the fraction of valid transitions, the fraction accepted at each step if there is a
+    trust rule, and the means over valid transitions of the rule's outputs."""
     kept = sums["kept"]
     count = jnp.maximum(kept.sum() * batch, 1.0)
     by_step = {}

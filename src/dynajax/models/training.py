@@ -160,9 +160,9 @@ def _train_until_stale(
 ) -> tuple[MemberState, Array]:
     """Train in rounds until no member's holdout error has improved for `patience` rounds.
 
-    Each member's best weights are restored, as in the code of Janner et al. (2019). The initial weights are
-    no candidates: otherwise a fit to data of a new kind, which first has to unlearn its certainty,
-    could end where it began, as could every later one, and the model would never fit the new data.
+    Each member's best weights are restored, as in the code of Janner et al. (2019). The initial
+    weights are not candidates: on data of a new kind an overconfident model first gets worse, so
+    every fit would restore its start and never learn the new data.
     """
     config = dynamics.config
 

@@ -17,7 +17,7 @@ _WIDE, _VERY_WIDE = 64, 128
 # Added to the variance of a LayerNorm.
 _EPSILON = 1e-6
 
-# JAX's name for it. JAX keeps traced functions by this setting.
+# JAX's name of the precision "bfloat16", which is part of the key of its trace cache.
 _BFLOAT16 = "BF16_BF16_F32"
 
 

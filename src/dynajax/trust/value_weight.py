@@ -49,7 +49,10 @@ class ValueWeight(TrustRule):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse one weight for all transitions of a run, to which Adam does not react."""
+        """Refuse a configuration in which all transitions of a minibatch share one weight.
+
+        Adam is invariant to the scale of a loss.
+        """
         # A buffer that is not cleared has the weights of several fits.
         several = config.is_buffered and not getattr(config.source, "regenerate_every", 0)
         if config.trust.per_transition or several:
