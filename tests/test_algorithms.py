@@ -175,12 +175,15 @@ def test_users_values_override_the_row(algo):
         "rollout.horizon": (2,),
         "rollout.batch": 500,
         "rollout.start_window": 70,
-        "rollout.state_noise": 0.5,
-        "rollout.reward_noise": 0.25,
         "model.reward_from": "inputs" if algo == "dynajax" else "next_state",
     }
-    # Infoprop keeps a state for each rollout, which an expanded target does not have.
-    changed |= {} if algo == "infoprop" else {"rollout.value_expansion_steps": 2}
+    # Infoprop has a variance of its own.
+    noise = {"rollout.state_noise": 0.5, "rollout.reward_noise": 0.25}
+    changed |= {} if algo == "infoprop" else noise
+    # Infoprop keeps a state for each rollout, and WIMLE's rule weights rollouts: value expansion has
+    # none.
+    expansion = {"rollout.value_expansion_steps": 2}
+    changed |= {} if algo in ("infoprop", "wimle") else expansion
     changed |= {"source.regenerate_every": 30} if algo == "wimle" else {}
     config = make_config("cheetah-run", algo=algo, settings=changed)
     assert values(config, changed) == changed

@@ -169,6 +169,21 @@ def test_incompatible_settings_are_refused_in_one_line():
             {"rollout.value_expansion_steps": 1},
             "value_expansion_steps=1: --trust=infoprop keeps a state",
         ),
+        (
+            "uncertainty_weight",
+            {"rollout.value_expansion_steps": 1},
+            "value_expansion_steps=1: --trust=uncertainty_weight weights synthetic transitions",
+        ),
+        (
+            "infoprop",
+            {"rollout.reward_noise": 0},
+            "rollout.reward_noise=0: --trust=infoprop has a variance of its own",
+        ),
+        (
+            "none",
+            {"model.max_holdout": 50_000},
+            "max_holdout=50000: it must be at least 1 and at most 46340",
+        ),
         ("none", {"model.reward_from": "s'"}, "choose one of inputs, next_state"),
         ("none", {"rollout.mixing": "both"}, "choose one of mixed, separate"),
         ("none", {"source.regenerate_every": -1}, "it must be at least 0"),

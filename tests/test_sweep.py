@@ -615,7 +615,7 @@ def test_processes_share_gpus():
     ]
     shared = [backends.share_gpus(["7"], k, 2) for k in (0, 1)]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in shared] == ["7", "7"]
-    assert all(float(s["XLA_PYTHON_CLIENT_MEM_FRACTION"]) <= 0.45 for s in shared)
+    assert all(float(s["XLA_CLIENT_MEM_FRACTION"]) <= 0.45 for s in shared)
 
 
 def test_processes_share_cores():

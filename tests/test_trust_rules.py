@@ -237,7 +237,7 @@ def test_value_weight_by_hand():
     "settings",
     [
         {"rollout.real_fraction": 0.001},
-        {"rollout.source": "none", "rollout.value_expansion_steps": 1},
+        {"rollout.source": "none"},
         {
             "rollout.source": "buffered",
             "rollout.real_fraction": 0.0,

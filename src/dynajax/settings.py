@@ -446,6 +446,11 @@ def _check_trust(config: Config) -> None:
         f"--set rollout.value_expansion_steps={steps}: --trust={config.trust_name} keeps a state "
         "for each rollout, and value expansion has others; choose another rule",
     )
+    require(
+        not steps or not rule.uses_weights,
+        f"--set rollout.value_expansion_steps={steps}: --trust={config.trust_name} weights synthetic "
+        "transitions, and value expansion makes none; choose another rule",
+    )
 
 
 def _variants(

@@ -267,6 +267,12 @@ def configuration_warnings(program: Program) -> list[str]:
             f"--set {cause}: the agent learns from no synthetic transition, so the model is trained "
             "but never used for policy updates"
         )
+    share = config.rollout.real_fraction
+    if config.has_rollouts and share and not config.real_batch:
+        messages.append(
+            f"--set rollout.real_fraction={share:g}: of learn.batch={config.learn.batch} transitions "
+            "it rounds to none, so the agent learns from synthetic ones only; raise one of them"
+        )
     if message := checks.bounds_warning(spec):
         messages.append(message)
     if config.has_model and spec.termination is None:

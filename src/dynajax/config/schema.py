@@ -116,7 +116,9 @@ class ModelConfig:
     weight_averaging_steps: int = static(
         1, 1, about="gradient steps that a fit's weights are averaged over; 1: no averaging"
     )
-    max_holdout: int = static(5000, 1, about="largest number of holdout transitions evaluated")
+    max_holdout: int = static(
+        5000, 1, 46_340, about="largest number of holdout transitions evaluated"
+    )
     learned_bounds: bool = static(False, about="learn the bounds of the log-variance, as in PETS")
     reward_from: Literal["inputs", "next_state"] = static(
         "inputs", about="inputs of the reward model: state and action, or the next state too"

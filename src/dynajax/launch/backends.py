@@ -97,7 +97,9 @@ def share_gpus(gpus: Sequence[str], slot: int, slots: int) -> dict[str, str]:
     env = {"CUDA_VISIBLE_DEVICES": ",".join(shared)}
     if slots > len(gpus):
         # By default the first process on a GPU reserves three quarters of its memory.
-        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / -(-slots // len(gpus)):.3f}"
+        env["XLA_CLIENT_MEM_FRACTION"] = f"{0.9 / -(-slots // len(gpus)):.3f}"
+        # Its deprecated name; jaxlib refuses both at once.
+        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = ""
     return env
 
 

@@ -27,7 +27,7 @@ def expand_targets(
     A transition (s, a, r, d, s') becomes (s, a, r + g d (r_0 - alpha log pi(a_0|s')), g d d_0, s_0)
     for the model step (s', a_0, r_0, d_0, s_0), with g the discount and SAC's entropy cost, and so
     on for further steps. It stays as it is after a termination, and reaches no further than the
-    trust rule allows. Weights of the trust rule multiply.
+    trust rule allows.
 
     Args:
       model_env: with the agent's present policy.
@@ -37,25 +37,21 @@ def expand_targets(
     data = batch.data
 
     def extend(h: Array | int, carry: RolloutCarry, step: ModelStep) -> RolloutCarry:
-        reward, reached, weight, steps = carry.output
+        reward, reached, steps = carry.output
         extends = carry.active & step.keep_mask
         ahead = discount * reached
         gained = reward + ahead * (step.transition.reward - temperature * step.log_prob)
         reward = jnp.where(extends, gained, reward)
         reached = jnp.where(extends, ahead * step.transition.discount, reached)
         obs = jnp.where(extends[:, None], step.transition.next_obs, carry.obs)
-        if step.weight is not None:
-            factor = jnp.where(extends, step.weight, 1.0)
-            weight = factor if weight is None else weight * factor
         steps += extends
         active = extends & step.continue_mask & (step.transition.discount > 0)
-        return RolloutCarry((reward, reached, weight, steps), carry.trust, obs, active, {})
+        return RolloutCarry((reward, reached, steps), carry.trust, obs, active, {})
 
     active, steps = data.discount > 0, jnp.zeros(batch.valid.shape)
-    output = data.reward, data.discount, batch.weight, steps
+    output = data.reward, data.discount, steps
     carry = RolloutCarry(output, trust, data.next_obs, active, {})
     carry = model_env.rollout(carry, length, key, extend, valid=batch.valid, unroll=True)
-    reward, reached, weight, steps = carry.output
+    reward, reached, steps = carry.output
     data = data._replace(reward=reward, discount=reached, next_obs=carry.obs)
-    expanded = dataclasses.replace(batch, data=data, weight=weight)
-    return carry.trust, expanded, {"expanded_steps": steps.mean()}
+    return carry.trust, dataclasses.replace(batch, data=data), {"expanded_steps": steps.mean()}

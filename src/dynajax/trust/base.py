@@ -2,8 +2,10 @@
 
 A rule sees the predictions of every member of the ensemble in units of the standard deviation of
 s' - s and of the reward over the training split, whatever target transform the model learns with.
-So its settings mean the same on every task and with every fix. Rules are written for one learner. To add one,
-subclass `TrustRule` in one file and add it to `TRUST`, or name it as `--trust=module:name`.
+So disagreement has one unit on every task and with every fix; predicted variances have it too, but
+the bounds of the log-variance are those of the model's own targets. Rules are written for one
+learner. To add one, subclass `TrustRule` in one file and add it to `TRUST`, or name it as
+`--trust=module:name`.
 """
 
 from collections.abc import Callable

@@ -53,7 +53,13 @@ class Infoprop(TrustRule):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuse a low quantile above the high one."""
+        """Refuse a low quantile above the high one, and noise that does not scale the sample."""
+        for path in ("state_noise", "reward_noise"):
+            if (factor := getattr(config.rollout, path)) != 1:
+                raise UsageError(
+                    f"--set rollout.{path}={factor:g}: --trust=infoprop has a variance of its own; "
+                    "leave it out, or choose another rule"
+                )
         if not config.trust.low < config.trust.high:
             raise UsageError(
                 f"--set trust.low={config.trust.low:g}: it must be under "

@@ -13,15 +13,15 @@ from dynajax.trust.base import Predictions, TrustOutput, TrustRule
 @fields
 @dataclass(frozen=True)
 class MacuraFields:
-    """Settings of `Macura`; its authors use 0.3 and 90 on hopper, 0.3 and 95 on walker, 5 and 95 on
-    ant and humanoid."""
+    """Settings of `Macura`; the authors' code has 30 and 90 for hopper, 0.3 and 95 for walker, 5 and
+    95 for ant and humanoid."""
 
     xi: float = traced(2.0, 0, about="factor between the percentile and the threshold")
     zeta: float = traced(95.0, 0, 100, about="percentile over the rollouts' first steps")
 
 
 class MacuraState(NamedTuple):
-    """The thresholds of the last calls, as a ring."""
+    """The thresholds of the last calls, in a circular buffer."""
 
     thresholds: Float[Array, " T"]
     calls: Int[Array, ""]
