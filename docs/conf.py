@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from dynajax import settings
 from dynajax.agents import AGENTS
+from dynajax.config.presets import PRESETS
 from dynajax.synthetic import SOURCES
 from dynajax.trust import TRUST
 
@@ -45,7 +46,7 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = "dynajax"
 html_static_path = ["static"]
-# KaTeX is part of the site, so that formulas need no network; `static/katex/LICENSE` is its licence.
+# KaTeX is part of the site, so that formulas need no network; `static/katex/LICENSE` is its license.
 html_css_files = ["katex/katex.min.css", "site.css"]
 html_js_files = ["katex/katex.min.js", "katex/auto-render.min.js", "formulas.js"]
 html_show_sourcelink = False
@@ -65,25 +66,52 @@ SETTING_GROUPS = {
 }
 
 
+def _shown(value: Any) -> str:
+    """Return the value of a setting as `--set` takes it."""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown.lower() if isinstance(value, bool) else shown or "none"
+
+
 def _table(title: str, group: str, config: Any) -> list[str]:
     """Return a section with the settings of one group as a Markdown table, or nothing."""
     rows = []
     for path, setting in settings.all_settings(config).items():
         if path.rpartition(".")[0] == group:
             value = operator.attrgetter(path)(config)
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            shown = shown.lower() if isinstance(value, bool) else shown or "none"
             vary = "yes" if setting.traced else ""
-            rows.append(f"| `{path}` | {shown} | {setting.about} | {setting.values} | {vary} |")
+            rows.append(
+                f"| `{path}` | {_shown(value)} | {setting.about} | {setting.values} | {vary} |"
+            )
     head = ["| field | default | meaning | values | vary |", "|---|---|---|---|---|"]
     return ["", f"## {title}", "", *head, *rows] if rows else []
 
 
+def _preset_tables() -> list[str]:
+    """Return a section with every value in which presets differ, one column for each preset."""
+    lines = ["", "## The presets", ""]
+    for agent in (None, *dict.fromkeys(name for p in PRESETS.values() for name in p.agents)):
+        if agent is None:
+            paths = ["steps", *dict.fromkeys(path for p in PRESETS.values() for path in p.settings)]
+        else:
+            fields = (name for p in PRESETS.values() for name in p.agents.get(agent, {}))
+            paths = [f"agent.{name}" for name in dict.fromkeys(fields)]
+            lines += ["", f"With `--agent={agent}`:", ""]
+        configs = [settings.make("cheetah-run", preset=name, agent=agent) for name in PRESETS]
+        lines += ["| field | " + " | ".join(f"`{name}`" for name in PRESETS) + " |"]
+        lines += ["|---" * (1 + len(PRESETS)) + "|"]
+        if agent is None:
+            lines.append("| `--agent` | " + " | ".join(p.agent for p in PRESETS.values()) + " |")
+        for path in dict.fromkeys(paths):
+            values = (_shown(operator.attrgetter(path)(config)) for config in configs)
+            lines.append(f"| `{path}` | " + " | ".join(values) + " |")
+    return lines
+
+
 def _add_settings(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Append the tables of all settings to the page `settings`."""
+    """Append the tables of the presets and of all settings to the page `settings`."""
     if docname != "settings":
         return
-    lines = []
+    lines = _preset_tables()
     for group, title in SETTING_GROUPS.items():
         lines += _table(title, group, settings.base())
     for name in AGENTS:

@@ -121,13 +121,14 @@ def define_engine() -> None:
         "engine",
         "host",
         _choices("engine"),
-        "Where the environments run: on the CPU, or in MJX on the accelerator.",
+        "Where the environments run: host (on the CPU) or mjx (in MJX on the accelerator).",
     )
     define_choice(
         "oracle",
         "none",
         _choices("oracle"),
-        "The part of each synthetic transition that the simulator gives instead of the model.",
+        "The part of each synthetic transition that the simulator gives instead of the model: none, "
+        "reward, state or both.",
     )
 
 

@@ -29,7 +29,10 @@ flags.DEFINE_multi_integer(
     "learner", [], "Number of a learner of the run; repeat for more. By default all learners."
 )
 shared.define_choice(
-    "which", "best", ["best", "last"], "The policy with the best evaluation, or the last one."
+    "which",
+    "best",
+    ["best", "last"],
+    "best: the policy with the best evaluation; last: the last one.",
 )
 flags.DEFINE_integer("episodes", 10, "Number of episodes of each learner.", lower_bound=1)
 shared.define_seed("Seed of the episodes.", lower_bound=0)

@@ -5,7 +5,7 @@
 
 Runs of one task share a panel and are compared at the largest number of frames (steps of the
 simulator) that all of them cover; returns between two evaluations are interpolated. Runs that are
-seeds of one method are joined. Returns are normalised by the model-free run of the same agent (= 100)
+seeds of one method are joined. Returns are normalized by the model-free run of the same agent (= 100)
 if there is one, as Barkley and Fridovich-Keil (2025) do with SAC. Writes comparison.png, headline.png,
 table.csv and table.md into --out, for several tasks also aggregate.png and aggregate.csv, and prints
 the table.
@@ -18,12 +18,17 @@ from absl import flags
 
 from dynajax.cli import common
 from dynajax.cli import flags as shared
-from dynajax.report import compare
+from dynajax.report import compare, published
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
 shared.define_out("comparison", "Folder for the figures and the table.")
-flags.DEFINE_string("published", "", "Methods whose published curves are added, or all.")
+flags.DEFINE_string(
+    "published",
+    "",
+    "Methods whose published curves are added, separated by commas, or all: "
+    f"{', '.join(published.METHODS)}.",
+)
 flags.DEFINE_list("format", ["png"], "Files of the figures: png, pdf, or both.")
 flags.register_validator(
     "format",

@@ -37,7 +37,8 @@ shared.define_choice(
     "on",
     "here",
     ["here", "ray", "slurm", "submitit"],
-    "Where the runs are executed; submitit tests the path of slurm on this machine.",
+    "Where the runs are executed: here, ray, slurm, or submitit, which tests the path of slurm on this "
+    "machine.",
 )
 flags.DEFINE_integer("parallel", 1, "Runs at a time, with --on=here and --on=submitit.", 1)
 shared.define_out(None, "The study's folder. By default runs/NAME-OF-THE-STUDY.")

@@ -32,7 +32,9 @@ from dynajax.types import UsageError
 FLAGS = flags.FLAGS
 shared.define_env("cheetah-run", "dm_control task, or Gymnasium id ([module:]Name-v0).")
 shared.define_method()
-shared.define_fixes("Repeat for several variants.")
+shared.define_fixes(
+    "Repeat for several variants. By default scale,auto,beta with --algo=dynajax, otherwise none."
+)
 shared.define_seeds(1, "Number of seeds of each variant; all train in one program.")
 shared.define_seed("The first seed.")
 flags.DEFINE_integer("steps", None, "Agent steps of each learner. By default those of the preset.")

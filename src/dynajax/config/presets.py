@@ -41,7 +41,7 @@ _LAPTOP_SIMBA: dict[str, Any] = {
     "initial_temperature": 1.0,
 }
 
-#: A field that a preset does not name keeps its default, which is the paper's value.
+#: A field that a preset does not name keeps its default, which is the value of the preset `paper`.
 PRESETS: dict[str, Preset] = {
     # The agent that learns most in the first minutes.
     "quick": Preset(
@@ -63,17 +63,19 @@ PRESETS: dict[str, Preset] = {
             "simba": _LAPTOP_SIMBA | {"actor_width": 96, "critic_width": 96, "critic_blocks": 2},
         },
     ),
-    "paper": Preset("the paper's sizes and agent", "sac", {}, {}),
-    # An ensemble that learns as much in a third of the gradient steps, by measurement.
+    # The code of *Stealing That Free Lunch*, the earlier code of the authors of *Fixing That Free Lunch*.
+    "paper": Preset("SAC with the sizes of Stealing That Free Lunch", "sac", {}, {}),
+    # An ensemble with a lower holdout error in a third of the gradient steps, by measurement; on some
+    # tasks its reward R^2 is lower (docs/speed.md).
     "fast": Preset(
-        "the paper's sizes, with shorter fits",
+        "the sizes of paper, with shorter fits",
         "sac",
         {"model.learning_rate": 2e-3, "model.fit_steps": 1650, "model.weight_averaging_steps": 100},
         {},
     ),
     # The sizes of `quick` grown for a GPU, with the fits of `fast`. Not measured on a GPU yet.
     "modern": Preset(
-        "SimBa's sizes, for a GPU",
+        "SimBa with its published widths, for a GPU",
         "simba",
         {
             "task.repeat": 2,
