@@ -169,6 +169,39 @@ def test_all_checkpoints_damaged(tmp_path):
     assert len(list(tmp_path.glob("*-step-*"))) == 2, "restoring must not delete anything"
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("reader", ["read_text", "read_bytes"])
+def test_file_that_the_system_cannot_read_is_not_taken_for_damaged(
+    tmp_path, monkeypatch, reader, number
+):
+    """Otherwise the run would go back to an older checkpoint, and delete the intact one."""
+    save(Checkpoints(tmp_path), 5, 11)
+    before, read = files(tmp_path), getattr(Path, reader)
+
+    def failing(path, *arguments, **options):
+        if newest(tmp_path) in path.parents:
+            raise OSError(number, os.strerror(number))
+        return read(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, reader, failing)
+        with pytest.raises(UsageError, match=os.strerror(number)) as refused:
+            restore(tmp_path)
+    assert "\n" not in str(refused.value) and files(tmp_path) == before
+    assert restore(tmp_path)[1].step == 110
+
+
+def test_missing_devices_are_not_taken_for_damage(tmp_path, monkeypatch):
+    save(Checkpoints(tmp_path), 5)
+
+    def missing():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with pytest.raises(UsageError, match="JAX finds no such device"):
+        serialization.read(newest(tmp_path), serialization.read_meta(newest(tmp_path)))
+
+
 def test_abandoned_pieces_are_not_reused(tmp_path):
     """A run reaches 11 transitions, falls back to 5, and continues differently."""
     save(Checkpoints(tmp_path), 5, 11)

@@ -253,10 +253,23 @@ def test_step_that_is_not_finite_ends_the_episode():
     runner = jax.tree.map(lambda x: x[0], runners)
     assert not runner.pending_valid and int(runner.num_dropped) == 1
     assert all(not np.asarray(x).any() for x in runner.pending)
-    assert int(runner.episode_step) == 0 and int(runner.num_episodes) == 1
-    assert float(runner.return_sum) == 1
+    # The return of an episode that was cut is not known.
+    assert int(runner.episode_step) == 0 and int(runner.num_episodes) == 0
+    assert float(runner.return_sum) == 0
     assert np.isfinite(runner.env.obs).all()
     assert float(runner.env.obs[0]) == float(runner.initial_states.obs[1, 0])
+
+
+def test_evaluation_episode_that_is_not_finite_has_no_return():
+    task = random_start_task()
+    states = jax.vmap(jax.vmap(task.reset))(jax.random.split(jax.random.PRNGKey(0), (1, 3)))
+    # The first episode is finite, the second one fails at each step, the third one at its start.
+    states = states._replace(obs=states.obs.at[0, 2].set(jnp.nan))
+    action = jnp.array([[[0.0], [1.0], [0.0]]])
+    evaluation = device.run_episodes(task, lambda obs: action, jnp.array([0.5]), states)
+    np.testing.assert_array_equal(evaluation.returns, [[4, np.nan, np.nan]])
+    np.testing.assert_array_equal(evaluation.discounted, [[1.875, np.nan, np.nan]])
+    np.testing.assert_array_equal(evaluation.lengths, [[4, 0, 0]])
 
 
 def test_replay_buffers_are_not_copied():

@@ -173,6 +173,18 @@ def test_headline_with_returns_that_are_not_finite(tmp_path):
     report.write_report(folder)
 
 
+def test_seeds_without_a_finite_return_are_not_counted(tmp_path):
+    folder = fake_run(tmp_path / "run", algo="model-free", steps=1000, seeds=3)
+    text = (folder / "eval.csv").read_text()
+    (folder / "eval.csv").write_text(
+        re.sub(r"^(none,1,1000,1000),[^,]*", r"\1,nan", text, flags=re.M)
+    )
+    assert report.headline(report.read_run(folder))[0].endswith(
+        "**, 2 of 3 seeds with a finite return."
+    )
+    assert "2 of 3" in report.write_report(folder).read_text()
+
+
 def test_intervals_show_no_impossible_values(tmp_path):
     """Cut the interval of a return at 1,000, the most that a task of dm_control gives."""
     folder = fake_run(tmp_path / "run", algo="model-free", steps=1000, seeds=2)
@@ -398,3 +410,16 @@ def test_tasks_of_dm_control_are_known():
 
     assert all(is_dm_control(f"{domain}-{task}") for domain, task in suite.ALL_TASKS)
     assert not any(map(is_dm_control, ("Hopper-v4", "own:Cart-v0", "brax:ant", "Cart")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("variants", [1]), ("variants", 3), ("task", {}), ("model", [1]), ("env", 3), ("steps", "x")],
+)
+def test_config_with_a_field_of_another_type_is_refused_in_one_line(tmp_path, field, value):
+    folder = fake_run(tmp_path / "run", steps=1000)
+    info = json.loads((folder / "config.json").read_text())
+    info["config"][field] = value
+    (folder / "config.json").write_text(json.dumps(info))
+    with pytest.raises(UsageError, match=r"config\.json: not a run configuration$"):
+        report.write_report(folder)

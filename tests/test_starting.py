@@ -132,7 +132,10 @@ def test_run_with_only_nan_rewards_fails(nans, tmp_path, capsys):
     )
     with pytest.raises(UsageError, match=r"^--env=NaNs-v0: none of the transitions of 40 steps"):
         dynajax.train(run, tmp_path / "run")
-    assert "every evaluation episode ended at its first step" in capsys.readouterr().out
+    assert (
+        "warning: every evaluation episode of none (seed 0) ended because"
+        in capsys.readouterr().out
+    )
 
 
 def test_unknown_termination_is_reported_at_the_start(nans, tmp_path, capsys):

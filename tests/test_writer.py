@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from dynajax import UsageError, report
+from dynajax.runs.loggers import learner_names
 from dynajax.runs.progress import Progress, header
 from dynajax.runs.writer import RunWriter
 from dynajax.runtime.program import build
@@ -221,12 +223,24 @@ def test_dropped_transitions_are_reported(program, tmp_path, capsys):
         assert "warning: every transition of the last 1000 steps" in capsys.readouterr().out
         writer.write(interval(1020, dropped=1003))
         assert "warning" not in capsys.readouterr().out
-        empty = interval(1030)
-        lengths = np.zeros((NUM_LEARNERS, 3), int)
-        writer.write(empty._replace(evaluation=empty.evaluation._replace(lengths=lengths)))
-        assert (
-            "warning: every evaluation episode ended at its first step" in capsys.readouterr().out
-        )
+
+
+def test_evaluation_without_a_finite_episode_is_reported_by_learner(program, tmp_path, capsys):
+    """Its return is not known, and its policy never replaces one with a return."""
+    with open_writer(program, tmp_path, quiet=False) as (writer, _):
+        evaluated = interval(10)
+        returns = np.array(evaluated.evaluation.returns)
+        returns[0], returns[1, 0] = np.nan, np.nan
+        evaluated = evaluated._replace(evaluation=evaluated.evaluation._replace(returns=returns))
+        writer.write(evaluated)
+        printed = capsys.readouterr().out
+    [line] = [line for line in printed.splitlines() if "warning" in line]
+    variant, seed = learner_names(program.config)[0]
+    assert f"every evaluation episode of {variant} (seed {seed}) ended because" in line
+    lines = list(csv.DictReader((tmp_path / "eval.csv").open(newline="")))
+    assert [math.isnan(float(x["return_mean"])) for x in lines] == [True] + [False] * 3
+    # The mean of the others; an episode that was not finite is left out.
+    assert float(lines[1]["return_mean"]) == returns[1, 1:].mean()
 
 
 def test_log_shorter_than_at_the_checkpoint_is_refused(program, state, tmp_path):

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 Array = jax.Array
@@ -203,11 +204,21 @@ class TrainState(NamedTuple):
 class Evaluation(NamedTuple):
     """Episodes of the deterministic policy, several for each of S learners."""
 
-    returns: Any  # (S, episodes) float64, undiscounted
+    returns: Any  # (S, episodes) float64, undiscounted; NaN if a transition was not finite
     lengths: Any  # (S, episodes) int, agent steps
     starts: Any = None  # (S, episodes, D), first observations
     discounted: Any = None  # (S, episodes), discounted returns
     values: Any = None  # (S, episodes), the critic's estimate at the first observations
+
+
+def finite_statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (S,) of the finite values (S, X), NaN if there is none."""
+    kept = [row[np.isfinite(row)] for row in values]
+    mean, std = (
+        np.array([statistic(row) if row.size else np.nan for row in kept])
+        for statistic in (np.mean, np.std)
+    )
+    return mean, std
 
 
 class TrainingInterval(NamedTuple):

@@ -138,7 +138,9 @@ def summary(result: Result, stages: Mapping[str, float]) -> list[str]:
         if not returns.size:
             continue
         mean, low, high = map(float, statistics.interval(returns[:, -1]))
-        interval = f"95 % interval {low:,.1f} to {high:,.1f} over {len(returns)} seeds"
+        finite = np.isfinite(returns[:, -1]).sum()
+        seeds = f"{finite}" if finite == len(returns) else f"{finite} of {len(returns)}"
+        interval = f"95 % interval {low:,.1f} to {high:,.1f} over {seeds} seeds"
         if len(returns) == 1:
             interval = "no interval, because it is one seed"
         elif np.isnan(low):

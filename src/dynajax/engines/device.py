@@ -62,7 +62,7 @@ class EnvRunnerState(NamedTuple):
     num_used: Array  # () int, initial states used since the run began
     pending: Transition  # the last transition, which the learner has not received yet
     pending_valid: Array  # () bool, whether it is finite
-    num_episodes: Array  # () int, episodes that ended since the last evaluation
+    num_episodes: Array  # () int, episodes that ended since the last evaluation, all finite
     return_sum: Array  # () sum of their returns
     num_dropped: Array  # () int, transitions that were not finite since the run began
     num_frames: Array  # () int, simulator steps since the run began
@@ -167,8 +167,8 @@ def step_env(task: Task, runner: EnvRunnerState, action: Array) -> EnvRunnerStat
         num_used=runner.num_used + done,
         pending=jax.tree.map(lambda x: jnp.where(valid, x, jnp.zeros_like(x)), transition),
         pending_valid=valid,
-        num_episodes=runner.num_episodes + done,
-        return_sum=runner.return_sum + jnp.where(done, episode_return, 0.0),
+        num_episodes=runner.num_episodes + (done & valid),
+        return_sum=runner.return_sum + jnp.where(done & valid, episode_return, 0.0),
         num_dropped=runner.num_dropped + ~valid,
         num_frames=runner.num_frames + frames_between(runner.env, env),
     )
@@ -178,6 +178,8 @@ def run_episodes(
     task: Task, policy: Callable[[Array], Array], discount: Array, initial_states: EnvState
 ) -> Evaluation:
     """Run one episode from each of the initial states (S, K).
+
+    A transition that is not finite ends its episode, whose returns are NaN.
 
     Args:
       task: the environment.
@@ -192,13 +194,13 @@ def run_episodes(
         next_env, reward, terminated = step_all(env, policy(env.obs))
         valid = active & _is_finite(next_env.obs, reward)
         env = _select(valid, next_env, env)
-        reward = jnp.where(valid, reward, 0.0)
+        reward = jnp.where(valid, reward, jnp.where(active, jnp.nan, 0.0))
         discounted = discounted + discount[:, None] ** lengths * reward
         return (env, valid & ~terminated, returns + reward, discounted, lengths + valid), None
 
     active = jnp.isfinite(initial_states.obs).all(-1)
-    zeros = jnp.zeros(active.shape)
-    carry = (initial_states, active, zeros, zeros, jnp.zeros(active.shape, jnp.int32))
+    start = jnp.where(active, 0.0, jnp.nan)
+    carry = (initial_states, active, start, start, jnp.zeros(active.shape, jnp.int32))
     carry, _ = jax.lax.scan(step, carry, length=task.spec.time_limit)
     _, _, returns, discounted, lengths = carry
     return Evaluation(returns, lengths, discounted=discounted)

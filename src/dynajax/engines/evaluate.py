@@ -76,7 +76,8 @@ class Evaluator:
           check: is called between the steps, and may raise an exception.
 
         Returns:
-          Returns and lengths. A transition that is not finite ends its episode and is not counted.
+          Returns and lengths. A transition that is not finite ends its episode, whose returns are NaN:
+          otherwise a policy that returns NaN would be the best one where rewards are negative.
         """
         shape = num_learners, k = len(self._seeds), self._episodes
         n = num_learners * k
@@ -93,7 +94,8 @@ class Evaluator:
         for active in self._rounds:
             starts[active] = self._envs.reset(self._env_of[active], seeds[active])
             obs = starts.copy()
-            active = active[all_finite(obs[active])]
+            valid = all_finite(obs[active])
+            failed, active = [active[~valid]], active[valid]
             while active.size:
                 if check is not None:
                     check()
@@ -108,7 +110,10 @@ class Evaluator:
                 returns[stepped] += result.reward[valid]
                 discounted[stepped] += discount[stepped] ** lengths[stepped] * result.reward[valid]
                 lengths[stepped] += 1
+                failed.append(active[~valid])
                 active = active[valid & ~result.terminated & ~result.truncated]
+            for some in failed:
+                returns[some] = discounted[some] = np.nan
         return Evaluation(
             returns.reshape(shape),
             lengths.reshape(shape),

@@ -147,7 +147,9 @@ class TrainingEnvs:
             self._actions[i].append(actions[i])
             self._trace[i].append(rows[i])
         ended = self._indices[terminated | truncated | ~valid]
-        self._finished += [(int(i), float(self._returns[i]), len(self._actions[i])) for i in ended]
+        self._finished += [
+            (int(i), float(self._returns[i]), len(self._actions[i])) for i in ended if valid[i]
+        ]
         # The transition keeps the last observations, in whose place the first ones are written.
         self.obs = next_obs.copy() if ended.size else next_obs
         self._start_next_episode(ended)
@@ -172,7 +174,10 @@ class TrainingEnvs:
         return self._vector_env.value_ranges(self._indices)
 
     def pop_finished(self) -> list[tuple[int, float, int]]:
-        """Return (learner, return, length) of the episodes that ended since the last call."""
+        """Return (learner, return, length) of the episodes that ended since the last call.
+
+        Those that ended with a transition that was not finite are left out.
+        """
         finished, self._finished = self._finished, []
         return finished
 

@@ -187,8 +187,8 @@ def headline(run: Run) -> list[str]:
     dropped = max((line.get("dropped") or 0 for line in run.metrics["time"]), default=0)
     if dropped:
         sentences.append(
-            f"{dropped:,} transitions were dropped because the simulator returned values that are "
-            "not finite."
+            f"{dropped:,} transitions were dropped because the simulator or the policy returned "
+            "values that are not finite."
         )
     return sentences
 
@@ -201,16 +201,16 @@ def _ordered(final: Mapping[str, np.ndarray]) -> list[str]:
 def _verdict(run: Run, final: Mapping[str, np.ndarray]) -> str:
     """Return the result of a run in one sentence."""
     reference, *others = _ordered(final)
-    seeds = max(len(x) for x in final.values())
+    seeds = _count(final)
     so_far = "So far: " if run.steps[-1] < run.config["steps"] else ""
     if not others:
         result = statistics.format_mean(final[reference], return_bounds(run.config["env"]))
-        return f"{so_far}**Final return {result}**, {_count(seeds)}."
+        return f"{so_far}**Final return {result}**, {seeds}."
     gaps = {v: statistics.difference(final[reference], final[v]) for v in others}
     names = f"`{reference}`"
     if len(others) == 1:
         [(other, gap)] = gaps.items()
-        result = f": {statistics.format_interval(gap)}, {_count(seeds)} each."
+        result = f": {statistics.format_interval(gap)}, {seeds} each."
         if not np.isfinite(gap.low):
             return (
                 f"{so_far}**No verdict on `{other}` and {names}**: the difference of their final "
@@ -234,11 +234,18 @@ def _verdict(run: Run, final: Mapping[str, np.ndarray]) -> str:
         for relation, found in groups.items()
         if found
     ]
-    return f"{so_far}{' '.join(parts)} {_count(seeds).capitalize()} each."
+    return f"{so_far}{' '.join(parts)} {seeds.capitalize()} each."
 
 
-def _count(seeds: int) -> str:
-    return f"{seeds} seed{'s' if seeds > 1 else ''}"
+def _count(final: Mapping[str, np.ndarray]) -> str:
+    """Return how many seeds each variant has, of them those with a finite return."""
+    all_seeds = max(len(x) for x in final.values())
+    fewest = min(np.isfinite(x).sum() for x in final.values())
+    plural = "s" if all_seeds > 1 else ""
+    if fewest == all_seeds:
+        return f"{all_seeds} seed{plural}"
+    least = "at least " if len(final) > 1 else ""
+    return f"{least}{fewest} of {all_seeds} seed{plural} with a finite return"
 
 
 def _extent(run: Run, final: Mapping[str, np.ndarray]) -> str:
@@ -250,7 +257,7 @@ def _extent(run: Run, final: Mapping[str, np.ndarray]) -> str:
     each = f", {at_most}{run.repeat} frames per step" if run.repeat > 1 else ""
     return (
         f"{done} agent steps ({run.frames[-1]:,} frames{each}) on {config['env']}, agent "
-        f"{config['agent_name']}, preset {config['preset']}, {_count(seeds)}"
+        f"{config['agent_name']}, preset {config['preset']}, {_count(final)}"
         f"{' per variant' if len(final) > 1 else ''}. "
         + (
             "Ranges are 95 % t intervals over seeds; if the interval of a difference contains 0, "
@@ -324,12 +331,18 @@ def _final_returns(run: Run) -> Table:
                 statistics.format_mean(values[:, -1], return_bounds(run.config["env"])),
                 statistics.format_number(peak) if np.isfinite(peak) else "-",
                 *([f"{r2:.2f}" if np.isfinite(r2) else "-"] if has_model else []),
-                str(len(values)),
+                _finite(values[:, -1]),
                 f"{run.steps[-1]:,}",
                 f"{run.frames[-1]:,}",
             ]
         )
     return Table(header, rows)
+
+
+def _finite(final: np.ndarray) -> str:
+    """Return the number of seeds, and how many of them have a finite return if not all have one."""
+    finite = int(np.isfinite(final).sum())
+    return str(finite) if finite == len(final) else f"{finite} of {len(final)}"
 
 
 def _clock(run: Run) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dynajax.config import Config, as_dict
 from dynajax.runs.directory import write_atomically
-from dynajax.types import Evaluation, UsageError
+from dynajax.types import Evaluation, UsageError, finite_statistics
 
 
 def learner_names(config: Config) -> list[tuple[str, int]]:
@@ -97,12 +97,12 @@ class Files:
                 episodes = [f"return_{k}" for k in range(self._num_episodes)]
                 columns = ["variant", "seed", "step", "frames"]
                 self._csv_line([*columns, "return_mean", "return_std", "length_mean", *episodes])
-            for (variant, seed), frames, returns, lengths in zip(
-                self._learners, record.frames, result.returns, result.lengths, strict=True
+            statistics = *finite_statistics(result.returns), np.mean(result.lengths, 1)
+            for (variant, seed), frames, returns, *moments in zip(
+                self._learners, record.frames, result.returns, *statistics, strict=True
             ):
                 steps = record.step, int(frames)
-                statistics = map(float, (returns.mean(), returns.std(), lengths.mean()))
-                self._csv_line([variant, seed, *steps, *statistics, *map(float, returns)])
+                self._csv_line([variant, seed, *steps, *map(float, [*moments, *returns])])
         for entry in record.entries:
             if entry.kind == "evaluation":
                 continue
@@ -333,7 +333,9 @@ class Loggers:
         if learn:
             entries.append(_entry(step, "learn", learn))
         if evaluation is not None:
-            entries.append(_entry(step, "evaluation", {"return": np.mean(evaluation.returns, 1)}))
+            entries.append(
+                _entry(step, "evaluation", {"return": finite_statistics(evaluation.returns)[0]})
+            )
         record = Record(step, entries, evaluation, frames, time)
         for logger in self._loggers:
             logger.write(record)

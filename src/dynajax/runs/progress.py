@@ -11,7 +11,7 @@ import jax
 from dynajax import schedule
 from dynajax.algorithms import describe
 from dynajax.config import Config
-from dynajax.types import Evaluation
+from dynajax.types import Evaluation, finite_statistics
 
 #: Learning steps before the remaining time is first printed.
 _MIN_STEPS = 30
@@ -144,7 +144,7 @@ class Progress:
         """Print each variant's return, mean and standard deviation over seeds."""
         self._evaluations.add(time.perf_counter() - self._last)
         variants = self._config.variants
-        returns_by_variant = evaluation.returns.mean(1).reshape(len(variants), -1)
+        returns_by_variant = finite_statistics(evaluation.returns)[0].reshape(len(variants), -1)
         parts = [
             (f"{variant.name} " if len(variants) > 1 else "")
             + f"{returns.mean():.1f}"

@@ -16,6 +16,7 @@ Orbax alone can read the folders. This module adds what Orbax 0.12.8 lacks:
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -26,14 +27,23 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from dynajax.types import UsageError
+from dynajax.xla import backend
+
 _NPZ = "arrays.npz"
 _NOISY_LOGGERS = ("absl", "asyncio")
+
+# Errors of the system while a file is read that say nothing about its content.
+_UNREADABLE = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EPERM", "ESTALE", "ETIMEDOUT")
+)
 
 Arrays = dict[str, np.ndarray]
 
@@ -111,21 +121,44 @@ def os_error_reason(error: Exception) -> str | None:
     """Return the operating system's message for an error of `write`, or None if there is none."""
     if isinstance(error, OSError):
         return error.strerror or str(error).splitlines()[0]
+    number = _error_number(error)
+    return None if number is None else os.strerror(number)
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the operating system's number of an error, or None if it has none."""
+    if isinstance(error, OSError):
+        return error.errno
     # TensorStore raises a ValueError that has the error number only in its text.
     match = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(match[1])) if match else None
+    return int(match[1]) if match else None
+
+
+def _refuse_unreadable(path: Path, error: Exception) -> None:
+    """Raise an error if the system failed, so that an intact file is not taken for a damaged one.
+
+    Raises:
+      UsageError: one line with the reason and the remedy.
+    """
+    if (number := _error_number(error)) in _UNREADABLE:
+        raise UsageError(
+            f"{path}: it cannot be read now ({os.strerror(cast(int, number))}); nothing was changed, "
+            "start again when it can be read"
+        ) from error
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """Return the content of meta.json.
 
     Raises:
-      Damaged: the file cannot be read or fails its checksum.
+      Damaged: the file is missing or fails its checksum.
+      UsageError: the system cannot read it now.
     """
     try:
         file = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         intact = zlib.crc32(json.dumps(file["content"]).encode()) == file["crc32"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse_unreadable(folder / "meta.json", error)
         raise Damaged(f"{folder.name}/meta.json cannot be read") from None
     if not intact:
         raise Damaged(f"{folder.name}/meta.json fails its checksum")
@@ -147,8 +180,10 @@ def read(
       The arrays by name.
 
     Raises:
-      Damaged: an array cannot be read, or differs from what was written.
+      Damaged: an array is missing, or differs from what was written.
+      UsageError: the system cannot read it now, or JAX finds no device.
     """
+    backend.check_devices()  # Orbax needs one, and its error would look like damage.
     leaves = {n: leaf for n, leaf in metadata["leaves"].items() if select is None or select(n)}
     nonempty = {n: leaf for n, leaf in leaves.items() if 0 not in leaf[1]}
     try:
@@ -162,7 +197,8 @@ def read(
             arrays = _read_with_orbax(folder, nonempty, partial=select is not None)
     except (Damaged, MemoryError):
         raise
-    except Exception:  # Orbax and TensorStore raise many kinds of errors for damaged files.
+    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files.
+        _refuse_unreadable(folder, error)
         raise Damaged(f"{folder.name} cannot be read") from None
     for name, leaf in leaves.items():
         dtype, shape, _ = leaf

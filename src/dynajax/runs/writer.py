@@ -19,12 +19,18 @@ from dynajax import schedule
 from dynajax.config import Config, as_dict
 from dynajax.runs.checkpoint import Checkpoints, Restored
 from dynajax.runs.directory import RunDirectory, count_evaluations, device_name
-from dynajax.runs.loggers import DEFAULT_LOGGERS, Loggers, written_parts
+from dynajax.runs.loggers import DEFAULT_LOGGERS, Loggers, learner_names, written_parts
 from dynajax.runs.policies import Policies
 from dynajax.runs.progress import Progress
 from dynajax.runtime import distributed
 from dynajax.runtime.sharding import Placement
-from dynajax.types import EnvSpec, TrainingInterval, TrainState, UsageError
+from dynajax.types import (
+    EnvSpec,
+    TrainingInterval,
+    TrainState,
+    UsageError,
+    finite_statistics,
+)
 from dynajax.xla import backend
 
 #: Number of consecutive agent steps without a finite transition that triggers a warning.
@@ -227,8 +233,10 @@ class RunWriter:
                 "train_return": interval.train_return,
             }
             if evaluation.values is not None:
-                learn["start_value"] = np.mean(evaluation.values, 1)
-                learn["start_return"] = np.mean(evaluation.discounted, 1)
+                # Of the same episodes, so that the two can be compared.
+                values = np.where(np.isfinite(evaluation.discounted), evaluation.values, np.nan)
+                learn["start_value"], _ = finite_statistics(values)
+                learn["start_return"], _ = finite_statistics(evaluation.discounted)
         self._progress.show_evaluation(step, evaluation)
         self._warn_if_not_finite(interval)
         elapsed = time.perf_counter() - self._begin_time
@@ -253,20 +261,27 @@ class RunWriter:
             self._num_finite, self._last_finite_step = num_finite, interval.step
         dropped_steps = interval.step - self._last_finite_step
         if dropped_steps >= MAX_DROPPED_STEPS:
-            self._progress.print(
-                f"warning: every transition of the last {dropped_steps} steps was dropped because "
+            self.warn(
+                f"every transition of the last {dropped_steps} steps was dropped because "
                 "it was not finite"
             )
-        if interval.evaluation is not None and np.max(interval.evaluation.lengths) == 0:
-            self._progress.print(
-                "warning: every evaluation episode ended at its first step because the "
-                "transition was not finite"
-            )
+        if interval.evaluation is not None:
+            names, finite = learner_names(self._config), np.isfinite(interval.evaluation.returns)
+            failed = [
+                f"{variant} (seed {seed})"
+                for (variant, seed), some in zip(names, finite.any(1), strict=True)
+                if not some
+            ]
+            if failed:
+                self.warn(
+                    f"every evaluation episode of {', '.join(failed)} ended because the policy or "
+                    "the task returned a number that is not finite"
+                )
 
     def save_policies(self, interval: TrainingInterval, policies: Any) -> None:
         """Save the policies of all learners, leaves (S, ...), at the evaluation of an interval."""
         assert interval.evaluation is not None
-        scores = np.mean(interval.evaluation.returns, 1)
+        scores, _ = finite_statistics(interval.evaluation.returns)
         self._policies.add(interval.step, policies, scores, write=self._is_first_process)
 
     def save(

@@ -110,8 +110,18 @@ def local_devices() -> list[jax.Device]:
       UsageError: JAX finds no such devices, or has settings that dynajax cannot work with.
     """
     check_settings()
+    check_devices()
+    return jax.local_devices()
+
+
+def check_devices() -> None:
+    """Check that JAX finds the devices of JAX_PLATFORMS.
+
+    Raises:
+      UsageError: it finds none.
+    """
     try:
-        return jax.local_devices()
+        jax.local_devices()
     except (RuntimeError, AssertionError) as error:
         settings: Any = jax.config
         wanted = settings.jax_platforms
