@@ -61,7 +61,7 @@ part() {
   ((status)) || touch "$out/$name.done"
 }
 
-part tests 4 "$python" -m pytest -n 0 "${tests[@]}"
+part tests 4 "$python" -m pytest -n 0 -m "slow or not slow" "${tests[@]}"
 part bench 5 "$python" experiments/bench.py --out="$out/bench" --env="$envs" --learners="$learners" \
   --seconds="$seconds" "${preset[@]}"
 part graphs 2 env XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_command_buffer=+WHILE" "$python" \

@@ -120,13 +120,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for part in (*SLOW, *KEPT):
             if not any(part in item.nodeid for item in items):
                 raise pytest.UsageError(f"conftest.py names {part}, and no test has that name")
+    all_tasks = config.getoption("--all-tasks")
     for item in items:
         name = item.nodeid
+        if all_tasks and item.path.name.startswith("test_device_"):
+            continue  # asked for by the flag, in either tier
         if any(part in name for part in SLOW) and not any(part in name for part in KEPT):
             item.add_marker(pytest.mark.slow)
     order = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-    if not config.getoption("--all-tasks"):
+    if not all_tasks:
         skipped = [item for item in items if item.get_closest_marker("all_tasks")]
         items[:] = [item for item in items if item not in skipped]
         config.hook.pytest_deselected(items=skipped)

@@ -324,3 +324,11 @@ def test_subclass_whose_act_reads_critics_gets_the_whole_state():
         assert (part.critic is not None) == is_whole
         action, _ = agent.act(part, jnp.ones(D), jnp.zeros(A))
         assert action.shape == (A,)
+
+
+def test_temperature_of_bro_has_its_own_momentum():
+    optimizer = make("bro").temperature_optimizer
+    state = optimizer.init(jnp.zeros(()))
+    for gradient in (1.0, 0.0):
+        _, state = optimizer.update(jnp.array(gradient), state)
+    np.testing.assert_allclose(state[0].mu, 0.5 * 0.5)

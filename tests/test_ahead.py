@@ -222,3 +222,16 @@ def test_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(devices.topologies, "get_topology_desc", fails)
     with pytest.raises(UsageError, match=r"--device=h100: .*pip install -e '.\[cuda\]'"):
         devices.devices("h100")
+
+
+def test_folder_that_cannot_be_written_is_refused_before_the_compilation(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(aot, "report", lambda *_, **__: pytest.fail("it compiles"))
+    (tmp_path / "file").touch()
+    with scripts.loaded(SCRIPT) as script:
+        out = f"--out={tmp_path}/file/x"
+        assert scripts.run(script, monkeypatch, "--device=cpu", "--env=pendulum-swingup", out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {out}: the folder cannot be written (Not a directory); ")
+    assert error.count("\n") == 1

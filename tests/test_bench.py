@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,30 @@ def test_model_has_the_fixes_of_the_algorithm(command, monkeypatch, algo, fixes)
     assert [v.name for v in command._make_config("cheetah-run", 1).variants] == [fixes]
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], ()),
+        (["model.epochs=2"], ("model.fit_steps=500,", "is an upper bound\n")),
+        (["model.schedule=early_stop"], ("model.fit_steps=500,", "bound; the evaluations between")),
+        (["model.epochs=2", "algo"], ()),
+    ],
+)
+def test_limit_of_a_fit_is_named_where_a_fit_may_end_before(
+    command, monkeypatch, tmp_path, capsys, settings, words
+):
+    monkeypatch.setattr(command, "Workload", lambda config: SimpleNamespace(config=config))
+    monkeypatch.setattr(command, "_fits_into_memory", lambda work: True)
+    monkeypatch.setattr(command, "measure", lambda work, seconds: [])
+    method = ["--algo=model-free"] if "algo" in settings else [f"--set={x}" for x in settings]
+    arguments = ["--preset=quick", f"--out={tmp_path}", *method]
+    assert scripts.run(command, monkeypatch, *arguments) == 0
+    text = capsys.readouterr().out
+    assert ("a fit counts with its limit" in text) == bool(words)
+    for word in words:
+        assert word in text
+
+
 def test_evaluation_stage_outlasts_an_episode():
     """dm_control's reward is None after the last step of an episode, which float() refuses."""
     config = dynajax.make_config("pendulum-swingup", settings={"eval.episodes": 2})
@@ -269,3 +294,22 @@ def test_help_lists_no_internal_flag(command):
     assert "--probe" not in text and "--compare" in text
     for name in (*dynajax.AGENTS, *dynajax.TRUST):
         assert name in text
+
+
+def test_kernels_are_those_of_the_newest_trace(tmp_path, monkeypatch):
+    """Trace twice into one folder, which the profiler does not clear."""
+    for second, name in ((2, "b"), (1, "a")):
+        path = tmp_path / "plugins" / name / "host.xplane.pb"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (second, second))
+
+    def read(path):
+        kernel = SimpleNamespace(name=Path(path).parent.name, duration_ns=3e6)
+        line = SimpleNamespace(name="Stream #1", events=[kernel])
+        return SimpleNamespace(planes=[SimpleNamespace(name="/device:GPU:0", lines=[line])])
+
+    monkeypatch.setattr(jax.profiler.ProfileData, "from_file", read)
+    with scripts.loaded(ROOT / "results/scripts/trace.py") as trace:
+        assert trace.kernels(tmp_path) == {"b": [3.0]}
+        assert trace.kernels(tmp_path / "nothing") == {}

@@ -153,3 +153,28 @@ def test_config_with_a_field_of_another_version_is_refused(tmp_path):
     plain["learn"]["updates"] = 3
     with pytest.raises(UsageError, match=r"learn\.updates"):
         config_file.from_config(plain)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "line"),
+    [
+        ("rollout", "horizon", 1, "has rollout.horizon=1, which a run has as [1]; write it so"),
+        ("learn", "utd", "2", 'has learn.utd="2", which a run has as 2; write it so'),
+        ("learn", "utd", 2.5, "--set learn.utd=2.5: it takes a whole number"),
+    ],
+)
+def test_value_of_another_type_is_refused_in_one_line(group, name, value, line, tmp_path):
+    plain = as_dict(make_config("pendulum-swingup"))
+    plain[group][name] = value
+    (tmp_path / "config.json").write_text(json.dumps({"config": plain}))
+    with pytest.raises(UsageError, match=re.escape(line)) as error:
+        config_file.read(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("field", "value"), [("variants", [1]), ("learn", [1]), ("task", [1])])
+def test_config_with_a_field_of_another_type_is_refused_in_one_line(field, value, tmp_path):
+    plain = as_dict(make_config("pendulum-swingup")) | {field: value}
+    (tmp_path / "config.json").write_text(json.dumps({"config": plain}))
+    with pytest.raises(UsageError, match="not a run configuration"):
+        config_file.read(tmp_path)

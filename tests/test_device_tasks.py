@@ -1,7 +1,7 @@
 """Device tasks compared with dm_control, one control step from each of its states.
 
-By default a few cheap tasks and those of the paper are tested. To test every task, from other
-states, run
+The first tier tests two tasks, the slow tier a few cheap ones and FTFL's seven. To test every task,
+from other states, run
 
     pytest tests/test_device_tasks.py --all-tasks --states=7
 """

@@ -3,10 +3,13 @@
 import csv
 import dataclasses
 import fcntl
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import jax
@@ -16,12 +19,14 @@ import pytest
 from gymnasium import spaces
 
 import dynajax
+import scripts
 from conftest import SMALL
 from dynajax import config, envs, replay, report, settings
 from dynajax.agents.sac import SAC, SACFields
 from dynajax.config import LearnConfig
-from dynajax.diagnose import loaded_run, online, online_report, policy_rollouts
+from dynajax.diagnose import loaded_run, offline, online, online_report, policy_rollouts
 from dynajax.engines.oracle import Oracle
+from dynajax.envs import mjx
 from dynajax.report import statistics
 from dynajax.types import EnvSpec, Transition, UsageError
 
@@ -418,3 +423,91 @@ def test_reader_refuses_folders_without_a_valid_configuration(tmp_path):
     (tmp_path / "config.json").write_text('{"config": {"agent_name": "sac"}}')
     with pytest.raises(UsageError, match="not a run configuration"):
         loaded_run.Reader(tmp_path)
+    for field, value in (("variants", [1]), ("learn", [1]), ("env", 3)):
+        plain = config.as_dict(settings.make("Ones-v0", algo="model-free")) | {field: value}
+        (tmp_path / "config.json").write_text(json.dumps({"config": plain}))
+        with pytest.raises(UsageError, match="not a run configuration"):
+            loaded_run.Reader(tmp_path)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.005])
+def test_return_of_a_discount_near_0(hopper, discount):
+    loaded = loaded_run.Reader(hopper).load(300)
+    loaded = loaded._replace(config=config.assign(loaded.config, "learn.discount", discount))
+    numbers = online.inspect(loaded, 0, steps=3, starts=4).numbers
+    assert np.isfinite([numbers["critic_bias"], numbers["policy_state_r2"]]).all()
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Return a function that runs the command with quick measures, and returns status and streams."""
+
+    def inspect(loaded, learner):
+        variant, seed = loaded.config.variant_seed_pairs[learner]
+        name = loaded.config.variants[variant].name
+        numbers = dict.fromkeys(("critic_bias", "critic_value", "critic_return"), 0.5)
+        return online.Findings(name, seed, loaded.step, numbers, {}, None, None)
+
+    monkeypatch.setattr(online, "inspect", inspect)
+    with scripts.loaded(Path(__file__).parents[1] / "experiments" / "diagnose.py") as module:
+        yield lambda *flags: (scripts.run(module, monkeypatch, *flags), *capsys.readouterr())
+
+
+@pytest.fixture
+def copied(hopper, tmp_path):
+    return shutil.copytree(hopper, tmp_path / "run")
+
+
+def test_logs_of_a_run_in_the_home_folder_are_extended(copied, command, monkeypatch):
+    monkeypatch.setenv("HOME", str(copied.parent))
+    path = copied / "metrics.jsonl"
+    written = path.read_bytes()
+    path.write_bytes(written + b'{"kind": "le')
+    status, out, err = command("--run=~/run")
+    assert (status, err) == (0, "") and "left as" not in out
+    assert path.read_bytes().startswith(written)
+    assert len(report.read_run(copied).metrics["diagnosis"]) == 6
+    assert (copied / "diagnosis" / "diagnosis.html").exists()
+    assert "Bias of the critic" in (copied / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("lock", "its logs and its report are"), ("report.html", "its report is")]
+)
+def test_run_that_cannot_be_written_is_left_as_it_is(copied, command, tmp_path, name, left):
+    (copied / name).unlink(missing_ok=True)
+    (copied / name).mkdir()
+    status, out, err = command(f"--run={copied}", f"--out={tmp_path / 'out'}")
+    assert (status, err) == (0, "")
+    assert f"{copied} cannot be written (Is a directory), so {left} left as" in out
+    assert (tmp_path / "out" / "diagnosis.html").exists()
+
+
+def test_folder_that_cannot_be_written_is_refused_before_the_measures(
+    copied, command, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    for module, name in ((online, "inspect"), (offline, "measure")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it measures"))
+    (copied / "diagnosis").touch()
+    (tmp_path / "diagnosis").touch()
+    for flags, out in (
+        ([f"--run={copied}"], copied / "diagnosis"),
+        (["--env=Ones-v0", "--transitions=600", "--seeds=1"], "diagnosis/Ones-v0"),
+    ):
+        status, _, err = command(*flags)
+        assert status == 2 and err.count("\n") == 1
+        assert err.startswith(f"error: --out={out}: the folder cannot be written (")
+
+
+def test_task_without_a_simulator_on_the_host_is_refused(command, monkeypatch):
+    monkeypatch.setitem(mjx.TASKS, "OnDevice", None)
+    reader = SimpleNamespace(config=SimpleNamespace(env="OnDevice"))
+    monkeypatch.setattr(loaded_run, "Reader", lambda folder: reader)
+    for flag in ("--env=OnDevice", "--run=x"):
+        status, _, err = command(flag)
+        assert status == 2 and err.startswith(f"error: {flag}: ") and err.count("\n") == 1
+        assert "has no simulator on the host" in err and "--data" in err

@@ -22,6 +22,7 @@ from dynajax.report import charts, published
 from dynajax.settings import all_settings, base
 from dynajax.synthetic import SOURCES
 from dynajax.trust import TRUST
+from dynajax.types import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -202,6 +203,30 @@ def test_table_of_the_ablation_and_index_agree_with_the_returns():
     assert (ROOT / "results/levers/index.csv").read_text() == index.getvalue()
     folders = {path.parent.name for path in (ROOT / "results/levers").glob("*/eval.csv")}
     assert {line.partition(",")[0] for line in index.getvalue().splitlines()[1:]} == folders
+
+
+def test_table_of_the_ablation_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    with scripts.loaded(ROOT / "results/scripts/ablation.py") as ablation:
+        page, index = tmp_path / "ablation.md", tmp_path / "index.csv"
+        monkeypatch.setattr(ablation, "PAGE", page)
+        monkeypatch.setattr(ablation, "LEVERS", tmp_path)
+        monkeypatch.setattr(ablation, "table", lambda: "new\n")
+        monkeypatch.setattr(ablation, "index", lambda: [["folder"]])
+        for text in (f"a\n{ablation.BEGIN}old\n", f"a\nold\n{ablation.END}"):
+            page.write_text(text)
+            with pytest.raises(
+                UsageError, match=r"ablation.md: the line <!-- .* is missing; write"
+            ):
+                ablation.main([])
+            assert page.read_text() == text and not index.exists()
+        page.write_text(text := f"a\n{ablation.BEGIN}old\n{ablation.END}b\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(ablation, "index", lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                ablation.main([])
+        assert page.read_text() == text and not index.exists()
+        assert ablation.main([]) == 0
+        assert page.read_text() == text.replace("old", "new") and index.read_text() == "folder\n"
 
 
 def test_commands_of_installation_name_the_clone():

@@ -8,6 +8,7 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+from dm_control import _render
 from gymnasium import spaces
 
 from dynajax import envs
@@ -235,12 +236,13 @@ def test_invalid_physics_becomes_nan(capfd):
 
 
 def test_dm_control_renders_an_image():
-    env = envs.make("cheetah-run", render=True)
-    env.reset(seed=0)
     try:
-        image = env.render()
+        _render.Renderer(8, 8).free()
     except Exception as error:
         pytest.skip(f"no OpenGL here: {error}")
+    env = envs.make("cheetah-run", render=True)
+    env.reset(seed=0)
+    image = env.render()
     assert image.dtype == np.uint8 and image.shape[2] == 3 and image.std() > 1
 
 
@@ -516,3 +518,10 @@ def test_evaluation_episode_ends_at_non_finite_reward():
     np.testing.assert_array_equal(evaluation.returns, [[10.0, np.nan]])
     np.testing.assert_array_equal(np.isnan(evaluation.discounted), [[False, True]])
     np.testing.assert_array_equal(evaluation.lengths, [[5, 1]])
+
+
+def test_discounted_returns_have_the_discount_of_each_learner():
+    evaluator = Evaluator(run_config("LineEnds-v0"), envs.spec("LineEnds-v0"), [0, 1], [0.5, 1.0])
+    evaluation = evaluator(lambda obs: np.zeros((2, 2, 1)), 0)
+    evaluator.close()
+    np.testing.assert_allclose(evaluation.discounted, [[3.5] * 2, [6.0] * 2])

@@ -1,9 +1,13 @@
 """Exported policies without JAX, and the command `dynajax play`."""
 
 import contextlib
+import errno
+import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +19,10 @@ import pytest
 
 import dynajax
 import scripts
-from dynajax import agents
+from dynajax import agents, envs
 from dynajax.agents.sac import SAC
 from dynajax.envs import mjx
+from dynajax.envs.vector import episode_seed
 from dynajax.policy import export, play, standalone
 from dynajax.policy.policy import Policy
 from dynajax.report import statistics
@@ -337,6 +342,7 @@ def test_viewer_shows_every_step(monkeypatch):
     policy = SimpleNamespace(
         spec=EnvSpec("InvertedPendulum-v4", 4, 1, 1000, (), None),
         repeat=1,
+        seed=0,
         normalized_action=lambda obs: [1.0],
     )
     config, _ = play.configure(policy, None, 9, 1000)
@@ -346,6 +352,7 @@ def test_viewer_shows_every_step(monkeypatch):
     pendulum = SimpleNamespace(
         spec=EnvSpec("Pendulum-v1", 3, 1, 200, (), None),
         repeat=1,
+        seed=0,
         normalized_action=lambda obs: [1.0],
     )
     config, _ = play.configure(pendulum, None, 1, 1000)
@@ -359,3 +366,62 @@ def test_play_records_a_video(run, command):
     assert status == 0
     video = run / "video-none-seed0-best.mp4"
     assert f"video: {video}" in out and video.stat().st_size > 1000
+
+
+def test_folder_of_a_video_is_checked_before_the_episodes(run, command, monkeypatch):
+    def denied(dir):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
+    status, out, err = command(run, "--learner=0", "--video")
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith(
+        f"error: --video: {run}: the folder cannot be written (Permission denied); make it writable"
+    )
+
+
+def test_failed_encoder_gives_one_line_and_leaves_nothing(run, command, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    name = "video-none-seed0-best.mp4"
+    (folder / name).unlink(missing_ok=True)
+    (folder / f".{name}").symlink_to("/dev/full")
+    status, _, err = command(folder, "--learner=0", "--episodes=1", "--video")
+    assert status == 2 and err.splitlines()[-1].startswith(
+        f"error: --video: {name} cannot be written into {folder} ("
+    )
+    assert not list(folder.glob("*.mp4")) and not list(folder.glob(".*.mp4"))
+
+
+@pytest.mark.parametrize("evaluate_on", ["copies", "training"])
+def test_task_has_the_seed_of_the_learner_and_episodes_another(evaluate_on, monkeypatch):
+    """The dynamics of lqr are sampled when the task is loaded."""
+    policy = SimpleNamespace(
+        spec=EnvSpec("lqr-lqr_2_1", 4, 1, 20, (), None),
+        repeat=1,
+        seed=5,
+        evaluate_on=evaluate_on,
+        normalized_action=lambda obs: np.zeros((*np.shape(obs)[:-1], 1)),
+    )
+    config, spec = play.configure(policy, None, 2, 20)
+    assert config.seed == 5  # the task of a video
+    played = play.episodes(policy, config, spec, 7).returns[0]
+    env = envs.make("lqr-lqr_2_1", time_limit=20, seed=5)
+    for episode, total in enumerate(played):
+        env.reset(seed=episode_seed(7, "play", episode))
+        assert total == pytest.approx(sum(env.step(np.zeros(1))[1] for _ in range(20)))
+    monkeypatch.setattr(
+        play.envs, "make", lambda name, *, seed, **_: pytest.fail(f"made with seed {seed}")
+    )
+    with pytest.raises(pytest.fail.Exception, match="made with seed 5"):
+        play.view(policy, config, 7)
+
+
+def test_play_of_a_run_with_a_damaged_configuration_is_refused_in_one_line(run, command, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    info = json.loads((folder / "config.json").read_text())
+    for field, value in (("variants", [1]), ("learn", [1]), ("host", {})):
+        changed = info | {"config": info["config"] | {field: value}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        status, out, err = command(folder)
+        assert (status, out) == (2, "")
+        assert err == f"error: {folder}/config.json: not a run configuration\n"

@@ -49,7 +49,9 @@ def test_environments_without_memory_are_refused_before_they_are_made(large, mon
     few, many = (make("Large-v0", settings={"eval.episodes": n}) for n in (4, 100))
     Evaluator(few, spec, [0]).close()
     large.made = 0
-    with pytest.raises(UsageError, match=r"^--env=Large-v0: 100 copies .* --set eval.episodes"):
+    with pytest.raises(
+        UsageError, match=r"^--env=Large-v0: 100 copies .*--set eval.episodes.*--episodes of"
+    ):
         Evaluator(many, spec, [0])
     assert large.made < 10
 

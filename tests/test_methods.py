@@ -122,6 +122,36 @@ def test_repeats_are_compared_at_frames_between_their_evaluations(tmp_path):
     assert "returns between two evaluations are interpolated" in comparison.table
 
 
+def test_small_returns_keep_their_digits(tmp_path):
+    fake_run(tmp_path / "a", variants=("scale",), level=0.0001)
+    comparison = compare.plot([tmp_path / "a"], tmp_path / "out")
+    [row] = csv.DictReader((tmp_path / "out/table.csv").open())
+    run = report.read_run(tmp_path / "a")
+    assert float(row["final_iqm"]) == pytest.approx(run.evals["scale"][:, -1].mean(), rel=1e-5)
+    for name in ("low", "high"):
+        assert len(row[name].strip("0.")) > 3
+    cells = [cell.strip() for cell in comparison.table.splitlines()[2].split("|")]
+    assert cells[7] == f"{float(row['final_iqm']):.2f}"
+    assert cells[8] == f"{float(row['low']):.2f} to {float(row['high']):.2f}"
+
+
+def test_seeds_without_a_whole_curve_are_named(tmp_path):
+    """Remove an early return of one seed, which its final return does not need."""
+    for name, options in (("a", {"algo": "model-free"}), ("b", {"variants": ("scale",)})):
+        fake_run(tmp_path / name, seeds=3, **options)
+    path = tmp_path / "b" / "eval.csv"
+    assert "leaves out" not in compare.plot([tmp_path / n for n in "ab"], tmp_path / "out").table
+    lines = path.read_text().splitlines()
+    cells = lines[5].split(",")
+    cells[lines[0].split(",").index("return_mean")] = "nan"
+    path.write_text("\n".join([*lines[:5], ",".join(cells), *lines[6:]]) + "\n")
+    comparison = compare.plot([tmp_path / n for n in "ab"], tmp_path / "out")
+    assert [r["seeds"] for r in csv.DictReader((tmp_path / "out/table.csv").open())] == ["3", "3"]
+    note = "sample efficiency leaves out 1 of 3 seeds of MBPO + scale, because"
+    assert f"cheetah-run: {note}" in comparison.table
+    assert "seeds of SAC" not in comparison.table
+
+
 def test_seeds_with_other_cadences_are_joined_on_all_frames(tmp_path):
     fake_run(tmp_path / "a", variants=("scale",), every=1000, seeds=1, steps=6000)
     fake_run(tmp_path / "b", variants=("scale",), every=1500, seeds=1, seed=1, steps=6000)

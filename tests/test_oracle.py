@@ -1,5 +1,7 @@
 """Test oracles: what they replace, that they change nothing else, and that they resume."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import dynajax
 from conftest import SMALL
 from dynajax import envs, settings
 from dynajax.diagnose import loaded_run
-from dynajax.engines.oracle import OracleProgram
+from dynajax.engines.oracle import Oracle, OracleProgram
 from dynajax.runtime.program import build
 from dynajax.types import Transition, UsageError
 
@@ -119,3 +121,14 @@ def test_oracle_refuses_long_rollouts_and_unknown_parts():
         settings.make("Hopper-v4", oracle="both", settings={"rollout.horizon": 3})
     with pytest.raises(UsageError, match="choose one of none, reward, state, both"):
         settings.make("Hopper-v4", oracle="next")
+
+
+def test_complete_run_is_restored_with_fewer_steps():
+    def restored(steps):
+        with contextlib.closing(Oracle(make("state", steps, fixes=["none"]), [0])) as oracle:
+            oracle.restore({"oracle.states": states, "oracle.count": np.array([5])})
+            return oracle.progress()
+
+    states = np.arange(10.0).reshape(1, 5, 2)
+    for steps in (120, 3):
+        np.testing.assert_array_equal(restored(steps)["oracle.states"], states)

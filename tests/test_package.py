@@ -323,3 +323,8 @@ def test_fields_flag_lists_the_configuration(monkeypatch, capsys):
     )
     assert re.search(r"(?m)^\* learn\.discount", text)
     assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "launch").glob("*.sh")))
+def test_shell_script_is_valid(script):
+    subprocess.run(["bash", "-n", ROOT / "launch" / script], check=True)

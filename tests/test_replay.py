@@ -189,3 +189,11 @@ def test_sampling_by_age_without_valid_transitions_takes_filled_slots():
     (slots,) = replay.sample_indices(buffer_with(np.zeros(N, bool)), jnp.array(4), [request])
     assert set(np.asarray(slots).tolist()) == {0, 1, 2, 3}
     assert (np.asarray(slots) == 3).mean() > 0.4
+
+
+def test_real_transitions_have_weight_1_beside_weighted_ones():
+    zeros = Transition(*(jnp.zeros((3, *shape)) for shape in ((2,), (1,), (), (), (2,))))
+    real = replay.pack(zeros, jnp.ones(3, bool))
+    synthetic = replay.pack(zeros, jnp.ones(3, bool), jnp.array([0.25, 0.5, 4.0]))
+    weight = replay.concatenate(real, synthetic).weight
+    np.testing.assert_array_equal(weight, [1, 1, 1, 0.25, 0.5, 4])

@@ -138,9 +138,10 @@ def test_killed_run_resumes_bit_for_bit(whole, tmp_path, kills):
         wait_for(lambda after=after: f",{after}," in _text(out / "eval.csv"), process)
         time.sleep(0.05 + 0.2 * kill)
         process.send_signal(signal.SIGKILL)
-        finish(process)
-    code, _, err = finish(start(out))
+        assert finish(process)[0] == -signal.SIGKILL
+    code, printed, err = finish(start(out))
     assert code == 0, err
+    assert "resuming from step" in printed
     assert (out / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes()
     assert last_state(out) == last_state(whole)
     assert last_policies(out) == last_policies(whole)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import dynajax
 from dynajax import UsageError
 from dynajax.runs import directory, loggers
+from dynajax.train import run_folder
 from sizes import NETWORKS, SMALL_OF_ANY
 
 
@@ -236,3 +238,16 @@ def test_log_of_a_new_run_is_empty_until_its_first_evaluation(tmp_path):
     logs.close()
     # A process that was killed before it wrote config.json leaves such files.
     assert dynajax.train(make(20), tmp_path, quiet=True).finished
+
+
+@pytest.mark.parametrize("home", [True, False])
+def test_path_without_a_home_folder_is_refused_in_one_line(monkeypatch, home):
+    user = "~no_such_user" if home else "~"
+    if not home:  # as in a container with an unknown user id
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    with pytest.raises(UsageError) as out:
+        run_folder(make(), f"{user}/run")
+    assert str(out.value).startswith(f"--out={user}/run: {user} is no known home folder; ")
+    with pytest.raises(UsageError, match=f"^{user}/run: {user} is no known home folder; "):
+        dynajax.load_policy(f"{user}/run")

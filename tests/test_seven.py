@@ -211,6 +211,21 @@ def test_tables_and_figure_are_written_beside_the_runs(seven, study, capsys):
     assert {line["claims"] for line in index} == {"C1 C3 C4", "C1 C2", "C2 C3"}
 
 
+def test_error_of_a_figure_leaves_all_files_as_they_were(seven, tmp_path, monkeypatch):
+    for name in ("none", "scale,target"):
+        fake_run(tmp_path / name, env="hopper-hop", variants=(name,))
+    (tmp_path / "table.csv").write_text("old")
+
+    def fail(found, metric):
+        raise OSError("no font")
+
+    monkeypatch.setattr(seven, "draw_mechanism", fail)
+    with pytest.raises(OSError, match="no font"):
+        seven.main([str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"none", "scale,target", "table.csv"}
+    assert (tmp_path / "table.csv").read_text() == "old"
+
+
 def test_figure_has_the_tasks_and_the_iqm_over_them(seven, claims, figures, study):
     found = seven.read(study)
     *tasks, all_tasks, improvement = seven.draw(found).axes

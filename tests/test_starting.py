@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import dynajax
+import scripts
+from conftest import CORES
 from dynajax.cli import common
 from dynajax.runs import video
 from dynajax.types import UsageError
@@ -163,3 +165,25 @@ def test_video_that_cannot_be_recorded_is_refused_before_training(nans):
         video.check(run)
     with pytest.raises(UsageError, match="only host environments can be rendered"):
         video.check(dynajax.make_config("brax:ant", algo="model-free", engine="mjx"))
+
+
+def test_use_cores_makes_a_device_of_each_core():
+    script = "import dynajax; dynajax.use_cores(); import jax; print(len(jax.devices()))"
+    environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    os.sched_setaffinity(process.pid, CORES)
+    assert int(process.communicate(timeout=60)[0]) == len(CORES)
+
+
+@pytest.mark.parametrize("script", ["diagnose", "bench"])
+def test_missing_devices_are_reported_in_one_line(monkeypatch, capsys, script):
+    def missing():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    with scripts.loaded(RUN.with_name(f"{script}.py")) as module:
+        monkeypatch.setattr(jax, "local_devices", missing)
+        assert scripts.run(module, monkeypatch, "--env=cheetah-run") == 2
+    printed = "".join(capsys.readouterr())
+    assert "JAX finds no such device" in printed and "Traceback" not in printed

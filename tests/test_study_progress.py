@@ -1,10 +1,12 @@
-"""Studies: the state of runs on other machines, lines while they run, and figures that are current."""
+"""Studies: refused commands, the state of runs on other machines, lines, and current figures."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +45,91 @@ def test_state_does_not_depend_on_the_clocks_of_machines(planned, tmp_path, monk
     os.utime(path, (now - 90, now - 90))
     assert status.run_status(planned, tmp_path).state == "stopped"
     assert [p.name for p in path.parent.iterdir()] == ["run.json"]
+
+
+def test_queued_run_is_not_started_unless_something_will_start_it(planned, tmp_path):
+    """Kill a launcher before it starts a run, then write the note of a SLURM job."""
+
+    def state() -> str:
+        return status.run_status(planned, tmp_path).state
+
+    status.write_note(tmp_path, planned.name, state="queued", on="here", attempts=0)
+    with open(tmp_path / "launch" / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert state() == "queued"
+    assert state() == "missing"
+    (tmp_path / "launch" / "lock").unlink()
+    assert state() == "missing"
+    (tmp_path / planned.name).mkdir()
+    assert state() == "stopped"
+    status.write_note(tmp_path, planned.name, on="slurm")
+    assert state() == "stopped"  # it was not submitted
+    status.write_note(tmp_path, planned.name, job="17")
+    assert state() == "queued"
+
+
+STUDY = 'tasks = ["Pendulum-v1"]\nsteps = 400\n'
+
+
+def write(folder: Path, text: str = STUDY) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.toml").write_text(text)
+    return folder / "study.toml"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--on=slurm --parallel=7", "--parallel=7: it has no effect with --on=slurm"),
+        ("--on=ray --parallel=7", "--parallel=7: it has no effect with --on=ray"),
+        ("--on=slurm --address=foo", "--address=foo: it has no effect without --on=ray"),
+        ("--address=foo", "--address=foo: it has no effect without --on=ray"),
+        ("--status --on=ray", "--on=ray: it has no effect with --status"),
+        ("--status --parallel=2", "--parallel=2: it has no effect with --status"),
+        ("--status --attempts=2", "--attempts=2: it has no effect with --status"),
+        ("--status --address=foo", "--address=foo: it has no effect with --status"),
+        (
+            "--on=ray --address=foo",
+            "--address=foo: Ray cannot connect (Invalid address format: foo)",
+        ),
+        ("--on=slurm", "--on=slurm: resources.gpus = 0.5: SLURM gives whole GPUs"),
+    ],
+)
+def test_refused_command_writes_nothing(sweep, tmp_path, monkeypatch, capsys, flags, reason):
+    def refuse(address, **_):
+        raise ValueError(f"Invalid address format: {address}")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=refuse))
+    # The import of submitit would close the stream of absl's log, which is that of pytest here.
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
+    path = write(tmp_path, STUDY + "[resources]\ngpus = 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    assert scripts.run(sweep, monkeypatch, str(path), *flags.split()) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {reason}")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_copy_of_a_study_file_resumes_its_study(sweep, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        sweep, "_execute", lambda plan, path, names, out: started.append((plan.name, out))
+    )
+    monkeypatch.chdir(tmp_path)
+    original, copy = write(tmp_path), write(tmp_path / "runs" / "first")
+    (copy.parent / "launch").mkdir()
+    (tmp_path / "launch").mkdir()  # as in a clone, where it is no folder of a study
+    (copy.parent / "launch" / "lock").touch()
+    for arguments in ([original.name], ["runs/first/study.toml"], [str(copy), "--out=other"]):
+        scripts.run(sweep, monkeypatch, *arguments)
+    monkeypatch.chdir(copy.parent)
+    scripts.run(sweep, monkeypatch, "study.toml")
+    assert started == [
+        ("study", tmp_path / "runs" / "study"),
+        ("first", copy.parent),
+        ("first", tmp_path / "other"),
+        ("first", copy.parent),
+    ]
 
 
 def test_state_in_a_folder_that_cannot_be_written(planned, tmp_path, monkeypatch):

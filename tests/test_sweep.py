@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import scripts
 from dynajax import UsageError, agents, config
 from dynajax.config import as_dict
 from dynajax.launch import backends, status, study
@@ -403,12 +404,13 @@ def test_study_is_copied_into_its_folder(tmp_path, monkeypatch, given):
     monkeypatch.setenv("HOME", str(tmp_path))
     out = tmp_path / "out"
     out.mkdir()
-    # This error occurs after the study is copied and before anything is started.
-    text = STUDY + "[resources]\ngpus = 0.5\n"
-    write(out if "out" in given else tmp_path, text)
-    code, _, err = finish(sweep(Path(given), "--on=submitit", f"--out={out}", cwd=tmp_path))
-    assert code == exit_status.USAGE and "whole GPUs" in err, err
-    assert (out / "study.toml").read_text() == text
+    write(out if "out" in given else tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with scripts.loaded(SWEEP) as module:
+        monkeypatch.setattr(module, "_start", lambda jobs, plan, out: iter(()))
+        assert scripts.run(module, monkeypatch, given, f"--out={out}") == exit_status.INTERRUPTED
+    assert (out / "study.toml").read_text() == STUDY
+    assert {status.read_note(out, name)["on"] for name in RUNS} == {"here"}
 
 
 def test_run_without_its_evaluations_prints_remedy(whole, tmp_path):
@@ -442,8 +444,8 @@ def test_damaged_note_is_ignored(planned, tmp_path, text):
     status.note_path(tmp_path, planned.name).write_text(text)
     run = status.run_status(planned, tmp_path)
     assert run.state == "missing" and "1 missing" in status.table([run])
-    status.write_note(tmp_path, planned.name, state="queued")
-    assert status.run_status(planned, tmp_path).state == "queued"
+    status.write_note(tmp_path, planned.name, state="running")
+    assert status.run_status(planned, tmp_path).state == "running"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"config": null}', '{"config": "x"}'])
@@ -675,3 +677,15 @@ def test_slurm_script_has_resources_and_options(slurm):
     assert backends._find_queued("slurm", pool, job).job_id == "17"
     status.write_note(out, "a", job="16")
     assert backends._find_queued("slurm", pool, job) is None
+
+
+def test_job_that_sbatch_refuses_is_one_line(slurm):
+    """Refuse a partition that does not exist, as sbatch does."""
+    (slurm / "bin" / "sbatch").write_text(
+        "#!/bin/bash\necho 'sbatch: error: invalid partition specified: gqu' >&2\nexit 1\n"
+    )
+    plan = study.load(write(slurm, STUDY + '\n[slurm]\npartition = "gqu"\n'))
+    job = Job("a", plan.runs[0].flags, str(slurm / "out"), ("run.py",), str(slurm), 3)
+    with pytest.raises(UsageError, match=r"--on=slurm: a cannot be queued \(.*gqu.*\); correct"):
+        next(backends.scheduler("slurm", [job], plan, slurm / "out", 1))
+    assert status.read_note(slurm / "out", "a") == {}

@@ -411,6 +411,24 @@ def test_value_expansion_by_hand():
     np.testing.assert_allclose(metrics["expanded_steps"], 1.0)
 
 
+def test_value_expansion_reaches_as_far_as_the_trust_rule_continues():
+    class ScriptedEnv(ModelEnv):
+        def step(self, trust, obs, active, h, length, key):
+            n = len(obs)
+            transition = Transition(obs, jnp.zeros((n, 1)), jnp.ones(n), jnp.ones(n), obs + 1)
+            continues, keep = jnp.array([False, True]), jnp.ones(n, bool)
+            return trust, ModelStep(transition, continues, keep, None, None, jnp.zeros(n))
+
+    env = ScriptedEnv(*[None] * len(dataclasses.fields(ModelEnv)))
+    zeros = jnp.zeros((2, 1))
+    data = Transition(zeros, zeros, jnp.zeros(2), jnp.ones(2), zeros)
+    batch = Minibatch(data, jnp.ones(2, bool), None)
+    _, expanded, _ = expand_targets(env, None, batch, 3, 0.5, jnp.array(0.0), KEY)
+    np.testing.assert_allclose(expanded.data.reward, [0.5, 0.875])
+    np.testing.assert_allclose(expanded.data.discount, [0.5, 0.125])
+    np.testing.assert_array_equal(expanded.data.next_obs[:, 0], [1, 3])
+
+
 def test_expanded_target_equals_the_sum_over_both_steps(make, spec):
     """SAC's target of the expanded transition, against the sum written out."""
     config = make({"rollout.value_expansion_steps": 1})

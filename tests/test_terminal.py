@@ -114,6 +114,21 @@ def test_each_evaluation_keeps_its_line_on_a_terminal(config, passing, monkeypat
     assert lines[-1] == "step 400/400  return 400.0  finishing"
 
 
+@pytest.mark.parametrize(
+    ("returns", "text"),
+    [
+        ([400.0], "400.0"),
+        ([1630.0, 1632.0], "1631.0 ± 1.0"),
+        ([-1.234, -1.434], "-1.33 ± 0.10"),
+        ([0.00123, 0.00125], "0.00124 ± 0.00001"),
+        ([0.0, 0.0], "0.0 ± 0.0"),
+        ([np.nan, 1.0], "nan ± nan"),
+    ],
+)
+def test_printed_returns_keep_the_digits_of_small_ones(returns, text):
+    assert progress._format_returns(np.array(returns)) == text
+
+
 def test_time_left_includes_fits_and_evaluations(config, passing, capsys):
     display, texts, errors = Progress(config, quiet=False), [], []
     for step, left in play(config, display, passing):

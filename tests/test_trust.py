@@ -245,6 +245,22 @@ def test_bonus_is_only_for_epistemic_uncertainty(make, arguments):
 # --- Effects of a rule's output -------------------------------------------------------------------
 
 
+class Ending(trust.TrustRule):
+    """End every other rollout, and say nothing about what is kept."""
+
+    needs_all_members = True
+
+    def apply(self, state, predictions, h, horizon, key):
+        return state, trust.TrustOutput(continue_mask=jnp.arange(self.batch) % 2 == 0)
+
+
+def test_transition_that_ends_a_rollout_is_not_kept(model, spec):
+    config, state = model
+    _, step = model_step(config, spec, Ending(None, spec, B), state)
+    np.testing.assert_array_equal(step.continue_mask, np.arange(B) % 2 == 0)
+    np.testing.assert_array_equal(step.keep_mask, step.continue_mask)
+
+
 class Strict(trust.TrustRule):
     """Ends rollouts and does not keep some transitions.
 

@@ -326,3 +326,26 @@ def test_rules_detect_where_one_member_is_wrong(name):
             output.weight if name == "uncertainty_weight" else -output.reward_penalty
         )
         assert values[wrong].max() < values[~wrong].min()
+
+
+def test_macura_averages_the_last_thresholds_only(monkeypatch):
+    monkeypatch.setattr(Macura, "CALLS", 3)
+    rule = make_rule("macura", 2, xi=1.0, zeta=100)
+    state = rule.init()
+    for gap in (2, 4, 6, 8, 10):  # u = gap^2 / 8
+        p = predictions([[0, 0], [0, gap]], np.ones((2, 2)))
+        state, _ = rule.apply(state, p, jnp.array(0), 3, KEY)
+    assert state.calls == 5
+    threshold = np.mean([36, 64, 100]) / 8
+    for u, continues in ((0.99 * threshold, True), (1.01 * threshold, False)):
+        p = predictions([[0, 0], [0, np.sqrt(8 * u)]], np.ones((2, 2)))
+        _, output = rule.apply(state, p, jnp.array(1), 3, KEY)
+        assert output.continue_mask[1] == continues
+
+
+def test_value_weight_compares_with_the_variance_of_td_errors():
+    rule, truth = make_rule("value_weight", 3), np.array([0.0, 1.0, 2.0])
+    p = predictions(np.stack([truth, truth]), np.ones((2, 3)))
+    current = [1.0, -2.0, 5.0]
+    state = rule.calibrate(rule.init(), with_values(p, current), jnp.ones(3))
+    np.testing.assert_allclose(state.td_variance, np.var(11 * truth - current), rtol=1e-6)

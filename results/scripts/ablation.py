@@ -10,13 +10,18 @@ the rows of the table that use it.
 """
 
 import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
+
+from dynajax import UsageError
+from dynajax.cli import common
+from dynajax.runs.directory import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVERS = ROOT / "results" / "levers"
@@ -124,14 +129,25 @@ def index() -> list[list[str]]:
     return lines
 
 
-def main() -> None:
-    text = PAGE.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    PAGE.write_text(head + BEGIN + table() + END + tail)
-    with (LEVERS / "index.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(index())
+def main(arguments: Sequence[str]) -> int:
+    """Write the table into the page, and the index."""
+    common.refuse_arguments(arguments)
+    head, begin, rest = PAGE.read_text().partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    for marker, found in ((BEGIN, begin), (END, end)):
+        if not found:
+            raise UsageError(
+                f"{PAGE}: the line {marker.strip()} is missing; write {BEGIN.strip()} and "
+                f"{END.strip()} where the table belongs"
+            )
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(index())
+    # Both are computed before the first is written, so that an error leaves both as they were.
+    page = head + BEGIN + table() + END + tail
+    write_atomically(PAGE, page.encode())
+    write_atomically(LEVERS / "index.csv", lines.getvalue().encode())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -40,51 +40,49 @@ def main(arguments: Sequence[str]) -> int:
         }
         for x in found
     ]
-    write_csv(folder / "learners.csv", rows)
-    write_csv(
-        folder / "table.csv",
-        [
-            {
-                "task": cell.task,
-                "base": claim.base,
-                "arm": claim.other,
-                "seeds_of_base": cell.seeds[0],
-                "seeds_of_arm": cell.seeds[1],
-                "log_ratio": cell.estimate.point,
-                "low": cell.estimate.low,
-                "high": cell.estimate.high,
-                "at_floor": cell.at_floor,
-                "decision": cell.decision,
-            }
-            for claim in tested
-            for cell in effects(found, claim.base, claim.other)
-        ]
-        or [{"task": ""}],
-    )
+    cells = [
+        {
+            "task": cell.task,
+            "base": claim.base,
+            "arm": claim.other,
+            "seeds_of_base": cell.seeds[0],
+            "seeds_of_arm": cell.seeds[1],
+            "log_ratio": cell.estimate.point,
+            "low": cell.estimate.low,
+            "high": cell.estimate.high,
+            "at_floor": cell.at_floor,
+            "decision": cell.decision,
+        }
+        for claim in tested
+        for cell in effects(found, claim.base, claim.other)
+    ]
     used = {a: " ".join(c.name for c in tested if a in (c.base, c.other)) for a in ARMS}
-    write_csv(
-        folder / "index.csv",
-        [
-            {
-                "folder": x.folder,
-                "arm": x.arm,
-                "task": x.task,
-                "seed": x.seed,
-                "commit": x.commit,
-                "machine": x.machine,
-                "wall_seconds": x.seconds,
-                "claims": used[x.arm],
-            }
-            for x in found
-        ],
-    )
-    write_atomically(folder / "claims.md", claims_table(found).encode())
-    write_atomically(folder / "seven.png", figures.png(draw(found)))
+    index = [
+        {
+            "folder": x.folder,
+            "arm": x.arm,
+            "task": x.task,
+            "seed": x.seed,
+            "commit": x.commit,
+            "machine": x.machine,
+            "wall_seconds": x.seconds,
+            "claims": used[x.arm],
+        }
+        for x in found
+    ]
+    text = claims_table(found)
+    images = {"seven": figures.png(draw(found))}
     for metric in MECHANISM:
         if any(metric.name in x.mechanism for x in found):
-            path = folder / f"{metric.name}.png"
-            write_atomically(path, figures.png(draw_mechanism(found, metric)))
-    print(claims_table(found), end="")
+            images[metric.name] = figures.png(draw_mechanism(found, metric))
+    # Everything is computed before the first file is written, so that an error leaves no mixed set.
+    write_csv(folder / "learners.csv", rows)
+    write_csv(folder / "table.csv", cells or [{"task": ""}])
+    write_csv(folder / "index.csv", index)
+    write_atomically(folder / "claims.md", text.encode())
+    for name, image in images.items():
+        write_atomically(folder / f"{name}.png", image)
+    print(text, end="")
     return 0
 
 

@@ -28,9 +28,11 @@ STAGES = ("learn", "fit step")
 
 
 def kernels(folder: Path) -> dict[str, list[float]]:
-    """Return the times (ms) of each kernel that the profiler saw on a device, by name."""
+    """Return the times (ms) of each kernel in the newest trace of a folder, by name."""
     times: dict[str, list[float]] = collections.defaultdict(list)
-    for path in folder.rglob("*.xplane.pb"):
+    # The profiler keeps the traces of earlier calls in the folder.
+    traces = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime_ns)
+    for path in traces[-1:]:
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             if not plane.name.startswith("/device:"):
                 continue

@@ -16,6 +16,7 @@ from dynajax.engines.data_checks import DataChecks
 from dynajax.envs import checks
 from dynajax.envs.terminations import TIME_LIMIT
 from dynajax.runs import progress
+from dynajax.runs.directory import expand_user
 from dynajax.runs.writer import MAX_DROPPED_STEPS, RunWriter
 from dynajax.runtime import distributed, signals
 from dynajax.runtime.program import Program, build
@@ -61,8 +62,12 @@ class Undone(NamedTuple):
 
 
 def run_folder(config: Config, out: str | Path | None = None) -> Path:
-    """Return the run directory; by default runs/<name of the configuration>."""
-    return Path(out).expanduser() if out is not None else Path("runs") / run_name(config)
+    """Return the run directory; by default runs/<name of the configuration>.
+
+    Raises:
+      UsageError: `out` begins with ~ and the user is unknown or has no home folder.
+    """
+    return expand_user(out, "--out=") if out is not None else Path("runs") / run_name(config)
 
 
 def train(

@@ -17,7 +17,7 @@ from absl import flags
 from dynajax import envs
 from dynajax.cli import common, train
 from dynajax.profiling import aot, devices
-from dynajax.runs.directory import write_atomically
+from dynajax.runs.directory import make_writable, write_atomically
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -135,6 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     # Only the compiler for the device is used, so JAX must not look for the device itself.
     jax.config.update("jax_platforms", "cpu")
     config = train.config_from_flags()
+    out = common.expand_path(FLAGS.out or ".")
+    make_writable(out, f"--out={out}")
     spec = envs.spec(config.env, **config.stepping)
     report = aot.report(config, spec, FLAGS.device, learners_that_fit=FLAGS.capacity)
     report["command"] = common.command_line()
@@ -143,8 +145,7 @@ def main(arguments: Sequence[str]) -> int:
         f"ahead-{FLAGS.device}-{config.env}-{config.algo}-{config.agent_name}-{config.preset}-"
         f"{config.num_learners}.json"
     )
-    path = common.expand_path(FLAGS.out or ".") / name.replace(":", "-").replace("/", "-")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = out / name.replace(":", "-").replace("/", "-")
     write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
     print(f"written: {path}")
     return 0

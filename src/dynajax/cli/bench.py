@@ -8,8 +8,9 @@ Each stage alternates with 256 x 256 x 256 float32 matmuls of NumPy and JAX, so 
 machine's speed affects all three, and its result is printed at once. "x ideal" is the median of a
 stage's time over the time that its floating-point operations (`dynajax.profiling.flops`) take at the
 rate of the faster matmul. On a GPU or TPU matmuls with the shapes of the networks are measured in
-every precision too. The model has the fixes of --algo, or scale,target if it has none. Writes
-bench.csv and bench.png into --out.
+every precision too. The model has the fixes of --algo, or scale,target if it has none. A fit counts
+with model.fit_steps gradient steps. With model.epochs or early stopping this is its limit, and the time
+of an environment step an upper bound. Writes bench.csv and bench.png into --out.
 """
 
 import csv
@@ -404,6 +405,18 @@ def _make_config(env: str, learners: int) -> Config:
     )
 
 
+def _fit_note(config: Config) -> str:
+    """Return a line on the number of gradient steps of a fit; empty if every fit has as many."""
+    model = config.model
+    if not config.has_model or (model.schedule == "fixed" and not model.epochs):
+        return ""
+    untimed = "; the evaluations between the rounds of early_stop are not timed"
+    return (
+        f"a fit counts with its limit, model.fit_steps={model.fit_steps}, so the time of an environment "
+        f"step is an upper bound{untimed if model.schedule == 'early_stop' else ''}\n"
+    )
+
+
 def _fits_into_memory(work: Workload) -> bool:
     devices = work.program.placement.mesh.size
     memory = backend.available(devices) * devices
@@ -414,6 +427,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure every task at every number of learners."""
     common.refuse_arguments(arguments)
     common.start()
+    backend.local_devices()  # in one line if there is none
     counts = _learner_counts()
     if not FLAGS.env:
         raise UsageError("--env=: name at least one task, such as cheetah-run")
@@ -434,7 +448,7 @@ def main(arguments: Sequence[str]) -> int:
             if not _fits_into_memory(work):
                 print(f"\n{name}: skipped, because the program does not fit into memory")
                 continue
-            print(f"\n{name}\n{HEADER}", flush=True)
+            print(f"\n{name}\n{_fit_note(work.config)}{HEADER}", flush=True)
             for line in measure(work, FLAGS.seconds):
                 print(format_line(line), flush=True)
                 lines.append(line)

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from dynajax.runs.directory import expand_user
 from dynajax.runtime import distributed
 from dynajax.runtime.exit_status import BROKEN_PIPE, USAGE, ended_by
 from dynajax.types import UsageError
@@ -287,8 +288,12 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
 
 
 def expand_path(text: str) -> Path:
-    """Return the path that a flag names; ~ is the user's home folder."""
-    return Path(os.path.expanduser(text))
+    """Return the path that a flag names; ~ is the user's home folder.
+
+    Raises:
+      UsageError: there is no such home folder.
+    """
+    return expand_user(text)
 
 
 def parse_assignments(flag: str, items: Sequence[str]) -> dict[str, str]:

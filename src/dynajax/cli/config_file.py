@@ -124,6 +124,12 @@ def from_config(plain: Mapping[str, Any]) -> dict[str, Any]:
         different = {path: wanted[path] for path, v in values.items() if _plain(v) != wanted[path]}
         if not different:
             break
+        if different.keys() <= chosen.keys():
+            path, value = next(iter(different.items()))
+            raise UsageError(
+                f"--config: the configuration has {path}={json.dumps(value)}, which a run has as "
+                f"{json.dumps(_plain(values[path]))}; write it so in the file"
+            )
         chosen |= different
     unknown = sorted(set(wanted) - set(known))
     if unknown:

@@ -22,8 +22,10 @@ from dynajax.cli import flags as shared
 from dynajax.diagnose import data, fits, loaded_run, offline, offline_report, online, online_report
 from dynajax.models import targets
 from dynajax.report import html
+from dynajax.runs.directory import make_writable
 from dynajax.runs.progress import duration
 from dynajax.types import EnvSpec, UsageError
+from dynajax.xla import backend
 
 FLAGS = flags.FLAGS
 shared.define_env(None, "The task to diagnose: DOMAIN-TASK, or [module:]Name-v0.")
@@ -62,10 +64,10 @@ def diagnose_task(command: str) -> None:
             raise UsageError(f"--fix={fix}: it is given twice")
     if FLAGS.out is not None:
         # Find out that the folder cannot be written before minutes are spent on the measurement.
-        with _checked_out(out := common.expand_path(FLAGS.out)):
-            out.mkdir(parents=True, exist_ok=True)
+        make_writable(out := common.expand_path(FLAGS.out), f"--out={out}")
     spec, recordings, source = _recordings()
     out = common.expand_path(FLAGS.out or f"diagnosis/{re.sub('[:/]', '.', spec.name)}")
+    make_writable(out, f"--out={out}")
     size = min(len(r.episode) for r in recordings)
     print(
         f"{spec.name}: {len(fixes)} combinations of fixes x {len(recordings)} seeds, "
@@ -95,10 +97,10 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
     """Return the task, the transitions of each seed, and a description of their source."""
     seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.seeds)
     if FLAGS.data is None:
-        if FLAGS.env.startswith("brax:"):
+        if envs.is_device_only(FLAGS.env):
             raise UsageError(
-                f"--env={FLAGS.env}: Brax's tasks have no simulator on the host; diagnose the "
-                "replay buffer of a run (--data=FOLDER)"
+                f"--env={FLAGS.env}: this task has no simulator on the host; diagnose the replay "
+                "buffer of a run (--data=FOLDER)"
             )
         repeat = FLAGS.repeat
         spec = envs.spec(FLAGS.env, repeat=repeat)
@@ -123,13 +125,15 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
 def diagnose_run(command: str) -> None:
     """Diagnose the critic and the model of a run."""
     begin = time.perf_counter()
-    reader = loaded_run.Reader(common.expand_path(FLAGS.run))
-    if reader.config.env.startswith("brax:"):
+    folder = common.expand_path(FLAGS.run)
+    reader = loaded_run.Reader(folder)
+    if envs.is_device_only(reader.config.env):
         raise UsageError(
-            f"--run={FLAGS.run}: Brax's tasks have no simulator on the host to compare with; "
-            "--data takes its replay buffer"
+            f"--run={FLAGS.run}: its task {reader.config.env} has no simulator on the host to compare "
+            "with; --data takes its replay buffer"
         )
-    out = common.expand_path(FLAGS.out or f"{FLAGS.run}/diagnosis")
+    out = common.expand_path(FLAGS.out) if FLAGS.out else folder / "diagnosis"
+    make_writable(out, f"--out={out}")
     findings = []
     for step in reader.steps:
         loaded = reader.load(step)
@@ -142,11 +146,21 @@ def diagnose_run(command: str) -> None:
             )
     with _checked_out(out):
         lines = online_report.write(findings, reader.config, reader.spec, out, command)
-        if online_report.add_to_logs(findings, common.expand_path(FLAGS.run)):
-            report.write_report(FLAGS.run)
-        else:
-            print("the run is still training, so its logs and its report are left as they are")
+    _add_to_run(findings, folder)
     _print(lines, begin, out)
+
+
+def _add_to_run(findings: Sequence[online.Findings], folder: Path) -> None:
+    """Add the findings to the logs and the report of a run, or print why they are left alone."""
+    left = "its logs and its report are left as they are"
+    try:
+        if not online_report.add_to_logs(findings, folder):
+            print(f"the run is still training, so {left}")
+            return
+        left = "its report is left as it is"
+        report.write_report(folder)
+    except OSError as error:
+        print(f"the run's folder {folder} cannot be written ({error.strerror}), so {left}")
 
 
 @contextlib.contextmanager
@@ -176,4 +190,5 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError(f"{problem}: give one of --env=TASK, --data=FOLDER or --run=FOLDER")
     common.refuse_flags(_UNUSED[subjects[0]], f"with --{subjects[0]}")
     common.start()
+    backend.local_devices()  # in one line if there is none
     (diagnose_run if subjects == ["run"] else diagnose_task)(common.command_line())

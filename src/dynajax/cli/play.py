@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from dynajax.cli import common
@@ -22,6 +23,7 @@ from dynajax.policy.selection import learner_names, select_learner
 from dynajax.report import statistics
 from dynajax.report.run import return_bounds
 from dynajax.runs import video
+from dynajax.runs.directory import make_writable, reading_config
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -61,8 +63,9 @@ def load_policies(folders: Sequence[str]) -> list[tuple[Path, int, Policy]]:
 
 def play_policy(folder: Path, learner: int, policy: Policy) -> None:
     """Play episodes with one policy and print their returns."""
-    plain = select_learner(folder, learner).config
-    config, spec = play.configure(policy, FLAGS.env, FLAGS.episodes, plain["host"]["time_limit"])
+    with reading_config(folder):
+        time_limit = select_learner(folder, learner).config["host"]["time_limit"]
+    config, spec = play.configure(policy, FLAGS.env, FLAGS.episodes, time_limit)
     print(
         f"{folder}, learner {learner}: {policy.variant}, seed {policy.seed}, {FLAGS.which} policy, "
         f"at step {policy.step:,}",
@@ -75,6 +78,8 @@ def play_policy(folder: Path, learner: int, policy: Policy) -> None:
     bounds = return_bounds(config.env)
     mean, low, high = map(float, statistics.interval(returns, bounds=bounds))
     interval = f" (95 % {low:,.1f} to {high:,.1f})" if len(returns) > 1 else ""
+    if failed := np.isnan(returns).sum():
+        interval += f", without {failed} episodes in which a number was not finite"
     print("  returns " + ", ".join(f"{value:,.1f}" for value in returns))
     task = f" on {FLAGS.env}" if FLAGS.env else ""
     print(
@@ -101,6 +106,10 @@ def main(folders: Sequence[str]) -> int:
     common.start()
     policies = load_policies(folders)
     if FLAGS.export is None:
+        if FLAGS.video:
+            # Find out that a folder cannot be written before the episodes are played.
+            for folder in dict.fromkeys(folder for folder, _, _ in policies):
+                make_writable(folder, f"--video: {folder}")
         for policy in policies:
             play_policy(*policy)
         return 0

@@ -33,6 +33,8 @@ from dynajax.runtime import exit_status
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
+#: Name of the copy of the study file in the study's folder.
+COPY = "study.toml"
 shared.define_choice(
     "on",
     "here",
@@ -41,11 +43,15 @@ shared.define_choice(
     "machine.",
 )
 flags.DEFINE_integer("parallel", 1, "Runs at a time, with --on=here and --on=submitit.", 1)
-shared.define_out(None, "The study's folder. By default runs/NAME-OF-THE-STUDY.")
+shared.define_out(
+    None,
+    "The study's folder. By default runs/NAME-OF-THE-STUDY, or the folder of the study file if it is "
+    "the copy that a study has in its folder.",
+)
 flags.DEFINE_integer(
     "attempts", 3, "Consecutive starts without progress after which a run has failed.", 1
 )
-flags.DEFINE_string("address", "auto", "Address of the Ray cluster.")
+flags.DEFINE_string("address", "auto", "Address of the Ray cluster, with --on=ray.")
 flags.DEFINE_bool("status", False, "Only show the progress of the study.")
 
 
@@ -53,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run a study and compare its runs, or show its progress."""
     if len(arguments) != 1:
         raise UsageError("name one study file, such as launch/studies/tiny.toml")
+    _refuse_unused_flags()
     # The accelerator is left to the runs. This setting does not reach their environment.
     jax.config.update("jax_platforms", "cpu")
     if (script := _find_script("run")) is not None:
@@ -60,7 +67,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.path.insert(0, str(script.parent))
     path = common.expand_path(arguments[0])
     plan = study.load(path)
-    out = (common.expand_path(FLAGS.out) if FLAGS.out else Path("runs") / plan.name).absolute()
+    out = Path("runs") / plan.name
+    if _is_copy(path):
+        out = path.absolute().parent
+        plan = plan._replace(name=out.name)
+    out = (common.expand_path(FLAGS.out) if FLAGS.out else out).absolute()
     for run in plan.runs:
         check_resumable(out / run.name, as_dict(run.config))
     statuses = [status.run_status(run, out) for run in plan.runs]
@@ -87,21 +98,43 @@ def main(arguments: Sequence[str]) -> int:
     return exit_status.INTERRUPTED
 
 
+def _refuse_unused_flags() -> None:
+    """Refuse flags that have no effect with --status, or where --on starts the runs."""
+    if FLAGS.status:
+        common.refuse_flags(
+            ("on", "parallel", "attempts", "address"), "with --status, which starts no run"
+        )
+    if FLAGS.on in ("ray", "slurm"):
+        common.refuse_flags(
+            ("parallel",),
+            f"with --on={FLAGS.on}, which starts as many runs as the cluster has room for",
+        )
+    if FLAGS.on != "ray":
+        common.refuse_flags(("address",), "without --on=ray")
+
+
+def _is_copy(path: Path) -> bool:
+    """Return whether a study file is the copy in a study's folder."""
+    # The lock distinguishes the folder from one that contains another `launch`, such as a clone.
+    return path.name == COPY and (path.parent / "launch" / "lock").exists()
+
+
 def _execute(plan: study.Study, path: Path, names: Sequence[str], out: Path) -> None:
     """Execute the named runs of a study until each is done, has failed or is interrupted."""
+    runs = [run for run in plan.runs if run.name in names]
+    # First, so that a cluster that cannot be used is refused before anything is written.
+    progress = _start([_make_job(run, out) for run in runs], plan, out)
     with _locked(out):
         with contextlib.suppress(shutil.SameFileError):  # started from its own copy
-            shutil.copyfile(path, out / "study.toml")
+            shutil.copyfile(path, out / COPY)
         for name in names:
-            status.write_note(out, name, state="queued", attempts=0, message="")
+            status.write_note(out, name, state="queued", on=FLAGS.on, attempts=0, message="")
         print(
             f"{plan.name}: {len(names)} of {len(plan.runs)} runs to do in {out}; the output of each "
             "is in launch/NAME.log there",
             flush=True,
         )
-        runs = [run for run in plan.runs if run.name in names]
-        jobs = [_make_job(run, out) for run in runs]
-        _print_progress(_start(jobs, plan, out), runs, out)
+        _print_progress(progress, runs, out)
 
 
 @contextlib.contextmanager

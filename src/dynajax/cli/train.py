@@ -202,12 +202,18 @@ def main(arguments: Sequence[str]) -> int:
         if first:
             print(text)
         return status
+    failure = None
     if FLAGS.video:
-        for path in video.record(config, result.folder, result.state, result.learner_indices):
-            print(f"video: {path}")
+        try:
+            for path in video.record(config, result.folder, result.state, result.learner_indices):
+                print(f"video: {path}")
+        except UsageError as error:
+            failure = error  # the report is written without it
     if first:
         clock.time_rest_as("report")
         report = dynajax.write_report(result.folder)  # it shows the videos
         print("\n".join(summary(result, clock.stages())))
         print(f"report: {report}")
+    if failure is not None:
+        raise failure
     return 0

@@ -54,7 +54,7 @@ class Reader:
             # The user's module may register fixes, so it is imported before the fixes are parsed.
             registry.import_module("--env", plain["env"])
             self.config = from_dict(plain)
-            self.spec = envs.spec(self.config.env, **self.config.stepping)
+        self.spec = envs.spec(self.config.env, **self.config.stepping)
         self._folder, self._checkpoints = folder, Checkpoints(folder / "checkpoints")
         program = build(self.config, self.spec, jax.local_devices()[:1])
         self._template = program.shapes()

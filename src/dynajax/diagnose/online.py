@@ -180,8 +180,9 @@ def _follow_policy(
     seed: int,
 ) -> Paths:
     """Run the policy for as many steps as its returns need, see `_REST`."""
-    discount = agent.learn.discount
+    discount = max(agent.learn.discount, _REST)  # the logarithm of 0 is not defined
     length = math.ceil(math.log(_REST) / math.log(discount)) if discount < 1 else spec.time_limit
+    length = max(2, length)  # the measures "policy" are of the steps after the first
     act = functools.partial(_act, agent, state)
     return follow(make, begin, count, act, min(length, spec.time_limit * 10), seed)
 

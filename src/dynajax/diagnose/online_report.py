@@ -218,15 +218,22 @@ def add_to_logs(findings: Sequence[Findings], folder: Path) -> bool:
 
     Returns:
       False if the run is still in progress, whose logs are left alone.
+
+    Raises:
+      OSError: the folder cannot be written; the logs are unchanged.
     """
     with open(folder / "lock", "a") as lock:
         if not try_lock(lock):
             return False
-        with open(folder / "metrics.jsonl", "a") as file:
-            for f in findings:
-                numbers = {n: v if np.isfinite(v) else None for n, v in f.numbers.items()}
-                line = {"kind": "diagnosis", "variant": f.variant, "seed": f.seed, "step": f.step}
-                file.write(json.dumps(line | numbers, allow_nan=False) + "\n")
+        path = folder / "metrics.jsonl"
+        content = path.read_bytes() if path.exists() else b""
+        # A run that was killed, or whose disk was full, leaves an incomplete last line.
+        content = content[: content.rfind(b"\n") + 1]
+        for f in findings:
+            numbers = {n: v if np.isfinite(v) else None for n, v in f.numbers.items()}
+            line = {"kind": "diagnosis", "variant": f.variant, "seed": f.seed, "step": f.step}
+            content += (json.dumps(line | numbers, allow_nan=False) + "\n").encode()
+        write_atomically(path, content)
     return True
 
 

@@ -26,6 +26,7 @@ class Evaluator:
       stream: the stream of episode seeds, see `episode_seed`.
       training: environments of the learners, S, in which the episodes of a learner run one after
         the other; by default there is a copy of the task for every episode.
+      task_seeds: S seeds with which the copies are made; by default `seeds`.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Evaluator:
         discounts: Sequence[float] | None = None,
         stream: Stream = "evaluate",
         training: VectorEnv | None = None,
+        task_seeds: Sequence[int] | None = None,
     ):
         self._stream = stream
         self._seeds = [int(s) for s in seeds]
@@ -56,7 +58,7 @@ class Evaluator:
             n,
             workers=default_workers(config, n),
             **config.stepping,
-            seeds=np.repeat(self._seeds, k).tolist(),
+            seeds=np.repeat(task_seeds or self._seeds, k).tolist(),
         )
         self._stack.callback(self._envs.close)
         self.memory = self._envs.memory

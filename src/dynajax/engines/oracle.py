@@ -172,6 +172,8 @@ class Oracle:
         """Return to an earlier `progress`."""
         states = progress["oracle.states"]
         self._count = int(progress["oracle.count"][0])
+        # A complete run that is started again with fewer steps has recorded more than fit.
+        self._capacity = max(self._capacity, states.shape[1])
         self._states = np.zeros((len(states), self._capacity, states.shape[2]))
         self._states[:, : states.shape[1]] = states
 

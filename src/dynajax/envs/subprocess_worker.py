@@ -126,8 +126,8 @@ def _check_memory(arguments: EnvArguments, needed: float) -> None:
         count = arguments.processes * len(arguments.seeds)
         raise UsageError(
             f"--env={arguments.name}: {count} copies of the task need {needed / 2**30:.1f} GiB, but "
-            f"there are {total / 2**30:.1f}; lower --set eval.episodes, or use fewer seeds or "
-            "variants"
+            f"there are {total / 2**30:.1f}; use fewer episodes (--set eval.episodes in training, "
+            "--episodes of dynajax play), or fewer seeds or variants"
         )
 
 

@@ -1,7 +1,8 @@
 """Execute the runs of a study on this machine, on a Ray cluster, or with SLURM.
 
-Each backend is a generator that starts jobs, yields about every second while any of them is running,
-and ends when none is left, or soon after Ctrl-C or SIGTERM.
+Each backend returns a generator that starts jobs, yields about every second while any of them is
+running, and ends when none is left, or soon after Ctrl-C or SIGTERM. A cluster that cannot be used is
+refused at once, before the first job is started.
 """
 
 import collections
@@ -104,7 +105,11 @@ def share_gpus(gpus: Sequence[str], slot: int, slots: int) -> dict[str, str]:
 
 
 def ray_cluster(jobs: Sequence[Job], study: Study, address: str) -> Iterator[None]:
-    """Execute each run as a Ray task. If its node dies, Ray starts the task on another node."""
+    """Execute each run as a Ray task. If its node dies, Ray starts the task on another node.
+
+    Raises:
+      UsageError: at once, if Ray is not installed or cannot connect to the cluster.
+    """
     try:
         import ray
     except ImportError:
@@ -116,6 +121,19 @@ def ray_cluster(jobs: Sequence[Job], study: Study, address: str) -> Iterator[Non
         raise UsageError(
             f"--address={address}: no Ray cluster answers there; `ray start --head` starts one"
         ) from None
+    except (ValueError, RuntimeError) as error:  # of an address, and of other versions
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"--address={address}: Ray cannot connect ({reason}); give HOST:PORT of the cluster's first "
+            "node, or leave it out on a machine of the cluster"
+        ) from None
+    return _run_on_ray(jobs, study)
+
+
+def _run_on_ray(jobs: Sequence[Job], study: Study) -> Iterator[None]:
+    """Execute jobs on the Ray cluster to which this process is connected."""
+    import ray
+
     needed = {"CPU": study.resources.cpus, "GPU": study.resources.gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(k, 0) >= v for k, v in needed.items()) for node in nodes):
@@ -221,8 +239,17 @@ def scheduler(
     """Execute each run as a submitit job: all at once with SLURM, `parallel` at a time without.
 
     After an interruption the jobs stay in SLURM's queue, and the next start finds them again.
+
+    Raises:
+      UsageError: at once, see `executor`.
     """
-    pool = executor(kind, study, out)
+    return _schedule(kind, executor(kind, study, out), jobs, study, out, parallel)
+
+
+def _schedule(
+    kind: str, pool: Any, jobs: Sequence[Job], study: Study, out: Path, parallel: int
+) -> Iterator[None]:
+    """Submit jobs to submitit's executor, and submit those again that are lost."""
     waiting = collections.deque(jobs)
     live: dict[str, tuple[Job, Any]] = {}
     lost: dict[str, tuple[int, int]] = {}
@@ -233,7 +260,7 @@ def scheduler(
                 job = waiting.popleft()
                 handle = _find_queued(kind, pool, job)
                 if handle is None:
-                    handle = pool.submit(Resumable(tuple(job)))
+                    handle = _submit(kind, pool, job)
                     status.write_note(out, job.name, state="queued", job=handle.job_id)
                 live[job.name] = job, handle
             # A run notes its own end. SLURM is queried only for lost jobs, and rarely, since many
@@ -258,6 +285,24 @@ def scheduler(
                 f"{len(live)} jobs stay in SLURM's queue; the same command finds them again, and "
                 f"scancel --name={study.name} ends them"
             )
+
+
+def _submit(kind: str, pool: Any, job: Job) -> Any:
+    """Submit a job.
+
+    Raises:
+      UsageError: sbatch refuses it.
+    """
+    from submitit.core.utils import FailedJobError
+
+    try:
+        return pool.submit(Resumable(tuple(job)))
+    except FailedJobError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"--on={kind}: {job.name} cannot be queued ({reason}); correct [resources] and [slurm] in the "
+            "study"
+        ) from None
 
 
 def _find_queued(kind: str, pool: Any, job: Job) -> Any:

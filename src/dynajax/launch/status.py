@@ -5,6 +5,7 @@ small file, `launch/NAME.json` in the study's folder (its *note*), which the lau
 runner keep up to date.
 """
 
+import fcntl
 import json
 import os
 import tempfile
@@ -22,7 +23,7 @@ from dynajax.runs.progress import duration
 from dynajax.types import UsageError
 
 #: The types of the entries of a note.
-_NOTE_TYPES = {"state": str, "attempts": int, "message": str, "job": str}
+_NOTE_TYPES = {"state": str, "attempts": int, "message": str, "on": str, "job": str}
 #: Seconds between two updates of a training run's note.
 NOTE_INTERVAL = 10.0
 #: Seconds without an update after which the run counts as stopped.
@@ -93,6 +94,25 @@ def _age_without_writing(path: Path) -> float:
         return float("inf")
 
 
+def _has_launcher(out: Path) -> bool:
+    """Return whether a launcher holds the lock of the study's folder; True if that is unknown."""
+    try:
+        # A shared lock needs no permission to write.
+        with open(out / "launch" / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _is_waiting(note: Mapping[str, Any], out: Path) -> bool:
+    """Return whether something will start a queued run."""
+    # A job stays in SLURM's queue without a launcher.
+    return (note.get("on") == "slurm" and "job" in note) or _has_launcher(out)
+
+
 def saved_step(folder: Path) -> int:
     """Return the step of the newest checkpoint, or 0 if there is none."""
     return Checkpoints(folder / "checkpoints").latest_step() or 0
@@ -116,6 +136,8 @@ def run_status(run: StudyRun, out: Path) -> RunStatus:
         state, step, left = "done", run.config.steps, None
     elif state == "done" or (state == "running" and _note_age(out, run.name) > NOTE_TIMEOUT):
         state = "stopped"
+    elif state == "queued" and not _is_waiting(note, out):
+        state = "stopped" if folder.exists() else "missing"
     if state != "running":
         left = None
     message = note.get("message", "") if state in ("failed", "stopped", "running") else ""

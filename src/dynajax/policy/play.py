@@ -51,7 +51,14 @@ def configure(
     }
     engine = "mjx" if envs.is_device_only(env) else "host"
     config = make(
-        env, algo="model-free", preset="paper", agent="sac", settings=settings, engine=engine
+        env,
+        algo="model-free",
+        preset="paper",
+        agent="sac",
+        settings=settings,
+        engine=engine,
+        # A task such as lqr-lqr_2_1 samples its dynamics by this seed when it is loaded.
+        seed=policy.seed,
     )
     spec = envs.spec(env, **config.stepping)
     (obs_dim, action_dim), expected = ((s.obs_dim, s.action_dim) for s in (spec, policy.spec))
@@ -79,9 +86,11 @@ def episodes(policy: Policy, config: Config, spec: EnvSpec, seed: int) -> Evalua
     with contextlib.ExitStack() as opened:
         only = None
         if policy.evaluate_on == "training":
-            only = VectorEnv(spec.name, 1, seeds=[seed], **config.stepping)
+            only = VectorEnv(spec.name, 1, seeds=[config.seed], **config.stepping)
             opened.callback(only.close)
-        evaluator = Evaluator(config, spec, [seed], stream="play", training=only)
+        evaluator = Evaluator(
+            config, spec, [seed], stream="play", training=only, task_seeds=[config.seed]
+        )
         opened.callback(evaluator.close)
         return evaluator(policy.normalized_action, 0)
 
@@ -145,7 +154,7 @@ def view(policy: Policy, config: Config, seed: int) -> int:
             f"--view: only host environments can be shown, and {config.env} is not one of them; "
             "leave --view out"
         )
-    env = envs.make(config.env, **config.stepping)
+    env = envs.make(config.env, **config.stepping, seed=config.seed)
     with contextlib.closing(env):
         env.reset(seed=0)
         physics = env.mujoco

@@ -11,7 +11,7 @@ import numpy as np
 
 from dynajax.policy import standalone
 from dynajax.runs import serialization
-from dynajax.runs.directory import reading_config
+from dynajax.runs.directory import expand_user, reading_config
 from dynajax.runtime.sharding import from_host, host_shape
 from dynajax.types import EnvSpec, UsageError
 
@@ -87,7 +87,7 @@ def select_learner(folder: str | Path, index: int) -> SelectedLearner:
     Raises:
       UsageError: `folder` is not a run directory, or has no such learner.
     """
-    path = Path(folder).expanduser()
+    path = expand_user(folder)
     with reading_config(path):
         info = json.loads((path / "config.json").read_text())
         config = info["config"]

@@ -101,7 +101,7 @@ def compare(tasks: Tasks) -> tuple[list[dict[str, Any]], list[Bars], list[str]]:
     for task, curves in tasks.items():
         frames, frame_notes = common_frames(task, curves)
         iqms, baseline_notes = baseline_iqms(task, curves, frames)
-        notes += [*frame_notes, *baseline_notes]
+        notes += [*frame_notes, *baseline_notes, *_efficiency_notes(task, curves, frames)]
         final = {name: curve.at(frames) for name, curve in curves.items()}
         # All bars of a panel have the same unit.
         relative = len(iqms) == len(curves)
@@ -127,6 +127,21 @@ def compare(tasks: Tasks) -> tuple[list[dict[str, Any]], list[Bars], list[str]]:
     return rows, panels, notes
 
 
+def _efficiency_notes(task: str, curves: dict[str, Curve], frames: int) -> list[str]:
+    """Return a note on each curve whose sample efficiency has fewer seeds than its final return."""
+    notes = []
+    pairs = [(name, c.baseline) for name, c in curves.items() if c.baseline in curves]
+    for name in dict.fromkeys(n for pair in pairs if len(set(pair)) == 2 for n in pair):
+        # A final return needs one evaluation of a seed, and its curve all of them.
+        seeds, whole = (len(v) for v in (curves[name].at(frames), curves[name].until(frames)[1]))
+        if whole < seeds:
+            notes.append(
+                f"{task}: sample efficiency leaves out {seeds - whole} of {seeds} seeds of {name}, "
+                "because a return before the last is not finite."
+            )
+    return notes
+
+
 def _row(
     curve: Curve,
     values: np.ndarray,
@@ -143,9 +158,10 @@ def _row(
         "steps": round(float(np.interp(frames, run.frames, run.steps))),
         "frames": frames,
         "seeds": len(values),
-        "final_iqm": f"{raw.point:.2f}",
-        "low": _number(raw.low),
-        "high": _number(raw.high),
+        # Significant digits, because the returns of a task may be small.
+        "final_iqm": f"{raw.point:.6g}",
+        "low": _number(raw.low, ".6g"),
+        "high": _number(raw.high, ".6g"),
         "model_free_100": "" if baseline_iqm is None else f"{100 * raw.point / baseline_iqm:.1f}",
     }
     improvement = efficiency = _UNKNOWN
@@ -166,8 +182,12 @@ def _thousands(count: int) -> str:
     return f"{count / 1000:g}k" if count >= 1000 else str(count)
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else ""
+def _number(value: float, form: str = ".2f") -> str:
+    return format(value, form) if np.isfinite(value) else ""
+
+
+def _return(text: str) -> str:
+    return statistics.format_number(float(text))
 
 
 def _estimate(row: dict[str, Any], name: str) -> str:
@@ -198,8 +218,8 @@ def markdown(rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
             f"{r['steps']:,}",
             f"{r['frames']:,}",
             str(r["seeds"]),
-            f"{float(r['final_iqm']):,.1f}",
-            f"{float(r['low']):,.1f} to {float(r['high']):,.1f}" if r["low"] else "-",
+            _return(r["final_iqm"]),
+            f"{_return(r['low'])} to {_return(r['high'])}" if r["low"] else "-",
             r["model_free_100"] or "-",
             _estimate(r, "probability_of_improvement"),
             _estimate(r, "sample_efficiency"),

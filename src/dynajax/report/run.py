@@ -9,13 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynajax.algorithms import ALGORITHMS, Algorithm
+from dynajax.config import GROUPS
 from dynajax.runs.directory import reading_config
 from dynajax.types import UsageError
 
 #: Display names of the agents of this package; another agent keeps its registered name.
 _AGENT_NAMES = {"sac": "SAC", "simba": "SimBa", "bro": "BRO"}
-#: What reports need of a configuration.
-_NEEDED = ("agent_name", "algo", "env", "preset", "steps", "task", "trust_name", "variants")
+#: What reports need of a configuration, and its types.
+_NEEDED = {
+    "agent_name": str,
+    "algo": str,
+    "env": str,
+    "preset": str,
+    "steps": int,
+    "task": dict,
+    "trust_name": str,
+    "variants": list,
+}
 
 
 #: The lowest and the highest return of an episode in most tasks of dm_control: the sum of 1,000
@@ -106,8 +116,14 @@ def read_run(folder: str | Path) -> Run:
                 f"{folder}: config.json was written by an older version of dynajax; "
                 "read the run with that version"
             )
-    path, repeat = folder / "eval.csv", int(config["task"]["repeat"])
-    steps, evals, seeds, counts = _read_evaluations(path, list(config["variants"]), repeat)
+        variants, repeat = config["variants"], int(config["task"]["repeat"])
+        if not (
+            all(isinstance(config[name], kind) for name, kind in _NEEDED.items())
+            and all(isinstance(variant, str) for variant in variants)
+            and all(isinstance(config.get(group) or {}, dict) for group in GROUPS)
+        ):
+            raise TypeError("a field has the wrong type")
+    steps, evals, seeds, counts = _read_evaluations(folder / "eval.csv", variants, repeat)
     return Run(folder, info, steps, evals, seeds, _read_metrics(folder / "metrics.jsonl"), counts)
 
 

@@ -75,6 +75,43 @@ def device_name() -> str:
     return f"{devices[0].platform}: {devices[0].device_kind} x{len(devices)}"
 
 
+def expand_user(path: str | Path, flag: str = "") -> Path:
+    """Return a path with the user's home folder in place of a leading ~.
+
+    Args:
+      flag: how the error begins, such as "--out=".
+
+    Raises:
+      UsageError: the user is unknown or has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise UsageError(
+            f"{flag}{path}: {user} is no known home folder; write the path without {user}"
+        ) from None
+
+
+def make_writable(folder: Path, shown: str) -> None:
+    """Make a folder that need not exist, and check that files can be written into it.
+
+    Args:
+      shown: how the error begins, such as "--out=FOLDER".
+
+    Raises:
+      UsageError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"{shown}: the folder cannot be written ({error.strerror}); make it writable, or choose "
+            "another folder"
+        ) from None
+
+
 @contextlib.contextmanager
 def reading_config(folder: Path, shown: str = "") -> Iterator[None]:
     """Convert errors from reading a run's config.json into a `UsageError` of one line.
@@ -91,7 +128,7 @@ def reading_config(folder: Path, shown: str = "") -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise UsageError(f"{folder}: not a run directory, it has no config.json") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         shown = shown or str(folder / "config.json")
         raise UsageError(f"{shown}: not a run configuration") from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dynajax import schedule
 from dynajax.algorithms import describe
@@ -146,9 +147,7 @@ class Progress:
         variants = self._config.variants
         returns_by_variant = finite_statistics(evaluation.returns)[0].reshape(len(variants), -1)
         parts = [
-            (f"{variant.name} " if len(variants) > 1 else "")
-            + f"{returns.mean():.1f}"
-            + (f" ± {returns.std():.1f}" if len(returns) > 1 else "")
+            (f"{variant.name} " if len(variants) > 1 else "") + _format_returns(returns)
             for variant, returns in zip(variants, returns_by_variant, strict=True)
         ]
         text, left = "return " + ", ".join(parts), self.time_left()
@@ -161,6 +160,15 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _format_returns(returns: np.ndarray) -> str:
+    """Return the mean and standard deviation of some returns (seeds,)."""
+    mean, deviation = returns.mean(), returns.std()
+    size = max(abs(mean), deviation)
+    # Three significant digits, because the returns of a task may be small.
+    digits = 2 - math.floor(math.log10(size)) if 0 < size < 10 else 1
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(returns) > 1 else "")
 
 
 def header(config: Config, folder: Path) -> list[str]:

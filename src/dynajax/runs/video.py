@@ -126,13 +126,23 @@ def _write_video(
     partial = path.with_name(f".{path.name}")
     # The warning about os.fork does not apply: the child process immediately executes the encoder.
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-    with get_writer(
-        partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8
-    ) as video:
-        done = False
-        while not done:
-            video.append_data(frame)
-            obs, _, terminated, truncated, _ = env.step(np.asarray(act(obs)))
-            done = terminated or truncated
-            frame = env.render()
-    os.replace(partial, path)
+    try:
+        with get_writer(
+            partial, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=8
+        ) as video:
+            done = False
+            while not done:
+                video.append_data(frame)
+                obs, _, terminated, truncated, _ = env.step(np.asarray(act(obs)))
+                done = terminated or truncated
+                frame = env.render()
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(
+            f"--video: {path.name} cannot be written into {path.parent} ({reason(error)}); free some "
+            "space or make the folder writable, then record it with dynajax play --video"
+        ) from None
+    finally:
+        # An encoder that failed leaves a part of the video; after a success there is none.
+        with contextlib.suppress(OSError):
+            partial.unlink()
