@@ -49,7 +49,9 @@ def assert_same_logs(a, b, learners):
         assert [x[n] for n in ("variant", "seed", "step")] == [
             y[n] for n in ("variant", "seed", "step")
         ]
-        assert float(x["return_mean"]) == pytest.approx(float(y["return_mean"]), abs=1e-3)
+        # Some episodes of `DeviceWalk-v0` are not finite, and have no return.
+        other = pytest.approx(float(y["return_mean"]), abs=1e-3, nan_ok=True)
+        assert float(x["return_mean"]) == other
     for x, y in zip(read_metrics(a), read_metrics(b), strict=True):
         assert [x.get(n) for n in ("kind", "variant", "seed", "step", "dropped")] == [
             y.get(n) for n in ("kind", "variant", "seed", "step", "dropped")

@@ -43,7 +43,7 @@ LEVERS = {
         },
     ),
     "bro": ("m2ac", {"rollout.real_fraction": 0.0, "rollout.horizon": 2}),
-    "simba, infoprop": ("infoprop", {"rollout.horizon": 3, "rollout.state_noise": 0.0}),
+    "simba, infoprop": ("infoprop", {"rollout.horizon": 3}),
     "sac, penalty": (
         "penalty",
         {

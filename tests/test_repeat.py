@@ -168,7 +168,8 @@ def test_training_envs_with_action_repeat_drop_non_finite_steps(task):
     assert valid.all() and host.snapshot().shape == (2, 2)
     _, valid = host.step(np.ones((2, 1)))
     assert not valid.any() and list(host.dropped) == [1, 1]
-    assert host.pop_finished() == [(0, 6.0, 1), (1, 6.0, 1)]
+    # The return of an episode that was cut is not known.
+    assert host.pop_finished() == []
     host.close()
 
 
