@@ -66,12 +66,6 @@ SETTING_GROUPS = {
 }
 
 
-def _shown(value: Any) -> str:
-    """Return the value of a setting as `--set` takes it."""
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return shown.lower() if isinstance(value, bool) else shown or "none"
-
-
 def _table(title: str, group: str, config: Any) -> list[str]:
     """Return a section with the settings of one group as a Markdown table, or nothing."""
     rows = []
@@ -79,9 +73,8 @@ def _table(title: str, group: str, config: Any) -> list[str]:
         if path.rpartition(".")[0] == group:
             value = operator.attrgetter(path)(config)
             vary = "yes" if setting.traced else ""
-            rows.append(
-                f"| `{path}` | {_shown(value)} | {setting.about} | {setting.values} | {vary} |"
-            )
+            shown = settings.format_value(value) or "none"
+            rows.append(f"| `{path}` | {shown} | {setting.about} | {setting.values} | {vary} |")
     head = ["| field | default | meaning | values | vary |", "|---|---|---|---|---|"]
     return ["", f"## {title}", "", *head, *rows] if rows else []
 
@@ -102,7 +95,8 @@ def _preset_tables() -> list[str]:
         if agent is None:
             lines.append("| `--agent` | " + " | ".join(p.agent for p in PRESETS.values()) + " |")
         for path in dict.fromkeys(paths):
-            values = (_shown(operator.attrgetter(path)(config)) for config in configs)
+            found = (operator.attrgetter(path)(config) for config in configs)
+            values = (settings.format_value(value) or "none" for value in found)
             lines.append(f"| `{path}` | " + " | ".join(values) + " |")
     return lines
 

@@ -219,6 +219,12 @@ def _integer(value: Any) -> int:
     return int(number)
 
 
+def format_value(value: Any) -> str:
+    """Return the value of a setting as `--set` takes it."""
+    shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown.lower() if isinstance(value, bool) else shown
+
+
 def make(
     env: str,
     *,

@@ -66,8 +66,9 @@ def diagnose_task(command: str) -> None:
         # Find out that the folder cannot be written before minutes are spent on the measurement.
         make_writable(out := common.expand_path(FLAGS.out), f"--out={out}")
     spec, recordings, source = _recordings()
-    out = common.expand_path(FLAGS.out or f"diagnosis/{re.sub('[:/]', '.', spec.name)}")
-    make_writable(out, f"--out={out}")
+    if FLAGS.out is None:
+        out = Path("diagnosis", re.sub("[:/]", ".", spec.name))
+        make_writable(out, f"--out={out}")
     size = min(len(r.episode) for r in recordings)
     print(
         f"{spec.name}: {len(fixes)} combinations of fixes x {len(recordings)} seeds, "

@@ -25,7 +25,7 @@ from dynajax.runs.checkpoint import Checkpoints
 from dynajax.runs.progress import duration
 from dynajax.runtime import distributed, exit_status, signals
 from dynajax.runtime.timers import STAGES, Clock
-from dynajax.settings import all_settings
+from dynajax.settings import all_settings, format_value
 from dynajax.train import Result, run_folder
 from dynajax.types import UsageError
 
@@ -112,8 +112,7 @@ def list_fields(config: Config) -> str:
     width = max(map(len, settings)) + 1
     for path, setting in settings.items():
         value = operator.attrgetter(path)(config)
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        shown = shown.lower() if isinstance(value, bool) else shown
+        shown = format_value(value)
         lines += textwrap.wrap(
             f"{setting.about} ({setting.values})",
             110,
@@ -138,8 +137,7 @@ def summary(result: Result, stages: Mapping[str, float]) -> list[str]:
         if not returns.size:
             continue
         mean, low, high = map(float, statistics.interval(returns[:, -1]))
-        finite = np.isfinite(returns[:, -1]).sum()
-        seeds = f"{finite}" if finite == len(returns) else f"{finite} of {len(returns)}"
+        seeds = statistics.format_count(returns[:, -1])
         interval = f"95 % interval {low:,.1f} to {high:,.1f} over {seeds} seeds"
         if len(returns) == 1:
             interval = "no interval, because it is one seed"

@@ -97,7 +97,8 @@ class Evaluator:
             starts[active] = self._envs.reset(self._env_of[active], seeds[active])
             obs = starts.copy()
             valid = all_finite(obs[active])
-            failed, active = [active[~valid]], active[valid]
+            returns[active[~valid]] = discounted[active[~valid]] = np.nan
+            active = active[valid]
             while active.size:
                 if check is not None:
                     check()
@@ -112,10 +113,8 @@ class Evaluator:
                 returns[stepped] += result.reward[valid]
                 discounted[stepped] += discount[stepped] ** lengths[stepped] * result.reward[valid]
                 lengths[stepped] += 1
-                failed.append(active[~valid])
+                returns[active[~valid]] = discounted[active[~valid]] = np.nan
                 active = active[valid & ~result.terminated & ~result.truncated]
-            for some in failed:
-                returns[some] = discounted[some] = np.nan
         return Evaluation(
             returns.reshape(shape),
             lengths.reshape(shape),

@@ -331,18 +331,12 @@ def _final_returns(run: Run) -> Table:
                 statistics.format_mean(values[:, -1], return_bounds(run.config["env"])),
                 statistics.format_number(peak) if np.isfinite(peak) else "-",
                 *([f"{r2:.2f}" if np.isfinite(r2) else "-"] if has_model else []),
-                _finite(values[:, -1]),
+                statistics.format_count(values[:, -1]),
                 f"{run.steps[-1]:,}",
                 f"{run.frames[-1]:,}",
             ]
         )
     return Table(header, rows)
-
-
-def _finite(final: np.ndarray) -> str:
-    """Return the number of seeds, and how many of them have a finite return if not all have one."""
-    finite = int(np.isfinite(final).sum())
-    return str(finite) if finite == len(final) else f"{finite} of {len(final)}"
 
 
 def _clock(run: Run) -> dict[str, Any] | None:

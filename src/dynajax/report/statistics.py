@@ -274,6 +274,12 @@ def difference(a: Values, b: Values) -> ConfidenceInterval:
     return ConfidenceInterval(point, float(bounds.low), float(bounds.high))
 
 
+def format_count(final: np.ndarray) -> str:
+    """Return the number of seeds, and how many of them have a finite return if not all have one."""
+    finite = int(np.isfinite(final).sum())
+    return str(finite) if finite == len(final) else f"{finite} of {len(final)}"
+
+
 def format_number(value: float) -> str:
     """Return a number with two decimals, as an integer from 10 on, or as "1.23e5"."""
     if not np.isfinite(value):

@@ -40,10 +40,16 @@ _NPZ = "arrays.npz"
 _NOISY_LOGGERS = ("absl", "asyncio")
 
 # Errors of the system while a file is read that say nothing about its content.
-_UNREADABLE = frozenset(
-    getattr(errno, name)
-    for name in ("EACCES", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EPERM", "ESTALE", "ETIMEDOUT")
-)
+_UNREADABLE = {
+    errno.EACCES,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 
 Arrays = dict[str, np.ndarray]
 
