@@ -1,5 +1,6 @@
 """Studies: errors of study files, and equal results of all backends after interruptions."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -86,6 +87,34 @@ def alive(pid: int) -> bool:
         return False
 
 
+def started_by(pid: int) -> list[int]:
+    """Return the processes that any thread of a process has started."""
+    paths = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in paths for child in path.read_text().split()]
+
+
+@contextlib.contextmanager
+def paused_run(parent: int) -> Iterator[int]:
+    """Pause the run that a process has started, which would otherwise end before it is stopped."""
+    (run,) = started_by(parent)
+    os.kill(run, signal.SIGSTOP)
+    try:
+        yield run
+        time.sleep(2)  # a launcher passes a signal on within 0.6 s
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(run, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """Give all runs one core: the last digits of a run depend on the number of devices."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """Return the study's folder after an uninterrupted sweep with two runs at a time."""
@@ -130,7 +159,8 @@ def test_interrupted_and_killed_sweeps_resume(whole, tmp_path):
 
     process = sweep(path)
     wait_for(lambda: evaluated(out, RUNS[1], 100), process)
-    process.send_signal(signal.SIGINT)
+    with paused_run(process.pid):
+        process.send_signal(signal.SIGINT)
     code, printed, err = finish(process)
     assert code == exit_status.INTERRUPTED and "Traceback" not in err, err
     assert "interrupted" in printed and "1 of 2 runs to do" in printed
@@ -138,13 +168,11 @@ def test_interrupted_and_killed_sweeps_resume(whole, tmp_path):
 
     process = sweep(path)
     wait_for(lambda: evaluated(out, RUNS[1], 200), process)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
-    process.kill()
-    finish(process)
+    with paused_run(process.pid) as run:
+        process.kill()
+        finish(process)
     until = time.monotonic() + 60
-    while any(alive(int(child)) for child in children):
+    while alive(run):
         assert time.monotonic() < until, "a run outlived its launcher"
         time.sleep(0.05)
 
@@ -169,7 +197,9 @@ def test_preempted_submitit_job_resumes(whole, tmp_path):
     path, out = write(tmp_path), tmp_path / "here"
     process = sweep(path, "--on=submitit", "--parallel=2", f"--out={out}")
     wait_for(lambda: evaluated(out, RUNS[0], 200), process)
-    os.kill(status.read_note(out, RUNS[0])["pid"], signal.SIGUSR2)
+    runner = status.read_note(out, RUNS[0])["pid"]
+    with paused_run(runner):
+        os.kill(runner, signal.SIGUSR2)
     code, _, err = finish(process)
     assert code == 0, err
     assert status.read_note(out, RUNS[0])["attempts"] == 2
@@ -199,7 +229,8 @@ def test_ray_run_resumes_on_another_node(whole, tmp_path, monkeypatch):
 
         wait_for(run_on_second_node, process)
         name = run_on_second_node()
-        cluster.remove_node(node, allow_graceful=False)
+        with paused_run(status.read_note(out, name)["pid"]):
+            cluster.remove_node(node, allow_graceful=False)
         code, printed, err = finish(process)
         assert code == 0, printed + err
         assert status.read_note(out, name)["attempts"] == 2
