@@ -18,7 +18,7 @@ from absl import flags
 from dynajax import UsageError
 from dynajax.cli import common
 from dynajax.report import dimensions, figures
-from dynajax.runs.directory import write_atomically
+from dynajax.runs.directory import expand_user, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,8 +129,8 @@ def main(folders: Sequence[str]) -> None:
     """Draw the figures of one task."""
     if len(folders) != 1:
         raise UsageError("name one folder that diagnose.py --env has written")
-    out = common.expand_path(_OUT.value)
-    folder = common.expand_path(folders[0])
+    out = expand_user(_OUT.value)
+    folder = expand_user(folders[0])
     dims = [line for line in _table(folder / "dims.csv") if line["kind"] != "reward"]
     task = Diagnosed(dims, _table(folder / "fixes.csv"))
     drawn = {

@@ -18,7 +18,7 @@ from absl import flags
 from dynajax import UsageError, envs
 from dynajax.cli import common, train
 from dynajax.profiling.benchmark import Workload
-from dynajax.runs.directory import write_atomically
+from dynajax.runs.directory import expand_user, write_atomically
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("bound", None, "Folder with the JSON files of ahead.py.")
@@ -61,11 +61,11 @@ def bounds(folder: Path | None) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Profile the run that the flags describe, and write the kernels' times."""
     common.refuse_arguments(argv)
-    reports = bounds(FLAGS.bound and common.expand_path(FLAGS.bound))
+    reports = bounds(FLAGS.bound and expand_user(FLAGS.bound))
     common.start()
     envs.spec(FLAGS.env)
     config = train.config_from_flags()
-    out = common.expand_path(FLAGS.out or "trace")
+    out = expand_user(FLAGS.out or "trace")
     result: dict[str, Any] = {"env": config.env, "learners": config.num_learners, "stages": {}}
     with Workload(config) as work:
         stages, step = work.stages(), 0.0

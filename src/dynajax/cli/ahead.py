@@ -17,7 +17,7 @@ from absl import flags
 from dynajax import envs
 from dynajax.cli import common, train
 from dynajax.profiling import aot, devices
-from dynajax.runs.directory import make_writable, write_atomically
+from dynajax.runs.directory import expand_user, make_writable, write_atomically
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     # Only the compiler for the device is used, so JAX must not look for the device itself.
     jax.config.update("jax_platforms", "cpu")
     config = train.config_from_flags()
-    out = common.expand_path(FLAGS.out or ".")
+    out = expand_user(FLAGS.out or ".")
     make_writable(out, f"--out={out}")
     spec = envs.spec(config.env, **config.stepping)
     report = aot.report(config, spec, FLAGS.device, learners_that_fit=FLAGS.capacity)

@@ -38,7 +38,7 @@ from dynajax.profiling import benchmark
 from dynajax.profiling.benchmark import Stage, Workload
 from dynajax.report import figures
 from dynajax.report.figures import Panel
-from dynajax.runs.directory import device_name, write_atomically
+from dynajax.runs.directory import device_name, expand_user, write_atomically
 from dynajax.types import UsageError
 from dynajax.xla import backend
 
@@ -431,7 +431,7 @@ def main(arguments: Sequence[str]) -> int:
     counts = _learner_counts()
     if not FLAGS.env:
         raise UsageError("--env=: name at least one task, such as cheetah-run")
-    old = read_table(common.expand_path(FLAGS.compare)) if FLAGS.compare else {}
+    old = read_table(expand_user(FLAGS.compare)) if FLAGS.compare else {}
     if FLAGS.probe:
         probe(_make_config(FLAGS.probe, 1))
         return 0
@@ -439,7 +439,7 @@ def main(arguments: Sequence[str]) -> int:
         envs.spec(env)
         _make_config(env, 1)
     print(f"{device_name()}, jax {jax.__version__}, preset {FLAGS.preset}", flush=True)
-    out = common.expand_path(FLAGS.out)
+    out = expand_user(FLAGS.out)
     lines: list[Line] = []
     for env in FLAGS.env:
         for count in counts:
@@ -459,7 +459,7 @@ def main(arguments: Sequence[str]) -> int:
             lines.append(line)
         write(lines, out)
     if FLAGS.compare:
-        print("\n" + compare(lines, old, common.expand_path(FLAGS.compare)))
+        print("\n" + compare(lines, old, expand_user(FLAGS.compare)))
     if lines:
         figure = f", {FLAGS.out}/bench.png" if (out / "bench.png").exists() else ""
         print(f"written: {FLAGS.out}/bench.csv{figure}")

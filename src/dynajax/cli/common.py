@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from dynajax.runs.directory import expand_user
 from dynajax.runtime import distributed
 from dynajax.runtime.exit_status import BROKEN_PIPE, USAGE, ended_by
 from dynajax.types import UsageError
@@ -285,15 +284,6 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
     """
     if arguments:
         raise UsageError(f"{arguments[0]}: flags only, such as --env={arguments[0]}")
-
-
-def expand_path(text: str) -> Path:
-    """Return the path that a flag names; ~ is the user's home folder.
-
-    Raises:
-      UsageError: there is no such home folder.
-    """
-    return expand_user(text)
 
 
 def parse_assignments(flag: str, items: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from dynajax.cli import flags as shared
 from dynajax.diagnose import data, fits, loaded_run, offline, offline_report, online, online_report
 from dynajax.models import targets
 from dynajax.report import html
-from dynajax.runs.directory import make_writable
+from dynajax.runs.directory import expand_user, make_writable
 from dynajax.runs.progress import duration
 from dynajax.types import EnvSpec, UsageError
 from dynajax.xla import backend
@@ -64,7 +64,7 @@ def diagnose_task(command: str) -> None:
             raise UsageError(f"--fix={fix}: it is given twice")
     if FLAGS.out is not None:
         # Find out that the folder cannot be written before minutes are spent on the measurement.
-        make_writable(out := common.expand_path(FLAGS.out), f"--out={out}")
+        make_writable(out := expand_user(FLAGS.out), f"--out={out}")
     spec, recordings, source = _recordings()
     if FLAGS.out is None:
         out = Path("diagnosis", re.sub("[:/]", ".", spec.name))
@@ -108,7 +108,7 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
         recordings = [data.collect(spec, FLAGS.transitions, seed, repeat=repeat) for seed in seeds]
         frames = f"{repeat} frame{'s' * (repeat > 1)} per action"
         return spec, recordings, f"Random policy, half white and half correlated actions, {frames}"
-    reader = loaded_run.Reader(common.expand_path(FLAGS.data))
+    reader = loaded_run.Reader(expand_user(FLAGS.data))
     loaded = reader.load(reader.steps[-1])
     # With fewer learners than seeds some are used twice; the split, the initial weights and the
     # minibatches differ nevertheless.
@@ -126,14 +126,14 @@ def _recordings() -> tuple[EnvSpec, list[data.Recording], str]:
 def diagnose_run(command: str) -> None:
     """Diagnose the critic and the model of a run."""
     begin = time.perf_counter()
-    folder = common.expand_path(FLAGS.run)
+    folder = expand_user(FLAGS.run)
     reader = loaded_run.Reader(folder)
     if envs.is_device_only(reader.config.env):
         raise UsageError(
             f"--run={FLAGS.run}: its task {reader.config.env} has no simulator on the host to compare "
             "with; --data takes its replay buffer"
         )
-    out = common.expand_path(FLAGS.out) if FLAGS.out else folder / "diagnosis"
+    out = expand_user(FLAGS.out) if FLAGS.out else folder / "diagnosis"
     make_writable(out, f"--out={out}")
     findings = []
     for step in reader.steps:

@@ -23,7 +23,7 @@ from dynajax.policy.selection import learner_names, select_learner
 from dynajax.report import statistics
 from dynajax.report.run import return_bounds
 from dynajax.runs import video
-from dynajax.runs.directory import make_writable, reading_config
+from dynajax.runs.directory import expand_user, make_writable, reading_config
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -51,7 +51,7 @@ _UNUSED = {"export": ("episodes", "seed", "env", "video", "view"), "view": ("vid
 def load_policies(folders: Sequence[str]) -> list[tuple[Path, int, Policy]]:
     """Return the policies that the arguments and flags name, with their folders and learners."""
     policies = []
-    for folder in dict.fromkeys(map(common.expand_path, folders)):
+    for folder in dict.fromkeys(map(expand_user, folders)):
         count = len(learner_names(select_learner(folder, 0).config))
         for learner in FLAGS.learner or range(count):
             try:
@@ -117,7 +117,7 @@ def main(folders: Sequence[str]) -> int:
         raise UsageError(
             f"--export={FLAGS.export}: one policy at a time; choose it by --learner=NUMBER"
         )
-    path = common.expand_path(FLAGS.export)
+    path = expand_user(FLAGS.export)
     export.export(policies[0][2], path)
     reader = f"; the function that reads it: {standalone.__file__}" if path.suffix == ".npz" else ""
     print(f"written: {path}{reader}")

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dynajax.cli import common
 from dynajax.cli import flags as shared
 from dynajax.report import compare, published
+from dynajax.runs.directory import expand_user
 from dynajax.types import UsageError
 
 FLAGS = flags.FLAGS
@@ -42,8 +42,8 @@ def main(folders: Sequence[str]) -> int:
     if not folders:
         raise UsageError("name at least one run's folder, such as runs/cheetah-run-*")
     comparison = compare.plot(
-        [common.expand_path(f) for f in folders],
-        common.expand_path(FLAGS.out),
+        [expand_user(f) for f in folders],
+        expand_user(FLAGS.out),
         FLAGS.published,
         FLAGS.format,
     )

@@ -9,8 +9,8 @@ of each.
 from collections.abc import Sequence
 
 from dynajax import read_run, report
-from dynajax.cli import common
 from dynajax.report import html
+from dynajax.runs.directory import expand_user
 from dynajax.types import UsageError
 
 
@@ -18,7 +18,7 @@ def main(folders: Sequence[str]) -> int:
     """Write the reports of some runs."""
     if not folders:
         raise UsageError("name at least one run's folder, such as runs/cheetah-run-*")
-    for folder in dict.fromkeys(map(common.expand_path, folders)):
+    for folder in dict.fromkeys(map(expand_user, folders)):
         try:
             path = report.write_report(folder)
         except OSError as error:

@@ -27,7 +27,7 @@ from dynajax.cli import flags as shared
 from dynajax.config import as_dict
 from dynajax.launch import backends, status, study
 from dynajax.launch.job import Job
-from dynajax.runs.directory import check_resumable
+from dynajax.runs.directory import check_resumable, expand_user
 from dynajax.runs.lock import try_lock
 from dynajax.runtime import exit_status
 from dynajax.types import UsageError
@@ -65,13 +65,13 @@ def main(arguments: Sequence[str]) -> int:
     if (script := _find_script("run")) is not None:
         # run.py imports modules from its folder, so the study's tasks may be there.
         sys.path.insert(0, str(script.parent))
-    path = common.expand_path(arguments[0])
+    path = expand_user(arguments[0])
     plan = study.load(path)
     out = Path("runs") / plan.name
     if _is_copy(path):
         out = path.absolute().parent
         plan = plan._replace(name=out.name)
-    out = (common.expand_path(FLAGS.out) if FLAGS.out else out).absolute()
+    out = (expand_user(FLAGS.out) if FLAGS.out else out).absolute()
     for run in plan.runs:
         check_resumable(out / run.name, as_dict(run.config))
     statuses = [status.run_status(run, out) for run in plan.runs]

@@ -22,6 +22,7 @@ from dynajax.cli import flags as shared
 from dynajax.config import MODEL_GROUPS, Config
 from dynajax.runs import video
 from dynajax.runs.checkpoint import Checkpoints
+from dynajax.runs.directory import expand_user
 from dynajax.runs.progress import duration
 from dynajax.runtime import distributed, exit_status, signals
 from dynajax.runtime.timers import STAGES, Clock
@@ -65,7 +66,7 @@ def arguments_from_flags() -> dict[str, Any]:
     """Return the arguments of `make_config`: those of the file of --config, then those of flags."""
     arguments: dict[str, Any] = {}
     if FLAGS.config is not None:
-        arguments = config_file.read(common.expand_path(FLAGS.config))
+        arguments = config_file.read(expand_user(FLAGS.config))
         if FLAGS["algo"].present and FLAGS.algo == "model-free":
             arguments = config_file.without_model(arguments)
     arguments |= {
