@@ -14,8 +14,11 @@ import pytest
 import dynajax
 import scripts
 from conftest import CORES
+from dynajax import envs
 from dynajax.cli import common
 from dynajax.runs import video
+from dynajax.runtime.program import build
+from dynajax.train import configuration_warnings
 from dynajax.types import UsageError
 from dynajax.xla import backend
 from sizes import SMALL, as_flags
@@ -157,6 +160,15 @@ def test_run_that_cannot_learn_is_reported_at_the_start(nans, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "--steps=20: all steps are random" in printed
     assert "learns from no synthetic transition" in printed
+
+
+@pytest.mark.parametrize(("task", "own"), [("Pendulum-v1", True), ("lqr-lqr_2_1", False)])
+def test_time_limit_without_effect_is_reported(task, own):
+    settings = {"host.time_limit": 50, "task.repeat": 2}
+    run = dynajax.make_config(task, algo="model-free", settings=settings)
+    messages = configuration_warnings(build(run, envs.spec(task, **run.stepping)))
+    found = [m for m in messages if m.startswith("--set host.time_limit=50: it has no effect")]
+    assert [m.endswith("100 agent steps") for m in found] == [True] * own
 
 
 def test_video_that_cannot_be_recorded_is_refused_before_training(nans):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dynajax import envs, schedule, user_code
-from dynajax.config import Config, run_name
+from dynajax.config import Config, HostConfig, run_name
 from dynajax.engines import ENGINES, Engine
 from dynajax.engines.data_checks import DataChecks
 from dynajax.envs import checks
@@ -277,6 +277,12 @@ def configuration_warnings(program: Program) -> list[str]:
         messages.append(
             f"--set rollout.real_fraction={share:g}: of learn.batch={config.learn.batch} transitions "
             "it rounds to none, so the agent learns from synthetic ones only; raise one of them"
+        )
+    limit, repeat = config.host.time_limit, config.task.repeat
+    if limit != HostConfig().time_limit and spec.time_limit != -(-limit // repeat):
+        messages.append(
+            f"--set host.time_limit={limit}: it has no effect, because {config.env} has a time limit of "
+            f"its own, {spec.time_limit} agent steps"
         )
     if message := checks.bounds_warning(spec):
         messages.append(message)
