@@ -87,16 +87,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-def started_by(pid: int) -> list[int]:
-    """Return the processes that any thread of a process has started."""
-    paths = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in paths for child in path.read_text().split()]
-
-
 @contextlib.contextmanager
 def paused_run(parent: int) -> Iterator[int]:
     """Pause the run that a process has started, which would otherwise end before it is stopped."""
-    (run,) = started_by(parent)
+    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
+    (run,) = map(int, found.stdout.split())
     os.kill(run, signal.SIGSTOP)
     try:
         yield run

@@ -282,7 +282,7 @@ def configuration_warnings(program: Program) -> list[str]:
     if limit != HostConfig().time_limit and spec.time_limit != -(-limit // repeat):
         messages.append(
             f"--set host.time_limit={limit}: it has no effect, because {config.env} has a time limit of "
-            f"its own, {spec.time_limit} agent steps"
+            f"its own; leave it out, episodes have {spec.time_limit} agent steps"
         )
     if message := checks.bounds_warning(spec):
         messages.append(message)
